@@ -1,0 +1,38 @@
+# make demo: see it work. make test: all tests. Everything they need goes into .venv.
+PY := .venv/bin/python
+
+.PHONY: demo test check bench format clean
+.DEFAULT_GOAL := test
+
+demo: .venv/ready
+	@.venv/bin/mcp-server-codex demo
+
+test: .venv/ready
+	@$(PY) -m pytest $(ARGS)
+
+check: .venv/ready
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/pyright
+
+bench: .venv/ready
+	@$(PY) tests/bench/bench.py $(ARGS)
+
+format: .venv/ready
+	@.venv/bin/ruff check --fix -q . && .venv/bin/ruff format -q .
+
+clean:
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
+
+# uv where there is one, else venv and pip (25.1 or later knows dependency groups).
+.venv/ready: pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv sync --quiet --all-extras --group dev --no-default-groups --refresh-package mcp-server-codex; \
+	else \
+	  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or later is needed (python3 is `python3 -V`)"; exit 1; }; \
+	  python3 -m venv .venv \
+	  && $(PY) -m pip install --quiet --disable-pip-version-check 'pip>=25.1' \
+	  && $(PY) -m pip install --quiet --disable-pip-version-check -e . --group dev; \
+	fi
+	@touch $@

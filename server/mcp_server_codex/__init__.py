@@ -1,0 +1,1 @@
+"""The MCP stdio server in front of `codex_tools`."""

@@ -1,0 +1,80 @@
+"""The console script: no arguments = serve on stdio; a subcommand = the human's commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+_USAGE = """\
+usage: mcp-server-codex [OPTION]...       serve MCP on stdin and stdout
+       mcp-server-codex demo [--live]     see it work: the real Codex, a scripted model
+       mcp-server-codex --help | --version
+"""
+
+
+def main() -> None:
+    """Serve, or run the subcommand that was asked for."""
+    arguments = sys.argv[1:]
+    if sys.platform == "win32":
+        _fail("Windows is not supported yet; run the server inside WSL.")
+    if arguments and not arguments[0].startswith("-"):
+        sys.exit(_run_command(arguments[0], arguments[1:]))
+    if "--help" in arguments or "-h" in arguments:
+        _help()
+        return
+    if "--version" in arguments:
+        from importlib.metadata import version
+
+        print(f"mcp-server-codex {version('mcp-server-codex')}")  # noqa: T201
+        return
+    code = _serve(arguments)
+    # Threads that block on a dead client's pipe must not keep the process.
+    sys.stdout = None
+    os._exit(code)
+
+
+def _serve(arguments: list[str]) -> int:
+    import logging
+
+    import anyio
+
+    from mcp_server_codex.app import make_server
+    from mcp_server_codex.settings import read_settings
+    from mcp_server_codex.stdio import serve
+
+    settings = read_settings(arguments, os.environ, _fail)
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    return anyio.run(serve, make_server(settings))
+
+
+def _run_command(name: str, arguments: list[str]) -> int:
+    if name == "demo":
+        from mcp_server_codex.cli.demo import run_demo
+
+        return run_demo(arguments)
+    _fail(f"there is no command {name!r}")
+
+
+def _help() -> None:
+    from mcp_server_codex.settings import OPTIONS
+
+    lines = [_USAGE, "options, each with its variable in the environment:"]
+    for option in OPTIONS:
+        variables = ", ".join(option.variables)
+        lines.append(f"  {option.flag} {option.metavar}")
+        lines.append(f"      {option.help} [{variables}]")
+    print("\n".join(lines))  # noqa: T201
+
+
+def _fail(problem: str) -> NoReturn:
+    sys.stderr.write(f"mcp-server-codex: {problem}\n{_USAGE}")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

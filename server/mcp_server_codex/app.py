@@ -1,0 +1,171 @@
+"""The MCP server: list the tools, call them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import mcp_types as types
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+
+from codex_tools.codex.errors import CodexError
+from codex_tools.resume import RESUME
+from codex_tools.run import RUN
+from codex_tools.runs import InternalFault, Runs, open_runs
+from codex_tools.tool import Context
+from mcp_server_codex.settings import Settings
+from mcp_server_codex.wire import AnyTool, Progress, to_result, to_tool
+
+logger = logging.getLogger(__name__)
+
+TOOLS: tuple[AnyTool, ...] = (RUN, RESUME)
+
+INSTRUCTIONS = """\
+Codex is another coding agent, with its own shell, editor and model. Delegate to it what stands on \
+its own: a bug to fix, a feature or test to write, a review, a second opinion, a question about a \
+large code base. Do small edits yourself.
+
+Codex sees nothing of this conversation. Put into the prompt the goal, the files that matter, the \
+constraints and how to check the result. Name cwd when the work is not in the default folder.
+
+Sandbox: read-only (default) to look, explain and review; workspace-write to edit files and run \
+tests inside cwd, without network; danger-full-access only if the person asked for it. The \
+operator may have set a lower ceiling: then you get not_allowed.
+
+To go on, call codex_resume with the thread_id of the result: Codex remembers the thread, and \
+keeps folder, sandbox, model and effort. For data instead of prose, give output_schema.
+
+Leave model out unless the person named one. Runs take from seconds to an hour; progress is shown \
+meanwhile. When a call fails, its text names the kind and the cure, and the thread_id to go on \
+with; files already changed stay changed."""
+
+_ROOTS_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What lives as long as the server."""
+
+    runs: Runs
+
+
+Call = ServerRequestContext[State, Any]
+
+
+def make_server(settings: Settings) -> Server[State]:
+    """Return the server, ready to be run."""
+
+    @asynccontextmanager
+    async def lifespan(_: Server[State]) -> AsyncGenerator[State]:
+        async with open_runs(settings.state_dir, settings.max_runs) as runs:
+            yield State(runs)
+
+    async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=[to_tool(tool) for tool in TOOLS])
+
+    async def call_tool(
+        call: Call, params: types.CallToolRequestParams
+    ) -> types.CallToolResult | types.InputRequiredResult:
+        tool = next((tool for tool in TOOLS if tool.name == params.name), None)
+        if tool is None:
+            raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
+        try:
+            return await _call(tool, call, params, settings)
+        except Exception:
+            # One of the server's two outer walls (the other: Runs). What went wrong is for
+            # the operator's log; the SDK would send its text to the client.
+            logger.exception("%s met an internal fault", tool.name)
+            return to_result(tool, tool.refuse(InternalFault()))
+
+    return Server(
+        "mcp-server-codex",
+        version=version("mcp-server-codex"),
+        title="Codex",
+        instructions=INSTRUCTIONS,
+        lifespan=lifespan,
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+    )
+
+
+async def _call(
+    tool: AnyTool, call: Call, params: types.CallToolRequestParams, settings: Settings
+) -> types.CallToolResult | types.InputRequiredResult:
+    try:
+        request = tool.read(params.arguments or {})
+    except CodexError as error:
+        return to_result(tool, tool.refuse(error))
+    cwd = Path.cwd()
+    if getattr(request, "cwd", cwd) is None:
+        found = await _callers_folder(call, params)
+        if isinstance(found, types.InputRequiredResult):
+            return found
+        cwd = found
+    progress = Progress(call.session)
+    context = Context(
+        policy=settings.policy,
+        runs=call.lifespan_context.runs,
+        codex_bin=settings.codex_bin,
+        default_cwd=cwd,
+        watch=progress.watch,
+    )
+    told = (call.meta or {}).get("progress_token") is not None
+    async with progress.told() if told else nullcontext():
+        try:
+            result = await tool.call(request, context)
+        except CodexError as error:
+            result = tool.refuse(error)
+        return to_result(tool, result)
+
+
+async def _callers_folder(
+    call: Call, params: types.CallToolRequestParams
+) -> Path | types.InputRequiredResult:
+    """Return the caller's folder: its first root, CLAUDE_PROJECT_DIR, or our own.
+
+    A server of the 2026 protocol cannot ask; it hands the question back, and is
+    called again with the answer. Claude Code is not asked that way: it offers
+    its folder as the one root, and says the same in CLAUDE_PROJECT_DIR.
+    """
+    told = os.environ.get("CLAUDE_PROJECT_DIR")
+    fallback = _folder(told) or Path.cwd()
+    capabilities = call.session.client_capabilities
+    if capabilities is None or capabilities.roots is None:
+        return fallback
+    question = types.ListRootsRequest()
+    if call.session.can_send_request:
+        with anyio.move_on_after(_ROOTS_WITHIN_S):
+            try:
+                answer = await call.session.send_request(question, types.ListRootsResult)
+                return _first_folder(answer) or fallback
+            except MCPError:
+                logger.info("the client offers roots but does not list them")
+        return fallback
+    answer = (params.input_responses or {}).get("roots")
+    if isinstance(answer, types.ListRootsResult):
+        return _first_folder(answer) or fallback
+    if told or answer is not None:
+        return fallback
+    return types.InputRequiredResult(input_requests={"roots": question})
+
+
+def _first_folder(answer: types.ListRootsResult) -> Path | None:
+    for root in answer.roots:
+        parts = urlsplit(str(root.uri))
+        if parts.scheme == "file" and (folder := _folder(unquote(parts.path))):
+            return folder
+    return None
+
+
+def _folder(path: str | None) -> Path | None:
+    return Path(path) if path and Path(path).is_dir() else None

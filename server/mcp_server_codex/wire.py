@@ -1,0 +1,160 @@
+"""Our values as MCP's: tools, results, errors, progress."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import mcp_types as types
+from mcp.server.session import ServerSession
+
+from codex_tools.output_schema import problems
+from codex_tools.result import RunResult
+from codex_tools.runs import Run
+from codex_tools.tool import Tool, input_schema, output_schema
+
+AnyTool = Tool[Any, Any]
+
+MESSAGE_LIMIT = 200
+"""Characters of a progress message; Claude Code cuts there."""
+
+CHECK_EVERY_S = 0.5
+"""How often progress is looked at, so at most how often it is told."""
+
+SAY_EVERY_S = 9.0
+"""How often it is told though nothing has changed."""
+
+
+@functools.cache
+def to_tool(tool: AnyTool) -> types.Tool:
+    """Return *tool* as MCP lists it."""
+    return types.Tool(
+        name=tool.name,
+        title=tool.title,
+        description=tool.description,
+        input_schema=input_schema(tool.request),
+        output_schema=output_schema(tool.result),
+        annotations=types.ToolAnnotations(
+            read_only_hint=tool.read_only,
+            destructive_hint=None if tool.read_only else tool.destructive,
+            idempotent_hint=tool.idempotent,
+            open_world_hint=tool.open_world,
+        ),
+    )
+
+
+def to_result(tool: AnyTool, result: RunResult) -> types.CallToolResult:
+    """Return *result* as MCP's, checked against the schema that *tool* advertises.
+
+    The SDK checks nothing. Claude Code shows its model only the structured
+    content on success and only the text on an error, so each says it all.
+
+    Raises:
+        ValueError: The result breaks its own schema.
+    """
+    data = result.model_dump(mode="json")
+    if faults := problems(to_tool(tool).output_schema or {}, data):
+        raise ValueError(f"result of {tool.name} breaks its schema: {faults}")
+    failed = result.status in ("failed", "timed_out")
+    text = error_text(result) if failed else result.final_response or result.next
+    return types.CallToolResult(
+        content=[types.TextContent(type="text", text=text)],
+        structured_content=data,
+        is_error=failed,
+    )
+
+
+def error_text(result: RunResult) -> str:
+    """Return all that a caller needs who sees nothing but this text."""
+    lines: list[str] = []
+    if result.error is not None:
+        again = "yes" if result.error.retryable else "no"
+        lines += [
+            f"{result.error.kind}: {result.error.message}",
+            f"Hint: {result.error.hint}",
+            f"Worth trying again as it is: {again}",
+        ]
+    if result.thread_id is not None:
+        lines.append(f"thread_id: {result.thread_id}")
+    if result.run_id is not None:
+        lines.append(f"run_id: {result.run_id}")
+    if result.files_changed:
+        paths = ", ".join(f"{f.path} ({f.kind})" for f in result.files_changed[:10])
+        lines.append(f"files changed by then ({len(result.files_changed)}): {paths}")
+    if result.final_response:
+        end = result.final_response[-1500:]
+        cut = "…" if len(end) < len(result.final_response) else ""
+        lines.append(f"Codex's last message:\n{cut}{end}")
+    return "\n".join(lines)
+
+
+class Progress:
+    """The progress of one call: says what its runs do, until it is cancelled.
+
+    It looks at the runs instead of being fed by them, so a client that does
+    not read holds up nothing but these messages.
+    """
+
+    def __init__(self, session: ServerSession) -> None:
+        self._session = session
+        self._runs: list[Run] = []
+        self._start = anyio.current_time()
+        self._told: set[str] = set()
+
+    def watch(self, run: Run) -> None:
+        """Tell of *run* from now on."""
+        self._runs.append(run)
+
+    @asynccontextmanager
+    async def told(self) -> AsyncGenerator[None]:
+        """Send messages while the block runs."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tell)
+            try:
+                yield
+            finally:
+                tasks.cancel_scope.cancel()
+
+    async def _tell(self) -> None:
+        """Send a message at once, at each change, and every SAY_EVERY_S."""
+        count, last, last_at = 0, "", 0.0
+        while True:
+            headline, new = self._headline(), self._untold()
+            now = anyio.current_time()
+            if headline != last or new or now - last_at >= SAY_EVERY_S:
+                count += 1
+                message = " · ".join([_duration(now - self._start), headline, *new])
+                await self._session.report_progress(count, None, message[:MESSAGE_LIMIT])
+                self._told.update(new)
+                last, last_at = headline, now
+            await anyio.sleep(CHECK_EVERY_S)
+
+    def _headline(self) -> str:
+        if not self._runs:
+            return "checking the request"
+        text = " | ".join(" ".join(run.headline.split()) for run in self._runs)
+        return _cut(text, MESSAGE_LIMIT - 110)
+
+    def _untold(self) -> list[str]:
+        ids: list[str] = []
+        for run in self._runs:
+            ids += [f"run_id {run.run_id}"]
+            if run.fold.thread_id is not None:
+                ids += [f"thread_id {run.fold.thread_id}"]
+        return [each for each in ids if each not in self._told]
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return *text* in at most *limit* characters, the end left out."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"

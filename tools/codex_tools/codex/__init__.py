@@ -1,0 +1,1 @@
+"""All that knows Codex: its program, its events, its files. No tool lives here."""

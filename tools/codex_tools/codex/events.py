@@ -1,0 +1,339 @@
+"""What `codex exec --json` prints, as values: one Event a line, one Item a thing.
+
+The names are Codex's own. All shapes were seen on 0.60.1, 0.98.0, 0.120.0,
+0.147.0, 0.163.0 and 0.169.0; what a later version adds arrives as UnknownEvent
+or UnknownItem and what it leaves out takes an empty value, so a new Codex
+never breaks the stream.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import orjson
+
+from codex_tools.codex.record import Usage
+
+Status = Literal["in_progress", "completed", "failed"]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentMessageItem:
+    """Text from the model; the last one of a turn is its final response."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningItem:
+    """A summary of the model's reasoning."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandExecutionItem:
+    """A shell command; *exit_code* is None while it runs, and sometimes after.
+
+    Codex 0.98 and later leave out commands that the sandbox refused, and may
+    never complete one that still ran when the turn ended.
+    """
+
+    id: str
+    command: str
+    exit_code: int | None
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One path of a patch; a move is an update under its old path."""
+
+    path: str
+    kind: Literal["add", "update", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileChangeItem:
+    """An applied patch; refused ones leave no item at all."""
+
+    id: str
+    changes: tuple[FileChange, ...]
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallItem:
+    """A call of an MCP tool, or of Codex's own sub-agents (*server* is None)."""
+
+    id: str
+    server: str | None
+    tool: str
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class WebSearchItem:
+    """A hosted web search; *query* is a URL when it opened a page."""
+
+    id: str
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class TodoListItem:
+    """The model's plan, whole, at each change: (text, completed)."""
+
+    id: str
+    items: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorItem:
+    """A warning; it never ends the turn."""
+
+    id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownItem:
+    """An item of a type that this version of the bridge does not know."""
+
+    id: str
+    type: str
+
+
+Item = (
+    AgentMessageItem
+    | ReasoningItem
+    | CommandExecutionItem
+    | FileChangeItem
+    | ToolCallItem
+    | WebSearchItem
+    | TodoListItem
+    | ErrorItem
+    | UnknownItem
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadStartedEvent:
+    """The first event; a resumed thread gives its own id again."""
+
+    thread_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStartedEvent:
+    """The model is asked; 0.98 repeats it for every sub-agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCompletedEvent:
+    """The one sign of success.
+
+    *usage* is the turn's before Codex 0.79 and the thread's since.
+    """
+
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFailedEvent:
+    """The one sign of failure."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemStartedEvent:
+    """An item has begun."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class ItemUpdatedEvent:
+    """An item has changed; only seen for TodoListItem."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class ItemCompletedEvent:
+    """An item has ended, well or not; some items have no beginning."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEvent:
+    """A message; fatal only if a TurnFailedEvent repeats it.
+
+    Every "Reconnecting... 1/5" arrives as one of these.
+    """
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownEvent:
+    """An event of a type that this version of the bridge does not know."""
+
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableEvent:
+    """A line that is not one of Codex's JSON objects; *start* is its beginning."""
+
+    start: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExitedEvent:
+    """The last event of every stream, added by the engine, not by Codex.
+
+    *returncode* is negative for a signal. *stderr* is the end of what Codex
+    logged: free text, also on success.
+    """
+
+    returncode: int
+    stderr: str
+
+
+Event = (
+    ThreadStartedEvent
+    | TurnStartedEvent
+    | TurnCompletedEvent
+    | TurnFailedEvent
+    | ItemStartedEvent
+    | ItemUpdatedEvent
+    | ItemCompletedEvent
+    | ErrorEvent
+    | UnknownEvent
+    | UnreadableEvent
+    | ExitedEvent
+)
+
+
+def parse_event(line: bytes) -> Event:
+    """Read one line of the stream; never fails, whatever the line holds."""
+    try:
+        data = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return UnreadableEvent(line[:200].decode("utf-8", "replace"))
+    if not isinstance(data, dict):
+        return UnreadableEvent(line[:200].decode("utf-8", "replace"))
+    event = cast(Json, data)
+    match event.get("type"):
+        case "item.completed":
+            return ItemCompletedEvent(_item(_object(event, "item"), line))
+        case "item.started":
+            return ItemStartedEvent(_item(_object(event, "item"), line))
+        case "item.updated":
+            return ItemUpdatedEvent(_item(_object(event, "item"), line))
+        case "thread.started":
+            return ThreadStartedEvent(_text(event, "thread_id"))
+        case "turn.started":
+            return TurnStartedEvent()
+        case "turn.completed":
+            return TurnCompletedEvent(_usage(_object(event, "usage")))
+        case "turn.failed":
+            return TurnFailedEvent(_text(_object(event, "error"), "message"))
+        case "error":
+            return ErrorEvent(_text(event, "message"))
+        case other:
+            return UnknownEvent(str(other)[:100])
+
+
+def _item(item: Json, line: bytes) -> Item:
+    id_ = _text(item, "id")
+    match item.get("type"):
+        case "agent_message":
+            return AgentMessageItem(id_, _text(item, "text"))
+        case "reasoning":
+            return ReasoningItem(id_, _text(item, "text"))
+        case "command_execution":
+            exit_code = _whole(item, "exit_code")
+            return CommandExecutionItem(id_, _text(item, "command"), exit_code, _status(item))
+        case "file_change":
+            changes = tuple(_change(c) for c in _objects(item, "changes"))
+            return FileChangeItem(id_, changes, _status(item))
+        case "mcp_tool_call":
+            return ToolCallItem(id_, _text(item, "server"), _text(item, "tool"), _status(item))
+        case "collab_tool_call":
+            return ToolCallItem(id_, None, _text(item, "tool"), _status(item))
+        case "web_search":
+            return WebSearchItem(_first_id(line) or id_, _text(item, "query"))
+        case "todo_list":
+            steps = _objects(item, "items")
+            return TodoListItem(
+                id_, tuple((_text(s, "text"), s.get("completed") is True) for s in steps)
+            )
+        case "error":
+            return ErrorItem(id_, _text(item, "message"))
+        case other:
+            return UnknownItem(id_, str(other)[:100])
+
+
+_ID = re.compile(rb'"item":\{"id":"([^"\\]*)"')
+
+
+def _first_id(line: bytes) -> str | None:
+    # Codex 0.98 and later write the key `id` twice into a web_search item: the
+    # item's, then the search call's. A JSON parser keeps the second one.
+    found = _ID.search(line, 0, 200)
+    return found[1].decode("utf-8", "replace") if found else None
+
+
+def _change(change: Json) -> FileChange:
+    kind = change.get("kind")
+    return FileChange(_text(change, "path"), kind if kind in ("add", "delete") else "update")
+
+
+def _usage(usage: Json) -> Usage | None:
+    input_tokens = _whole(usage, "input_tokens")
+    output_tokens = _whole(usage, "output_tokens")
+    if input_tokens is None or output_tokens is None:
+        return None
+    return Usage(
+        input_tokens=input_tokens,
+        cached_input_tokens=_whole(usage, "cached_input_tokens") or 0,
+        output_tokens=output_tokens,
+        reasoning_output_tokens=_whole(usage, "reasoning_output_tokens"),
+        total_tokens=input_tokens + output_tokens,
+    )
+
+
+def _status(item: Json) -> Status:
+    status = item.get("status")
+    return status if status in ("in_progress", "failed") else "completed"
+
+
+def _text(data: Json, key: str) -> str:
+    value = data.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _whole(data: Json, key: str) -> int | None:
+    value = data.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _object(data: Json, key: str) -> Json:
+    value = data.get(key)
+    return cast(Json, value) if isinstance(value, dict) else {}
+
+
+def _objects(data: Json, key: str) -> list[Json]:
+    value = data.get(key)
+    if not isinstance(value, list):
+        return []
+    return [cast(Json, v) for v in cast(list[object], value) if isinstance(v, dict)]

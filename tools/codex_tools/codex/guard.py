@@ -1,0 +1,254 @@
+"""Run one child so that nothing of its tree can outlive the caller.
+
+    python -I -S guard.py CONTROL_FD SCRATCH GRACE_MS CWD PROGRAM ARGUMENT...
+
+A script of its own, standard library only, because it must survive the death
+of the process that it protects against. Its standard streams go to the child
+unchanged. It ends the tree when CONTROL_FD reads end-of-file (the caller closed
+it, crashed or was killed: one path for all), or when the child has ended; then
+it removes the folder SCRATCH ("" for none) and ends as the child did.
+
+On Linux it is the child's subreaper: a descendant that calls setsid, nohup or
+a double fork becomes the guard's own child when its parent dies. So "the guard
+has no children left", which wait(2) tells for sure, means that all are dead.
+Elsewhere it follows parent ids from `ps`, which misses a process that was
+re-parented before the end: the best that can be done without a kernel's help.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Prctl = Callable[[int, int], int]
+
+LINUX = sys.platform.startswith("linux")
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+GIVE_UP_S = 10.0  # A process in uninterruptible sleep may never die.
+
+
+def main(arguments: list[str]) -> None:
+    """Run the child, outlive it, and leave with its status."""
+    control = int(arguments[0])
+    scratch, grace_s, cwd, argv = (
+        arguments[1],
+        int(arguments[2]) / 1000,
+        arguments[3],
+        arguments[4:],
+    )
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    wakeup, alarm = os.pipe()
+    os.set_blocking(alarm, False)
+    signal.signal(signal.SIGCHLD, heed)
+    signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
+    prctl = linux_prctl() if LINUX else None
+    if prctl is not None:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+    guard = os.getpid()
+    child = os.fork()
+    if child == 0:
+        become(argv, cwd, guard, prctl)
+    hush()
+    status = watch(child, control, wakeup)
+    doomed: set[int] = set() if LINUX else tree(guard)
+    if status is None:
+        status = interrupt(child, wakeup, grace_s)
+    status = kill_all(child, status, doomed)
+    if scratch:
+        remove(scratch)
+    leave(status)
+
+
+def heed(number: int, frame: object) -> None:
+    """Do nothing: that there is a handler lets the signal wake the poll."""
+
+
+def become(argv: list[str], cwd: str, guard: int, prctl: Prctl | None) -> None:
+    """Turn the forked copy into the child: own session, default signals."""
+    try:
+        os.setsid()
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != guard:
+                os._exit(127)
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+            signal.SIGHUP,
+            signal.SIGCHLD,
+            signal.SIGPIPE,
+            signal.SIGXFSZ,
+        ):
+            signal.signal(number, signal.SIG_DFL)
+        os.closerange(3, 256)
+        os.chdir(cwd)
+        os.execv(argv[0], argv)
+    except OSError as error:
+        os.write(2, f"cannot run {argv[0]} in {cwd}: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def hush() -> None:
+    """Let go of the streams, so that the caller sees the child's end of file."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.close(null)
+
+
+def watch(child: int, control: int, wakeup: int) -> int | None:
+    """Return the child's wait status, or None when the caller let go first."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN | select.POLLHUP)
+    poll.register(wakeup, select.POLLIN)
+    while True:
+        for ready, _ in poll.poll():
+            if ready == wakeup:
+                os.read(wakeup, 4096)
+                status = reap(child)
+                if status is not None:
+                    return status
+            elif not os.read(control, 4096):
+                return None
+
+
+def interrupt(child: int, wakeup: int, grace_s: float) -> int | None:
+    """Ask the child to end, so that it can close its files; wait *grace_s* at most."""
+    signal_group(child, signal.SIGINT)
+    poll = select.poll()
+    poll.register(wakeup, select.POLLIN)
+    deadline = time.monotonic() + grace_s
+    status = reap(child)
+    while status is None and (left := deadline - time.monotonic()) > 0:
+        if poll.poll(left * 1000):
+            os.read(wakeup, 4096)
+        status = reap(child)
+    return status
+
+
+def kill_all(child: int, status: int | None, doomed: set[int]) -> int | None:
+    """Kill until there is nothing left to wait for."""
+    deadline = time.monotonic() + GIVE_UP_S
+    pause_s = 0.0005
+    while True:
+        try:
+            while True:
+                pid, ended = os.waitpid(-1, os.WNOHANG)
+                if pid == child:
+                    status = ended
+                if pid == 0:
+                    break
+        except ChildProcessError:
+            if not doomed:
+                return status
+        if time.monotonic() > deadline:
+            return status
+        for pid in tree(os.getpid()) | doomed:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass  # It is gone already, or runs as another user.
+        doomed = set()
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.02)
+
+
+def tree(root: int) -> set[int]:
+    """Return the ids of all descendants of *root*."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in processes():
+        children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    ahead = [root]
+    while ahead:
+        for pid in children.get(ahead.pop(), ()):
+            if pid not in found:
+                found.add(pid)
+                ahead.append(pid)
+    return found
+
+
+def processes() -> list[tuple[int, int]]:
+    """Return (pid, parent pid) of every process that can be seen."""
+    if not LINUX:
+        import subprocess
+
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=False)
+        return [(int(a), int(b)) for a, b in (line.split() for line in listing.stdout.splitlines())]
+    found: list[tuple[int, int]] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as stat:
+                    # The command, in brackets, may itself hold brackets and blanks.
+                    found.append((int(name), int(stat.read().rpartition(b")")[2].split()[1])))
+            except (OSError, IndexError, ValueError):
+                pass  # It ended while we looked.
+    return found
+
+
+def reap(child: int) -> int | None:
+    """Collect ended children; return the status of *child* if it is among them."""
+    try:
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == child:
+                return status
+            if pid == 0:
+                return None
+    except ChildProcessError:
+        return 127 << 8
+
+
+def signal_group(leader: int, number: int) -> None:
+    """Signal the process group of *leader*."""
+    try:
+        os.killpg(leader, number)
+    except OSError:
+        pass
+
+
+def remove(folder: str) -> None:
+    """Remove *folder* and the files in it."""
+    try:
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+    except OSError:
+        pass
+
+
+def leave(status: int | None) -> None:
+    """End as the child did: with its exit code, or by its signal."""
+    if status is None:
+        os._exit(1)
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status))
+
+
+def linux_prctl() -> Prctl | None:
+    """Return the C library's prctl, or None where it cannot be had."""
+    try:
+        import ctypes
+
+        return ctypes.CDLL(None, use_errno=True).prctl
+    except (ImportError, OSError, AttributeError):
+        return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

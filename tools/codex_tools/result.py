@@ -1,0 +1,233 @@
+"""RunResult, what every tool that runs Codex answers, and how a turn becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+from pydantic import Field
+
+from codex_tools.codex.errors import CodexError, Kind, TurnFailed
+from codex_tools.codex.exec import Sandbox
+from codex_tools.codex.failure import mask, shorten
+from codex_tools.codex.record import Record, Usage
+from codex_tools.codex.turn import TurnResult
+
+RESPONSE_LIMIT = 40_000
+"""The most characters of `final_response`."""
+
+RESULT_LIMIT = 48_000
+"""The most characters of a whole result as JSON.
+
+Claude Code puts a tool result of more than 50,000 characters aside and shows
+the model its first 2 KB.
+"""
+
+FILES_KEPT = 200
+_TEXT_LIMIT = 300
+
+RunStatus = Literal["completed", "failed", "timed_out", "cancelled", "running", "queued"]
+
+
+class ChangedFile(Record):
+    """A path that differs from what it was before the turn."""
+
+    path: str
+    kind: Literal["add", "update", "delete"]
+
+
+class RanCommand(Record):
+    """A shell command, cut to its first and last words, without its output."""
+
+    command: str
+    exit_code: int | None
+    status: Literal["in_progress", "completed", "failed"]
+
+
+class CalledTool(Record):
+    """A call of an MCP tool, or of Codex's own (*server* is null)."""
+
+    server: str | None
+    tool: str
+    status: Literal["in_progress", "completed", "failed"]
+
+
+class PlanStep(Record):
+    """A step of the model's plan."""
+
+    text: str
+    completed: bool
+
+
+class RunError(Record):
+    """Why a run failed, and what to do."""
+
+    kind: Kind
+    message: str
+    hint: str
+    retryable: bool
+
+
+class RunResult(Record):
+    """What a run has come to."""
+
+    run_id: str | None
+    status: RunStatus
+    thread_id: str | None
+    """Give it to codex_resume."""
+    final_response: str | None
+    structured_output: Any
+    usage: Usage | None
+    """This turn's tokens."""
+    cost_usd: float | None
+    model: str | None
+    reasoning_effort: str | None
+    sandbox: Sandbox | None
+    cwd: str | None
+    codex_version: str | None
+    duration_s: float
+    files_changed: list[ChangedFile] = Field(max_length=FILES_KEPT)
+    """Net, by patches; not by shell commands."""
+    commands: list[RanCommand]
+    """The newest 50."""
+    command_count: int
+    tool_calls: list[CalledTool]
+    searches: list[str]
+    plan: list[PlanStep]
+    warnings: list[str]
+    attempts: int
+    error: RunError | None
+    next: str
+    """What to do now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a run really ran with; None where that is not known."""
+
+    model: str | None = None
+    reasoning_effort: str | None = None
+    sandbox: Sandbox | None = None
+    cwd: str | None = None
+    codex_version: str | None = None
+    can_resume: bool = True
+
+
+def make_result(
+    status: RunStatus,
+    *,
+    run_id: str | None = None,
+    turn: TurnResult | None = None,
+    usage: Usage | None = None,
+    structured_output: Any = None,
+    setting: Setting | None = None,
+    duration_s: float = 0.0,
+    attempts: int = 0,
+    warnings: Sequence[str] = (),
+    error: CodexError | None = None,
+) -> RunResult:
+    """Return the bounded result of a run, or of a request that was refused."""
+    turn, setting = turn or TurnResult(), setting or Setting()
+    told = _error(error) if error is not None else None
+    result = RunResult(
+        run_id=run_id,
+        status=status,
+        thread_id=turn.thread_id,
+        final_response=None
+        if turn.final_response is None
+        else shorten(turn.final_response, RESPONSE_LIMIT),
+        structured_output=structured_output,
+        usage=usage,
+        cost_usd=None,
+        model=setting.model,
+        reasoning_effort=setting.reasoning_effort,
+        sandbox=setting.sandbox,
+        cwd=setting.cwd,
+        codex_version=setting.codex_version,
+        duration_s=round(duration_s, 3),
+        files_changed=[
+            ChangedFile(path=path, kind=kind) for path, kind in turn.files_changed[:FILES_KEPT]
+        ],
+        commands=[
+            RanCommand(command=_short(c.command), exit_code=c.exit_code, status=c.status)
+            for c in turn.commands
+        ],
+        command_count=turn.command_count,
+        tool_calls=[
+            CalledTool(server=c.server, tool=c.tool, status=c.status) for c in turn.tool_calls
+        ],
+        searches=[_short(query) for query in turn.searches],
+        plan=[PlanStep(text=_short(text), completed=done) for text, done in turn.plan[:50]],
+        warnings=[*turn.warnings, *warnings, *_left_out(turn)],
+        attempts=attempts,
+        error=told,
+        next=_next(status, run_id, turn.thread_id if setting.can_resume else None, told),
+    )
+    return _fitted(result)
+
+
+def _short(text: str) -> str:
+    return shorten(text, _TEXT_LIMIT)
+
+
+def _left_out(turn: TurnResult) -> list[str]:
+    more = len(turn.files_changed) - FILES_KEPT
+    return [f"files_changed leaves out {more} more files."] if more > 0 else []
+
+
+def _fitted(result: RunResult) -> RunResult:
+    """Return *result* within RESULT_LIMIT, at the cost of the longest lists and texts."""
+    over = _size(result) - RESULT_LIMIT
+    if over > 0 and len(result.files_changed) + len(result.commands) > 40:
+        note = "Lists were cut to fit: only some of files_changed and commands are shown."
+        result = result.model_copy(
+            update={
+                "files_changed": result.files_changed[:20],
+                "commands": result.commands[-20:],
+                "warnings": [*result.warnings[-5:], note],
+            }
+        )
+        over = _size(result) - RESULT_LIMIT
+    if over > 0 and result.structured_output is not None and result.final_response:
+        # The same answer twice; the parsed one is what was asked for.
+        note = "(see structured_output)"
+        result = result.model_copy(update={"final_response": note})
+        over = _size(result) - RESULT_LIMIT
+    while over > 0 and result.final_response and len(result.final_response) > 1000:
+        # Escapes make JSON longer than its text: cut in proportion, again if need be.
+        text = result.final_response
+        room = max(len(text) - over - 200, len(text) * 2 // 3, 1000)
+        result = result.model_copy(update={"final_response": shorten(text, room)})
+        over = _size(result) - RESULT_LIMIT
+    return result
+
+
+def _size(result: RunResult) -> int:
+    return len(orjson.dumps(result.model_dump()).decode())
+
+
+def _error(error: CodexError) -> RunError:
+    kind, retryable = error.kind, error.retryable
+    if isinstance(error, TurnFailed):
+        kind, retryable = error.failure.kind, error.failure.retryable
+    return RunError(
+        kind=kind,
+        message=mask(shorten(error.message, 4000)),
+        hint=error.hint,
+        retryable=retryable,
+    )
+
+
+def _next(
+    status: RunStatus, run_id: str | None, thread_id: str | None, error: RunError | None
+) -> str:
+    resume = f'codex_resume with thread_id "{thread_id}"' if thread_id else None
+    if status in ("running", "queued"):
+        return f'Wait for it with codex_wait and run_ids ["{run_id}"], or end it with codex_stop.'
+    if error is None:
+        return f"To go on in this thread, call {resume}." if resume else "Nothing is left to do."
+    if resume is None or error.kind in ("wrong_thread", "thread_not_found"):
+        return "Mend what the error names, then call codex_run again."
+    return f"{error.hint} To go on in this thread, call {resume}."

@@ -1,0 +1,54 @@
+"""One run at a time in a thread, across all servers on this machine.
+
+Codex itself refuses a second writer since 0.147; before, both write and the
+thread's history is interleaved for good.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from codex_tools.codex.errors import ThreadBusy
+
+
+class ThreadLock:
+    """A held lock; `fd` may be handed to a child, which then holds it as well.
+
+    The kernel lets go of it when the last holder has closed it or died, so a
+    killed server leaves no thread locked.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self.fd = fd
+
+    @classmethod
+    def take(cls, state_dir: Path, thread_id: str) -> ThreadLock:
+        """Lock *thread_id* without waiting.
+
+        Raises:
+            ThreadBusy: Another run has it.
+        """
+        folder = state_dir / "locks"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / f"{thread_id}.lock"
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The last holder may have removed the file since we opened it.
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return cls(path, fd)
+            except BlockingIOError:
+                os.close(fd)
+                raise ThreadBusy(thread_id) from None
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+
+    def release(self) -> None:
+        """Let go, and leave no file behind."""
+        self._path.unlink(missing_ok=True)
+        os.close(self.fd)

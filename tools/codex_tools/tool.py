@@ -1,0 +1,130 @@
+"""What a tool is: a name, a request, a result, one async function, hints."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
+from codex_tools.codex.record import Record
+from codex_tools.policy import Policy
+from codex_tools.runs import Run, Runs
+
+Json = dict[str, Any]
+RequestT = TypeVar("RequestT", bound=Record)
+ResultT = TypeVar("ResultT", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a tool works with, besides its arguments."""
+
+    policy: Policy
+    runs: Runs
+    codex_bin: str | None
+    """The configured Codex; None means to look for one."""
+    default_cwd: Path
+    """The caller's own folder."""
+    watch: Callable[[Run], None]
+    """Tell the caller of this run's progress from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool(Generic[RequestT, ResultT]):
+    """A tool as the server offers it."""
+
+    name: str
+    title: str
+    description: str
+    request: type[RequestT]
+    result: type[ResultT]
+    call: Callable[[RequestT, Context], Awaitable[ResultT]]
+    refuse: Callable[[CodexError], ResultT]
+    """Make a result of an error that came before there was one."""
+    read_only: bool = False
+    destructive: bool = True
+    idempotent: bool = False
+    open_world: bool = True
+
+    def read(self, arguments: Json) -> RequestT:
+        """Return *arguments* as the tool's request.
+
+        Raises:
+            InvalidArguments: One is unknown, missing or of the wrong type.
+            PromptTooLarge: The prompt is longer than Codex takes.
+        """
+        try:
+            return self.request.model_validate(arguments)
+        except ValidationError as error:
+            problems: list[str] = []
+            for fault in error.errors(include_url=False):
+                if fault["type"] == "string_too_long" and fault["loc"] == ("prompt",):
+                    raise PromptTooLarge(
+                        len(arguments["prompt"]), fault.get("ctx", {}).get("max_length", 0)
+                    ) from None
+                problems.append(_problem(fault, list(self.request.model_fields)))
+            raise InvalidArguments(problems) from None
+
+
+def input_schema(model: type[Record]) -> Json:
+    """Return the JSON Schema of a request, as short as it can be.
+
+    A model pays for each character of it with every request.
+    """
+    return _compact(model.model_json_schema())
+
+
+def output_schema(model: type[Record]) -> Json:
+    """Return the JSON Schema of a result."""
+    return _compact(model.model_json_schema(mode="serialization"), optional=False)
+
+
+def _problem(fault: ErrorDetails, known: list[str]) -> str:
+    where = ".".join(map(str, fault["loc"])) or "arguments"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        return f"unknown argument {where!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[:1].lower()}{message[1:]}"
+
+
+def _compact(schema: Json, *, optional: bool = True) -> Json:
+    """Return *schema* without titles and the docstrings of classes.
+
+    With *optional*, null is accepted for an absent argument without being
+    advertised.
+    """
+    for owner in (schema, *cast(dict[str, Json], schema.get("$defs", {})).values()):
+        owner.pop("description", None)
+    return cast(Json, _plain(schema, optional))
+
+
+def _plain(node: object, optional: bool) -> object:
+    if isinstance(node, list):
+        return [_plain(each, optional) for each in cast(list[object], node)]
+    if not isinstance(node, dict):
+        return node
+    plain: Json = {}
+    for key, value in cast(Json, node).items():
+        if key == "title" and isinstance(value, str):
+            continue
+        if key == "default" and value is None:
+            continue
+        if key == "properties":
+            plain[key] = {k: _plain(v, optional) for k, v in cast(Json, value).items()}
+        else:
+            plain[key] = _plain(value, optional)
+    choices: list[Json] = plain.get("anyOf", [])
+    if optional and {"type": "null"} in choices and len(choices) == 2:
+        del plain["anyOf"]
+        plain = {**next(c for c in choices if c != {"type": "null"}), **plain}
+    elif not optional and [set(c) for c in choices] == [{"type"}, {"type"}]:
+        del plain["anyOf"]
+        plain = {"type": [c["type"] for c in choices], **plain}
+    return plain
