@@ -123,6 +123,13 @@ Step = Reply | Refuse | Fail | Incomplete | Cut
 """What one request is answered with."""
 
 
+def model_name(version: tuple[int, int, int] | None) -> str:
+    """Return a model that Codex of *version* knows, so that it offers all its tools."""
+    if version is None or version >= (0, 147, 0):
+        return "gpt-5.5"
+    return "gpt-5.4" if version >= (0, 98, 0) else "gpt-5.1-codex-max"
+
+
 def say(text: str, usage: Usage = Usage(), *, delay_s: float = 0.0) -> Reply:
     """Return a reply that ends the turn with *text*."""
     return Reply((Say(text),), usage, delay_s)
@@ -198,17 +205,17 @@ class ScriptedModel:
             encoding="utf-8",
         )
 
-    def next_step(self, body: Json, authorization: str | None) -> tuple[Step, Json]:
+    def next_step(self, body: Json, authorization: str | None) -> Step:
         """Record one request and return the step that answers it."""
         texts = list(_user_texts(body))
         with self._lock:
-            prompt = next((t for t in reversed(texts) if t in self.scripts), texts[-1:])
-            key = prompt if isinstance(prompt, str) else "".join(prompt)
-            steps = self.scripts.get(key, self.default)
-            taken = self._taken.get(key, 0)
-            self._taken[key] = taken + 1
-            self.requests.append(Seen(time.time(), key, body, authorization))
-        return steps[min(taken, len(steps) - 1)], body
+            known = [text for text in texts if text in self.scripts]
+            prompt = (known or texts or [""])[-1]
+            steps = self.scripts.get(prompt, self.default)
+            taken = self._taken.get(prompt, 0)
+            self._taken[prompt] = taken + 1
+            self.requests.append(Seen(time.time(), prompt, body, authorization))
+        return steps[min(taken, len(steps) - 1)]
 
     def next_id(self) -> int:
         """Return a number that no other response of this model has."""
@@ -241,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = cast(Json, json.loads(self.rfile.read(length) or b"{}"))
         if not self.path.split("?")[0].endswith("/responses"):
             return self._send_json(404, {"error": {"message": "not served here"}})
-        step, body = self.model.next_step(body, self.headers.get("authorization"))
+        step = self.model.next_step(body, self.headers.get("authorization"))
         if isinstance(step, Refuse):
             return self._send_json(step.status, step.body, step.headers)
         self.close_connection = True
@@ -268,9 +275,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _user_texts(body: Json) -> Iterator[str]:
+    # Part by part: Codex puts texts of its own around each image.
     for item in _list(body, "input"):
         if item.get("type") == "message" and item.get("role") == "user":
-            yield "".join(part.get("text") or "" for part in _list(item, "content"))
+            for part in _list(item, "content"):
+                yield part.get("text") or ""
 
 
 def _list(owner: Json, key: str) -> list[Json]:

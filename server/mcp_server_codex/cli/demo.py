@@ -1,0 +1,247 @@
+"""`mcp-server-codex demo`: the whole way, seen from a client.
+
+Everything is real but the model: this server as a child over stdio, the MCP
+SDK's client, the Codex CLI, a git repository. With --live the model is real
+too, and the user's own login pays for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+from mcp import Client
+from mcp.client.stdio import StdioServerParameters
+from rich.console import Console, Group
+from rich.json import JSON
+from rich.markup import escape
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.syntax import Syntax
+from rich.table import Table
+
+from codex_tools.codex.errors import CodexError
+from codex_tools.codex.program import Program, find_codex
+from mcp_server_codex.cli.scripted_model import (
+    Patch,
+    ScriptedModel,
+    Shell,
+    Step,
+    Think,
+    Usage,
+    api_error,
+    do,
+    model_name,
+    say,
+)
+
+Json = dict[str, Any]
+
+_PRICES = '''\
+def total(prices, discount):
+    """Return the sum of *prices*, less *discount* percent."""
+    return sum(prices) - discount / 100
+'''
+_CHECK = """\
+from prices import total
+
+assert total([40, 60], 10) == 90, total([40, 60], 10)
+print("all good")
+"""
+_FIX = """\
+*** Update File: prices.py
+@@
+-    return sum(prices) - discount / 100
++    return sum(prices) * (1 - discount / 100)"""
+
+_TASK = "check.py fails. Find out why, fix prices.py, and run `python3 check.py` again."
+_QUESTION = "In one sentence: what was wrong?"
+_REVIEW = "Review prices.py. Give a verdict and the issues that are left."
+_LIMIT = "Write a haiku about tokens."
+
+_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "verdict": {"type": "string", "enum": ["ship", "fix first"]},
+        "issues": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["verdict", "issues"],
+    "additionalProperties": False,
+}
+
+_SCRIPTS: dict[str, Sequence[Step]] = {
+    _TASK: [
+        do(Think("**Reproducing the failure**"), Shell("python3 check.py"), delay_s=0.8),
+        do(Think("**Correcting the formula**"), Patch(_FIX), delay_s=0.8),
+        do(Shell("python3 check.py"), delay_s=0.8),
+        say(
+            "`total` took the percentage off as an amount of money. It now scales the sum,"
+            " and `check.py` passes.",
+            delay_s=0.8,
+        ),
+    ],
+    _QUESTION: [
+        say(
+            "The discount was subtracted as an amount instead of being applied as a percentage.",
+            Usage(1600, 1500, 18, 0),
+            delay_s=0.5,
+        )
+    ],
+    _REVIEW: [
+        say(
+            json.dumps(
+                {"verdict": "ship", "issues": ["discounts above 100 % give a negative total"]}
+            ),
+            delay_s=0.5,
+        )
+    ],
+    _LIMIT: [api_error(429, "The usage limit has been reached", "usage_limit_reached")],
+}
+
+
+def run_demo(arguments: list[str]) -> int:
+    """Run the demo; return the exit code."""
+    if unknown := [each for each in arguments if each != "--live"]:
+        sys.stderr.write(f"mcp-server-codex demo: unknown argument {unknown[0]}\n")
+        return 2
+    console = Console(highlight=False)
+    try:
+        program = anyio.run(find_codex, os.environ.get("CODEX_BIN"))
+    except CodexError as error:
+        console.print(f"[red]{escape(error.message)}[/red]\n{escape(error.hint)}")
+        return 1
+    live = "--live" in arguments
+    with _scenery(program, live=live) as (folder, env):
+        console.print(_opening(program, folder, live=live))
+        done = anyio.run(_play, console, folder, env, live)
+    console.print(Rule(style="dim"))
+    if done:
+        console.print("That was all. To use it in your own client, see README.md.")
+    return 0 if done else 1
+
+
+def _opening(program: Program, folder: Path, *, live: bool) -> Panel:
+    model = (
+        "[bold]the real one[/bold], with your own login; it costs tokens"
+        if live
+        else "[bold yellow]scripted[/bold yellow], on loopback: its answers are written in advance"
+    )
+    table = Table.grid(padding=(0, 2))
+    table.add_row("client", "the MCP SDK's, over a stdio pipe")
+    table.add_row("server", "mcp-server-codex, as your client would start it")
+    table.add_row("Codex", f"the real CLI, {program.version_text} [dim]({program.path})[/dim]")
+    table.add_row("model", model)
+    table.add_row("project", f"a fresh git repository in {folder}")
+    return Panel(table, title="mcp-server-codex", title_align="left", border_style="cyan")
+
+
+@contextmanager
+def _scenery(program: Program, *, live: bool) -> Generator[tuple[Path, dict[str, str]]]:
+    """Make a project to work in, and a Codex home that knows only the scripted model."""
+    with tempfile.TemporaryDirectory(prefix="codex-demo-") as place, ScriptedModel(_SCRIPTS) as m:
+        folder, home = Path(place).resolve() / "shop", Path(place).resolve() / "codex-home"
+        folder.mkdir()
+        (folder / "prices.py").write_text(_PRICES, encoding="utf-8")
+        (folder / "check.py").write_text(_CHECK, encoding="utf-8")
+        git = ("git", "-c", "user.name=demo", "-c", "user.email=demo@example.invalid")
+        for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "A shop")):
+            subprocess.run([*git, *command], cwd=folder, check=True)
+        env = {**os.environ, "MCP_SERVER_CODEX_STATE_DIR": str(Path(place) / "state")}
+        if not live:
+            m.write_config(home, model=model_name(program.version))
+            env["CODEX_HOME"] = str(home)
+        yield folder, env
+
+
+async def _play(console: Console, folder: Path, env: dict[str, str], live: bool) -> bool:
+    server = StdioServerParameters(
+        command=sys.executable,
+        args=["-P", "-m", "mcp_server_codex"],
+        env=env,
+        cwd=folder,
+    )
+    async with Client(server) as client:
+        tools = await client.list_tools()
+        names = ", ".join(tool.name for tool in tools.tools)
+        console.print(f"[dim]Connected, protocol {client.protocol_version}. Tools: {names}[/dim]\n")
+
+        def scene(title: str) -> None:
+            console.print(Rule(f"[bold]{title}", align="left", style="cyan"))
+
+        scene("1  Delegate a task that edits a file")
+        first = await _call(
+            console, client, "codex_run", {"prompt": _TASK, "sandbox": "workspace-write"}
+        )
+        if first["error"] is None:
+            diff = await anyio.run_process(["git", "diff", "-U0", "--no-ext-diff"], cwd=folder)
+            lines = diff.stdout.decode().splitlines()
+            change = "\n".join(line for line in lines if line.startswith(("+", "-")))
+            console.print(Syntax(change, "diff", background_color="default"), "")
+        scene("2  Go on in that thread: folder, sandbox and model stay as they were")
+        second = await _call(
+            console, client, "codex_resume", {"thread_id": first["thread_id"], "prompt": _QUESTION}
+        )
+        scene("3  Ask for data instead of prose")
+        third = await _call(
+            console, client, "codex_run", {"prompt": _REVIEW, "output_schema": _SCHEMA}
+        )
+        scene("4  A failure, with its kind and its cure")
+        if live:
+            unknown = {"thread_id": "00000000-0000-7000-8000-000000000000", "prompt": _QUESTION}
+            failed = await _call(console, client, "codex_resume", unknown)
+        else:
+            failed = await _call(console, client, "codex_run", {"prompt": _LIMIT})
+    return failed["error"] is not None and all(r["error"] is None for r in (first, second, third))
+
+
+async def _call(console: Console, client: Client, tool: str, arguments: Json) -> Json:
+    shown = json.dumps(arguments, ensure_ascii=False)
+    console.print(f"[bold cyan]→ {tool}[/bold cyan]", JSON(shown, indent=None), "", sep=" ")
+
+    async def tell(progress: float, total: float | None, message: str | None) -> None:
+        console.print(f"  [dim]{escape(message or '')}[/dim]")
+
+    with console.status("[dim]Codex is at work[/dim]"):
+        result = await client.call_tool(tool, arguments, progress_callback=tell)
+    data = cast("Json", result.structured_content)
+    console.print(_result(data))
+    return data
+
+
+def _result(data: Json) -> Group:
+    colour = "green" if data["error"] is None else "red"
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_row("status", f"[bold {colour}]{data['status']}[/] in {data['duration_s']:.1f} s")
+    if data["error"] is not None:
+        error = cast("Json", data["error"])
+        rows.add_row("error", f"[bold]{error['kind']}[/] {escape(error['message'])}")
+        rows.add_row("hint", escape(error["hint"]))
+    elif data["structured_output"] is not None:
+        rows.add_row("structured_output", JSON.from_data(data["structured_output"]))
+    else:
+        rows.add_row("final_response", escape(data["final_response"]))
+    for file in data["files_changed"]:
+        rows.add_row("files_changed", f"{file['kind']} {escape(file['path'])}")
+    for command in data["commands"]:
+        rows.add_row("commands", f"{escape(command['command'])} → exit {command['exit_code']}")
+    if data["usage"] is not None:
+        usage = cast("Json", data["usage"])
+        rows.add_row(
+            "usage",
+            f"{usage['input_tokens']:,} tokens in ({usage['cached_input_tokens']:,} cached),"
+            f" {usage['output_tokens']:,} out",
+        )
+    if data["sandbox"] is not None:
+        rows.add_row("ran with", f"{data['model']}, {data['sandbox']}")
+    if data["thread_id"] is not None:
+        rows.add_row("thread_id", data["thread_id"])
+    return Group(rows, "")

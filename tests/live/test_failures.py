@@ -1,0 +1,177 @@
+"""How failures of the provider, the folder and the network come out: real Codex, scripted model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import anyio
+
+from far_ends import Json, Lab, call, connect, number
+from mcp_server_codex.cli.scripted_model import (
+    Cut,
+    Fail,
+    Incomplete,
+    Refuse,
+    Reply,
+    Step,
+    api_error,
+    say,
+)
+
+BAD_REQUEST = api_error(400, "Unknown parameter: frobnicate.", "invalid_request_error", "bad")
+UNAUTHORIZED = api_error(
+    401, "Incorrect API key provided: sk-proj-abcdefghijklmnop.", "invalid_request_error"
+)
+FORBIDDEN = api_error(403, "Your organization may not do this.", "invalid_request_error")
+NO_MODEL = api_error(
+    404,
+    "The model `nope` does not exist or you do not have access to it.",
+    "invalid_request_error",
+    "model_not_found",
+)
+TOO_MANY = api_error(429, "Rate limit reached for requests.", "requests", "rate_limit_exceeded")
+USAGE_LIMIT = Refuse(
+    429,
+    {
+        "error": {
+            "type": "usage_limit_reached",
+            "message": "The usage limit has been reached",
+            "plan_type": "plus",
+            "resets_at": 1893456000,
+        }
+    },
+)
+NO_QUOTA = api_error(429, "Quota exceeded.", "insufficient_quota", "insufficient_quota")
+BROKEN = api_error(500, "The server had an error.", "server_error")
+BUSY = api_error(503, "Overloaded.", "server_error", "server_is_overloaded")
+SCHEMA = api_error(
+    400,
+    "Invalid schema for response_format 'codex_output_schema': 'additionalProperties' is required.",
+    "invalid_request_error",
+    "invalid_json_schema",
+)
+
+ALWAYS: dict[str, tuple[Step, str]] = {
+    "400": (BAD_REQUEST, "invalid_request"),
+    "401": (UNAUTHORIZED, "not_authenticated"),
+    "403": (FORBIDDEN, "not_authenticated"),
+    "404 no such model": (NO_MODEL, "model_unavailable"),
+    "429": (TOO_MANY, "rate_limited"),
+    "500 for ever": (BROKEN, "overloaded"),
+    "503": (BUSY, "overloaded"),
+    "usage limit": (USAGE_LIMIT, "usage_limit"),
+    "no quota": (NO_QUOTA, "usage_limit"),
+    "context window": (
+        Fail("context_length_exceeded", "Your input exceeds the context window of this model."),
+        "context_window_exceeded",
+    ),
+    "declined": (Fail("invalid_prompt", "Invalid prompt: it was flagged."), "refused"),
+    "schema not strict": (SCHEMA, "invalid_output_schema"),
+    "stream cut for ever": (Cut(), "network"),
+    "empty answer": (Reply(()), "no_answer"),
+    "blank answer": (say("  \n"), "no_answer"),
+}
+
+
+async def test_each_failure_comes_out_with_its_kind_a_hint_and_its_thread(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    for name, (step, _) in ALWAYS.items():
+        lab.script(name, step)
+    lab.script("429 once", TOO_MANY, say("recovered"))
+    lab.script("500 once", BROKEN, say("recovered"))
+    lab.script("cut once", Cut(), say("recovered"))
+    lab.script("cut off", Incomplete("max_output_tokens"))
+    results: dict[str, Json] = {}
+
+    async def ask(name: str) -> None:
+        results[name] = await call(client, "codex_run", prompt=name)
+
+    async with connect(mode, codex, lab, "--max-runs", "20") as client:
+        await all_at_once(ask, [*ALWAYS, "429 once", "500 once", "cut once", "cut off"])
+
+    errors = {name: results[name]["error"] for name in ALWAYS}
+    kinds = {name: error and error["kind"] for name, error in errors.items()}
+    assert kinds == {name: kind for name, (_, kind) in ALWAYS.items()}
+    for name in ALWAYS:
+        result = results[name]
+        error = result["error"]
+        assert result["status"] == "failed"
+        assert error["message"]
+        assert error["hint"]
+        assert result["thread_id"] in result["text"]
+        assert result["run_id"] in result["text"]
+        assert result["text"].startswith(f"{error['kind']}: ")
+        assert "sk-proj-" not in str(result)
+    assert results["500 once"]["final_response"] == "recovered"
+    assert results["cut once"]["final_response"] == "recovered"
+    assert any("Reconnecting" in w for w in results["cut once"]["warnings"])
+    assert results["cut off"]["status"] == "failed"
+    # 0.60.1 tries again by itself after a 429; later versions give up at once.
+    once = results["429 once"]
+    assert once["status"] == ("completed" if number(version) < (0, 98, 0) else "failed")
+    assert {r["retryable"] for r in (results["429"]["error"], results["503"]["error"])} == {True}
+    assert results["usage limit"]["error"]["retryable"] is False
+
+
+async def test_a_refused_connection_ends_by_the_run_s_own_time_limit(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    """0.169 tries for ever; the limit is ours."""
+    nowhere = {"model_providers.scripted.base_url": "http://127.0.0.1:9/v1"}
+    async with connect(
+        mode, codex, lab, "--allow-config", "model_providers.scripted.base_url"
+    ) as client:
+        result = await call(client, "codex_run", prompt="hi", timeout_s=4, config=nowhere)
+    assert result["status"] == "timed_out"
+    assert result["error"]["kind"] == "timed_out"
+    assert "4 s" in result["error"]["message"]
+
+
+async def test_reconnecting_for_ever_is_a_stall(codex: Path, mode: str, lab: Lab) -> None:
+    nowhere = {"model_providers.scripted.base_url": "http://127.0.0.1:9/v1"}
+    allow = ("--allow-config", "model_providers.*", "--stall-s", "3")
+    async with connect(mode, codex, lab, *allow) as client:
+        result = await call(client, "codex_run", prompt="hi", timeout_s=100, config=nowhere)
+    assert result["status"] == "timed_out"
+    assert result["error"]["kind"] == "stalled"
+
+
+async def test_outside_a_repository_codex_refuses_unless_told(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    plain = lab.root / "plain"
+    plain.mkdir()
+    async with connect(mode, codex, lab) as client:
+        refused = await call(client, "codex_run", prompt="hi", cwd=str(plain))
+        allowed = await call(
+            client, "codex_run", prompt="hi", cwd=str(plain), skip_git_repo_check=True
+        )
+    assert refused["error"]["kind"] == "untrusted_directory"
+    assert "skip_git_repo_check" in refused["error"]["hint"]
+    assert allowed["status"] == "completed"
+
+
+async def test_a_broken_configuration_is_named(codex: Path, mode: str, lab: Lab) -> None:
+    (lab.home / "config.toml").write_text("model = \n")
+    async with connect(mode, codex, lab) as client:
+        result = await call(client, "codex_run", prompt="hi")
+    assert result["error"]["kind"] == "bad_config"
+    assert result["thread_id"] is None
+
+
+async def test_a_missing_codex_home_is_a_matter_of_configuration(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    async with connect(mode, codex, lab, env={"CODEX_HOME": str(lab.root / "gone")}) as client:
+        result = await call(client, "codex_run", prompt="hi")
+    assert result["error"]["kind"] == "bad_config"
+
+
+async def all_at_once(
+    ask: Callable[[str], Coroutine[object, object, None]], names: list[str]
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        for name in names:
+            tasks.start_soon(ask, name)
