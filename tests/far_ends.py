@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import anyio
 import pytest
 from mcp import Client
-from mcp.client.stdio import StdioServerParameters
+from mcp.client.stdio import StdioServerParameters, stdio_client
 from platformdirs import user_cache_path
 
 from codex_tools.codex.program import native_binary
@@ -112,6 +112,11 @@ class Lab:
     def state(self) -> Path:
         return self.root / "state"
 
+    @property
+    def log(self) -> Path:
+        """What the servers of this lab wrote to stderr."""
+        return self.root / "server.log"
+
     def script(self, prompt: str, *steps: Step) -> str:
         """Let the model answer *prompt* with *steps*; return the prompt."""
         self.model.scripts[prompt] = steps
@@ -159,8 +164,10 @@ async def connect(
         cwd=cwd or lab.project,
         env=environment(lab) | (env or {}),
     )
-    async with Client(server, mode=mode, **client) as connected:
-        yield connected
+    with lab.log.open("ab") as log:
+        transport = stdio_client(server, errlog=cast("TextIO", log))
+        async with Client(transport, mode=mode, **client) as connected:
+            yield connected
 
 
 def server_program() -> str:
@@ -169,10 +176,14 @@ def server_program() -> str:
 
 
 def environment(lab: Lab) -> dict[str, str]:
-    """Return a plain environment for a server in *lab*."""
+    """Return a plain environment for a server in *lab*.
+
+    With an empty home folder, since Codex runs login shells: what they find in
+    a developer's own profile is none of a test's business.
+    """
     return {
         "PATH": os.environ["PATH"],
-        "HOME": os.environ.get("HOME", "/"),
+        "HOME": str(lab.root),
         "CODEX_HOME": str(lab.home),
         "LANG": "C.UTF-8",
     }

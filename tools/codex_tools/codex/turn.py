@@ -268,7 +268,8 @@ class Fold:
                 if id_ not in self._commands:
                     self.command_count += 1
                 _keep(self._commands, id_, Command(script, exit_code, status), COMMANDS_KEPT)
-                self._open(id_, done, f"running {script}")
+                self._open(id_, done)
+                self.doing = f"{'ran' if done else 'running'} {script}"
             case FileChangeItem(_, changes, status):
                 if done and status == "completed":
                     for change in changes:
@@ -278,7 +279,9 @@ class Fold:
                     self.doing = f"editing {PurePath(changes[-1].path).name}"
             case ToolCallItem(id_, server, tool, _):
                 _keep(self._tool_calls, id_, item, TOOL_CALLS_KEPT)
-                self._open(id_, done, f"calling {f'{server}.' if server else ''}{tool}")
+                self._open(id_, done)
+                name = f"{server}.{tool}" if server else tool
+                self.doing = f"{'called' if done else 'calling'} {name}"
             case WebSearchItem(id_, query):
                 _keep(self._searches, id_, query, SEARCHES_KEPT)
                 self.doing = f"searching {query}"
@@ -289,12 +292,8 @@ class Fold:
             case _:
                 pass
 
-    def _open(self, id_: str, done: bool, doing: str) -> None:
-        if done:
-            self.doing = "thinking"
-            return
-        self.doing = doing
-        if len(self.open_items) < OPEN_ITEMS_KEPT:
+    def _open(self, id_: str, done: bool) -> None:
+        if not done and len(self.open_items) < OPEN_ITEMS_KEPT:
             self.open_items.add(id_)
 
     def _take_error(self, message: str) -> None:

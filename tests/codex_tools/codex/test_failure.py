@@ -1,0 +1,253 @@
+"""What Codex says when it fails, in the contract's words; its secrets masked."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from codex_tools.codex.failure import classify, classify_exit, last_words, mask, shorten
+
+
+def body(message: str, **more: str | None) -> str:
+    return json.dumps({"error": {"message": message, "param": None} | more})
+
+
+NO_MODEL = "The model `bad-model` does not exist or you do not have access to it."
+LIMIT = "hit your usage limit. Upgrade to Pro (https://chatgpt.com/explore/pro), visit"
+
+# What Codex said, the kind it is, whether calling again as it is makes sense.
+SAID = [
+    # 0.60.1
+    (f"unexpected status 400 Bad Request: {body('No.')}", "invalid_request", False),
+    ("exceeded retry limit, last status: 401 Unauthorized", "not_authenticated", False),
+    (f"unexpected status 403 Forbidden: {body('No.')}", "not_authenticated", False),
+    (f"unexpected status 404 Not Found: {body(NO_MODEL)}", "model_unavailable", False),
+    ("exceeded retry limit, last status: 429 Too Many Requests", "rate_limited", True),
+    ("We're currently experiencing high demand, which may cause errors.", "overloaded", True),
+    ("exceeded retry limit, last status: 503 Service Unavailable", "overloaded", True),
+    ("exceeded retry limit, last status: 503", "overloaded", True),
+    ("exceeded retry limit, last status: 500 Internal Server Error", "overloaded", True),
+    (f"You've {LIMIT} again at Jan 1st, 2030 12:00 AM.", "usage_limit", False),
+    ("Quota exceeded. Check your plan and billing details.", "usage_limit", False),
+    (
+        "Codex ran out of room in the model's context window. Start a new conversation or clear"
+        " earlier history before retrying.",
+        "context_window_exceeded",
+        False,
+    ),
+    ("stream disconnected before completion: Invalid prompt: it was flagged.", "refused", False),
+    ("stream closed before response.completed", "network", True),
+    (
+        "stream disconnected before completion: Rate limit reached for gpt-5. Please try again in"
+        " 0.5s.",
+        "rate_limited",
+        True,
+    ),
+    (
+        "Connection failed: error sending request for url (http://127.0.0.1:1/v1/responses)",
+        "network",
+        True,
+    ),
+    ("stream disconnected before completion: idle timeout waiting for SSE", "network", True),
+    # 0.98.0 to 0.169.0
+    (body("The model `nope` cannot.", type="invalid_request_error"), "invalid_request", False),
+    (
+        "unexpected status 401 Unauthorized: Incorrect API key provided: sk-xxx., url:"
+        " http://127.0.0.1:8200/v1/responses",
+        "not_authenticated",
+        False,
+    ),
+    ("unexpected status 403 Forbidden: No., url: http://127.0.0.1:1", "not_authenticated", False),
+    (NO_MODEL, "model_unavailable", False),
+    ("Selected model is at capacity. Please try a different model.", "overloaded", True),
+    ("We\u2019re currently experiencing high demand, which may cause errors.", "overloaded", True),
+    (f"You\u2019ve {LIMIT} again at Jan 1st, 2030 12:00 AM.", "usage_limit", False),
+    (
+        "Codex ran out of room in the model\u2019s context window. Start a new thread or clear"
+        " earlier history before retrying.",
+        "context_window_exceeded",
+        False,
+    ),
+    ("Invalid prompt: it was flagged as potentially violating our policy.", "refused", False),
+    ("Incomplete response returned, reason: max_output_tokens", "turn_failed", False),
+    ("Incomplete response returned, reason: content_filter", "refused", False),
+    (
+        "Reconnecting... 2/5 (stream disconnected before completion: failed to lookup address"
+        " information: Temporary failure in name resolution)",
+        "network",
+        True,
+    ),
+    ("Reconnecting... waiting for network (error sending request)", "network", True),
+    # The provider's body, raw
+    (body("No.", code="invalid_json_schema"), "invalid_output_schema", False),
+    (body("Slow down.", type="requests", code="rate_limit_exceeded"), "rate_limited", True),
+    (body("x", type="insufficient_quota", code="insufficient_quota"), "usage_limit", False),
+    (body("x", code="context_length_exceeded"), "context_window_exceeded", False),
+    (body("x", code="invalid_api_key"), "not_authenticated", False),
+    (body("x", code="server_is_overloaded"), "overloaded", True),
+    # Nothing of it is known
+    ("The turn met something new.", "turn_failed", False),
+    ("", "turn_failed", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "kind", "retryable"), SAID)
+def test_what_codex_says_has_a_kind(said: str, kind: str, retryable: bool) -> None:
+    failure = classify(said)
+    assert (failure.kind, failure.retryable) == (kind, retryable)
+    assert failure.message
+    assert failure.hint
+
+
+def test_the_message_is_codex_s_own_and_a_raw_body_is_unwrapped() -> None:
+    assert classify(" It met something new.\n").message == "It met something new."
+    assert classify(body(NO_MODEL)).message == NO_MODEL
+    for odd in ("{not json", '{"error":"text"}', '{"error":{"message":7}}', '{"detail":"x"}', "[]"):
+        assert classify(odd).message == odd
+    assert classify("").message == "Codex reported a failure without a message."
+
+
+BACKTRACE = "\n\nStack backtrace:\n   0: <unknown>\n   1: rate_limit\n   2: <unknown>\n"
+USAGE = "\n\nUsage: codex exec [OPTIONS] [PROMPT]\n\nFor more information, try '--help'.\n"
+FAILED = "Error: thread/resume: thread/resume failed: "
+GONE = "no rollout found for thread id 00000000-0000-0000-0000-000000000000 (code -32600)"
+LOG = "2026-11-22T15:33:04.246003Z ERROR codex_core::models_manager: stream disconnected\n"
+
+STDERR = [
+    ("Not inside a trusted directory and --skip-git-repo-check was not specified.\n", 1,
+     "untrusted_directory"),
+    (f"{FAILED}{GONE}{BACKTRACE}", 1, "thread_not_found"),
+    (f"{FAILED}thread 01a2 already has an active writer (code -32600){BACKTRACE}", 1,
+     "thread_busy"),
+    (f"error: unexpected argument '--no-such-flag' found{USAGE}", 2, "codex_unsupported"),
+    ("Error loading config.toml: TOML parse error at line 1, column 9\n", 1, "bad_config"),
+    ("Error loading config.toml: unknown variant `x`, expected one of `a`, `b`\n", 1, "bad_config"),
+    ("Error finding codex home: No such file or directory (os error 2)\n", 1, "bad_config"),
+    ('Error: CODEX_HOME points to "/x", but that path does not exist\n', 1, "bad_config"),
+    ("Output schema file /x/s.json is not valid JSON: expected value\n", 1,
+     "invalid_output_schema"),
+    ("Failed to read output schema file /x/s.json: No such file or directory (os error 2)\n", 1,
+     "invalid_output_schema"),
+    ("Error: Input exceeds the maximum length of 1048576 characters. (code -32602), data:"
+     ' {"input_error_code":"input_too_large"}\n', 1, "prompt_too_large"),
+    ("cannot run /x/codex in /y: No such file or directory\n", 127, "codex_not_found"),
+    ("No prompt provided via stdin.\n", 1, "codex_crashed"),
+    (LOG, 1, "codex_crashed"),
+    ("thread 'main' panicked at tui/src/lib.rs:1:2:\nat capacity\n", 101, "codex_crashed"),
+    ("", 0, "codex_crashed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stderr", "exit_code", "kind"), STDERR)
+def test_an_end_without_a_result_has_a_kind_by_its_stderr(
+    stderr: str, exit_code: int, kind: str
+) -> None:
+    failure = classify_exit(exit_code, stderr, None)
+    assert failure.kind == kind
+    assert "<unknown>" not in failure.message
+    assert "models_manager" not in failure.message
+
+
+def test_a_crash_tells_how_codex_ended_and_what_it_said_last() -> None:
+    panic = classify_exit(101, "thread 'main' panicked at lib.rs:1:2:\nindex out of bounds\n", "x")
+    assert panic.message == (
+        "Codex ended with exit code 101 and no result: thread 'main' panicked at lib.rs:1:2:\n"
+        "index out of bounds"
+    )
+    assert panic.retryable
+    killed = "Codex ended with signal 9 and no result."
+    assert classify_exit(-9, f"Reading prompt from stdin...\n{LOG}", None).message == killed
+
+
+def test_the_last_error_event_counts_where_stderr_says_nothing() -> None:
+    lost = classify_exit(-15, LOG, "Reconnecting... 3/5 (stream disconnected)")
+    assert (lost.kind, lost.retryable) == ("network", True)
+    assert lost.message == "Reconnecting... 3/5 (stream disconnected)"
+
+
+def test_last_words_are_the_end_of_what_was_meant_for_a_reader() -> None:
+    stderr = (
+        "\x1b[2m2026-11-22T15:33:04.246003Z\x1b[0m \x1b[31mERROR\x1b[0m codex_core: noise\n"
+        + "Reading additional input from stdin...\nwarning: Untrusted configuration\n\n"
+        + "".join(f"line {number}  \n" for number in range(20))
+        + "Stack backtrace:\n   0: <unknown>\n"
+    )
+    assert last_words(stderr) == "\n".join(f"line {number}" for number in range(8, 20))
+
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.SflKxwRJSMeKKF2QT4"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("key sk-proj-abcDEF123456_x-y.", "key [secret]."),
+        ("API key - sk-test-***56789", "API key - [secret]"),
+        ("provided: sk-proj-********************wxyz.", "provided: [secret]."),
+        ("Authorization: Bearer abc.def-123456==", "Authorization: [secret]"),
+        ("authorization: bearer abcdefghijk", "authorization: [secret]"),
+        (f'token="{JWT}"', 'token="[secret]"'),
+        ("https://user:pass@host/path", "https://[secret]@host/path"),
+        ("http://u:p@127.0.0.1:8080", "http://[secret]@127.0.0.1:8080"),
+        ("ghp_abcdefghijklmnop and AKIAIOSFODNN7EXAMPLE", "[secret] and [secret]"),
+        ("OPENAI_API_KEY=sk-abcdefgh12345678", "OPENAI_API_KEY=[secret]"),
+        ("two: sk-aaaaaaaaaa, sk-bbbbbbbbbb", "two: [secret], [secret]"),
+    ],
+)
+def test_secrets_are_masked(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sk-learn and sk-xxx.",
+        "task-force",
+        "risk-free-thing",
+        "a disk-***-thing",
+        "the bearer of news",
+        "https://host:8080/a:b@c",
+        "mail me@example.com",
+        "eyJ and keyJabcdefgh.abcdefgh.abc",
+    ],
+)
+def test_ordinary_words_are_not_masked(text: str) -> None:
+    assert mask(text) == text
+
+
+def test_every_failure_is_masked_and_bounded() -> None:
+    secret = "sk-proj-abcdefghijklmnop"
+    for failure in (
+        classify(f"new: {secret}"),
+        classify(body(f"Incorrect API key provided: {secret}.")),
+        classify_exit(1, f"panicked at {secret}", None),
+        classify_exit(1, "", secret),
+    ):
+        assert "sk-proj" not in failure.message
+        assert "[secret]" in failure.message
+    assert len(classify("x" * 100_000).message) == 2000
+    assert len(classify_exit(1, "x" * 100_000, None).message) == 2000
+
+
+def test_no_part_of_a_secret_outlives_the_cut_of_a_long_message() -> None:
+    secret = "sk-proj-" + "Q7" * 60
+    for start in range(1000, 1600, 7):
+        message = classify("a " * (start // 2) + secret + " z" * 2000).message
+        assert "Q7Q7" not in message
+    for end in range(500, 800, 7):
+        message = classify("a " * 2000 + secret + " z" * (end // 2)).message
+        assert "Q7Q7" not in message
+
+
+def test_a_long_text_keeps_its_head_and_tail_around_a_marked_gap() -> None:
+    assert shorten("x" * 100, 100) == "x" * 100
+    text = "".join(f"{number:05}" for number in range(2000))
+    short = shorten(text, 1000)
+    assert len(short) == 1000
+    parts = re.fullmatch(r"(\d+)\n\[… ([\d,]+) characters left out …\]\n(\d+)", short)
+    assert parts is not None
+    assert text.startswith(parts[1])
+    assert text.endswith(parts[3])
+    assert len(parts[1]) + int(parts[2].replace(",", "")) + len(parts[3]) == len(text)

@@ -1,0 +1,270 @@
+"""Finding Codex: behind npm's and pnpm's scripts, in its order, and what it can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
+from codex_tools.codex.program import find_codex, native_binary
+from far_ends import FakeCodex
+
+ARM = platform.machine().lower() in ("arm64", "aarch64")
+DARWIN = sys.platform == "darwin"
+TRIPLE = ("aarch64" if ARM else "x86_64") + ("-apple-darwin" if DARWIN else "-unknown-linux-musl")
+PLATFORM = f"codex-{'darwin' if DARWIN else 'linux'}-{'arm64' if ARM else 'x64'}"
+
+PNPM = """\
+#!/bin/sh
+basedir=$(dirname "$(echo "$0" | sed -e 's,\\\\,/,g')")
+if [ -x "$basedir/node" ]; then
+  exec "$basedir/node"  "$basedir/global/5/node_modules/@openai/codex/bin/codex.js" "$@"
+else
+  exec node  "$basedir/global/5/node_modules/@openai/codex/bin/codex.js" "$@"
+fi
+"""
+
+
+def program(path: Path, text: str = "#!/bin/sh\n", mode: int = 0o755) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def counting(folder: Path, answer: str = "codex-cli 0.169.0") -> tuple[Path, Path]:
+    """Return a program that answers *answer* and the file where it counts its runs."""
+    runs = folder / "runs.txt"
+    text = f"#!/bin/sh\necho \"$*\" >> '{runs}'\necho '{answer}'\n"
+    return program(folder / "codex", text), runs
+
+
+@pytest.fixture(params=["old", "nested", "hoisted"])
+def npm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """npm's node script, and the native binary behind it, in each layout."""
+    openai = tmp_path / "node_modules" / "@openai"
+    script = program(openai / "codex" / "bin" / "codex.js", "#!/usr/bin/env node\n")
+    place, folder = {
+        "old": (openai / "codex", "codex"),
+        "nested": (openai / "codex" / "node_modules" / "@openai" / PLATFORM, "bin"),
+        "hoisted": (openai / PLATFORM, "bin"),
+    }[request.param]
+    yield script, program(place / "vendor" / TRIPLE / folder / "codex")
+
+
+def test_the_native_binary_is_found_behind_npm_s_script(npm: tuple[Path, Path]) -> None:
+    script, native = npm
+    assert native_binary(script) == native
+
+
+def test_the_native_binary_is_found_behind_npm_s_link(
+    npm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    script, native = npm
+    link = tmp_path / "node_modules" / ".bin" / "codex"
+    link.parent.mkdir()
+    link.symlink_to(Path("..") / script.relative_to(tmp_path / "node_modules"))
+    assert native_binary(link) == native
+
+
+def test_the_native_binary_is_found_behind_pnpm_s_shell_script(tmp_path: Path) -> None:
+    openai = tmp_path / "pnpm" / "global" / "5" / "node_modules" / "@openai"
+    program(openai / "codex" / "bin" / "codex.js", "#!/usr/bin/env node\n")
+    native = program(openai / PLATFORM / "vendor" / TRIPLE / "bin" / "codex")
+    assert native_binary(program(tmp_path / "pnpm" / "codex", PNPM)) == native
+
+
+def test_a_script_without_its_binary_is_left_as_it_is(npm: tuple[Path, Path]) -> None:
+    script, native = npm
+    native.chmod(0o644)
+    assert native_binary(script) == script
+    native.unlink()
+    native.mkdir()
+    assert native_binary(script) == script
+
+
+def test_any_other_program_is_left_as_it_is(tmp_path: Path) -> None:
+    others = [
+        program(tmp_path / "a", '#!/bin/sh\nexec /opt/codex "$@"\n'),
+        program(tmp_path / "b", '\x7fELF "$basedir/x/@openai/codex/bin/codex.js"'),
+        program(tmp_path / "c", PNPM),
+        program(tmp_path / "d", ""),
+        tmp_path / "not there",
+        tmp_path,
+    ]
+    assert [native_binary(path) for path in others] == others
+
+
+async def test_the_configured_codex_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured, _ = counting(tmp_path / "configured", "codex-cli 0.160.0")
+    on_path, _ = counting(tmp_path / "path", "codex-cli 0.150.0-alpha.3")
+    monkeypatch.setenv("PATH", str(on_path.parent), prepend=os.pathsep)
+    first = await find_codex(str(configured))
+    assert (first.path, first.version_text) == (configured, "0.160.0")
+    second = await find_codex(None)
+    assert (second.path, second.version) == (on_path, (0, 150, 0))
+    assert second.version_text == "0.150.0-alpha.3"
+    assert (await find_codex("codex")).path == on_path
+
+
+async def test_the_python_package_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import version
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = await find_codex(None)
+    assert found.version_text == version("openai-codex-cli-bin")
+    assert "codex_cli_bin" in found.path.parts
+
+
+def test_without_any_codex_the_error_says_how_to_get_one(tmp_path: Path) -> None:
+    program(tmp_path / "codex_cli_bin.py", "raise ImportError\n")
+    script = "import anyio, codex_tools.codex.program as p; anyio.run(p.find_codex, None)"
+    env = {"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "CodexNotFound: No Codex CLI was found on PATH" in done.stderr
+
+
+async def test_a_configured_path_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = counting(tmp_path / "bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (await find_codex("~/bin/codex")).path == path
+
+
+@pytest.mark.parametrize("configured", ["bin/codex", "./bin/codex", "./codex"])
+async def test_a_relative_path_is_that_of_this_process_and_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: str
+) -> None:
+    counting(tmp_path / "bin")
+    path, _ = counting(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    found = await find_codex(configured)
+    assert found.path.is_absolute()
+    assert found.path == path.parent / configured
+
+
+async def test_a_relative_folder_on_path_gives_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = counting(tmp_path / "bin")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "bin")
+    assert (await find_codex(None)).path == path
+
+
+@pytest.mark.parametrize("configured", ["{}/missing", "{}/folder", "{}/plain", "no-such-codex"])
+async def test_what_is_no_program_cannot_be_codex(tmp_path: Path, configured: str) -> None:
+    (tmp_path / "folder").mkdir()
+    program(tmp_path / "plain", "codex", mode=0o644)
+    name = configured.format(tmp_path)
+    with pytest.raises(CodexNotFound, match="is not a program") as caught:
+        await find_codex(name)
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("#!/bin/sh\necho git version 2.43.0\n", "but with: git version 2.43.0"),
+        ("#!/bin/sh\necho codex\n", "but with: codex"),
+        ("#!/bin/sh\nexit 1\n", "but with: nothing"),
+        ("#!/bin/sh\nprintf '\\377\\376'\n", "but with: "),
+        ("#!/no/such/interpreter\n", "cannot be run: No such file"),
+        ("no program at all\n", "cannot be run: Exec format error"),
+    ],
+)
+async def test_a_program_that_is_not_codex_is_refused(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    path = program(tmp_path / "codex", text)
+    with pytest.raises(CodexNotFound) as caught:
+        await find_codex(str(path))
+    assert str(path) in caught.value.message
+    assert problem in caught.value.message
+
+
+async def test_the_version_is_asked_once_until_the_file_changes(tmp_path: Path) -> None:
+    path, runs = counting(tmp_path)
+    for _ in range(3):
+        assert (await find_codex(str(path))).version_text == "0.169.0"
+    assert runs.read_text() == "--version\n"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    await find_codex(str(path))
+    assert runs.read_text() == "--version\n" * 2
+    counting(tmp_path, "codex-cli 0.1690.0")
+    assert (await find_codex(str(path))).version_text == "0.1690.0"
+    assert runs.read_text() == "--version\n" * 3
+
+
+async def test_a_failure_to_answer_is_not_remembered(tmp_path: Path) -> None:
+    path, runs = counting(tmp_path, "not now")
+    for _ in range(2):
+        with pytest.raises(CodexNotFound):
+            await find_codex(str(path))
+    assert runs.read_text() == "--version\n" * 2
+
+
+@pytest.mark.parametrize("version", ["0.60.0", "0.59.9", "0.0.2505"])
+async def test_a_codex_that_is_too_old_is_named(tmp_path: Path, version: str) -> None:
+    path = FakeCodex(tmp_path, version=version).build()
+    with pytest.raises(CodexUnsupported) as caught:
+        await find_codex(str(path))
+    assert caught.value.version == version
+    assert version in caught.value.message
+    assert "0.60.1" in caught.value.message
+    assert "Update Codex" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("version", "ephemeral", "cumulative", "paginated"),
+    [
+        ("0.60.1", False, False, False),
+        ("0.78.9", False, False, False),
+        ("0.79.0", False, True, False),
+        ("0.98.0", False, True, False),
+        ("0.99.0", True, True, False),
+        ("0.146.9", True, True, False),
+        ("0.147.0-alpha.1", True, True, True),
+        ("1.0.0", True, True, True),
+    ],
+)
+async def test_what_a_codex_can_do_goes_by_its_version(
+    tmp_path: Path, version: str, ephemeral: bool, cumulative: bool, paginated: bool
+) -> None:
+    found = await find_codex(str(FakeCodex(tmp_path, version=version).build()))
+    assert ("--ephemeral" in found.flags) is ephemeral
+    assert found.usage_is_cumulative is cumulative
+    assert found.knows_paginated_threads is paginated
+
+
+async def test_a_build_from_source_is_asked_for_its_help(tmp_path: Path) -> None:
+    path = FakeCodex(tmp_path / "new", version="0.0.0", help="Options: --ephemeral").build()
+    new = await find_codex(str(path))
+    assert (new.version, new.version_text) == (None, "0.0.0")
+    new.need("--ephemeral")
+    assert new.usage_is_cumulative
+    assert new.knows_paginated_threads
+    old = await find_codex(str(FakeCodex(tmp_path / "old", version="0.0.0").build()))
+    with pytest.raises(CodexUnsupported, match="--ephemeral, which Codex knows since"):
+        old.need("--ephemeral")
+
+
+async def test_the_folder_with_ripgrep_is_told(tmp_path: Path) -> None:
+    path, _ = counting(tmp_path / TRIPLE / "codex")
+    assert (await find_codex(str(path))).search_path is None
+    (tmp_path / TRIPLE / "path").mkdir()
+    os.utime(path, ns=(0, 0))
+    assert (await find_codex(str(path))).search_path == str(tmp_path / TRIPLE / "path")

@@ -1,0 +1,333 @@
+"""The server as a client meets it: lists, arguments, refusals, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from jsonschema import Draft202012Validator
+from mcp.client.session import ClientRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types import ListRootsResult, Root
+from pydantic import FileUrl
+
+from far_ends import (
+    FakeCodex,
+    Json,
+    Lab,
+    answer_lines,
+    call,
+    connect,
+    events,
+    thread_line,
+)
+
+HELLO = events(thread_line(), *answer_lines("hello"))
+
+
+def size(value: object) -> int:
+    return len(json.dumps(value, ensure_ascii=False))
+
+
+async def test_the_list_of_tools_is_small_and_complete(mode: str, lab: Lab) -> None:
+    async with connect(mode, None, lab) as client:
+        listed = (await client.list_tools()).tools
+    tools = [t.model_dump(by_alias=True, mode="json", exclude_none=True) for t in listed]
+    assert [tool["name"] for tool in tools] == ["codex_run", "codex_resume"]
+    # The contract's bounds are for all six tools; the two here pay for most of it.
+    assert sum(size([t["name"], t["description"], t["inputSchema"]]) for t in tools) < 5_500
+    assert size(tools) < 13_000
+    for tool in tools:
+        Draft202012Validator.check_schema(tool["inputSchema"])
+        Draft202012Validator.check_schema(tool["outputSchema"])
+        assert tool["inputSchema"]["type"] == tool["outputSchema"]["type"] == "object"
+        assert tool["inputSchema"]["additionalProperties"] is False
+        assert tool["annotations"]["readOnlyHint"] is False
+        assert tool["annotations"]["destructiveHint"] is True
+        assert tool["annotations"]["openWorldHint"] is True
+
+
+async def test_the_instructions_are_short(mode: str, lab: Lab) -> None:
+    async with connect(mode, None, lab) as client:
+        instructions = client.instructions or ""
+    assert 500 < len(instructions) < 2000
+    for word in ("codex_resume", "workspace-write", "read-only", "output_schema"):
+        assert word in instructions
+
+
+async def test_wrong_arguments_are_named_with_the_right_name(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    cases: list[tuple[Json, tuple[str, ...]]] = [
+        ({"promt": "x"}, ("promt", "'prompt'")),
+        ({"prompt": "x", "sandbx": "read-only"}, ("sandbx", "'sandbox'")),
+        ({"prompt": "x", "sandbox": "Read-Only"}, ("sandbox", "read-only")),
+        ({"prompt": 7}, ("prompt", "string")),
+        ({"prompt": ""}, ("prompt",)),
+        ({"prompt": "  \n\t"}, ("prompt", "blank")),
+        ({"prompt": "x", "timeout_s": "60"}, ("timeout_s", "number")),
+        ({"prompt": "x", "timeout_s": 0}, ("timeout_s",)),
+        ({"prompt": "x", "images": "a.png"}, ("images", "list")),
+        ({"prompt": "x", "cwd": "relative"}, ("cwd", "absolute")),
+        ({"prompt": "x", "model": "-c evil=1"}, ("model",)),
+        ({"prompt": "x", "reasoning_effort": 'low" x="'}, ("reasoning_effort",)),
+        ({"prompt": "x", "cwd": "/no/such/folder"}, ("cwd", "/no/such/folder")),
+        ({"prompt": "x", "images": ["gone.png"]}, ("images", "gone.png")),
+        ({"prompt": "x", "add_dirs": ["gone"]}, ("add_dirs", "gone")),
+        ({"prompt": "x", "cwd": "/tmp\x00"}, ("cwd",)),
+        ({"prompt": "x", "config": {"model_verbosity": None}}, ("model_verbosity",)),
+        ({"prompt": "x", "config": {'a"]b': 1}}, ("config",)),
+        ({}, ("prompt",)),
+    ]
+    async with connect(mode, fake.build(), lab) as client:
+        for arguments, words in cases:
+            result = await call(client, "codex_run", **arguments)
+            assert result["error"]["kind"] == "invalid_arguments", arguments
+            assert result["run_id"] is None
+            for word in words:
+                assert word in result["text"], (arguments, result["text"])
+        none = await client.call_tool("codex_run")
+        assert none.is_error
+    assert not fake.was_started
+
+
+async def test_null_stands_for_an_absent_argument(mode: str, lab: Lab, fake: FakeCodex) -> None:
+    fake.stdout = HELLO
+    async with connect(mode, fake.build(), lab) as client:
+        result = await call(client, "codex_run", prompt="x", model=None, images=None, config=None)
+    assert result["status"] == "completed"
+
+
+async def test_a_prompt_over_the_limit_is_refused_as_such(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    async with connect(mode, fake.build(), lab) as client:
+        result = await call(client, "codex_run", prompt="x" * 1_000_001)
+    assert result["error"]["kind"] == "prompt_too_large"
+    assert "1,000,001" in result["error"]["message"]
+    assert not fake.was_started
+
+
+async def test_what_the_operator_forbids_is_refused(mode: str, lab: Lab, fake: FakeCodex) -> None:
+    outside = lab.root / "outside"
+    outside.mkdir()
+    (outside / "a.png").touch()
+    (lab.project / "link").symlink_to(outside)
+    cases: list[tuple[Json, str]] = [
+        ({"sandbox": "danger-full-access"}, "--max-sandbox"),
+        ({"timeout_s": 1e6}, "--max-timeout-s"),
+        ({"config": {"sandbox_mode": "danger-full-access"}}, "--allow-config"),
+        ({"config": {"model_providers.x.base_url": "http://evil"}}, "--allow-config"),
+        ({"cwd": str(outside)}, "--root"),
+        ({"cwd": str(lab.project / "link")}, "--root"),
+        ({"cwd": f"{lab.project}/../outside"}, "--root"),
+        ({"images": ["link/a.png"]}, "--root"),
+        ({"add_dirs": ["../outside"]}, "--root"),
+    ]
+    async with connect(mode, fake.build(), lab, "--root", str(lab.project)) as client:
+        for arguments, option in cases:
+            result = await call(client, "codex_run", prompt="x", **arguments)
+            assert result["error"]["kind"] == "not_allowed", arguments
+            assert option in result["error"]["hint"]
+    assert not fake.was_started
+
+
+async def test_a_bad_output_schema_never_reaches_codex(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    cases: list[tuple[Json, str]] = [
+        ({"type": "objekt"}, "$.type"),
+        ({"properties": {"a": {"minimum": "1"}}}, "$.properties.a.minimum"),
+        ({"$ref": "#/$defs/gone"}, "$.$ref"),
+        ({"properties": {"a": {"$ref": "https://example.com/x.json"}}}, "$.properties.a.$ref"),
+    ]
+    async with connect(mode, fake.build(), lab) as client:
+        for schema, path in cases:
+            result = await call(client, "codex_run", prompt="x", output_schema=schema)
+            assert result["error"]["kind"] == "invalid_output_schema", schema
+            assert path in result["error"]["message"]
+    assert not fake.was_started
+
+
+async def test_the_schema_file_is_private_and_gone_afterwards(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    schema = {"type": "object", "required": ["a"]}
+    fake.stdout = events(thread_line(), *answer_lines('{"a": 1}'))
+    place = lab.root / "tmp"
+    place.mkdir()
+    async with connect(mode, fake.build(), lab, env={"TMPDIR": str(place)}) as client:
+        result = await call(client, "codex_run", prompt="x", output_schema=schema)
+        seen = fake.seen()
+        fake.stdout = b""
+        fake.build()
+        failed = await call(client, "codex_run", prompt="x", output_schema=schema)
+    assert result["structured_output"] == {"a": 1}
+    assert seen["schema"] == schema
+    assert Path(seen["schema_file"]).is_relative_to(place)
+    assert failed["error"]["kind"] == "codex_crashed"
+    assert list(place.iterdir()) == []
+
+
+async def test_the_command_line_is_the_portable_one(mode: str, lab: Lab, fake: FakeCodex) -> None:
+    fake.stdout = HELLO
+    (lab.project / "-i.png").touch()
+    async with connect(mode, fake.build(), lab) as client:
+        await call(
+            client,
+            "codex_run",
+            prompt="-c x",
+            sandbox="workspace-write",
+            model="some-model",
+            images=["-i.png"],
+            skip_git_repo_check=True,
+            config={"model_verbosity": 'low" #'},
+        )
+    seen = fake.seen()
+    assert seen["argv"][1:] == [
+        *("exec", "--json", "-s", "workspace-write", "-C", str(lab.project)),
+        *("-m", "some-model", "-c", 'model_verbosity="low\\" #"'),
+        *("--skip-git-repo-check", f"--image={lab.project}/-i.png", "-"),
+    ]
+    assert seen["stdin"] == "-c x"
+    assert seen["cwd"] == str(lab.project)
+
+
+async def test_without_codex_the_error_says_how_to_get_it(mode: str, lab: Lab) -> None:
+    async with connect(mode, lab.root / "gone", lab) as client:
+        result = await call(client, "codex_run", prompt="x")
+    assert result["error"]["kind"] == "codex_not_found"
+    assert "npm install" in result["error"]["hint"]
+
+
+async def test_an_unknown_tool_is_a_protocol_error(mode: str, lab: Lab) -> None:
+    async with connect(mode, None, lab) as client:
+        with pytest.raises(MCPError, match="codex_walk"):
+            await client.call_tool("codex_walk", {})
+        assert (await client.list_tools()).tools
+
+
+async def test_an_internal_fault_stays_inside_and_the_server_goes_on(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    # A file where the folder for locks has to be: a fault that nobody has foreseen.
+    lab.state.mkdir()
+    (lab.state / "locks").write_text("")
+    async with connect(mode, fake.build(), lab) as client:
+        broken = await call(client, "codex_run", prompt="secret words")
+        (lab.state / "locks").unlink()
+        mended = await call(client, "codex_run", prompt="x")
+    assert broken["error"]["kind"] == "internal"
+    assert str(lab.state) not in broken["text"]
+    assert "Error" not in broken["error"]["message"]
+    assert mended["status"] == "completed"
+    logged = lab.log.read_text()
+    assert "FileExistsError" in logged
+    assert "secret words" not in logged
+
+
+async def test_the_folder_is_the_client_s_first_root(mode: str, lab: Lab, fake: FakeCodex) -> None:
+    fake.stdout = HELLO
+    root = lab.root / "the root é"
+    root.mkdir()
+
+    async def roots(_: ClientRequestContext) -> ListRootsResult:
+        return ListRootsResult(roots=[Root(uri=FileUrl(root.as_uri()))])
+
+    async with connect(mode, fake.build(), lab, list_roots_callback=roots) as client:
+        mine = await call(client, "codex_run", prompt="x")
+        named = await call(client, "codex_run", prompt="x", cwd=str(lab.project))
+    assert mine["cwd"] == str(root)
+    assert named["cwd"] == str(lab.project)
+
+
+async def test_without_roots_the_folder_is_the_project_s_or_the_server_s_own(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    other = lab.root / "other"
+    other.mkdir()
+    async with connect(mode, fake.build(), lab, env={"CLAUDE_PROJECT_DIR": str(other)}) as client:
+        told = await call(client, "codex_run", prompt="x")
+    async with connect(mode, fake.build(), lab) as client:
+        own = await call(client, "codex_run", prompt="x")
+    assert told["cwd"] == str(other)
+    assert own["cwd"] == str(lab.project)
+
+
+async def test_progress_starts_at_once_changes_at_most_twice_a_second_and_never_stops(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = """
+def item(n, kind="started", **fields):
+    item = {"id": f"item_{n}", "type": "command_execution", "command": f"step {n}",
+            "aggregated_output": "", "exit_code": None, "status": "in_progress", **fields}
+    print(json.dumps({"type": f"item.{kind}", "item": item}), flush=True)
+print(json.dumps({"type": "thread.started", "thread_id": "T" * 36}), flush=True)
+for n in range(300):
+    item(n)
+    item(n, "completed", exit_code=0, status="completed")
+    time.sleep(0.01)
+item(300, command="/bin/bash -lc 'pytest -q'")
+time.sleep(10.5)
+"""
+    fake.stdout = events(*answer_lines("done"))
+    heard: list[tuple[float, str]] = []
+
+    async def tell(progress: float, total: float | None, message: str | None) -> None:
+        heard.append((progress, message or ""))
+
+    async with connect(mode, fake.build(), lab) as client:
+        answer = await client.call_tool("codex_run", {"prompt": "x"}, progress_callback=tell)
+    numbers = [number for number, _ in heard]
+    messages = [message for _, message in heard]
+    assert numbers == sorted(set(numbers))
+    # 3 s of changes, then 10 s of silence: some of the first, one or two of the second.
+    assert 3 <= len(heard) <= 14
+    assert any("step" in message for message in messages)
+    quiet = [message for message in messages if "running pytest -q" in message]
+    assert len(quiet) >= 2
+    assert sum("T" * 36 in message for message in messages) == 1
+    assert all(len(message) <= 200 for message in messages)
+    assert cast("Json", answer.structured_content)["command_count"] == 301
+
+
+async def test_the_environment_for_python_is_not_handed_on(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "", "OTHER": "kept"}
+    async with connect(mode, fake.build(), lab, env=env) as client:
+        await call(client, "codex_run", prompt="x")
+    seen = fake.seen()["env"]
+    assert "PYTHONSAFEPATH" not in seen
+    assert "PYTHONPATH" not in seen
+    assert seen["OTHER"] == "kept"
+
+
+async def test_the_node_script_on_path_is_passed_by(mode: str, lab: Lab, tmp_path: Path) -> None:
+    """npm's layout in miniature: the native binary is run, node is not needed."""
+    package = tmp_path / "lib" / "node_modules" / "@openai" / "codex"
+    machine = "aarch64" if os.uname().machine in ("arm64", "aarch64") else "x86_64"
+    triple = f"{machine}-unknown-linux-musl"
+    native = FakeCodex(package / "vendor" / triple / "codex", version="0.60.1", stdout=HELLO)
+    native.build()
+    (package / "bin").mkdir()
+    (package / "bin" / "codex.js").write_text("#!/bin/false\n")
+    (package / "bin" / "codex.js").chmod(0o755)
+    path = tmp_path / "bin"
+    path.mkdir()
+    (path / "codex").symlink_to(package / "bin" / "codex.js")
+    (package / "vendor" / triple / "path").mkdir()
+    async with connect(
+        mode, None, lab, env={"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+    ) as client:
+        result: Any = await call(client, "codex_run", prompt="x")
+    assert result["status"] == "completed"
+    assert result["codex_version"] == "0.60.1"
+    assert native.seen()["env"]["PATH"].startswith(str(package / "vendor" / triple / "path"))

@@ -1,0 +1,116 @@
+"""The house stands as it is drawn, and in any neighbourhood."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from far_ends import FakeCodex, Lab, answer_lines, call, connect, events, thread_line
+from mcp_server_codex.app import TOOLS
+
+TOP = Path(__file__).parent.parent
+SOURCES = sorted([*(TOP / "server").rglob("*.py"), *(TOP / "tools").rglob("*.py")])
+
+
+def test_the_top_level_holds_what_it_must() -> None:
+    for name in (
+        *("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "manifest.json"),
+        *("server", "tools", "tests", ".ci/run", ".gitignore"),
+    ):
+        assert (TOP / name).exists(), name
+
+
+def test_both_packages_are_typed_and_their_inits_hold_one_docstring() -> None:
+    for package in ("server/mcp_server_codex", "tools/codex_tools"):
+        assert (TOP / package / "py.typed").is_file()
+    for init in (path for path in SOURCES if path.name == "__init__.py"):
+        body = ast.parse(init.read_text()).body
+        assert len(body) == 1, init
+        assert isinstance(body[0], ast.Expr), init
+
+
+def test_tools_never_import_the_server_nor_mcp() -> None:
+    for path in (TOP / "tools").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                assert name.partition(".")[0] not in ("mcp", "mcp_types", "mcp_server_codex"), path
+
+
+def test_no_file_is_an_attic() -> None:
+    for path in SOURCES:
+        assert path.stem not in ("utils", "types", "constants", "base", "helpers"), path
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_manifest_says_what_the_code_says() -> None:
+    manifest = json.loads((TOP / "manifest.json").read_text())
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    assert manifest["version"] == project["version"] == version("mcp-server-codex")
+    assert manifest["name"] == project["name"]
+    assert [tool["name"] for tool in manifest["tools"]] == [tool.name for tool in TOOLS]
+    assert (TOP / manifest["server"]["entry_point"]).is_file()
+
+
+def test_the_guard_needs_nothing_but_the_standard_library() -> None:
+    guard = TOP / "tools" / "codex_tools" / "codex" / "guard.py"
+    for node in ast.walk(ast.parse(guard.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+            for name in names:
+                assert str(name).partition(".")[0] in {*sys.stdlib_module_names}, name
+
+
+def test_serving_imports_neither_the_humans_part_nor_the_slow_libraries() -> None:
+    code = "import sys, mcp_server_codex.app, mcp_server_codex.stdio; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    late = {"rich", "zstandard", "hypothesis", "psutil", "mcp_server_codex.cli.demo"}
+    assert late.isdisjoint(loaded)
+
+
+@pytest.fixture
+def hostile(lab: Lab) -> Path:
+    """A user's project with packages of its own, named as our folders are."""
+    for name in ("tools", "server", "codex", "events", "policy"):
+        package = lab.project / name
+        package.mkdir()
+        (package / "__init__.py").write_text(f"raise SystemExit('the wrong {name}')\n")
+    (lab.project / "run.py").write_text("raise SystemExit('the wrong run')\n")
+    return lab.project
+
+
+async def test_the_server_starts_among_packages_named_tools_and_server(
+    mode: str, lab: Lab, hostile: Path, fake: FakeCodex
+) -> None:
+    fake.stdout = events(thread_line(), *answer_lines("hello"))
+    env = {"PYTHONPATH": str(hostile)}
+    async with connect(mode, fake.build(), lab, cwd=hostile, env=env) as client:
+        result = await call(client, "codex_run", prompt="x")
+    assert result["final_response"] == "hello"
+    # What was the user's own stays so for the commands that Codex runs.
+    assert fake.seen()["env"]["PYTHONPATH"] == str(hostile)
+
+
+async def test_a_user_s_own_mcp_package_is_kept_out_by_the_documented_settings(
+    mode: str, lab: Lab, hostile: Path, fake: FakeCodex
+) -> None:
+    (hostile / "mcp").mkdir()
+    (hostile / "mcp" / "__init__.py").write_text("raise SystemExit('the wrong mcp')\n")
+    fake.stdout = events(thread_line(), *answer_lines("hello"))
+    env = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
+    async with connect(mode, fake.build(), lab, cwd=hostile, env=env) as client:
+        result = await call(client, "codex_run", prompt="x")
+    assert result["final_response"] == "hello"
