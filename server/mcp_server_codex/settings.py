@@ -84,15 +84,18 @@ def _wait(text: str) -> float | str:
     return text if text == "auto" else _seconds(text)
 
 
+def _path(text: str) -> Path:
+    path = os.path.expanduser(text)  # noqa: PTH111 - Path's fails in another way
+    if not path or path.startswith("~"):
+        raise ValueError(f"{text!r} is not a path")
+    return Path(path).resolve()
+
+
 def _root(text: str) -> Path:
-    path = Path(text).expanduser().resolve()
+    path = _path(text)
     if not path.is_dir():
         raise ValueError(f"{text} is not a folder")
     return path
-
-
-def _state_dir(text: str) -> Path:
-    return Path(text).expanduser().resolve()
 
 
 _SANDBOX = _one_of(*get_args(Sandbox))
@@ -130,7 +133,7 @@ OPTIONS = (
     ),
     Option("--wait-s", _wait, "auto", "how long a call waits for its run", "N"),
     Option("--max-runs", _count, 4, "Codex runs at once; more wait in line", "N"),
-    Option("--state-dir", _state_dir, None, "where the server keeps its files", "DIR"),
+    Option("--state-dir", _path, None, "where the server keeps its files", "DIR"),
     Option("--log-level", _one_of(*LOG_LEVELS), "warning", "what is logged, to stderr", "LEVEL"),
 )
 
@@ -196,5 +199,5 @@ def _texts(
         return option.flag, given if isinstance(given, list) else [given]
     for variable in option.variables:
         if text := environ.get(variable):
-            return variable, text.split(os.pathsep) if option.many else [text]
+            return variable, list(filter(None, text.split(os.pathsep))) if option.many else [text]
     return option.flag, []

@@ -35,14 +35,23 @@ def check_schema(schema: Json) -> None:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise InvalidOutputSchema(error.json_path, shorten(error.message, 500)) from None
-    resolver = EMPTY_REGISTRY.resolver_with_root(DRAFT202012.create_resource(schema))
-    for path, reference in _references(schema, "$"):
+    resource = DRAFT202012.create_resource(schema)
+    for path, reference, resolver in _references(
+        schema, "$", EMPTY_REGISTRY.resolver_with_root(resource)
+    ):
         try:
-            resolver.lookup(reference)
-        except Unresolvable:
+            found = resolver.lookup(reference).contents
+        except (Unresolvable, ValueError, TypeError, AttributeError):
+            # The library lets the last three out for a pointer into what is no schema.
+            found = None
+        if not isinstance(found, dict | bool):
             raise InvalidOutputSchema(
                 path, f"{reference!r} leads nowhere (remote schemas are never fetched)"
-            ) from None
+            )
+    try:
+        problems(schema, None)
+    except RecursionError:
+        raise InvalidOutputSchema("$", "a $ref leads back to itself without end") from None
 
 
 def read_output(schema: Json, turn: TurnResult) -> Any:
@@ -55,7 +64,10 @@ def read_output(schema: Json, turn: TurnResult) -> Any:
         answer = orjson.loads(turn.final_response or "")
     except orjson.JSONDecodeError as error:
         raise OutputMismatch([f"$: the answer is not JSON ({error})"], turn) from None
-    found = [f"{path}: {problem}" for path, problem in problems(schema, answer)]
+    try:
+        found = [f"{path}: {problem}" for path, problem in problems(schema, answer)]
+    except RecursionError:
+        found = ["$: the answer is nested too deeply to be checked"]
     if len(found) > _PROBLEMS_TOLD:
         found[_PROBLEMS_TOLD:] = [f"and {len(found) - _PROBLEMS_TOLD} more"]
     if found:
@@ -74,12 +86,30 @@ def problems(schema: Json, value: object) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def _references(schema: object, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(schema, dict):
-        for key, value in cast(Json, schema).items():
-            if key in ("$ref", "$dynamicRef") and isinstance(value, str):
-                yield f"{path}.{key}", value
-            yield from _references(value, f"{path}.{key}")
-    elif isinstance(schema, list):
-        for index, value in enumerate(cast(list[object], schema)):
-            yield from _references(value, f"{path}[{index}]")
+_ONE = (
+    *("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not"),
+    *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
+)
+_MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
+_NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+"""The keywords of 2020-12 under which schemas stand; elsewhere `$ref` is plain data."""
+
+
+def _references(schema: object, path: str, resolver: Any) -> Iterator[tuple[str, str, Any]]:
+    from referencing.jsonschema import DRAFT202012
+
+    if not isinstance(schema, dict):
+        return
+    node = cast(Json, schema)
+    if "$id" in node:
+        resolver = resolver.in_subresource(DRAFT202012.create_resource(node))
+    for key in ("$ref", "$dynamicRef"):
+        if isinstance(node.get(key), str):
+            yield f"{path}.{key}", node[key], resolver
+    inner = [(f"{path}.{key}", node.get(key)) for key in _ONE]
+    for key in _MANY:
+        inner += [(f"{path}.{key}[{i}]", each) for i, each in enumerate(node.get(key, []))]
+    for key in _NAMED:
+        inner += [(f"{path}.{key}.{name}", each) for name, each in node.get(key, {}).items()]
+    for inner_path, each in inner:
+        yield from _references(each, inner_path, resolver)

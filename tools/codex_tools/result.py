@@ -11,7 +11,7 @@ from pydantic import Field
 
 from codex_tools.codex.errors import CodexError, Kind, TurnFailed
 from codex_tools.codex.exec import Sandbox
-from codex_tools.codex.failure import mask, shorten
+from codex_tools.codex.failure import quote, shorten
 from codex_tools.codex.record import Record, Usage
 from codex_tools.codex.turn import TurnResult
 
@@ -165,7 +165,7 @@ def make_result(
         error=told,
         next=_next(status, run_id, turn.thread_id if setting.can_resume else None, told),
     )
-    return _fitted(result)
+    return _fitted(result, turn.final_response)
 
 
 def _short(text: str) -> str:
@@ -177,35 +177,53 @@ def _left_out(turn: TurnResult) -> list[str]:
     return [f"files_changed leaves out {more} more files."] if more > 0 else []
 
 
-def _fitted(result: RunResult) -> RunResult:
-    """Return *result* within RESULT_LIMIT, at the cost of the longest lists and texts."""
-    over = _size(result) - RESULT_LIMIT
-    if over > 0 and len(result.files_changed) + len(result.commands) > 40:
-        note = "Lists were cut to fit: only some of files_changed and commands are shown."
-        result = result.model_copy(
-            update={
-                "files_changed": result.files_changed[:20],
-                "commands": result.commands[-20:],
-                "warnings": [*result.warnings[-5:], note],
-            }
-        )
-        over = _size(result) - RESULT_LIMIT
-    if over > 0 and result.structured_output is not None and result.final_response:
-        # The same answer twice; the parsed one is what was asked for.
-        note = "(see structured_output)"
-        result = result.model_copy(update={"final_response": note})
-        over = _size(result) - RESULT_LIMIT
-    while over > 0 and result.final_response and len(result.final_response) > 1000:
+def _fitted(result: RunResult, response: str | None) -> RunResult:
+    """Return *result* within RESULT_LIMIT: long lists are cut first, then *response*.
+
+    Structured output is what was asked for and is never cut.
+    """
+    if _size(result) <= RESULT_LIMIT:
+        return result
+    if result.structured_output is not None and response is not None:
+        response = "(see structured_output)"  # The same answer; the parsed one is kept.
+        result = result.model_copy(update={"final_response": response})
+    note = "Lists were cut to fit."
+    lists = {name: list(getattr(result, name)) for name in _KEPT_END}
+    sizes = {name: len(_json(items)) for name, items in lists.items()}
+    while sum(sizes.values()) > _LISTS_LIMIT and _size(result) > RESULT_LIMIT:
+        longest = max(sizes, key=sizes.__getitem__)
+        half = len(lists[longest]) // 2
+        kept = lists[longest][len(lists[longest]) - half :] if _KEPT_END[longest] else None
+        lists[longest] = lists[longest][:half] if kept is None else kept
+        sizes[longest] = len(_json(lists[longest]))
+        result = result.model_copy(update=lists | {"warnings": [*lists["warnings"], note]})
+    room = len(result.final_response or "")
+    while response and (over := _size(result) - RESULT_LIMIT) > 0 and room > 1000:
         # Escapes make JSON longer than its text: cut in proportion, again if need be.
-        text = result.final_response
-        room = max(len(text) - over - 200, len(text) * 2 // 3, 1000)
-        result = result.model_copy(update={"final_response": shorten(text, room)})
-        over = _size(result) - RESULT_LIMIT
+        room = max(room - over - 100, room * 2 // 3, 1000)
+        result = result.model_copy(update={"final_response": shorten(response, room)})
     return result
 
 
+_KEPT_END = {
+    "files_changed": False,
+    "commands": True,
+    "tool_calls": True,
+    "searches": True,
+    "plan": False,
+    "warnings": True,
+}
+"""The lists of a result, and whether their end is worth more than their beginning."""
+
+_LISTS_LIMIT = 20_000
+
+
 def _size(result: RunResult) -> int:
-    return len(orjson.dumps(result.model_dump()).decode())
+    return len(_json(result.model_dump()))
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value, default=Record.model_dump).decode()
 
 
 def _error(error: CodexError) -> RunError:
@@ -214,7 +232,7 @@ def _error(error: CodexError) -> RunError:
         kind, retryable = error.failure.kind, error.failure.retryable
     return RunError(
         kind=kind,
-        message=mask(shorten(error.message, 4000)),
+        message=quote(error.message, 4000),
         hint=error.hint,
         retryable=retryable,
     )

@@ -32,7 +32,8 @@ class ThreadLock:
             ThreadBusy: Another run has it.
         """
         folder = state_dir / "locks"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (state_dir, folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / f"{thread_id}.lock"
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

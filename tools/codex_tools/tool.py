@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ def input_schema(model: type[Record]) -> Json:
     return _compact(model.model_json_schema())
 
 
+@functools.cache
 def output_schema(model: type[Record]) -> Json:
     """Return the JSON Schema of a result."""
     return _compact(model.model_json_schema(mode="serialization"), optional=False)

@@ -169,9 +169,9 @@ def test_the_last_error_event_counts_where_stderr_says_nothing() -> None:
 
 def test_last_words_are_the_end_of_what_was_meant_for_a_reader() -> None:
     stderr = (
-        "\x1b[2m2026-11-22T15:33:04.246003Z\x1b[0m \x1b[31mERROR\x1b[0m codex_core: noise\n"
-        + "Reading additional input from stdin...\nwarning: Untrusted configuration\n\n"
+        "Reading additional input from stdin...\nwarning: Untrusted configuration\n\n"
         + "".join(f"line {number}  \n" for number in range(20))
+        + "\x1b[2m2026-11-22T15:33:04.246003Z\x1b[0m \x1b[31mERROR\x1b[0m codex_core: noise\n"
         + "Stack backtrace:\n   0: <unknown>\n"
     )
     assert last_words(stderr) == "\n".join(f"line {number}" for number in range(8, 20))

@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def counting(folder: Path, answer: str = "codex-cli 0.169.0") -> tuple[Path, Pat
 
 
 @pytest.fixture(params=["old", "nested", "hoisted"])
-def npm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def npm(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """npm's node script, and the native binary behind it, in each layout."""
     openai = tmp_path / "node_modules" / "@openai"
     script = program(openai / "codex" / "bin" / "codex.js", "#!/usr/bin/env node\n")
@@ -55,7 +54,7 @@ def npm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, 
         "nested": (openai / "codex" / "node_modules" / "@openai" / PLATFORM, "bin"),
         "hoisted": (openai / PLATFORM, "bin"),
     }[request.param]
-    yield script, program(place / "vendor" / TRIPLE / folder / "codex")
+    return script, program(place / "vendor" / TRIPLE / folder / "codex")
 
 
 def test_the_native_binary_is_found_behind_npm_s_script(npm: tuple[Path, Path]) -> None:
@@ -90,6 +89,8 @@ def test_a_script_without_its_binary_is_left_as_it_is(npm: tuple[Path, Path]) ->
 
 
 def test_any_other_program_is_left_as_it_is(tmp_path: Path) -> None:
+    program(tmp_path / "x/@openai/codex/bin/codex.js", "#!/usr/bin/env node\n")
+    program(tmp_path / "x/@openai/codex/vendor" / TRIPLE / "bin" / "codex")
     others = [
         program(tmp_path / "a", '#!/bin/sh\nexec /opt/codex "$@"\n'),
         program(tmp_path / "b", '\x7fELF "$basedir/x/@openai/codex/bin/codex.js"'),
@@ -165,7 +166,10 @@ async def test_a_relative_folder_on_path_gives_an_absolute_path(
     assert (await find_codex(None)).path == path
 
 
-@pytest.mark.parametrize("configured", ["{}/missing", "{}/folder", "{}/plain", "no-such-codex"])
+@pytest.mark.parametrize(
+    "configured",
+    ["{}/missing", "{}/folder", "{}/plain", "no-such-codex", "~no-such-user/codex"],
+)
 async def test_what_is_no_program_cannot_be_codex(tmp_path: Path, configured: str) -> None:
     (tmp_path / "folder").mkdir()
     program(tmp_path / "plain", "codex", mode=0o644)

@@ -101,6 +101,7 @@ def test_an_unknown_thread_has_no_rollout(tmp_path: Path) -> None:
     folder = tmp_path / "sessions" / DAY
     place(folder, OTHER)
     place(folder, f"{THREAD}-2")
+    place(folder, f"0{THREAD}")
     place(folder, THREAD, ending=".jsonl.tmp")
     (folder / f"notes-{THREAD}.jsonl").touch()
     (folder / f"rollout-{THREAD}.jsonl").mkdir()
@@ -225,7 +226,8 @@ def test_a_last_line_without_a_line_feed_counts_when_it_is_whole(tmp_path: Path)
 @pytest.mark.parametrize("filler", [0, 1, 100, 262_000, 262_143, 262_144, 262_145, 900_000])
 def test_lines_may_cross_the_blocks_in_which_a_file_is_read(tmp_path: Path, filler: int) -> None:
     noise = [line("response_item", {"output": "\N{EURO SIGN}" * (filler // 3)})] * 3
-    lines = (meta(), context(), tokens(counts(100)), *noise, context(cwd="/last"), *noise)
+    last = context(cwd="/last", instructions="i" * filler)
+    lines = (meta(), context(), tokens(counts(100)), *noise, last, *noise)
     path = place(tmp_path, data=written(*lines))
     state = read_state(path)
     assert state is not None

@@ -244,13 +244,13 @@ def parse_event(line: bytes) -> Event:
         case "turn.started":
             return TurnStartedEvent()
         case "turn.completed":
-            return TurnCompletedEvent(_usage(_object(event, "usage")))
+            return TurnCompletedEvent(read_usage(_object(event, "usage")))
         case "turn.failed":
             return TurnFailedEvent(_text(_object(event, "error"), "message"))
         case "error":
             return ErrorEvent(_text(event, "message"))
         case other:
-            return UnknownEvent(str(other)[:100])
+            return UnknownEvent(_name(other))
 
 
 def _item(item: Json, line: bytes) -> Item:
@@ -280,7 +280,7 @@ def _item(item: Json, line: bytes) -> Item:
         case "error":
             return ErrorItem(id_, _text(item, "message"))
         case other:
-            return UnknownItem(id_, str(other)[:100])
+            return UnknownItem(id_, _name(other))
 
 
 _ID = re.compile(rb'"item":\{"id":"([^"\\]*)"')
@@ -298,7 +298,8 @@ def _change(change: Json) -> FileChange:
     return FileChange(_text(change, "path"), kind if kind in ("add", "delete") else "update")
 
 
-def _usage(usage: Json) -> Usage | None:
+def read_usage(usage: Json) -> Usage | None:
+    """Return Codex's counts as Usage; None if the essential ones are missing."""
     input_tokens = _whole(usage, "input_tokens")
     output_tokens = _whole(usage, "output_tokens")
     if input_tokens is None or output_tokens is None:
@@ -315,6 +316,10 @@ def _usage(usage: Json) -> Usage | None:
 def _status(item: Json) -> Status:
     status = item.get("status")
     return status if status in ("in_progress", "failed") else "completed"
+
+
+def _name(value: object) -> str:
+    return value[:100] if isinstance(value, str) else f"({type(value).__name__})"
 
 
 def _text(data: Json, key: str) -> str:

@@ -16,8 +16,6 @@ import orjson
 
 from codex_tools.codex.errors import Kind
 
-_LONGEST = 2000
-
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -177,13 +175,13 @@ def classify_exit(returncode: int, stderr: str, last_error: str | None) -> Failu
             return failure
     how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     message = f"Codex ended with {how} and no result" + (f": {said}" if said else ".")
-    return Failure("codex_crashed", mask(shorten(message)), _CRASH_HINT, retryable=True)
+    return Failure("codex_crashed", quote(message), _CRASH_HINT, retryable=True)
 
 
 def _classify(message: str, otherwise: Kind, hint: str) -> Failure:
     # Typographic apostrophes came in between 0.147 and 0.163.
     plain = message.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").strip()
-    text = mask(shorten(_inner_message(plain)))
+    text = quote(_inner_message(plain))
     for rule in _RULES:
         if rule.pattern.search(plain):
             return Failure(rule.kind, text, rule.hint, rule.retryable)
@@ -241,11 +239,20 @@ def mask(text: str) -> str:
     return _SECRETS.sub("[secret]", text)
 
 
-def shorten(text: str, limit: int = _LONGEST) -> str:
+def shorten(text: str, limit: int) -> str:
     """Return *text*, or its head and tail around a marked gap, in *limit* characters."""
     if len(text) <= limit:
         return text
-    gap = f"\n[… {len(text) - limit:,} characters left out …]\n"
+    gap = ""
+    for _ in range(2):  # The number in the gap changes the gap's length.
+        gap = f"\n[… {len(text) - limit + len(gap):,} characters left out …]\n"
     room = max(limit - len(gap), 0)
     tail = room // 3
-    return text[: room - tail] + gap + (text[-tail:] if tail else "")
+    return text[: room - tail] + gap + text[len(text) - tail :]
+
+
+def quote(text: str, limit: int = 2000) -> str:
+    """Return *text* for a message: secrets masked, then shortened."""
+    if len(text) > 100 * limit:  # Far more than is kept of it.
+        text = text[: 50 * limit] + text[-50 * limit :]
+    return shorten(mask(text), limit)

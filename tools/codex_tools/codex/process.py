@@ -6,6 +6,7 @@ tree dies with the `async with` block that opened it, and with this process.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -53,8 +54,9 @@ class Child:
             while (end := chunk.find(b"\n", start)) >= 0:
                 if parts:
                     parts.append(chunk[start:end])
-                    yield b"".join(parts)
+                    line = b"".join(parts)
                     parts.clear()
+                    yield line
                 else:
                     yield chunk[start:end]
                 start = end + 1
@@ -102,7 +104,7 @@ async def open_child(
     """
     control, let_go = os.pipe()
     command = [
-        *(sys.executable, "-I", "-S", guard.__file__),
+        *(sys.executable, "-I", "-S", _guard_file()),
         *(str(control), str(scratch or ""), str(GRACE_MS), str(cwd)),
         *argv,
     ]
@@ -128,6 +130,13 @@ async def open_child(
                 await process.aclose()
     if failure is not None:
         raise failure
+
+
+@functools.cache
+def _guard_file() -> str:
+    # A script is compiled at each start; what import has compiled already is not.
+    compiled: str | None = getattr(guard, "__cached__", None)
+    return compiled if compiled and Path(compiled).is_file() else guard.__file__
 
 
 async def _spawn(

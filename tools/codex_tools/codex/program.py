@@ -107,13 +107,13 @@ async def find_codex(configured: str | None) -> Program:
 
 def _locate(configured: str | None) -> Path:
     if configured:
-        found = shutil.which(Path(configured).expanduser())
+        found = shutil.which(os.path.expanduser(configured))  # noqa: PTH111 - never fails
         if found is None:
             raise CodexNotFound(f"The configured Codex, {configured}, is not a program.")
-        return Path(found)
+        return Path(found).absolute()
     found = shutil.which("codex")
     if found is not None:
-        return Path(found)
+        return Path(found).absolute()
     try:
         from codex_cli_bin import bundled_codex_path  # pyright: ignore  # optional dependency
     except ImportError:

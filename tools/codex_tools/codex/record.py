@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import ast
+import functools
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 
 class Record(BaseModel):
@@ -12,9 +20,45 @@ class Record(BaseModel):
     client sees, so it is written for the model that reads it.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Add the descriptions; done here since pydantic's own way slows each start."""
+        schema = handler(core_schema)
+        properties: dict[str, Any] = handler.resolve_ref_schema(schema).get("properties", {})
+        for owner in reversed(cls.__mro__):
+            for name, text in _strings_under_fields(owner.__module__, owner.__name__).items():
+                if name in properties:
+                    properties[name]["description"] = text
+        return schema
+
+
+@functools.cache
+def _strings_under_fields(module: str, name: str) -> dict[str, str]:
+    owner = next((c for c in _classes(module) if c.name == name), None)
+    body = owner.body if owner is not None else []
+    found: dict[str, str] = {}
+    for field, after in pairwise(body):
+        match field, after:
+            case (
+                ast.AnnAssign(target=ast.Name(id=key)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                found[key] = text
+            case _:
+                pass
+    return found
+
+
+@functools.cache
+def _classes(module: str) -> list[ast.ClassDef]:
+    if not module.startswith("codex_tools."):
+        return []
+    source = Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8")
+    return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
 
 
 class Usage(Record):
@@ -24,7 +68,7 @@ class Usage(Record):
     cached_input_tokens: int
     output_tokens: int
     reasoning_output_tokens: int | None
-    """Null where this Codex does not tell (before 0.147)."""
+    """Null where this Codex does not tell (before 0.147)"""
     total_tokens: int
 
     def minus(self, earlier: Usage) -> Usage:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
+from codex_tools.codex.events import read_usage
 from codex_tools.codex.exec import Sandbox
 from codex_tools.codex.record import Usage
 
@@ -148,19 +149,7 @@ def _last_turn(file: BinaryIO) -> tuple[Json, Usage | None]:
 def _total(payload: Json | None) -> Usage | None:
     info: object = (payload or {}).get("info")
     total: object = cast(Json, info).get("total_token_usage") if isinstance(info, dict) else None
-    if not isinstance(total, dict):
-        return None
-    counts = cast(Json, total)
-    input_tokens, output_tokens = counts.get("input_tokens"), counts.get("output_tokens")
-    if not isinstance(input_tokens, int) or not isinstance(output_tokens, int):
-        return None
-    return Usage(
-        input_tokens=input_tokens,
-        cached_input_tokens=int(counts.get("cached_input_tokens") or 0),
-        output_tokens=output_tokens,
-        reasoning_output_tokens=int(counts.get("reasoning_output_tokens") or 0),
-        total_tokens=input_tokens + output_tokens,
-    )
+    return read_usage(cast(Json, total)) if isinstance(total, dict) else None
 
 
 def _payload(line: bytes) -> Json | None:

@@ -36,7 +36,7 @@ from codex_tools.codex.events import (
     WebSearchItem,
 )
 from codex_tools.codex.exec import TurnRequest, open_turn
-from codex_tools.codex.failure import classify, classify_exit, mask, shorten
+from codex_tools.codex.failure import classify, classify_exit, mask, quote
 from codex_tools.codex.program import Program
 from codex_tools.codex.record import Usage
 
@@ -44,6 +44,7 @@ COMMANDS_KEPT = 50
 TOOL_CALLS_KEPT = 50
 SEARCHES_KEPT = 50
 WARNINGS_KEPT = 20
+WARNING_LIMIT = 500
 OPEN_ITEMS_KEPT = 1000
 
 LINGER_S = 10.0
@@ -205,8 +206,8 @@ class Fold:
         self.alive = True
         match event:
             case ItemCompletedEvent(item):
-                self.open_items.discard(item.id)
                 self._take(item, done=True)
+                self.open_items.discard(item.id)
             case ItemStartedEvent(item):
                 self._take(item, done=False)
             case ItemUpdatedEvent(item):
@@ -235,7 +236,9 @@ class Fold:
 
     def result(self) -> TurnResult:
         """Return the turn so far."""
-        warnings = [w for w in self._warnings.values() if w != _warning(self.failure or "")]
+        warnings = [
+            w for w in self._warnings.values() if w != quote(self.failure or "", WARNING_LIMIT)
+        ]
         if self._unread:
             warnings.append(f"{self._unread} lines of Codex's output could not be read.")
         return TurnResult(
@@ -264,8 +267,8 @@ class Fold:
             case ReasoningItem(_, text):
                 self.doing = _title(text) or "thinking"
             case CommandExecutionItem(id_, command, exit_code, status):
-                script = bare_command(command)
-                if id_ not in self._commands:
+                script = mask(bare_command(command))
+                if id_ not in self._commands and id_ not in self.open_items:
                     self.command_count += 1
                 _keep(self._commands, id_, Command(script, exit_code, status), COMMANDS_KEPT)
                 self._open(id_, done)
@@ -300,24 +303,20 @@ class Fold:
         # 0.169 repeats these for ever while the network is down: no sign of life.
         reconnecting = message.startswith("Reconnecting")
         self.alive = not reconnecting
-        self.last_error = _warning(message)
+        self.last_error = quote(message, WARNING_LIMIT)
         self._warn("Reconnecting" if reconnecting else message, message)
         if reconnecting:
-            self.doing = message[:1].lower() + message[1:]
+            self.doing = self.last_error[:1].lower() + self.last_error[1:]
 
     def _warn(self, key: str, message: str) -> None:
         self._warnings.pop(key, None)
-        _keep(self._warnings, key, _warning(message), WARNINGS_KEPT)
+        _keep(self._warnings, key, quote(message, WARNING_LIMIT), WARNINGS_KEPT)
 
 
 def _keep(kept: dict[str, T], key: str, value: T, most: int) -> None:
     kept[key] = value
     if len(kept) > most:
         del kept[next(iter(kept))]
-
-
-def _warning(message: str) -> str:
-    return mask(shorten(message, 500))
 
 
 def _net(first: ChangeKind, last: ChangeKind) -> ChangeKind | None:

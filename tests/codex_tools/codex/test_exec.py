@@ -1,0 +1,131 @@
+"""The command line and the environment that Codex gets."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from codex_tools.codex.errors import CodexUnsupported
+from codex_tools.codex.exec import Sandbox, TurnRequest, build_argv, child_environment
+from codex_tools.codex.program import Program
+
+NEW = Program(Path("/bin/codex"), (0, 169, 0), "0.169.0", None, frozenset({"--ephemeral"}))
+OLD = Program(Path("/bin/codex"), (0, 60, 1), "0.60.1", "/vendor/path", frozenset())
+THREAD = "01a20661-b445-73e1-b566-c552cde98ccd"
+PLAIN = TurnRequest("do it", Path("/work"), "read-only", timeout_s=60, stall_s=60)
+FULL = replace(
+    PLAIN,
+    sandbox="workspace-write",
+    model="gpt-5.5",
+    reasoning_effort="high",
+    profile="fast",
+    output_schema={"type": "object"},
+    images=(Path("/work/-a.png"), Path("/work/b c.png")),
+    add_dirs=(Path("/more"), Path("/and more")),
+    web_search=True,
+    config=(("model_verbosity", '"low"'), ("a.b", "[1, 2]")),
+    skip_git_repo_check=True,
+    ephemeral=True,
+)
+
+
+def settings(argv: list[str]) -> list[str]:
+    return [following for word, following in pairwise(argv) if word == "-c"]
+
+
+def test_a_plain_turn_names_its_sandbox_and_folder_and_reads_stdin() -> None:
+    assert build_argv(NEW, PLAIN, None) == [
+        *("/bin/codex", "exec", "--json", "-s", "read-only", "-C", "/work", "-")
+    ]
+
+
+def test_every_option_has_its_place() -> None:
+    assert build_argv(NEW, FULL, Path("/tmp/schema.json")) == [
+        *("/bin/codex", "exec", "--json", "-s", "workspace-write", "-C", "/work"),
+        *("-m", "gpt-5.5", "-p", "fast"),
+        *("-c", 'model_verbosity="low"', "-c", "a.b=[1, 2]"),
+        *("-c", 'model_reasoning_effort="high"', "-c", "features.web_search_request=true"),
+        *("--skip-git-repo-check", "--ephemeral"),
+        *("--add-dir", "/more", "--add-dir", "/and more"),
+        *("--output-schema", "/tmp/schema.json"),
+        *("--image=/work/-a.png", "--image=/work/b c.png", "-"),
+    ]
+
+
+@pytest.mark.parametrize("request_", [PLAIN, FULL])
+def test_everything_stands_before_resume(request_: TurnRequest) -> None:
+    fresh = build_argv(NEW, request_, Path("/tmp/schema.json"))
+    resumed = build_argv(NEW, replace(request_, thread_id=THREAD), Path("/tmp/schema.json"))
+    assert resumed == [*fresh[:-1], "resume", THREAD, "-"]
+
+
+@pytest.mark.parametrize("sandbox", ["read-only", "workspace-write", "danger-full-access"])
+@pytest.mark.parametrize("thread_id", [None, THREAD])
+def test_the_sandbox_is_always_named(sandbox: Sandbox, thread_id: str | None) -> None:
+    argv = build_argv(NEW, replace(PLAIN, sandbox=sandbox, thread_id=thread_id), None)
+    assert argv.count("-s") == 1
+    assert argv[argv.index("-s") + 1] == sandbox
+
+
+def test_the_prompt_is_never_on_the_command_line() -> None:
+    argv = build_argv(NEW, replace(FULL, prompt="--yolo secret"), None)
+    assert "--yolo secret" not in argv
+    assert argv[-1] == "-"
+
+
+def test_an_image_cannot_swallow_the_dash() -> None:
+    argv = build_argv(NEW, FULL, None)
+    assert not {"-i", "--image"} & set(argv)
+
+
+def test_web_search_is_switched_by_the_key_of_every_version() -> None:
+    def read(web_search: bool | None) -> dict[str, object]:
+        argv = build_argv(NEW, replace(PLAIN, web_search=web_search), None)
+        return tomllib.loads("\n".join(settings(argv)))
+
+    assert read(None) == {}
+    assert read(True) == {"features": {"web_search_request": True}}
+    assert read(False) == {
+        "web_search": "disabled",
+        "tools": {"web_search": False},
+        "features": {"web_search_request": False},
+    }
+
+
+def test_what_the_options_say_comes_after_the_config_and_so_wins() -> None:
+    given = replace(PLAIN, config=(("model_reasoning_effort", '"low"'),), reasoning_effort="xhigh")
+    assert settings(build_argv(NEW, given, None)) == [
+        'model_reasoning_effort="low"',
+        'model_reasoning_effort="xhigh"',
+    ]
+
+
+def test_ephemeral_is_refused_where_codex_does_not_know_it() -> None:
+    with pytest.raises(CodexUnsupported) as caught:
+        build_argv(OLD, replace(PLAIN, ephemeral=True), None)
+    assert caught.value.version == "0.60.1"
+    assert "--ephemeral" in caught.value.message
+    assert "--ephemeral" not in build_argv(OLD, PLAIN, None)
+
+
+def test_the_folder_with_ripgrep_goes_first_on_path() -> None:
+    environ = {"PATH": "/usr/bin", "HOME": "/home/dev"}
+    assert child_environment(OLD, environ) == {
+        "PATH": os.pathsep.join(("/vendor/path", "/usr/bin")),
+        "HOME": "/home/dev",
+    }
+    assert child_environment(OLD, {})["PATH"] == "/vendor/path"
+    assert child_environment(OLD, {"PATH": ""})["PATH"] == "/vendor/path"
+    assert child_environment(NEW, environ) == environ
+    assert environ == {"PATH": "/usr/bin", "HOME": "/home/dev"}
+
+
+def test_what_protects_the_server_s_own_imports_is_not_passed_on() -> None:
+    environ = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "", "CODEX_API_KEY": "k", "PYTHONUTF8": "1"}
+    assert child_environment(NEW, environ) == {"CODEX_API_KEY": "k", "PYTHONUTF8": "1"}
+    assert child_environment(NEW, {"PYTHONPATH": "/mine"}) == {"PYTHONPATH": "/mine"}

@@ -1,0 +1,165 @@
+"""The caller's output schema: what is refused, and how an answer is held against it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from codex_tools.codex.errors import CodexError, InvalidOutputSchema, OutputMismatch
+from codex_tools.codex.turn import TurnResult
+from codex_tools.output_schema import check_schema, problems, read_output
+
+Json = dict[str, Any]
+
+VERDICT: Json = {
+    "type": "object",
+    "properties": {
+        "verdict": {"enum": ["ship", "fix"]},
+        "notes": {"type": "array", "items": {"$ref": "#/$defs/note"}},
+    },
+    "required": ["verdict"],
+    "additionalProperties": False,
+    "$defs": {"note": {"type": "string", "minLength": 2}},
+}
+
+
+def answer(value: object) -> TurnResult:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return TurnResult(thread_id="t", final_response=text)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        VERDICT,
+        {"$schema": "http://json-schema.org/draft-07/schema#", "type": "string"},
+        {"$ref": "#/definitions/a", "definitions": {"a": {"type": "null"}}},
+        {"$anchor": "top", "properties": {"a": {"$ref": "#top"}}},
+        {"$id": "http://a.b/s", "$ref": "http://a.b/s#/$defs/a", "$defs": {"a": {}}},
+        {"properties": {"$ref": {"type": "string"}}},
+        {"properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}},
+        {"unknown keyword": [1, {"$ref": 5}]},
+        {"items": {"$id": "http://a.b/s", "$ref": "#/$defs/a", "$defs": {"a": {}}}},
+    ],
+)  # fmt: skip
+def test_a_json_schema_is_accepted(schema: Json) -> None:
+    check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": [{"$ref": "#/nope"}]},
+        {"const": {"$ref": "no reference at all"}},
+        {"examples": [{"$ref": "#/nope"}]},
+    ],
+)
+def test_a_reference_inside_plain_data_is_none(schema: Json) -> None:
+    check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "problem"),
+    [
+        ({"type": "strng"}, "$.type", "strng"),
+        ({"properties": {"a": {"type": 7}}}, "$.properties.a.type", "7"),
+        ({"required": "a"}, "$.required", "'a' is not of type 'array'"),
+        ({"items": [{"type": "string"}]}, "$.items", "not of type 'object', 'boolean'"),
+        ({"minLength": -1}, "$.minLength", "-1"),
+        ({"multipleOf": 0}, "$.multipleOf", "0"),
+        ({"pattern": "("}, "$.pattern", "'(' is not a 'regex'"),
+        ({"patternProperties": {"[": {}}}, "$.patternProperties", "'['"),
+        ({"$ref": "#/nope"}, "$.$ref", "'#/nope' leads nowhere"),
+        ({"items": {"anyOf": [{}, {"$ref": "#/a"}]}}, "$.items.anyOf[1].$ref", "'#/a' leads"),
+        ({"$dynamicRef": "#none"}, "$.$dynamicRef", "'#none' leads nowhere"),
+        ({"$ref": "https://example.com/schema.json"}, "$.$ref", "never fetched"),
+        ({"$ref": "file:///etc/passwd"}, "$.$ref", "never fetched"),
+        ({"$ref": "http://[::1"}, "$.$ref", "leads nowhere"),
+        ({"title": "abc", "$ref": "#/title/x"}, "$.$ref", "leads nowhere"),
+        ({"required": ["a"], "$ref": "#/required/foo"}, "$.$ref", "leads nowhere"),
+    ],
+)
+def test_what_is_no_schema_is_refused_with_its_place(schema: Json, path: str, problem: str) -> None:
+    with pytest.raises(InvalidOutputSchema) as caught:
+        check_schema(schema)
+    assert caught.value.path == path
+    assert problem in caught.value.problem
+
+
+def test_a_long_complaint_is_cut() -> None:
+    with pytest.raises(InvalidOutputSchema) as caught:
+        check_schema({"type": "x" * 100_000})
+    assert len(caught.value.message) < 1000
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"title": "x", "properties": {"a": {"$ref": "#/title"}}}, {"a": 1}),
+        ({"$ref": "#"}, {}),
+        ({"$ref": "#/x", "x": {"$ref": "#/y"}, "y": {"$ref": "#/x"}}, 1),
+        ({"$defs": {"x": {}}, "properties": {"a": {"$id": "b", "$ref": "#/$defs/x"}}}, {"a": 1}),
+        ({"items": {"$ref": "#"}}, json.loads("[" * 400 + "]" * 400)),
+    ],
+    ids=["no schema", "itself", "circle", "other base", "deep answer"],
+)  # fmt: skip
+def test_a_schema_that_cannot_be_applied_is_the_caller_s_fault(schema: Json, value: object) -> None:
+    def apply() -> None:
+        check_schema(schema)
+        read_output(schema, answer(value))
+
+    with pytest.raises(CodexError) as caught:
+        apply()
+    assert caught.value.kind in ("invalid_output_schema", "output_mismatch")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"verdict": "ship"}, {"verdict": "fix", "notes": []}, {"verdict": "fix", "notes": ["no"]}],
+)
+def test_an_answer_that_fits_comes_back_as_data(value: Json) -> None:
+    assert read_output(VERDICT, answer(value)) == value
+
+
+def test_an_answer_may_be_any_json() -> None:
+    for text in ("null", "false", "0", '""', "[]", ' "null"\n'):
+        assert read_output({}, answer(text)) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({}, "$: 'verdict' is a required property"),
+        ({"verdict": "hold"}, "$.verdict: 'hold' is not one of ['ship', 'fix']"),
+        ({"verdict": "fix", "notes": ["no", "x"]}, "$.notes[1]: 'x' is too short"),
+        ({"verdict": "fix", "more": 1}, "$: Additional properties are not allowed"),
+        ([], "$: [] is not of type 'object'"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_told_why(value: object, problem: str) -> None:
+    with pytest.raises(OutputMismatch) as caught:
+        read_output(VERDICT, answer(value))
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(problem)
+    assert caught.value.turn.thread_id == "t"
+
+
+@pytest.mark.parametrize("text", [None, "", "not json", "```json\n{}\n```", "{}{}", '{"a":NaN}'])
+def test_an_answer_that_is_no_json_is_a_mismatch(text: str | None) -> None:
+    with pytest.raises(OutputMismatch, match=r"\$: the answer is not JSON"):
+        read_output({}, TurnResult(final_response=text))
+
+
+def test_of_many_problems_eight_are_told_and_the_rest_counted() -> None:
+    with pytest.raises(OutputMismatch) as caught:
+        read_output({"items": {"type": "string"}}, answer(list(range(20))))
+    assert len(caught.value.problems) == 9
+    assert caught.value.problems[-1] == "and 12 more"
+
+
+def test_a_problem_with_a_huge_value_is_cut() -> None:
+    ((_, problem),) = problems({"type": "integer"}, "x" * 100_000)
+    assert len(problem) <= 300
