@@ -81,7 +81,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 def _wait(text: str) -> float | str:
-    return text if text == "auto" else _seconds(text)
+    return text if text == "auto" else 0.0 if text == "0" else _seconds(text)
 
 
 def _path(text: str) -> Path:

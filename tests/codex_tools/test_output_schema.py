@@ -100,11 +100,12 @@ def test_a_long_complaint_is_cut() -> None:
     [
         ({"title": "x", "properties": {"a": {"$ref": "#/title"}}}, {"a": 1}),
         ({"$ref": "#"}, {}),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}}, {"a": 1}),
         ({"$ref": "#/x", "x": {"$ref": "#/y"}, "y": {"$ref": "#/x"}}, 1),
         ({"$defs": {"x": {}}, "properties": {"a": {"$id": "b", "$ref": "#/$defs/x"}}}, {"a": 1}),
         ({"items": {"$ref": "#"}}, json.loads("[" * 400 + "]" * 400)),
     ],
-    ids=["no schema", "itself", "circle", "other base", "deep answer"],
+    ids=["no schema", "itself", "itself below", "circle", "other base", "deep answer"],
 )  # fmt: skip
 def test_a_schema_that_cannot_be_applied_is_the_caller_s_fault(schema: Json, value: object) -> None:
     def apply() -> None:

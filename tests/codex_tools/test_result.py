@@ -156,6 +156,13 @@ def test_a_whole_result_fits_whatever_its_lists_hold(name: str) -> None:
     assert size(make_result("completed", turn=FULL[name])) <= 48_000
 
 
+@pytest.mark.parametrize("count", [1, 6, 20])
+def test_a_failed_result_fits_as_well(count: int) -> None:
+    turn = TurnResult(final_response=CONTROL * 40_000, warnings=(CONTROL * 500,) * count)
+    error = InvalidArguments([CONTROL * 10_000])
+    assert size(make_result("failed", turn=turn, error=error)) <= 48_000
+
+
 def test_at_most_200_files_are_listed_and_the_rest_counted() -> None:
     result = make_result("completed", turn=TurnResult(files_changed=files(250, "")))
     assert [file.path for file in result.files_changed] == [f"/{number}" for number in range(200)]

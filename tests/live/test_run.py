@@ -167,7 +167,8 @@ async def test_a_huge_answer_is_cut_in_the_middle_and_says_so(
 
 
 async def test_images_folders_and_search_reach_the_model(codex: Path, mode: str, lab: Lab) -> None:
-    (lab.project / "dot.png").write_bytes(PNG)
+    for name in ("dot.png", "a,b, c.png"):
+        (lab.project / name).write_bytes(PNG)
     extra = lab.root / "extra"
     extra.mkdir()
     prompt = lab.script(
@@ -181,7 +182,7 @@ async def test_images_folders_and_search_reach_the_model(codex: Path, mode: str,
             client,
             "codex_run",
             prompt=prompt,
-            images=["dot.png"],
+            images=["dot.png", "a,b, c.png"],
             add_dirs=[str(extra)],
             web_search=True,
             sandbox="workspace-write",
@@ -191,7 +192,7 @@ async def test_images_folders_and_search_reach_the_model(codex: Path, mode: str,
     assert (extra / "there.txt").read_text() == "hi\n"
     assert on["searches"] == ["weather oslo"]
     first, last = lab.model.requests[0].body, lab.model.requests[-1].body
-    assert "input_image" in json.dumps(first["input"])
+    assert json.dumps(first["input"]).count('"input_image"') == 2
     assert any(tool["type"] == "web_search" for tool in first["tools"])
     assert not any(tool["type"] == "web_search" for tool in last["tools"])
 

@@ -48,10 +48,30 @@ def check_schema(schema: Json) -> None:
             raise InvalidOutputSchema(
                 path, f"{reference!r} leads nowhere (remote schemas are never fetched)"
             )
+        _check_end(path, reference, resolver)
     try:
         problems(schema, None)
     except RecursionError:
         raise InvalidOutputSchema("$", "a $ref leads back to itself without end") from None
+
+
+def _check_end(path: str, reference: str, resolver: Any) -> None:
+    """Insist that a chain of references that begins at *path* has an end."""
+    from referencing.exceptions import Unresolvable
+
+    seen: list[object] = []
+    following: object = reference
+    while isinstance(following, str):
+        try:
+            found = resolver.lookup(following)
+        except (Unresolvable, ValueError, TypeError, AttributeError):
+            return  # Told where that reference itself stands.
+        if any(found.contents is each for each in seen):
+            raise InvalidOutputSchema(path, "a $ref leads back to itself without end")
+        seen.append(found.contents)
+        node: object = found.contents
+        resolver = found.resolver
+        following = cast(Json, node).get("$ref") if isinstance(node, dict) else None
 
 
 def read_output(schema: Json, turn: TurnResult) -> Any:

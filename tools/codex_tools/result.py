@@ -215,7 +215,7 @@ _KEPT_END = {
 }
 """The lists of a result, and whether their end is worth more than their beginning."""
 
-_LISTS_LIMIT = 20_000
+_LISTS_LIMIT = 15_000
 
 
 def _size(result: RunResult) -> int:

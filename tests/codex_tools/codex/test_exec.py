@@ -17,7 +17,7 @@ from codex_tools.codex.program import Program
 NEW = Program(Path("/bin/codex"), (0, 169, 0), "0.169.0", None, frozenset({"--ephemeral"}))
 OLD = Program(Path("/bin/codex"), (0, 60, 1), "0.60.1", "/vendor/path", frozenset())
 THREAD = "01a20661-b445-73e1-b566-c552cde98ccd"
-PLAIN = TurnRequest("do it", Path("/work"), "read-only", timeout_s=60, stall_s=60)
+PLAIN = TurnRequest("do it", Path("/project"), "read-only", timeout_s=60, stall_s=60)
 FULL = replace(
     PLAIN,
     sandbox="workspace-write",
@@ -25,7 +25,7 @@ FULL = replace(
     reasoning_effort="high",
     profile="fast",
     output_schema={"type": "object"},
-    images=(Path("/work/-a.png"), Path("/work/b c.png")),
+    images=(Path("/project/-a.png"), Path("/project/b c.png")),
     add_dirs=(Path("/more"), Path("/and more")),
     web_search=True,
     config=(("model_verbosity", '"low"'), ("a.b", "[1, 2]")),
@@ -40,20 +40,20 @@ def settings(argv: list[str]) -> list[str]:
 
 def test_a_plain_turn_names_its_sandbox_and_folder_and_reads_stdin() -> None:
     assert build_argv(NEW, PLAIN, None) == [
-        *("/bin/codex", "exec", "--json", "-s", "read-only", "-C", "/work", "-")
+        *("/bin/codex", "exec", "--json", "-s", "read-only", "-C", "/project", "-")
     ]
 
 
 def test_every_option_has_its_place() -> None:
     assert build_argv(NEW, FULL, Path("/tmp/schema.json")) == [
-        *("/bin/codex", "exec", "--json", "-s", "workspace-write", "-C", "/work"),
+        *("/bin/codex", "exec", "--json", "-s", "workspace-write", "-C", "/project"),
         *("-m", "gpt-5.5", "-p", "fast"),
         *("-c", 'model_verbosity="low"', "-c", "a.b=[1, 2]"),
         *("-c", 'model_reasoning_effort="high"', "-c", "features.web_search_request=true"),
         *("--skip-git-repo-check", "--ephemeral"),
         *("--add-dir", "/more", "--add-dir", "/and more"),
         *("--output-schema", "/tmp/schema.json"),
-        *("--image=/work/-a.png", "--image=/work/b c.png", "-"),
+        *("--image=/project/-a.png", "--image=/project/b c.png", "-"),
     ]
 
 

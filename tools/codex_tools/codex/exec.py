@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,11 +110,12 @@ async def open_turn(
     Raises:
         CodexUnsupported: This version lacks an option that is needed.
     """
-    scratch = None
-    schema_file = None
+    scratch = schema_file = None
     try:
-        if request.output_schema is not None:
+        if request.output_schema is not None or any("," in str(i) for i in request.images):
             scratch = Path(tempfile.mkdtemp(prefix="mcp-server-codex-"))
+            request = replace(request, images=_without_commas(request.images, scratch))
+        if request.output_schema is not None and scratch is not None:
             schema_file = scratch / "output_schema.json"
             schema_file.write_bytes(orjson.dumps(request.output_schema))
         async with (
@@ -132,6 +133,17 @@ async def open_turn(
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _without_commas(images: Sequence[Path], scratch: Path) -> tuple[Path, ...]:
+    """Return *images*, by links in *scratch* where Codex would split a path at its commas."""
+    plain: list[Path] = []
+    for number, image in enumerate(images):
+        link = scratch / f"{number}{image.suffix.replace(',', '')}"
+        if "," in str(image):
+            link.symlink_to(image)
+        plain.append(link if "," in str(image) else image)
+    return tuple(plain)
 
 
 async def _events(child: Child) -> AsyncGenerator[Event]:

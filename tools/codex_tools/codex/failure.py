@@ -228,7 +228,7 @@ _SECRETS = re.compile(
     | \b(?i:bearer)\s+[\w.~+/=-]{8,}
     | \beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*                    # JSON Web Tokens
     | \b(?:gh[pousr]_|github_pat_|xox[abprs]-|AKIA)[\w-]{10,}
-    | (?<=://)[^/\s:@]+:[^/\s@]+(?=@)                      # URLs with credentials
+    | (?<=://)[^/\s:@]+:[^/\s]+(?=@)                      # URLs with credentials
     """,
     re.VERBOSE,
 )

@@ -117,12 +117,13 @@ def read_state(path: Path) -> ThreadState | None:
             context, usage = _last_turn(file)
     except OSError:
         return None
+    source: object = meta.get("source")
     policy: object = context.get("sandbox_policy")
     kind = cast(Json, policy).get("type") if isinstance(policy, dict) else None
     return ThreadState(
         thread_id=meta["id"],
         path=path,
-        is_subagent=isinstance(meta.get("source"), dict),
+        is_subagent="subagent" in source if isinstance(source, dict) else False,
         is_paginated=meta.get("history_mode") == "paginated",
         cwd=_text(context, "cwd") or _text(meta, "cwd"),
         sandbox=_SANDBOXES.get(kind) if isinstance(kind, str) else None,
