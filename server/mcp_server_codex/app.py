@@ -6,10 +6,9 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -22,13 +21,27 @@ from codex_tools.codex.errors import CodexError
 from codex_tools.resume import RESUME
 from codex_tools.run import RUN
 from codex_tools.runs import InternalFault, Runs, open_runs
+from codex_tools.stop import STOP
 from codex_tools.tool import Context
+from codex_tools.wait import WAIT
+from mcp_server_codex import tasks
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import AnyTool, Progress, to_result, to_tool
 
 logger = logging.getLogger(__name__)
 
-TOOLS: tuple[AnyTool, ...] = (RUN, RESUME)
+TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP)
+
+WAIT_S: dict[str, float] = {"claude-code": float("inf")}
+"""How long a call waits for its run, by the client's name; others WAIT_S_ELSE.
+
+Claude Code 2.1.330 gives a call hours, as long as it is told of progress
+(measured: 330 s of silence, and its idle limit of 30 minutes is reset by each
+message). Codex ends a call after 60 s unless `tool_timeout_sec` says otherwise;
+so do clients on the TypeScript SDK by default.
+"""
+
+WAIT_S_ELSE = 45.0
 
 INSTRUCTIONS = """\
 Codex is another coding agent, with its own shell, editor and model. Delegate to it what stands on \
@@ -45,30 +58,26 @@ operator may have set a lower ceiling: then you get not_allowed.
 To go on, call codex_resume with the thread_id of the result: Codex remembers the thread, and \
 keeps folder, sandbox, model and effort. For data instead of prose, give output_schema.
 
-Leave model out unless the person named one. Runs take from seconds to an hour; progress is shown \
-meanwhile. When a call fails, its text names the kind and the cure, and the thread_id to go on \
-with; files already changed stay changed."""
+Runs take from seconds to an hour. A status of running means that the run goes on: call codex_wait \
+with its run_id. Several tasks at once: call codex_run with wait_s: 0 for each, then codex_wait \
+once with all run_ids.
+
+Leave model out unless the person named one. When a call fails, its text names the kind and the \
+cure, and the thread_id to go on with; files already changed stay changed."""
 
 _ROOTS_WITHIN_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What lives as long as the server."""
-
-    runs: Runs
+Call = ServerRequestContext[Runs, Any]
 
 
-Call = ServerRequestContext[State, Any]
-
-
-def make_server(settings: Settings) -> Server[State]:
+def make_server(settings: Settings) -> Server[Runs]:
     """Return the server, ready to be run."""
 
     @asynccontextmanager
-    async def lifespan(_: Server[State]) -> AsyncGenerator[State]:
+    async def lifespan(_: Server[Runs]) -> AsyncGenerator[Runs]:
         async with open_runs(settings.state_dir, settings.max_runs) as runs:
-            yield State(runs)
+            yield runs
 
     async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         return types.ListToolsResult(tools=[to_tool(tool) for tool in TOOLS])
@@ -87,7 +96,7 @@ def make_server(settings: Settings) -> Server[State]:
             logger.exception("%s met an internal fault", tool.name)
             return to_result(tool, tool.refuse(InternalFault()))
 
-    return Server(
+    server = Server(
         "mcp-server-codex",
         version=version("mcp-server-codex"),
         title="Codex",
@@ -96,6 +105,8 @@ def make_server(settings: Settings) -> Server[State]:
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
+    tasks.add_to(server, RUN)
+    return server
 
 
 async def _call(
@@ -114,11 +125,19 @@ async def _call(
     progress = Progress(call.session)
     context = Context(
         policy=settings.policy,
-        runs=call.lifespan_context.runs,
+        runs=call.lifespan_context,
         codex_bin=settings.codex_bin,
         default_cwd=cwd,
         watch=progress.watch,
+        wait_s=_wait_s(call, settings),
     )
+    if tool.start is not None and tasks.wants_task(call):
+        try:
+            run = await tool.start(request, context)
+        except CodexError as error:
+            return to_result(tool, tool.refuse(error))
+        # A shape of the extension's, which the SDK passes on as it is.
+        return cast("types.CallToolResult", tasks.new_task(run))
     told = (call.meta or {}).get("progress_token") is not None
     async with progress.told() if told else nullcontext():
         try:
@@ -126,6 +145,13 @@ async def _call(
         except CodexError as error:
             result = tool.refuse(error)
         return to_result(tool, result)
+
+
+def _wait_s(call: Call, settings: Settings) -> float:
+    if settings.wait_s != "auto":
+        return settings.wait_s
+    client = call.session.client_params
+    return WAIT_S.get(client.client_info.name, WAIT_S_ELSE) if client else WAIT_S_ELSE
 
 
 async def _callers_folder(

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import mcp_types as types
+import orjson
 from anyio.lowlevel import EventLoopToken
 from anyio.streams.memory import MemoryObjectSendStream
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+FRAME_LIMIT = 32 * 1024 * 1024
+"""Bytes of one message; a prompt of 1,000,000 characters takes 12 MB at the worst."""
+
+Refuse = Callable[[types.JSONRPCError], Awaitable[None]]
 
 
 async def serve(server: Server[Any]) -> int:
@@ -40,10 +48,16 @@ async def serve(server: Server[Any]) -> int:
         tasks.start_soon(heed_signals)
         with serving:
             try:
-                stdin = cast("anyio.AsyncFile[str]", Lines(_take_stdin()))
-                async with stdio_server(stdin=stdin) as (incoming, outgoing):
+                lines = Lines(_take_stdin())
+                async with stdio_server(stdin=cast("anyio.AsyncFile[str]", lines)) as streams:
+                    incoming, outgoing = streams
+
+                    async def refuse(error: types.JSONRPCError) -> None:
+                        await outgoing.send(SessionMessage(error))
+
+                    lines.refuse = refuse
                     await server.run(incoming, outgoing, server.create_initialization_options())
-            except* (BrokenPipeError, anyio.BrokenResourceError):
+            except* (BrokenPipeError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 code = code or 1  # The client has closed our stdout.
         tasks.cancel_scope.cancel()
     return code
@@ -59,30 +73,46 @@ def _take_stdin() -> int:
 
 
 class Lines:
-    """The lines of a file descriptor, awaited without a thread that blocks the end.
+    """The messages of a file descriptor, awaited without a thread that blocks the end.
 
     The reader is a daemon thread of its own: one of anyio's would be waited for
     on shutdown, until the client closes our stdin or for ever.
+
+    What is no JSON-RPC message is answered here, since the SDK drops it, and
+    who sent it would wait for ever.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.refuse: Refuse | None = None
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Yield each line as text, with invalid UTF-8 replaced."""
+        """Yield each message as text."""
         send, receive = anyio.create_memory_object_stream[bytes](0)
         token = anyio.lowlevel.current_token()
         reader = threading.Thread(target=self._read, args=(send, token), daemon=True, name="stdin")
         reader.start()
-        rest: list[bytes] = []
+        parts: list[bytes] = []
+        size = 0
         with send, receive:
             async for chunk in receive:
                 *ended, begun = chunk.split(b"\n")
-                for line in ended:
-                    rest.append(line)
-                    yield b"".join(rest).decode("utf-8", "replace")
-                    rest.clear()
-                rest.append(begun)
+                for piece in ended:
+                    size += len(piece)
+                    line = b"".join([*parts, piece]) if size <= FRAME_LIMIT else None
+                    parts.clear()
+                    size = 0
+                    if (error := check_frame(line)) is None:
+                        assert line is not None
+                        if not line.isspace() and line:
+                            yield line.decode()
+                    elif self.refuse is not None:
+                        await self.refuse(error)
+                size += len(begun)
+                if size <= FRAME_LIMIT:
+                    parts.append(begun)
+                else:
+                    parts.clear()
 
     def _read(self, send: MemoryObjectSendStream[bytes], token: EventLoopToken) -> None:
         try:
@@ -91,3 +121,40 @@ class Lines:
             anyio.from_thread.run_sync(send.close, token=token)
         except (OSError, RuntimeError, anyio.ClosedResourceError, anyio.BrokenResourceError):
             return  # The server has ended; there is nobody left to read for.
+
+
+def check_frame(line: bytes | None) -> types.JSONRPCError | None:
+    """Return the answer to what is no message, or None if *line* is one, or blank.
+
+    Args:
+        line: The frame without its line feed; None for one that was too large.
+    """
+    if line is None:
+        return _error(None, types.INVALID_REQUEST, f"message over {FRAME_LIMIT:,} bytes")
+    if not line or line.isspace():
+        return None
+    try:
+        frame: object = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return _error(None, types.PARSE_ERROR, f"not JSON: {error}")
+    if not isinstance(frame, dict):
+        return _error(None, types.INVALID_REQUEST, "a message is one JSON object")
+    message = cast("dict[str, object]", frame)
+    id_ = message.get("id")
+    known = id_ if isinstance(id_, str) or type(id_) is int else None
+    if message.get("jsonrpc") != "2.0":
+        return _error(known, types.INVALID_REQUEST, 'jsonrpc must be "2.0"')
+    if "id" in message and known is None and "error" not in message:
+        return _error(None, types.INVALID_REQUEST, "id must be a string or a whole number")
+    if "result" in message or "error" in message:
+        return None
+    if not isinstance(message.get("method"), str):
+        return _error(known, types.INVALID_REQUEST, "method must be a string")
+    if not isinstance(message.get("params", {}), dict):
+        return _error(known, types.INVALID_PARAMS, "params must be an object")
+    return None
+
+
+def _error(id_: str | int | None, code: int, message: str) -> types.JSONRPCError:
+    error = types.ErrorData(code=code, message=message)
+    return types.JSONRPCError(jsonrpc="2.0", id=id_, error=error)

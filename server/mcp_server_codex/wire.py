@@ -11,18 +11,27 @@ import anyio
 import mcp_types as types
 from mcp.server.session import ServerSession
 
+from codex_tools.codex.record import Record
 from codex_tools.output_schema import problems
-from codex_tools.result import RunResult
+from codex_tools.result import RunError, RunResult
 from codex_tools.runs import Run
+from codex_tools.stop import StopResult
 from codex_tools.tool import Tool, input_schema, output_schema
+from codex_tools.wait import WaitResult
 
 AnyTool = Tool[Any, Any]
 
 MESSAGE_LIMIT = 200
 """Characters of a progress message; Claude Code cuts there."""
 
-CHECK_EVERY_S = 0.5
-"""How often progress is looked at, so at most how often it is told."""
+LOOK_EVERY_S = 0.1
+"""How often progress is looked at."""
+
+TELL_EVERY_S = 0.5
+"""How often it is told at most."""
+
+FIRST_WITHIN_S = 0.3
+"""When it is told first, if there is no run to tell of before."""
 
 SAY_EVERY_S = 9.0
 """How often it is told though nothing has changed."""
@@ -46,7 +55,7 @@ def to_tool(tool: AnyTool) -> types.Tool:
     )
 
 
-def to_result(tool: AnyTool, result: RunResult) -> types.CallToolResult:
+def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
     """Return *result* as MCP's, checked against the schema that *tool* advertises.
 
     The SDK checks nothing. Claude Code shows its model only the structured
@@ -58,13 +67,31 @@ def to_result(tool: AnyTool, result: RunResult) -> types.CallToolResult:
     data = result.model_dump(mode="json")
     if faults := problems(to_tool(tool).output_schema or {}, data):
         raise ValueError(f"result of {tool.name} breaks its schema: {faults}")
-    failed = result.status in ("failed", "timed_out")
-    text = error_text(result) if failed else result.final_response or result.next
+    text, failed = _told(result)
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text)],
         structured_content=data,
         is_error=failed,
     )
+
+
+def _told(result: Record) -> tuple[str, bool]:
+    """Return *result* in words, and whether it is an error."""
+    match result:
+        case RunResult(status="failed" | "timed_out"):
+            return error_text(result), True
+        case RunResult():
+            return result.final_response or result.next, False
+        case StopResult(run=run):
+            # That a run had failed before it was to be stopped is not stop's failure.
+            unknown = run.run_id is None
+            return (error_text(run), True) if unknown else (f"{run.status}. {run.next}", False)
+        case WaitResult(runs=runs, error=None):
+            return "\n\n".join(f"{r.run_id}: {r.status}\n{_told(r)[0]}" for r in runs), False
+        case WaitResult(error=RunError() as error):
+            return f"{error.kind}: {error.message}\nHint: {error.hint}", True
+        case _:
+            raise TypeError(f"{type(result).__name__} has no words")
 
 
 def error_text(result: RunResult) -> str:
@@ -119,18 +146,22 @@ class Progress:
                 tasks.cancel_scope.cancel()
 
     async def _tell(self) -> None:
-        """Send a message at once, at each change, and every SAY_EVERY_S."""
-        count, last, last_at = 0, "", 0.0
+        count, last, last_at = 0, "", -TELL_EVERY_S
         while True:
-            headline, new = self._headline(), self._untold()
             now = anyio.current_time()
-            if headline != last or new or now - last_at >= SAY_EVERY_S:
+            headline, new = self._headline(), self._untold()
+            if count == 0:
+                due = bool(self._runs) or now - self._start >= FIRST_WITHIN_S
+            else:
+                changed = (headline != last or new) and now - last_at >= TELL_EVERY_S
+                due = changed or now - last_at >= SAY_EVERY_S
+            if due:
                 count += 1
                 message = " · ".join([_duration(now - self._start), headline, *new])
                 await self._session.report_progress(count, None, message[:MESSAGE_LIMIT])
                 self._told.update(new)
                 last, last_at = headline, now
-            await anyio.sleep(CHECK_EVERY_S)
+            await anyio.sleep(LOOK_EVERY_S)
 
     def _headline(self) -> str:
         if not self._runs:

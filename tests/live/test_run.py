@@ -90,9 +90,9 @@ async def test_a_task_comes_back_as_one_truthful_result(
     assert requests[0].body["reasoning"]["effort"] == "low"
     assert result["thread_id"] in result["next"]
     assert steps == sorted(set(steps))
-    assert len(told) >= 2
-    assert any(result["run_id"] in message for message in told)
-    assert any(result["thread_id"] in message for message in told)
+    assert result["run_id"] in told[0]
+    if result["duration_s"] > 2:
+        assert any(result["thread_id"] in message for message in told)
     assert max(map(len, told)) <= 200
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import Field
 
-from codex_tools.codex.errors import CodexError, Kind, TurnFailed
+from codex_tools.codex.errors import CodexError, Interrupted, Kind, TurnFailed
 from codex_tools.codex.exec import Sandbox
 from codex_tools.codex.failure import quote, shorten
 from codex_tools.codex.record import Record, Usage
@@ -130,7 +130,7 @@ def make_result(
 ) -> RunResult:
     """Return the bounded result of a run, or of a request that was refused."""
     turn, setting = turn or TurnResult(), setting or Setting()
-    told = _error(error) if error is not None else None
+    told = tell_error(error) if error is not None else None
     result = RunResult(
         run_id=run_id,
         status=status,
@@ -168,6 +168,23 @@ def make_result(
     return _fitted(result, turn.final_response)
 
 
+def interrupt(result: RunResult) -> RunResult:
+    """Return *result*, of a run at work, as that of one whose server has died."""
+    told = tell_error(Interrupted())
+    return result.model_copy(
+        update={
+            "status": "failed",
+            "error": told,
+            "next": _next("failed", result.run_id, result.thread_id, told),
+        }
+    )
+
+
+def fit(result: RunResult, limit: int) -> RunResult:
+    """Return *result* in at most *limit* characters of JSON, if its lists can be cut so far."""
+    return _fitted(result, result.final_response, limit)
+
+
 def _short(text: str) -> str:
     return shorten(text, _TEXT_LIMIT)
 
@@ -177,12 +194,12 @@ def _left_out(turn: TurnResult) -> list[str]:
     return [f"files_changed leaves out {more} more files."] if more > 0 else []
 
 
-def _fitted(result: RunResult, response: str | None) -> RunResult:
-    """Return *result* within RESULT_LIMIT: long lists are cut first, then *response*.
+def _fitted(result: RunResult, response: str | None, limit: int = RESULT_LIMIT) -> RunResult:
+    """Return *result* within *limit*: long lists are cut first, then *response*.
 
     Structured output is what was asked for and is never cut.
     """
-    if _size(result) <= RESULT_LIMIT:
+    if _size(result) <= limit:
         return result
     if result.structured_output is not None and response is not None:
         response = "(see structured_output)"  # The same answer; the parsed one is kept.
@@ -190,7 +207,7 @@ def _fitted(result: RunResult, response: str | None) -> RunResult:
     note = "Lists were cut to fit."
     lists = {name: list(getattr(result, name)) for name in _KEPT_END}
     sizes = {name: len(_json(items)) for name, items in lists.items()}
-    while sum(sizes.values()) > _LISTS_LIMIT and _size(result) > RESULT_LIMIT:
+    while sum(sizes.values()) > limit * 3 // 10 and _size(result) > limit:
         longest = max(sizes, key=sizes.__getitem__)
         half = len(lists[longest]) // 2
         kept = lists[longest][len(lists[longest]) - half :] if _KEPT_END[longest] else None
@@ -198,9 +215,9 @@ def _fitted(result: RunResult, response: str | None) -> RunResult:
         sizes[longest] = len(_json(lists[longest]))
         result = result.model_copy(update=lists | {"warnings": [*lists["warnings"], note]})
     room = len(result.final_response or "")
-    while response and (over := _size(result) - RESULT_LIMIT) > 0 and room > 1000:
+    while response and (over := _size(result) - limit) > 0 and room > 200:
         # Escapes make JSON longer than its text: cut in proportion, again if need be.
-        room = max(room - over - 100, room * 2 // 3, 1000)
+        room = max(room - over - 100, room * 2 // 3, 200)
         result = result.model_copy(update={"final_response": shorten(response, room)})
     return result
 
@@ -215,8 +232,6 @@ _KEPT_END = {
 }
 """The lists of a result, and whether their end is worth more than their beginning."""
 
-_LISTS_LIMIT = 15_000
-
 
 def _size(result: RunResult) -> int:
     return len(_json(result.model_dump()))
@@ -226,7 +241,8 @@ def _json(value: object) -> str:
     return orjson.dumps(value, default=Record.model_dump).decode()
 
 
-def _error(error: CodexError) -> RunError:
+def tell_error(error: CodexError) -> RunError:
+    """Return *error* as the caller gets it."""
     kind, retryable = error.kind, error.retryable
     if isinstance(error, TurnFailed):
         kind, retryable = error.failure.kind, error.failure.retryable

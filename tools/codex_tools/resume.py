@@ -20,8 +20,8 @@ from codex_tools.codex.rollout import (
     read_state,
 )
 from codex_tools.result import RunResult
-from codex_tools.run import TurnOptions, existing_folder, make_turn, refuse
-from codex_tools.runs import wait_while_called
+from codex_tools.run import TurnOptions, existing_folder, follow, make_turn, refuse
+from codex_tools.runs import Run
 from codex_tools.tool import Context, Tool
 
 
@@ -54,7 +54,12 @@ class ResumeRequest(TurnOptions):
 
 
 async def resume(request: ResumeRequest, context: Context) -> RunResult:
-    """Run a prompt in a thread that exists and return what came of it.
+    """Run a prompt in a thread that exists and return what came of it."""
+    return await follow(await start(request, context), request, context)
+
+
+async def start(request: ResumeRequest, context: Context) -> Run:
+    """Start a turn in a thread that exists.
 
     Codex itself keeps nothing but the conversation: folder, sandbox, model and
     effort of a resumed turn come from its command line. Those that the request
@@ -80,9 +85,7 @@ async def resume(request: ResumeRequest, context: Context) -> RunResult:
             reasoning_effort=state.reasoning_effort,
         )
         unless_started.pop_all()
-    started = context.runs.start(program, turn, before=state, lock=lock, warnings=warnings)
-    context.watch(started)
-    return await wait_while_called(started)
+    return context.runs.start(program, turn, before=state, lock=lock, warnings=warnings)
 
 
 def _newest(request: ResumeRequest, context: Context) -> str:
@@ -152,5 +155,6 @@ RESUME = Tool(
     request=ResumeRequest,
     result=RunResult,
     call=resume,
+    start=start,
     refuse=refuse,
 )

@@ -14,7 +14,7 @@ from codex_tools.codex.program import find_codex
 from codex_tools.codex.record import Record
 from codex_tools.output_schema import check_schema
 from codex_tools.result import RunResult, make_result
-from codex_tools.runs import wait_while_called
+from codex_tools.runs import Run, wait_while_called
 from codex_tools.tool import Context, Tool
 
 PROMPT_LIMIT = 1_000_000
@@ -60,7 +60,7 @@ class TurnOptions(Record):
     timeout_s: float | None = Field(None, gt=0)
     """End the run after so many seconds"""
     wait_s: float | None = Field(None, ge=0)
-    """Seconds to wait for the result"""
+    """Seconds to wait for the result; 0 returns at once, then use codex_wait"""
 
     @field_validator("prompt")
     @classmethod
@@ -84,17 +84,27 @@ class RunRequest(TurnOptions):
     """Keep no record; the thread cannot be resumed"""
 
 
-async def run(request: RunRequest, context: Context) -> RunResult:
-    """Run a task in a new thread and return what came of it."""
+async def start(request: RunRequest, context: Context) -> Run:
+    """Start a task in a new thread."""
     folder = existing_folder("cwd", request.cwd or str(context.default_cwd), context)
     sandbox = context.policy.sandbox_for(request.sandbox)
     turn = make_turn(request, context, cwd=folder, sandbox=sandbox, ephemeral=request.ephemeral)
     program = await find_codex(context.codex_bin)
     if request.ephemeral:
         program.need("--ephemeral")
-    started = context.runs.start(program, turn)
+    return context.runs.start(program, turn)
+
+
+async def run(request: RunRequest, context: Context) -> RunResult:
+    """Run a task in a new thread and return what came of it."""
+    return await follow(await start(request, context), request, context)
+
+
+async def follow(started: Run, request: TurnOptions, context: Context) -> RunResult:
+    """Tell of a run while the call waits for it; return how it stands then."""
     context.watch(started)
-    return await wait_while_called(started)
+    wait_s = context.wait_s if request.wait_s is None else request.wait_s
+    return await wait_while_called(started, wait_s)
 
 
 def make_turn(
@@ -183,11 +193,14 @@ RUN = Tool(
         " editor in cwd, and get its final answer, the files it changed and the commands it ran."
         " Good for work that stands on its own: implementing, fixing, reviewing, a second opinion."
         " The default sandbox is read-only: to let it edit, say sandbox: workspace-write."
-        " It may take minutes; cancelling the call ends the run."
         " Continue the thread with codex_resume and the thread_id of the result."
+        " A call that waits ends its run when it is cancelled. With wait_s: 0 it returns at once"
+        " and the run goes on; to run several side by side, start each so, then call codex_wait"
+        " once with all run_ids."
     ),
     request=RunRequest,
     result=RunResult,
     call=run,
+    start=start,
     refuse=refuse,
 )

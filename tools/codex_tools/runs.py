@@ -1,29 +1,34 @@
-"""The register of runs: start, watch, wait, stop.
+"""The register of runs: start, watch, wait, stop, keep the results.
 
 A run is one turn of Codex while this server looks after it. Runs live in a task
-group of their own, not in the call that started them, so that the server's end
-ends them all at once.
+group of their own, not in the call that started them, so they go on when that
+call has returned, and the server's end ends them all at once.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncGenerator
+import tempfile
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from codex_tools.codex.errors import (
     Cancelled,
     CodexError,
+    Interrupted,
     Stalled,
     ThreadBusy,
     TimedOut,
     TurnError,
+    UnknownRun,
 )
 from codex_tools.codex.exec import TurnRequest
 from codex_tools.codex.program import Program
@@ -32,9 +37,19 @@ from codex_tools.codex.rollout import ThreadState, codex_home, find_rollout, rea
 from codex_tools.codex.turn import Fold, TurnResult, run_turn
 from codex_tools.output_schema import read_output
 from codex_tools.result import RunResult, Setting, make_result
+from codex_tools.store import Store, Stored, now
 from codex_tools.thread_lock import ThreadLock
 
 logger = logging.getLogger(__name__)
+
+KEPT_IN_MEMORY = 64
+"""Ended runs kept besides those on disk, in case the disk is full."""
+
+PRUNE_AFTER_S = 5.0
+"""Old files are removed so long after the start, which they must not delay."""
+
+LOOK_EVERY_S = 0.5
+"""How often the files of other servers' runs are looked at while waiting for them."""
 
 
 class InternalFault(CodexError):
@@ -58,13 +73,24 @@ class Run:
     request: TurnRequest
     before: ThreadState | None
     """The thread as it stood, if this run resumes one."""
+    created_at: str
+    warnings: tuple[str, ...] = ()
     started_at: float | None = None
     """None while it waits in line."""
     ended_at: float | None = None
+    ended: str = ""
+    """When it ended, as ISO 8601 in UTC."""
     fold: Fold = field(default_factory=Fold)
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     done: anyio.Event = field(default_factory=anyio.Event)
     outcome: RunResult | None = None
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    stopped: bool = False
+    """Whether somebody asked for its end."""
+
+    def stop(self) -> None:
+        """End the run, and all that Codex has started for it; `done` tells when."""
+        self.stopped = True
+        self.scope.cancel()
 
     def result(self) -> RunResult:
         """Return the run's result, or how it stands."""
@@ -78,6 +104,7 @@ class Run:
             setting=_asked(self),
             duration_s=self.duration_s,
             attempts=0 if queued else 1,
+            warnings=self.warnings,
         )
 
     @property
@@ -100,12 +127,15 @@ class Run:
 
 
 class Runs:
-    """All runs of this server."""
+    """All runs of this server, and what is kept of earlier ones."""
 
-    def __init__(self, tasks: TaskGroup, state_dir: Path, max_runs: int) -> None:
+    def __init__(self, tasks: TaskGroup, state_dir: Path, store: Store, max_runs: int) -> None:
         self._tasks = tasks
         self._state_dir = state_dir
+        self._store = store
         self._places = anyio.CapacityLimiter(max_runs)
+        self._runs: dict[str, Run] = {}
+        self._changed = anyio.Event()
 
     def lock_thread(self, thread_id: str) -> ThreadLock:
         """Keep all other runs, of any server, out of the thread.
@@ -136,45 +166,113 @@ class Runs:
         run_id = f"run_{secrets.token_hex(8)}"
         if lock is not None:
             request = replace(request, held=(lock.fd,))
-        run = Run(run_id, program, request, before)
+        run = Run(run_id, program, request, before, now(), warnings)
+        if before is not None:
+            run.fold.thread_id = before.thread_id
         if self._places.available_tokens > 0:
             run.started_at = anyio.current_time()
-        self._tasks.start_soon(self._work, run, lock, warnings, name=run_id)
+        self._runs[run_id] = run
+        self._save(run)
+        self._tasks.start_soon(self._work, run, lock, name=run_id)
         return run
 
-    async def _work(self, run: Run, lock: ThreadLock | None, warnings: tuple[str, ...]) -> None:
+    def find(self, run_id: str) -> Run | Stored:
+        """Return a run of this server, or what is kept of another one.
+
+        Raises:
+            UnknownRun: There is none of that id.
+        """
+        found = self._runs.get(run_id) or self._store.load(run_id)
+        if found is None:
+            raise UnknownRun(run_id)
+        return found
+
+    def result(self, run_id: str) -> RunResult:
+        """Return how a run stands, or what it has come to.
+
+        Raises:
+            UnknownRun: There is none of that id.
+        """
+        found = self.find(run_id)
+        return found.result() if isinstance(found, Run) else found.result
+
+    async def wait(
+        self, run_ids: Sequence[str], wait_s: float, until: Literal["all", "any"]
+    ) -> list[RunResult]:
+        """Wait for *wait_s* at most until *all* runs have ended, or *any*; return how they stand.
+
+        Raises:
+            UnknownRun: There is none of one of the ids.
+        """
+        enough = all if until == "all" else any
+        with anyio.move_on_after(wait_s):
+            while not enough(_has_ended(self.result(run_id)) for run_id in run_ids):
+                mine = all(run_id in self._runs for run_id in run_ids)
+                with anyio.move_on_after(float("inf") if mine else LOOK_EVERY_S):
+                    await self._changed.wait()
+        return [self.result(run_id) for run_id in run_ids]
+
+    async def stop(self, run_id: str) -> RunResult:
+        """End a run, wait until nothing of it is left, and return what it has come to.
+
+        Raises:
+            UnknownRun: There is none of that id, or it is at work in another server.
+        """
+        found = self.find(run_id)
+        if isinstance(found, Stored):
+            if not _has_ended(found.result):
+                raise UnknownRun(run_id, "is at work in another server, and only that can end it")
+            return found.result
+        if found.outcome is None:
+            found.stop()
+            await found.done.wait()
+        return found.result()
+
+    async def _work(self, run: Run, lock: ThreadLock | None) -> None:
         outcome: RunResult | None = None
-        with ExitStack() as locks, run.scope:
-            if lock is not None:
-                locks.callback(lock.release)
-            try:
-                async with self._places:
-                    run.started_at = anyio.current_time()
-                    outcome = await self._turn(run, locks, warnings)
-            except Exception:
-                # One of the server's two outer walls (the other: app.call_tool). Without
-                # it, a fault in one run would end all others.
-                logger.exception("run %s met an internal fault", run.run_id)
-                outcome = _failed(run, InternalFault(), warnings)
-        run.ended_at = anyio.current_time()
-        run.outcome = outcome or _failed(run, Cancelled(run.fold.result()), warnings)
-        run.done.set()
-
-    async def _turn(self, run: Run, locks: ExitStack, warnings: tuple[str, ...]) -> RunResult:
-        def report(fold: Fold) -> None:
-            if run.fold is not fold:
-                run.fold = fold
-            if fold.thread_id is not None and run.before is None and not locked:
-                locked.append(fold.thread_id)
-                self._lock_new_thread(fold.thread_id, locks)
-
-        locked: list[str] = []
         try:
-            turn = await run_turn(run.program, run.request, report)
-            schema = run.request.output_schema
-            output = read_output(schema, turn) if schema is not None else None
-        except CodexError as error:
-            return _failed(run, error, warnings)
+            with ExitStack() as locks, run.scope:
+                if lock is not None:
+                    locks.callback(lock.release)
+                try:
+                    async with self._places:
+                        run.started_at = anyio.current_time()
+                        outcome = await self._turn(run, locks)
+                except Exception:
+                    # One of the server's two outer walls (the other: app.call_tool). Without
+                    # it, a fault in one run would end all others.
+                    logger.exception("run %s met an internal fault", run.run_id)
+                    outcome = _failed(run, InternalFault())
+        finally:
+            # Also on the server's own end, when there is nobody left to await anything.
+            stopped = Cancelled(run.fold.result()) if run.stopped else Interrupted()
+            run.ended_at, run.ended = anyio.current_time(), now()
+            run.outcome = outcome or _failed(run, stopped)
+            self._save(run)
+            self._forget()
+            run.done.set()
+            self._changed.set()
+            self._changed = anyio.Event()
+
+    async def _turn(self, run: Run, locks: ExitStack) -> RunResult:
+        known = False
+
+        def report(fold: Fold) -> None:
+            nonlocal known
+            run.fold = fold
+            if fold.thread_id is not None and not known:
+                known = True
+                if run.before is None:
+                    self._lock_new_thread(fold.thread_id, locks)
+                self._save(run)
+
+        with self._store.open_log(run.run_id) as log:
+            try:
+                turn = await run_turn(run.program, run.request, report, log.add)
+                schema = run.request.output_schema
+                output = read_output(schema, turn) if schema is not None else None
+            except CodexError as error:
+                return _failed(run, error)
         setting, noticed = _found(run, turn.thread_id)
         return make_result(
             "completed",
@@ -185,7 +283,7 @@ class Runs:
             setting=setting,
             duration_s=run.duration_s,
             attempts=1,
-            warnings=(*warnings, *noticed),
+            warnings=(*run.warnings, *noticed),
         )
 
     def _lock_new_thread(self, thread_id: str, locks: ExitStack) -> None:
@@ -194,30 +292,68 @@ class Runs:
         except ThreadBusy:
             logger.warning("new thread %s is locked already", thread_id)
 
+    def _save(self, run: Run) -> None:
+        try:
+            self._store.save(run.result(), run.created_at)
+        except OSError as error:
+            logger.warning("%s is not kept on disk: %s", run.run_id, error)
+
+    def _forget(self) -> None:
+        ended = [run_id for run_id, run in self._runs.items() if run.outcome is not None]
+        for run_id in ended[:-KEPT_IN_MEMORY]:
+            del self._runs[run_id]
+
 
 @asynccontextmanager
 async def open_runs(state_dir: Path, max_runs: int) -> AsyncGenerator[Runs]:
-    """Keep a register of runs; leaving ends them all and all they have started."""
-    async with anyio.create_task_group() as tasks:
+    """Keep a register of runs; leaving ends them all and all they have started.
+
+    Where *state_dir* cannot be used, a temporary folder stands in for it:
+    results then live as long as the server.
+    """
+    with ExitStack() as stack:
         try:
-            yield Runs(tasks, state_dir, max_runs)
-        finally:
-            tasks.cancel_scope.cancel()
+            store = Store(state_dir)
+        except OSError as error:
+            logger.warning("%s cannot be used, nothing will be kept: %s", state_dir, error)
+            state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            store = Store(state_dir)
+        stack.callback(store.close)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_prune, store)
+            try:
+                yield Runs(tasks, state_dir, store, max_runs)
+            finally:
+                tasks.cancel_scope.cancel()
 
 
-async def wait_while_called(run: Run) -> RunResult:
-    """Wait for *run*; a caller that gives up in the meantime ends it."""
+async def _prune(store: Store) -> None:
+    await anyio.sleep(PRUNE_AFTER_S)
+    await anyio.to_thread.run_sync(store.prune, abandon_on_cancel=True)
+
+
+async def wait_while_called(run: Run, wait_s: float) -> RunResult:
+    """Wait for *run*, for *wait_s* at most, and return how it stands then.
+
+    A caller that gives up while it waits ends the run; one that has got an
+    answer in time does not.
+    """
     try:
-        await run.done.wait()
-    finally:
-        if not run.done.is_set():
-            run.scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await run.done.wait()
+        with anyio.move_on_after(wait_s):
+            await run.done.wait()
+    except anyio.get_cancelled_exc_class():
+        run.stop()
+        with anyio.CancelScope(shield=True):
+            await run.done.wait()
+        raise
     return run.result()
 
 
-def _failed(run: Run, error: CodexError, warnings: tuple[str, ...]) -> RunResult:
+def _has_ended(result: RunResult) -> bool:
+    return result.status not in ("running", "queued")
+
+
+def _failed(run: Run, error: CodexError) -> RunResult:
     turn = error.turn if isinstance(error, TurnError) else run.fold.result()
     setting, noticed = _found(run, turn.thread_id)
     match error:
@@ -235,7 +371,7 @@ def _failed(run: Run, error: CodexError, warnings: tuple[str, ...]) -> RunResult
         setting=setting,
         duration_s=run.duration_s,
         attempts=0 if run.started_at is None else 1,
-        warnings=(*warnings, *noticed),
+        warnings=(*run.warnings, *noticed),
         error=error,
     )
 

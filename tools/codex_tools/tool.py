@@ -34,6 +34,8 @@ class Context:
     """The caller's own folder."""
     watch: Callable[[Run], None]
     """Tell the caller of this run's progress from now on."""
+    wait_s: float
+    """How long a call waits for its run where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Tool(Generic[RequestT, ResultT]):
     call: Callable[[RequestT, Context], Awaitable[ResultT]]
     refuse: Callable[[CodexError], ResultT]
     """Make a result of an error that came before there was one."""
+    start: Callable[[RequestT, Context], Awaitable[Run]] | None = None
+    """For a tool that runs Codex: start the run and return at once."""
     read_only: bool = False
     destructive: bool = True
     idempotent: bool = False

@@ -10,6 +10,8 @@
     + CodexUnsupported
     + ThreadNotFound
     + ThreadBusy
+    + UnknownRun
+  x Interrupted: the server died while Codex was at work
   x TurnError: Codex was started, and `turn` tells what it had done by then
     + TurnFailed: Codex said so, or ended without a terminal event
     + TimedOut
@@ -178,6 +180,33 @@ class ThreadBusy(RequestError):
         super().__init__(
             f"Thread {thread_id} is busy: another run is at work in it.",
             "Wait until that run has ended, then call again; or begin a new thread.",
+        )
+
+
+class UnknownRun(RequestError):
+    """No run of that id was kept, or it is at work in another server."""
+
+    kind = "unknown_run"
+
+    def __init__(self, run_id: str, problem: str = "is not known here") -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"Run {run_id} {problem}.",
+            "Check the run_id; results are kept for two weeks. The thread itself can still be"
+            " resumed by its thread_id.",
+        )
+
+
+class Interrupted(CodexError):
+    """The server that looked after the run has ended, and the run with it."""
+
+    kind = "interrupted"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server ended while this run was at work, and the run with it.",
+            "What it had done by then is kept: continue with codex_resume.",
         )
 
 

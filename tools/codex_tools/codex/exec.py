@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,9 +103,11 @@ def _settings(request: TurnRequest) -> list[str]:
 
 @asynccontextmanager
 async def open_turn(
-    program: Program, request: TurnRequest
+    program: Program, request: TurnRequest, keep: Callable[[bytes], None]
 ) -> AsyncGenerator[AsyncGenerator[Event]]:
     """Start the turn and yield its events; leaving ends all that it started.
+
+    Each line goes to *keep* as Codex wrote it, before it is read.
 
     Raises:
         CodexUnsupported: This version lacks an option that is needed.
@@ -127,7 +129,7 @@ async def open_turn(
                 scratch=scratch,
                 held=request.held,
             ) as child,
-            aclosing(_events(child)) as events,
+            aclosing(_events(child, keep)) as events,
         ):
             yield events
     finally:
@@ -146,10 +148,11 @@ def _without_commas(images: Sequence[Path], scratch: Path) -> tuple[Path, ...]:
     return tuple(plain)
 
 
-async def _events(child: Child) -> AsyncGenerator[Event]:
+async def _events(child: Child, keep: Callable[[bytes], None]) -> AsyncGenerator[Event]:
     async with aclosing(child.lines()) as lines:
         async for line in lines:
             if line.strip():
+                keep(line)
                 yield parse_event(line)
     returncode = await child.wait()
     yield ExitedEvent(returncode, child.stderr_end())

@@ -87,8 +87,13 @@ Report = Callable[["Fold"], None]
 """Called after each event with the turn so far; must be quick and not block."""
 
 
-async def run_turn(program: Program, request: TurnRequest, report: Report) -> TurnResult:
+async def run_turn(
+    program: Program, request: TurnRequest, report: Report, keep: Callable[[bytes], None]
+) -> TurnResult:
     """Run one turn of Codex and return what it produced.
+
+    *report* is told the turn so far after each event; *keep* gets each line
+    as Codex wrote it.
 
     Leaving early, by timeout or cancellation, kills the whole process tree,
     because Codex's own children would otherwise go on editing files.
@@ -104,7 +109,7 @@ async def run_turn(program: Program, request: TurnRequest, report: Report) -> Tu
     fold = Fold()
     start = anyio.current_time()
     with anyio.CancelScope(deadline=start + request.timeout_s) as limit:
-        async with open_turn(program, request) as events:
+        async with open_turn(program, request, keep) as events:
             async for event in events:
                 fold.add(event)
                 report(fold)

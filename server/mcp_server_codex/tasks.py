@@ -1,0 +1,116 @@
+"""MCP Tasks: the extension io.modelcontextprotocol/tasks of 2026-07-28.
+
+A client that declares it gets a task at once in place of the result of
+codex_run and codex_resume, and asks for it with tasks/get until it has ended.
+A task is a run and its id the run's, so tasks outlive this server as runs do.
+Shapes after the extension's published schema (@modelcontextprotocol/ext-tasks 0.2.2).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import mcp_types as types
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+
+from codex_tools.codex.errors import UnknownRun
+from codex_tools.runs import Run, Runs
+from codex_tools.store import KEEP_S, Stored, now
+from mcp_server_codex.wire import AnyTool, to_result
+
+EXTENSION = "io.modelcontextprotocol/tasks"
+VERSION = "2026-07-28"
+POLL_EVERY_MS = 1000
+
+Json = dict[str, Any]
+Call = ServerRequestContext[Runs, Any]
+Status = Literal["working", "completed", "cancelled"]
+
+
+class TaskParams(types.RequestParams):
+    """The params of tasks/get and tasks/cancel."""
+
+    task_id: str
+
+
+class UpdateParams(TaskParams):
+    """The params of tasks/update."""
+
+    input_responses: Json
+
+
+def wants_task(call: Call) -> bool:
+    """Return whether the client of *call* takes a task for a result."""
+    capabilities = call.session.client_capabilities
+    declared = capabilities.extensions if capabilities is not None else None
+    return call.protocol_version == VERSION and EXTENSION in (declared or {})
+
+
+def new_task(run: Run) -> Json:
+    """Return the task that stands for *run*, as the result of the call that began it."""
+    return {"resultType": "task", **_head(run, "working")}
+
+
+def add_to(server: Server[Runs], tool: AnyTool) -> None:
+    """Serve the extension's methods; a task's result has the shape of *tool*'s."""
+
+    async def get(call: Call, params: TaskParams) -> Json:
+        found = _find(call, params.task_id)
+        result = found.result() if isinstance(found, Run) else found.result
+        match result.status:
+            case "running" | "queued":
+                return {"resultType": "complete", **_head(found, "working")}
+            case "cancelled":
+                return {"resultType": "complete", **_head(found, "cancelled")}
+            case _:
+                # Also a run that failed: its result, isError included, is what the call gives.
+                answer = to_result(tool, result).model_dump(
+                    by_alias=True, mode="json", exclude_none=True
+                )
+                return {"resultType": "complete", **_head(found, "completed"), "result": answer}
+
+    async def cancel(call: Call, params: TaskParams) -> Json:
+        _find(call, params.task_id)
+        try:
+            await call.lifespan_context.stop(params.task_id)
+        except UnknownRun as error:
+            raise MCPError(code=types.INVALID_PARAMS, message=error.message) from None
+        return {"resultType": "complete"}
+
+    async def update(call: Call, params: UpdateParams) -> Json:
+        # Takes answers to questions; no task asks any.
+        _find(call, params.task_id)
+        return {"resultType": "complete"}
+
+    server.extensions[EXTENSION] = {}
+    server.add_request_handler("tasks/get", TaskParams, get)
+    server.add_request_handler("tasks/cancel", TaskParams, cancel)
+    server.add_request_handler("tasks/update", UpdateParams, update)
+
+
+def _find(call: Call, task_id: str) -> Run | Stored:
+    if not wants_task(call):
+        raise MCPError(code=types.METHOD_NOT_FOUND, message="Method not found", data=call.method)
+    try:
+        return call.lifespan_context.find(task_id)
+    except UnknownRun:
+        raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown task: {task_id}") from None
+
+
+def _head(found: Run | Stored, status: Status) -> Json:
+    if isinstance(found, Run):
+        task_id, message = found.run_id, " ".join(found.headline.split())
+        updated_at = now() if found.outcome is None else found.ended
+    else:
+        task_id, message, updated_at = found.result.run_id, found.result.status, found.updated_at
+    return {
+        "taskId": task_id,
+        "status": status,
+        "statusMessage": message[:200],
+        "createdAt": found.created_at,
+        "lastUpdatedAt": updated_at,
+        "ttlMs": KEEP_S * 1000,
+        "pollIntervalMs": POLL_EVERY_MS,
+    }

@@ -1,0 +1,192 @@
+"""Runs on disk: what has become of each, for this server and those after it.
+
+STATE/runs/<run_id>/run.json        the run's result so far, replaced as a whole
+STATE/runs/<run_id>/events.jsonl    its events, byte for byte as Codex wrote them
+STATE/servers/<server_id>.lock      locked as long as that server lives
+
+Several servers may share one folder. Whether a server still lives is known by
+its lock, which the kernel takes back from the dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import orjson
+from pydantic import ValidationError
+
+from codex_tools.result import RunResult, interrupt
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+KEEP_S = 14 * 24 * 3600
+"""How long the files of a run that has ended are kept, in seconds."""
+
+KEEP_BYTES = 512 * 1024 * 1024
+"""How much is kept in all; the oldest go first."""
+
+LOG_LIMIT = 64 * 1024 * 1024
+"""Bytes of events kept of one run."""
+
+_RUN_ID = re.compile(r"run_[0-9a-f]{16}")
+
+
+class Store:
+    """The runs below one state folder, seen by one server."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Make the folders, private to this user, and announce this server.
+
+        Raises:
+            OSError: The folder cannot be used.
+        """
+        self._runs = state_dir / "runs"
+        self._servers = state_dir / "servers"
+        for folder in (state_dir, self._runs, self._servers):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.server_id = secrets.token_hex(8)
+        self._alive = self._servers / f"{self.server_id}.lock"
+        self._lock = os.open(self._alive, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Say that this server is gone."""
+        self._alive.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def save(self, result: RunResult, created_at: str) -> None:
+        """Keep *result*; readers see the former one or this one, never half of it."""
+        folder = self._folder(result.run_id or "")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        record = {
+            "server_id": self.server_id,
+            "created_at": created_at,
+            "updated_at": now(),
+            "result": result.model_dump(),
+        }
+        draft = folder / f"run.json.{self.server_id}"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(orjson.dumps(record))
+        draft.replace(folder / "run.json")
+
+    def load(self, run_id: str) -> Stored | None:
+        """Return a run as it was kept last; None if there is none of that id.
+
+        One that was at work in a server that is gone comes back as interrupted.
+        """
+        if _RUN_ID.fullmatch(run_id) is None:
+            return None
+        try:
+            record = cast(Json, orjson.loads((self._folder(run_id) / "run.json").read_bytes()))
+            result = RunResult.model_validate(record["result"])
+            stored = Stored(result, record["created_at"], record["updated_at"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            logger.warning("the record of %s cannot be read", run_id)
+            return None
+        if result.status in ("running", "queued") and not self._lives(record["server_id"]):
+            return Stored(interrupt(result), stored.created_at, stored.updated_at)
+        return stored
+
+    def open_log(self, run_id: str) -> EventLog:
+        """Return a log for the run's events."""
+        return EventLog(self._folder(run_id) / "events.jsonl")
+
+    def prune(self) -> None:
+        """Remove what is too old, then what is too much; never a run at work."""
+        ended: list[tuple[float, int, Path]] = []
+        for folder in self._runs.iterdir():
+            try:
+                changed = max(entry.stat().st_mtime for entry in [folder, *folder.iterdir()])
+                size = sum(entry.stat().st_size for entry in folder.iterdir())
+            except OSError:
+                continue  # Another server has just removed it.
+            stored = self.load(folder.name)
+            if stored is None or stored.result.status not in ("running", "queued"):
+                ended.append((changed, size, folder))
+        kept = 0
+        for changed, size, folder in sorted(ended, reverse=True):
+            kept += size
+            if kept > KEEP_BYTES or time.time() - changed > KEEP_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        for lock in self._servers.glob("*.lock"):
+            if not self._lives(lock.stem):
+                lock.unlink(missing_ok=True)
+
+    def _lives(self, server_id: str) -> bool:
+        if server_id == self.server_id:
+            return True
+        try:
+            fd = os.open(self._servers / f"{server_id}.lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def _folder(self, run_id: str) -> Path:
+        return self._runs / run_id
+
+
+class Stored:
+    """A run as it was kept, and when."""
+
+    def __init__(self, result: RunResult, created_at: str, updated_at: str) -> None:
+        self.result = result
+        self.created_at = created_at
+        self.updated_at = updated_at
+
+
+class EventLog:
+    """The events of one run; opened with the first, ended at LOG_LIMIT."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._size = 0
+
+    def add(self, line: bytes) -> None:
+        """Keep one more line, in a single write: a killed server leaves whole lines."""
+        self._size += len(line) + 1
+        if self._size > LOG_LIMIT:
+            return
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(mode=0o700, exist_ok=True)
+                fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+                self._file = os.fdopen(fd, "wb", buffering=0)
+            self._file.write(line + b"\n")
+        except OSError as error:
+            logger.warning("%s is not written on: %s", self._path, error)
+            self._size = LOG_LIMIT
+
+    def __enter__(self) -> EventLog:
+        """Return the log itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def now() -> str:
+    """Return the time as ISO 8601, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

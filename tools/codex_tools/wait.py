@@ -1,0 +1,67 @@
+"""codex_wait: wait for runs that go on in the background."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from codex_tools.codex.errors import CodexError, InvalidArguments
+from codex_tools.codex.record import Record
+from codex_tools.result import RESULT_LIMIT, RunError, RunResult, fit, tell_error
+from codex_tools.runs import Run
+from codex_tools.tool import Context, Tool
+
+RUNS_AT_ONCE = 32
+
+
+class WaitRequest(Record):
+    """The arguments of codex_wait."""
+
+    run_ids: list[str] = Field(min_length=1, max_length=RUNS_AT_ONCE)
+    wait_s: float = Field(50.0, ge=0)
+    """Seconds to wait at most"""
+    until: Literal["all", "any"] = "all"
+
+
+class WaitResult(Record):
+    """How the runs stand, in the order of the ids."""
+
+    runs: list[RunResult]
+    error: RunError | None
+
+
+async def wait(request: WaitRequest, context: Context) -> WaitResult:
+    """Wait for runs and return how they stand; ends none of them."""
+    if len(set(request.run_ids)) < len(request.run_ids):
+        raise InvalidArguments(["run_ids: name each run once"])
+    for run_id in request.run_ids:
+        found = context.runs.find(run_id)
+        if isinstance(found, Run):
+            context.watch(found)
+    results = await context.runs.wait(request.run_ids, request.wait_s, request.until)
+    each = RESULT_LIMIT // len(results)
+    return WaitResult(runs=[fit(result, each) for result in results], error=None)
+
+
+def refuse(error: CodexError) -> WaitResult:
+    """Return the result of a request that was refused."""
+    return WaitResult(runs=[], error=tell_error(error))
+
+
+WAIT = Tool(
+    name="codex_wait",
+    title="Wait for Codex runs",
+    description=(
+        "Wait for runs in the background until all (or any) have ended or wait_s is over; get how"
+        " each stands, with its result if it has ended. Ends none; call again while one is running."
+        " Also gives the results of earlier runs, for two weeks."
+    ),
+    request=WaitRequest,
+    result=WaitResult,
+    call=wait,
+    refuse=refuse,
+    read_only=True,
+    idempotent=True,
+    open_world=False,
+)
