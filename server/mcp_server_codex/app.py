@@ -17,10 +17,10 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
-from codex_tools.codex.errors import CodexError
+from codex_tools.codex.errors import CodexError, InternalFault
 from codex_tools.resume import RESUME
 from codex_tools.run import RUN
-from codex_tools.runs import InternalFault, Runs, open_runs
+from codex_tools.runs import Runs, open_runs
 from codex_tools.stop import STOP
 from codex_tools.tool import Context
 from codex_tools.wait import WAIT

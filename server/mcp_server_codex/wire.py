@@ -12,9 +12,9 @@ import mcp_types as types
 from mcp.server.session import ServerSession
 
 from codex_tools.codex.record import Record
+from codex_tools.outcome import Run
 from codex_tools.output_schema import problems
 from codex_tools.result import RunError, RunResult
-from codex_tools.runs import Run
 from codex_tools.stop import StopResult
 from codex_tools.tool import Tool, input_schema, output_schema
 from codex_tools.wait import WaitResult

@@ -19,9 +19,9 @@ from codex_tools.codex.rollout import (
     newest_thread,
     read_state,
 )
+from codex_tools.outcome import Run
 from codex_tools.result import RunResult
 from codex_tools.run import TurnOptions, existing_folder, follow, make_turn, refuse
-from codex_tools.runs import Run
 from codex_tools.tool import Context, Tool
 
 

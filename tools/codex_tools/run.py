@@ -12,9 +12,10 @@ from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.exec import Sandbox, TurnRequest
 from codex_tools.codex.program import find_codex
 from codex_tools.codex.record import Record
+from codex_tools.outcome import Run
 from codex_tools.output_schema import check_schema
 from codex_tools.result import RunResult, make_result
-from codex_tools.runs import Run, wait_while_called
+from codex_tools.runs import wait_while_called
 from codex_tools.tool import Context, Tool
 
 PROMPT_LIMIT = 1_000_000

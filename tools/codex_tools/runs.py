@@ -12,7 +12,7 @@ import secrets
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,20 +23,18 @@ from anyio.abc import TaskGroup
 from codex_tools.codex.errors import (
     Cancelled,
     CodexError,
+    InternalFault,
     Interrupted,
-    Stalled,
     ThreadBusy,
-    TimedOut,
-    TurnError,
     UnknownRun,
 )
 from codex_tools.codex.exec import TurnRequest
 from codex_tools.codex.program import Program
-from codex_tools.codex.record import Usage
-from codex_tools.codex.rollout import ThreadState, codex_home, find_rollout, read_state
-from codex_tools.codex.turn import Fold, TurnResult, run_turn
+from codex_tools.codex.rollout import ThreadState
+from codex_tools.codex.turn import Fold, run_turn
+from codex_tools.outcome import Run, completed, failed
 from codex_tools.output_schema import read_output
-from codex_tools.result import RunResult, Setting, make_result
+from codex_tools.result import RunResult
 from codex_tools.store import Store, Stored, now
 from codex_tools.thread_lock import ThreadLock
 
@@ -50,80 +48,6 @@ PRUNE_AFTER_S = 5.0
 
 LOOK_EVERY_S = 0.5
 """How often the files of other servers' runs are looked at while waiting for them."""
-
-
-class InternalFault(CodexError):
-    """A fault of this server; its text stays in the server's own log."""
-
-    kind = "internal"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The server met an internal fault; its log on stderr has the details.",
-            "Call again; if it happens again, report it with that log.",
-        )
-
-
-@dataclass(slots=True)
-class Run:
-    """One run; its fields are for reading."""
-
-    run_id: str
-    program: Program
-    request: TurnRequest
-    before: ThreadState | None
-    """The thread as it stood, if this run resumes one."""
-    created_at: str
-    warnings: tuple[str, ...] = ()
-    started_at: float | None = None
-    """None while it waits in line."""
-    ended_at: float | None = None
-    ended: str = ""
-    """When it ended, as ISO 8601 in UTC."""
-    fold: Fold = field(default_factory=Fold)
-    done: anyio.Event = field(default_factory=anyio.Event)
-    outcome: RunResult | None = None
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    stopped: bool = False
-    """Whether somebody asked for its end."""
-
-    def stop(self) -> None:
-        """End the run, and all that Codex has started for it; `done` tells when."""
-        self.stopped = True
-        self.scope.cancel()
-
-    def result(self) -> RunResult:
-        """Return the run's result, or how it stands."""
-        if self.outcome is not None:
-            return self.outcome
-        queued = self.started_at is None
-        return make_result(
-            "queued" if queued else "running",
-            run_id=self.run_id,
-            turn=self.fold.result(),
-            setting=_asked(self),
-            duration_s=self.duration_s,
-            attempts=0 if queued else 1,
-            warnings=self.warnings,
-        )
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds since Codex was started for it, or till its end."""
-        if self.started_at is None:
-            return 0.0
-        return (self.ended_at or anyio.current_time()) - self.started_at
-
-    @property
-    def headline(self) -> str:
-        """What goes on, for people: "running pytest -q · 3 files changed"."""
-        if self.outcome is not None:
-            return self.outcome.status.replace("_", " ")
-        if self.started_at is None:
-            return "waiting in line, all runs are taken"
-        files = self.fold.files_changed
-        changed = f" · {files} file{'s' if files > 1 else ''} changed" if files else ""
-        return self.fold.doing + changed
 
 
 class Runs:
@@ -242,12 +166,12 @@ class Runs:
                     # One of the server's two outer walls (the other: app.call_tool). Without
                     # it, a fault in one run would end all others.
                     logger.exception("run %s met an internal fault", run.run_id)
-                    outcome = _failed(run, InternalFault())
+                    outcome = failed(run, InternalFault())
         finally:
             # Also on the server's own end, when there is nobody left to await anything.
             stopped = Cancelled(run.fold.result()) if run.stopped else Interrupted()
             run.ended_at, run.ended = anyio.current_time(), now()
-            run.outcome = outcome or _failed(run, stopped)
+            run.outcome = outcome or failed(run, stopped)
             self._save(run)
             self._forget()
             run.done.set()
@@ -272,19 +196,8 @@ class Runs:
                 schema = run.request.output_schema
                 output = read_output(schema, turn) if schema is not None else None
             except CodexError as error:
-                return _failed(run, error)
-        setting, noticed = _found(run, turn.thread_id)
-        return make_result(
-            "completed",
-            run_id=run.run_id,
-            turn=turn,
-            usage=_own_usage(run, turn),
-            structured_output=output,
-            setting=setting,
-            duration_s=run.duration_s,
-            attempts=1,
-            warnings=(*run.warnings, *noticed),
-        )
+                return failed(run, error)
+        return completed(run, turn, output)
 
     def _lock_new_thread(self, thread_id: str, locks: ExitStack) -> None:
         try:
@@ -351,67 +264,3 @@ async def wait_while_called(run: Run, wait_s: float) -> RunResult:
 
 def _has_ended(result: RunResult) -> bool:
     return result.status not in ("running", "queued")
-
-
-def _failed(run: Run, error: CodexError) -> RunResult:
-    turn = error.turn if isinstance(error, TurnError) else run.fold.result()
-    setting, noticed = _found(run, turn.thread_id)
-    match error:
-        case TimedOut() | Stalled():
-            status = "timed_out"
-        case Cancelled():
-            status = "cancelled"
-        case _:
-            status = "failed"
-    return make_result(
-        status,
-        run_id=run.run_id,
-        turn=turn,
-        usage=_own_usage(run, turn),
-        setting=setting,
-        duration_s=run.duration_s,
-        attempts=0 if run.started_at is None else 1,
-        warnings=(*run.warnings, *noticed),
-        error=error,
-    )
-
-
-def _own_usage(run: Run, turn: TurnResult) -> Usage | None:
-    """Return what this turn used, where Codex may have reported the whole thread."""
-    earlier = run.before.usage if run.before is not None else None
-    if turn.usage is None or earlier is None or not run.program.usage_is_cumulative:
-        return turn.usage
-    own = turn.usage.minus(earlier)
-    return own if own.total_tokens >= 0 else turn.usage
-
-
-def _asked(run: Run) -> Setting:
-    request = run.request
-    return Setting(
-        model=request.model,
-        reasoning_effort=request.reasoning_effort,
-        sandbox=request.sandbox,
-        cwd=str(request.cwd),
-        codex_version=run.program.version_text,
-        can_resume=not request.ephemeral,
-    )
-
-
-def _found(run: Run, thread_id: str | None) -> tuple[Setting, tuple[str, ...]]:
-    """Return what the turn really ran with, by its rollout, and what differs."""
-    asked = _asked(run)
-    path = find_rollout(codex_home(), thread_id) if thread_id and asked.can_resume else None
-    state = read_state(path) if path is not None else None
-    if state is None:
-        return asked, ()
-    noticed: list[str] = []
-    if state.sandbox is not None and state.sandbox != asked.sandbox:
-        noticed.append(f"Asked for sandbox {asked.sandbox}, but Codex recorded {state.sandbox}.")
-    setting = replace(
-        asked,
-        model=state.model or asked.model,
-        reasoning_effort=state.reasoning_effort or asked.reasoning_effort,
-        sandbox=state.sandbox or asked.sandbox,
-        cwd=state.cwd or asked.cwd,
-    )
-    return setting, tuple(noticed)

@@ -14,8 +14,9 @@ from pydantic_core import ErrorDetails
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
 from codex_tools.codex.record import Record
+from codex_tools.outcome import Run
 from codex_tools.policy import Policy
-from codex_tools.runs import Run, Runs
+from codex_tools.runs import Runs
 
 Json = dict[str, Any]
 RequestT = TypeVar("RequestT", bound=Record)

@@ -12,6 +12,7 @@
     + ThreadBusy
     + UnknownRun
   x Interrupted: the server died while Codex was at work
+  x InternalFault: a fault of this server
   x TurnError: Codex was started, and `turn` tells what it had done by then
     + TurnFailed: Codex said so, or ended without a terminal event
     + TimedOut
@@ -207,6 +208,18 @@ class Interrupted(CodexError):
         super().__init__(
             "The server ended while this run was at work, and the run with it.",
             "What it had done by then is kept: continue with codex_resume.",
+        )
+
+
+class InternalFault(CodexError):
+    """A fault of this server; its text stays in the server's own log."""
+
+    kind = "internal"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server met an internal fault; its log on stderr has the details.",
+            "Call again; if it happens again, report it with that log.",
         )
 
 
