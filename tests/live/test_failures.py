@@ -42,7 +42,8 @@ USAGE_LIMIT = Refuse(
         }
     },
 )
-NO_QUOTA = api_error(429, "Quota exceeded.", "insufficient_quota", "insufficient_quota")
+# As an HTTP 429 it cannot be told from a rate limit on 0.98 to 0.147.
+NO_QUOTA = Fail("insufficient_quota", "You exceeded your current quota.")
 BROKEN = api_error(500, "The server had an error.", "server_error")
 BUSY = api_error(503, "Overloaded.", "server_error", "server_is_overloaded")
 SCHEMA = api_error(
