@@ -218,13 +218,19 @@ async def test_an_internal_fault_stays_inside_and_the_server_goes_on(
     mode: str, lab: Lab, fake: FakeCodex
 ) -> None:
     fake.stdout = HELLO
+    thread_id = "01a20000-0000-7000-8000-000000000001"
+    rollout = lab.home / "sessions" / f"rollout-2026-01-01T00-00-00-{thread_id}.jsonl"
+    rollout.parent.mkdir()
+    meta = {"id": thread_id, "cwd": str(lab.project)}
+    rollout.write_text(json.dumps({"type": "session_meta", "payload": meta}) + "\n")
     # A file where the folder for locks has to be: a fault that nobody has foreseen.
     lab.state.mkdir()
     (lab.state / "locks").write_text("")
+    arguments = {"prompt": "secret words", "thread_id": thread_id}
     async with connect(mode, fake.build(), lab) as client:
-        broken = await call(client, "codex_run", prompt="secret words")
+        broken = await call(client, "codex_resume", **arguments)
         (lab.state / "locks").unlink()
-        mended = await call(client, "codex_run", prompt="x")
+        mended = await call(client, "codex_resume", **arguments)
     assert broken["error"]["kind"] == "internal"
     assert str(lab.state) not in broken["text"]
     assert "Error" not in broken["error"]["message"]

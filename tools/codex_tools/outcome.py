@@ -10,6 +10,7 @@ import anyio
 from codex_tools.codex.errors import (
     Cancelled,
     CodexError,
+    InternalFault,
     Stalled,
     TimedOut,
     TurnError,
@@ -98,6 +99,12 @@ def completed(run: Run, turn: TurnResult, structured_output: Any) -> RunResult:
         attempts=1,
         warnings=(*run.warnings, *noticed),
     )
+
+
+def faulty(run: Run) -> RunResult:
+    """Return the result of a run that met an internal fault, made of as little as can be."""
+    turn = TurnResult(thread_id=run.fold.thread_id)
+    return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
 
 
 def failed(run: Run, error: CodexError) -> RunResult:

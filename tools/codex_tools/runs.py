@@ -23,7 +23,6 @@ from anyio.abc import TaskGroup
 from codex_tools.codex.errors import (
     Cancelled,
     CodexError,
-    InternalFault,
     Interrupted,
     ThreadBusy,
     UnknownRun,
@@ -32,7 +31,7 @@ from codex_tools.codex.exec import TurnRequest
 from codex_tools.codex.program import Program
 from codex_tools.codex.rollout import ThreadState
 from codex_tools.codex.turn import Fold, run_turn
-from codex_tools.outcome import Run, completed, failed
+from codex_tools.outcome import Run, completed, failed, faulty
 from codex_tools.output_schema import read_output
 from codex_tools.result import RunResult
 from codex_tools.store import Store, Stored, now
@@ -93,7 +92,7 @@ class Runs:
         run = Run(run_id, program, request, before, now(), warnings)
         if before is not None:
             run.fold.thread_id = before.thread_id
-        if self._places.available_tokens > 0:
+        if sum(other.outcome is None for other in self._runs.values()) < self._places.total_tokens:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
         self._save(run)
@@ -166,12 +165,13 @@ class Runs:
                     # One of the server's two outer walls (the other: app.call_tool). Without
                     # it, a fault in one run would end all others.
                     logger.exception("run %s met an internal fault", run.run_id)
-                    outcome = failed(run, InternalFault())
+                    outcome = faulty(run)
         finally:
             # Also on the server's own end, when there is nobody left to await anything.
             stopped = Cancelled(run.fold.result()) if run.stopped else Interrupted()
             run.ended_at, run.ended = anyio.current_time(), now()
             run.outcome = outcome or failed(run, stopped)
+            run.fold = Fold(thread_id=run.fold.thread_id)  # An answer may be large.
             self._save(run)
             self._forget()
             run.done.set()
@@ -202,8 +202,8 @@ class Runs:
     def _lock_new_thread(self, thread_id: str, locks: ExitStack) -> None:
         try:
             locks.callback(self.lock_thread(thread_id).release)
-        except ThreadBusy:
-            logger.warning("new thread %s is locked already", thread_id)
+        except (ThreadBusy, OSError) as error:
+            logger.warning("new thread %s is not locked: %s", thread_id, error)
 
     def _save(self, run: Run) -> None:
         try:

@@ -240,7 +240,7 @@ def parse_event(line: bytes) -> Event:
         case "item.updated":
             return ItemUpdatedEvent(_item(_object(event, "item"), line))
         case "thread.started":
-            return ThreadStartedEvent(_text(event, "thread_id"))
+            return ThreadStartedEvent(_thread_id(event))
         case "turn.started":
             return TurnStartedEvent()
         case "turn.completed":
@@ -281,6 +281,18 @@ def _item(item: Json, line: bytes) -> Item:
             return ErrorItem(id_, _text(item, "message"))
         case other:
             return UnknownItem(id_, _name(other))
+
+
+_WHOLE_LIMIT = 2**53
+"""Beyond it JSON numbers are not exact everywhere; no count comes near."""
+
+_THREAD_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+def _thread_id(event: Json) -> str:
+    # It becomes part of file names: what could be a path is none.
+    thread_id = _text(event, "thread_id")
+    return thread_id if _THREAD_ID.fullmatch(thread_id) else ""
 
 
 _ID = re.compile(rb'"item":\{"id":"([^"\\]*)"')
@@ -329,7 +341,7 @@ def _text(data: Json, key: str) -> str:
 
 def _whole(data: Json, key: str) -> int | None:
     value = data.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if type(value) is int and abs(value) < _WHOLE_LIMIT else None
 
 
 def _object(data: Json, key: str) -> Json:

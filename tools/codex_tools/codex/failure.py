@@ -146,6 +146,9 @@ _RULES = (
     ),
 )
 
+_READ = 20_000
+"""Characters of a message that are read, at either end."""
+
 _UNKNOWN_HINT = (
     "Codex's message above is all that is known. If it looks transient, continue with codex_resume."
 )
@@ -181,6 +184,8 @@ def classify_exit(returncode: int, stderr: str, last_error: str | None) -> Failu
 def _classify(message: str, otherwise: Kind, hint: str) -> Failure:
     # Typographic apostrophes came in between 0.147 and 0.163.
     plain = message.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").strip()
+    if len(plain) > 2 * _READ:
+        plain = plain[:_READ] + plain[-_READ:]
     text = quote(_inner_message(plain))
     for rule in _RULES:
         if rule.pattern.search(plain):
@@ -226,7 +231,7 @@ _SECRETS = re.compile(
     r"""
     \bsk-(?:[\w-]*\*[\w*-]*|[\w-]{8,})                    # OpenAI keys, and their masked forms
     | \b(?i:bearer)\s+[\w.~+/=-]{8,}
-    | \beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*                    # JSON Web Tokens
+    | (?<![\w-])eyJ[\w-]{8,4000}\.[\w-]{8,8000}\.[\w-]*    # JSON Web Tokens
     | \b(?:gh[pousr]_|github_pat_|xox[abprs]-|AKIA)[\w-]{10,}
     | (?<=://)[^/\s:@]+:[^/\s]+(?=@)                      # URLs with credentials
     """,
@@ -253,6 +258,6 @@ def shorten(text: str, limit: int) -> str:
 
 def quote(text: str, limit: int = 2000) -> str:
     """Return *text* for a message: secrets masked, then shortened."""
-    if len(text) > 100 * limit:  # Far more than is kept of it.
-        text = text[: 50 * limit] + text[-50 * limit :]
+    if len(text) > 20 * limit:
+        return shorten(mask(text[: 10 * limit]) + mask(text[-10 * limit :]), limit)
     return shorten(mask(text), limit)

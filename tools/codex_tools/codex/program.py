@@ -83,6 +83,7 @@ class Program:
 
 
 _known: dict[tuple[Path, int, int], Program] = {}
+_asking = anyio.Lock()
 
 
 async def find_codex(configured: str | None) -> Program:
@@ -100,8 +101,9 @@ async def find_codex(configured: str | None) -> Program:
     except OSError as error:
         raise CodexNotFound(f"{path} cannot be used: {error.strerror}.") from error
     key = (path, stat.st_size, stat.st_mtime_ns)
-    if key not in _known:
-        _known[key] = await _examine(path)
+    async with _asking:
+        if key not in _known:
+            _known[key] = await _examine(path)
     return _known[key]
 
 

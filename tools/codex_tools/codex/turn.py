@@ -45,6 +45,7 @@ TOOL_CALLS_KEPT = 50
 SEARCHES_KEPT = 50
 WARNINGS_KEPT = 20
 WARNING_LIMIT = 500
+COMMAND_LIMIT = 4000
 OPEN_ITEMS_KEPT = 1000
 
 LINGER_S = 10.0
@@ -108,7 +109,8 @@ async def run_turn(
     """
     fold = Fold()
     start = anyio.current_time()
-    with anyio.CancelScope(deadline=start + request.timeout_s) as limit:
+    first = start + min(request.timeout_s, request.stall_s)
+    with anyio.CancelScope(deadline=first) as limit:
         async with open_turn(program, request, keep) as events:
             async for event in events:
                 fold.add(event)
@@ -272,7 +274,7 @@ class Fold:
             case ReasoningItem(_, text):
                 self.doing = _title(text) or "thinking"
             case CommandExecutionItem(id_, command, exit_code, status):
-                script = mask(bare_command(command))
+                script = mask(bare_command(command[:COMMAND_LIMIT]))
                 if id_ not in self._commands and id_ not in self.open_items:
                     self.command_count += 1
                 _keep(self._commands, id_, Command(script, exit_code, status), COMMANDS_KEPT)
