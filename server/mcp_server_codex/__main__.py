@@ -28,13 +28,10 @@ def main() -> None:
 
         print(f"mcp-server-codex {version('mcp-server-codex')}")  # noqa: T201
         return
-    code = _serve(arguments)
-    # Threads that block on a dead client's pipe must not keep the process.
-    sys.stdout = None
-    os._exit(code)
+    _serve(arguments)
 
 
-def _serve(arguments: list[str]) -> int:
+def _serve(arguments: list[str]) -> None:
     import gc
 
     # What is imported stays, so looking for garbage meanwhile costs a tenth of the start.
@@ -56,7 +53,7 @@ def _serve(arguments: list[str]) -> int:
     server = make_server(settings)
     gc.freeze()
     gc.enable()
-    return anyio.run(serve, server)
+    anyio.run(serve, server)
 
 
 def _run_command(name: str, arguments: list[str]) -> int:

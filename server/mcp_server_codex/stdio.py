@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import anyio
 import anyio.from_thread
@@ -27,25 +28,40 @@ FRAME_LIMIT = 32 * 1024 * 1024
 Refuse = Callable[[types.JSONRPCError], Awaitable[None]]
 
 
-async def serve(server: Server[Any]) -> int:
-    """Serve until the client is gone or a signal arrives; return the exit code.
+async def serve(server: Server[Any]) -> NoReturn:
+    """Serve until the client is gone or a signal arrives, then end the process.
 
     The SDK alone dies of SIGTERM without a cleanup, and after SIGINT waits for
     a line on stdin that never comes.
     """
     code = 0
     serving = anyio.CancelScope()
+    wire = os.dup(1)
+
+    async def heed_signals() -> None:
+        # Lives longer than `serving`, so that a second signal cannot end the cleanup.
+        nonlocal code
+        with anyio.open_signal_receiver(*SIGNALS) as signals:
+            async for number in signals:
+                code = code or 128 + number
+                serving.cancel()
+
+    async def heed_stdout() -> None:
+        # A client that has closed our stdout is gone, though nothing is written to it now.
+        nonlocal code
+        poll = select.poll()
+        poll.register(wire, 0)
+        try:
+            await anyio.wait_readable(wire)
+        except OSError:
+            return  # A file: it has no other end.
+        if poll.poll(0):
+            code = code or 1
+            serving.cancel()
+
     async with anyio.create_task_group() as tasks:
-
-        async def heed_signals() -> None:
-            # Lives longer than `serving`, so that a second signal cannot end the cleanup.
-            nonlocal code
-            with anyio.open_signal_receiver(*SIGNALS) as signals:
-                async for number in signals:
-                    code = code or 128 + number
-                    serving.cancel()
-
         tasks.start_soon(heed_signals)
+        tasks.start_soon(heed_stdout)
         with serving:
             try:
                 lines = Lines(_take_stdin())
@@ -59,8 +75,11 @@ async def serve(server: Server[Any]) -> int:
                     await server.run(incoming, outgoing, server.create_initialization_options())
             except* (BrokenPipeError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 code = code or 1  # The client has closed our stdout.
-        tasks.cancel_scope.cancel()
-    return code
+        # From here, with the signals still heeded: one that came during Python's own end
+        # would put its exit code in place of ours. Nor may a thread that blocks on a dead
+        # client's pipe keep the process.
+        os._exit(code)
+    raise AssertionError("the process has ended")
 
 
 def _take_stdin() -> int:

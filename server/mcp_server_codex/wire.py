@@ -159,13 +159,13 @@ class Progress:
                 count += 1
                 message = " · ".join([_duration(now - self._start), headline, *new])
                 await self._session.report_progress(count, None, message[:MESSAGE_LIMIT])
-                self._told.update(new)
+                self._told.update(each for each in new if each in message[:MESSAGE_LIMIT])
                 last, last_at = headline, now
             await anyio.sleep(LOOK_EVERY_S)
 
     def _headline(self) -> str:
         if not self._runs:
-            return "checking the request"
+            return "at work"
         text = " | ".join(" ".join(run.headline.split()) for run in self._runs)
         return _cut(text, MESSAGE_LIMIT - 110)
 

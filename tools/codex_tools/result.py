@@ -181,8 +181,24 @@ def interrupt(result: RunResult) -> RunResult:
 
 
 def fit(result: RunResult, limit: int) -> RunResult:
-    """Return *result* in at most *limit* characters of JSON, if its lists can be cut so far."""
-    return _fitted(result, result.final_response, limit)
+    """Return *result* in at most *limit* characters of JSON, as far as that can be.
+
+    Where it stands among others, even structured output may be left out; `next`
+    then says how to get it.
+    """
+    result = _fitted(result, result.final_response, limit)
+    if _size(result) <= limit:
+        return result
+    error = result.error and result.error.model_copy(
+        update={"message": shorten(result.error.message, 150)}
+    )
+    whole = f'codex_wait with run_ids ["{result.run_id}"] alone tells all'
+    if result.thread_id is not None:
+        whole += f'; codex_resume with thread_id "{result.thread_id}" goes on'
+    result = result.model_copy(update={"error": error, "next": f"{whole}.", "warnings": []})
+    if _size(result) > limit:
+        result = result.model_copy(update={"structured_output": None})
+    return result
 
 
 def _short(text: str) -> str:

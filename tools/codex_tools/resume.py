@@ -69,7 +69,7 @@ async def start(request: ResumeRequest, context: Context) -> Run:
     thread_id = request.thread_id or _newest(request, context)
     with ExitStack() as unless_started:
         # Locked before it is read: another run may be about to change it.
-        lock = context.runs.lock_thread(thread_id)
+        lock = await context.runs.lock_thread(thread_id)
         unless_started.callback(lock.release)
         state = _state_of(thread_id)
         program = await find_codex(context.codex_bin)

@@ -60,12 +60,18 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._changed = anyio.Event()
 
-    def lock_thread(self, thread_id: str) -> ThreadLock:
+    async def lock_thread(self, thread_id: str) -> ThreadLock:
         """Keep all other runs, of any server, out of the thread.
+
+        A run in it that is being stopped is waited for: its caller has heard
+        nothing of its end after a cancel, and may well go on at once.
 
         Raises:
             ThreadBusy: Another run is at work in it.
         """
+        for run in list(self._runs.values()):
+            if run.stopped and run.fold.thread_id == thread_id:
+                await run.done.wait()
         return ThreadLock.take(self._state_dir, thread_id)
 
     def start(
@@ -201,7 +207,7 @@ class Runs:
 
     def _lock_new_thread(self, thread_id: str, locks: ExitStack) -> None:
         try:
-            locks.callback(self.lock_thread(thread_id).release)
+            locks.callback(ThreadLock.take(self._state_dir, thread_id).release)
         except (ThreadBusy, OSError) as error:
             logger.warning("new thread %s is not locked: %s", thread_id, error)
 
@@ -242,7 +248,10 @@ async def open_runs(state_dir: Path, max_runs: int) -> AsyncGenerator[Runs]:
 
 async def _prune(store: Store) -> None:
     await anyio.sleep(PRUNE_AFTER_S)
-    await anyio.to_thread.run_sync(store.prune, abandon_on_cancel=True)
+    try:
+        await anyio.to_thread.run_sync(store.prune, abandon_on_cancel=True)
+    except OSError as error:
+        logger.warning("old files are not removed: %s", error)
 
 
 async def wait_while_called(run: Run, wait_s: float) -> RunResult:

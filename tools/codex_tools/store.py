@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import orjson
-from pydantic import ValidationError
 
 from codex_tools.result import RunResult, interrupt
 
@@ -40,6 +39,7 @@ LOG_LIMIT = 64 * 1024 * 1024
 """Bytes of events kept of one run."""
 
 _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
+_SERVER_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class Store:
@@ -57,8 +57,16 @@ class Store:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.server_id = secrets.token_hex(8)
         self._alive = self._servers / f"{self.server_id}.lock"
-        self._lock = os.open(self._alive, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while True:
+            self._lock = os.open(self._alive, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                # Another server may have taken the file for a dead one's and removed it.
+                if os.path.samestat(os.fstat(self._lock), self._alive.stat()):
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._lock)
 
     def close(self) -> None:
         """Say that this server is gone."""
@@ -91,15 +99,19 @@ class Store:
         try:
             record = cast(Json, orjson.loads((self._folder(run_id) / "run.json").read_bytes()))
             result = RunResult.model_validate(record["result"])
-            stored = Stored(result, record["created_at"], record["updated_at"])
+            server_id, *times = (record[k] for k in ("server_id", "created_at", "updated_at"))
+            if result.run_id != run_id or not all(isinstance(t, str) for t in times):
+                raise ValueError("not the record of this run")
+            if _SERVER_ID.fullmatch(server_id) is None:
+                raise ValueError("not the record of a server")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
-            logger.warning("the record of %s cannot be read", run_id)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
             return None
-        if result.status in ("running", "queued") and not self._lives(record["server_id"]):
-            return Stored(interrupt(result), stored.created_at, stored.updated_at)
-        return stored
+        if result.status in ("running", "queued") and not self._lives(server_id):
+            result = interrupt(result)
+        return Stored(result, *times)
 
     def open_log(self, run_id: str) -> EventLog:
         """Return a log for the run's events."""
@@ -123,18 +135,22 @@ class Store:
             if kept > KEEP_BYTES or time.time() - changed > KEEP_S:
                 shutil.rmtree(folder, ignore_errors=True)
         for lock in self._servers.glob("*.lock"):
-            if not self._lives(lock.stem):
-                lock.unlink(missing_ok=True)
+            self._lives(lock.stem, remove=True)
 
-    def _lives(self, server_id: str) -> bool:
+    def _lives(self, server_id: str, *, remove: bool = False) -> bool:
+        """Return whether a server lives; *remove* the lock of one that does not."""
         if server_id == self.server_id:
             return True
+        path = self._servers / f"{server_id}.lock"
         try:
-            fd = os.open(self._servers / f"{server_id}.lock", os.O_RDWR)
+            fd = os.open(path, os.O_RDWR)
         except OSError:
             return False
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared, so that two who look do not take each other for the server.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if remove:
+                path.unlink(missing_ok=True)
         except BlockingIOError:
             return True
         finally:
@@ -172,7 +188,10 @@ class EventLog:
                 self._path.parent.mkdir(mode=0o700, exist_ok=True)
                 fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
                 self._file = os.fdopen(fd, "wb", buffering=0)
-            self._file.write(line + b"\n")
+            before = self._file.tell()
+            if self._file.write(line + b"\n") != len(line) + 1:
+                self._file.truncate(before)
+                raise OSError("the disk is full")
         except OSError as error:
             logger.warning("%s is not written on: %s", self._path, error)
             self._size = LOG_LIMIT

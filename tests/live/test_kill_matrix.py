@@ -1,0 +1,463 @@
+"""The kill matrix: however a run ends, nothing it has started is left, and its thread goes on.
+
+One command of a scripted turn starts sleepers of every kind. Then the run is
+ended, and what carries the lab's mark in its environment is counted, no matter
+whose child it is by then. A table of all that was seen ends the test run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from io import StringIO
+from itertools import cycle, groupby
+from pathlib import Path
+from typing import IO, Any, cast
+
+import anyio
+import anyio.to_thread
+import pytest
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from far_ends import Json, Lab, environment, marked, open_lab, server_program
+from mcp_server_codex.cli.scripted_model import Shell, do, say
+
+SLEEPERS = (
+    "sleep 601 & nohup sleep 602 >/dev/null 2>&1 & setsid sleep 603 & "
+    "(setsid sh -c 'sleep 604 & sleep 605' &) ; echo ready; sleep 600"
+)
+KINDS = {
+    "sleep 600": "foreground",
+    "sleep 601": "background",
+    "sleep 602": "nohup",
+    "sleep 603": "setsid",
+    "sleep 604": "double fork",
+    "sleep 605": "double fork",
+}
+OTHERS = "Codex"
+"""What is none of the sleepers: Codex, its sandbox, its shells, our guard."""
+
+COLUMNS = (*dict.fromkeys(KINDS.values()), OTHERS)
+SANDBOXES = ("workspace-write", "danger-full-access")
+AT_ONCE = 3
+GONE_WITHIN_S = 5.0
+WAIT_S = 60.0
+RUN_ID = re.compile(r"run_[0-9a-f]{16}")
+
+
+@asynccontextmanager
+async def serve(codex: Path, lab: Lab, mode: str, mark: str = "") -> AsyncGenerator[Server]:
+    """Start a server with bare pipes, to be ended in whatever way; kill it if it is not."""
+    options = ("--codex-bin", str(codex), "--state-dir", str(lab.state))
+    with (
+        lab.log.open("ab") as log,
+        subprocess.Popen(  # noqa: ASYNC220 - nothing waits for it but polls
+            [server_program(), *options, "--max-sandbox", "danger-full-access"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=lab.project,
+            env=environment(lab) | {"FAR_END": mark},
+        ) as process,
+    ):
+        try:
+            server = Server(process, mode)
+            await server.open()
+            yield server
+        finally:
+            process.kill()
+
+
+class Server:
+    """A server, and the client's ends of its pipes."""
+
+    def __init__(self, process: subprocess.Popen[bytes], mode: str) -> None:
+        self.process = process
+        self.stdin = cast("IO[bytes]", process.stdin)
+        self.stdout = cast("IO[bytes]", process.stdout)
+        self._mode = mode
+        self._last_id = 0
+        self._unread = b""
+        self._answers: dict[int, Json] = {}
+        self._told: list[str] = []
+
+    async def open(self) -> None:
+        """Wait until the server answers: to a handshake, or to the question that replaced it."""
+        if self._mode == "legacy":
+            client = {"name": "kill-matrix", "version": "1"}
+            hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+            await self.answer(self._request("initialize", hello))
+            self._send({"method": "notifications/initialized"})
+        else:
+            await self.answer(self._request("server/discover", {}))
+
+    def ask(self, tool: str, **arguments: object) -> int:
+        """Call *tool*, to be told of its progress; return the request's id."""
+        return self._request("tools/call", {"name": tool, "arguments": arguments})
+
+    def cancel(self, request: int) -> None:
+        """Cancel *request*."""
+        params = {"requestId": request, "reason": "caller cancelled"}
+        self._send({"method": "notifications/cancelled", "params": params})
+
+    async def answer(self, request: int) -> Json:
+        """Return the result of *request*."""
+        with anyio.fail_after(WAIT_S):
+            while request not in self._answers:
+                await self._receive()
+        return self._answers.pop(request)
+
+    async def call(self, tool: str, **arguments: object) -> Json:
+        """Call *tool* and return its structured result."""
+        return (await self.answer(self.ask(tool, **arguments)))["structuredContent"]
+
+    async def run_id(self) -> str:
+        """Return the id of the run that the server tells of first."""
+        with anyio.fail_after(WAIT_S):
+            while (found := RUN_ID.search(" ".join(self._told))) is None:
+                await self._receive()
+        return found[0]
+
+    def _request(self, method: str, params: Json) -> int:
+        self._last_id += 1
+        meta: Json = {"progressToken": self._last_id}
+        if self._mode == "auto":
+            prefix = "io.modelcontextprotocol/"
+            meta[prefix + "protocolVersion"] = "2026-07-28"
+            meta[prefix + "clientInfo"] = {"name": "kill-matrix", "version": "1"}
+            meta[prefix + "clientCapabilities"] = {}
+        params = {**params, "_meta": meta}
+        self._send({"id": self._last_id, "method": method, "params": params})
+        return self._last_id
+
+    def _send(self, message: Json) -> None:
+        self.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+        self.stdin.flush()
+
+    async def _receive(self) -> None:
+        while b"\n" not in self._unread:
+            await anyio.wait_readable(self.stdout)
+            chunk = os.read(self.stdout.fileno(), 65536)
+            assert chunk, "the server has closed its stdout"
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        message = cast("Json", json.loads(line))
+        if message.get("method") == "notifications/progress":
+            self._told.append(message["params"]["message"])
+        elif "method" not in message:
+            assert "result" in message, message
+            self._answers[message["id"]] = message["result"]
+
+
+Bring = Callable[[Server, int, str], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class End:
+    """One way for a run to end."""
+
+    name: str
+    bring: Bring
+    """Brings it about; called with the server, the request and the run's id."""
+    exit_codes: tuple[int, ...] = ()
+    """How the server may end by it; none if it lives on."""
+    timeout_s: float | None = None
+
+
+async def cancel(server: Server, request: int, _: str) -> None:
+    server.cancel(request)
+
+
+async def stop(server: Server, request: int, run_id: str) -> None:
+    stopped = await server.call("codex_stop", run_id=run_id)
+    assert stopped["run"]["status"] == "cancelled"
+    answer = await server.answer(request)
+    assert answer["structuredContent"]["status"] == "cancelled"
+
+
+async def run_into_timeout(server: Server, request: int, _: str) -> None:
+    answer = await server.answer(request)
+    assert answer["structuredContent"]["status"] == "timed_out"
+
+
+async def close_stdin(server: Server, _: int, __: str) -> None:
+    server.stdin.close()
+
+
+async def close_stdout(server: Server, _: int, __: str) -> None:
+    server.stdout.close()
+
+
+def send(*steps: signal.Signals | float) -> Bring:
+    """Return an end: signals to the server, with pauses in seconds, while it lives."""
+
+    async def bring(server: Server, _: int, __: str) -> None:
+        for step in steps:
+            if isinstance(step, signal.Signals):
+                server.process.send_signal(step)
+            else:
+                await anyio.sleep(step)
+
+    return bring
+
+
+async def send_all(server: Server, _: int, __: str) -> None:
+    """Send SIGINT, and after it one signal on the other, till there is nobody to get them."""
+    server.process.send_signal(INT)
+    await anyio.sleep(0.02)
+
+    def storm() -> None:
+        # In a thread, for a millisecond to be one: the exit itself takes few.
+        for number in cycle((TERM, INT, HUP)):
+            if server.process.poll() is not None:
+                return
+            server.process.send_signal(number)
+            time.sleep(0.0005)
+
+    await anyio.to_thread.run_sync(storm, abandon_on_cancel=True)
+
+
+INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
+
+ENDS = (
+    End("client cancel", cancel),
+    End("codex_stop", stop),
+    # Less than the 10 s that 0.60.1 gives a command.
+    End("timeout", run_into_timeout, timeout_s=9),
+    End("EOF", close_stdin, (0,)),
+    End("SIGTERM", send(TERM), (143,)),
+    End("SIGINT", send(INT), (130,)),
+    End("SIGHUP", send(HUP), (129,)),
+    End("SIGINT + SIGTERM", send(INT, 0.1, TERM), (130,)),
+    End("SIGKILL", send(KILL), (-KILL,)),
+    End("stdout closed", close_stdout, (1,)),
+)
+IMPATIENT = (
+    # As Claude Code does it; whether the last one still meets a server is the machine's choice.
+    End("SIGINT + SIGTERM + SIGKILL", send(INT, 0.1, TERM, 0.4, KILL), (130, -KILL)),
+    End("SIGINT + all others", send_all, (130,)),
+)
+
+
+@dataclass
+class Ending:
+    """What was seen of one end of one run."""
+
+    end: End
+    version: str
+    sandbox: str
+    mode: str
+    left: Counter[str] | None = None
+    """How many processes outlived it, by their kind."""
+    gone_s: float | None = None
+    exit_code: int | None = None
+    exit_s: float | None = None
+    goes_on: bool = False
+    fault: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.end.name}, {self.version}, {self.sandbox}, {self.mode}: {self.fault}"
+
+
+@dataclass
+class Matrix:
+    """All endings; a plugin of pytest that shows them when the tests are over."""
+
+    endings: list[Ending] = field(default_factory=list[Ending])
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        left = sum(sum(ending.left.values()) for ending in self.endings if ending.left)
+        faults = sum(1 for ending in self.endings if ending.fault)
+        terminalreporter.section("kill matrix")
+        terminalreporter.write_line(
+            f"{len(self.endings)} runs ended, {left} processes left, {faults} faults."
+            " Two numbers in a cell: protocol 2026-07-28, and 2025-11-25."
+        )
+        terminalreporter.write(self.drawn())
+
+    def drawn(self) -> str:
+        """Return the table, a row for the runs of both eras."""
+        table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+        for column in ("end", "Codex", "sandbox", *COLUMNS):
+            table.add_column(column.replace(" ", "\n"), no_wrap=True)
+        for column in ("gone\nafter s", "server", "exits\nafter s", "thread"):
+            table.add_column(column, no_wrap=True)
+        order = {end.name: i for i, end in enumerate((*ENDS, *IMPATIENT))}
+
+        def key(ending: Ending) -> tuple[int, str, str]:
+            return order[ending.end.name], ending.version, ending.sandbox
+
+        shown = ""
+        for _, group in groupby(sorted(self.endings, key=key), key):
+            runs = sorted(group, key=lambda ending: ending.mode)
+            first = runs[0]
+            if shown and shown != first.end.name:
+                table.add_section()
+            table.add_row(
+                "" if shown == first.end.name else first.end.name,
+                first.version,
+                first.sandbox,
+                *(_cell(_count(run, kind) for run in runs) for kind in COLUMNS),
+                _cell(_seconds(run.gone_s) for run in runs),
+                _cell(dict.fromkeys(_server(run) for run in runs)),
+                _cell(_seconds(run.exit_s) for run in runs) if first.end.exit_codes else "",
+                _cell(dict.fromkeys("goes on" if run.goes_on else "?" for run in runs)),
+            )
+            shown = first.end.name
+        text = StringIO()
+        Console(file=text, width=180, color_system=None).print(table)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _cell(texts: Iterable[str]) -> str:
+    return " ".join(texts)
+
+
+def _count(ending: Ending, kind: str) -> str:
+    return "?" if ending.left is None else str(ending.left[kind])
+
+
+def _seconds(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f}"
+
+
+def _server(ending: Ending) -> str:
+    if not ending.end.exit_codes:
+        return "lives"
+    return "?" if ending.exit_code is None else f"exit {ending.exit_code}"
+
+
+@pytest.fixture(scope="module")
+def matrix(request: pytest.FixtureRequest) -> Matrix:
+    """The table, which stays after the tests for pytest to show it."""
+    matrix = Matrix()
+    request.config.pluginmanager.register(matrix)
+    return matrix
+
+
+@pytest.mark.parametrize("sandbox", SANDBOXES)
+async def test_whatever_ends_a_run_nothing_is_left_and_the_thread_goes_on(
+    codex: Path, version: str, mode: str, sandbox: str, matrix: Matrix
+) -> None:
+    endings = [Ending(end, version, sandbox, mode) for end in ENDS]
+    await play_all(endings, codex, matrix)
+
+
+async def test_no_second_signal_cuts_the_clean_up_short(
+    codex: Path, version: str, mode: str, matrix: Matrix
+) -> None:
+    endings = [Ending(end, version, "danger-full-access", mode) for end in IMPATIENT]
+    await play_all(endings, codex, matrix)
+
+
+async def play_all(endings: Sequence[Ending], codex: Path, matrix: Matrix) -> None:
+    """Play *endings* side by side, and fail if one is not what it should be."""
+    matrix.endings += endings
+    places = anyio.CapacityLimiter(AT_ONCE)
+
+    async def play_in_turn(ending: Ending) -> None:
+        async with places:
+            try:
+                await play(ending, codex)
+            except (AssertionError, TimeoutError, OSError) as error:
+                # The others go on: the table shall be whole.
+                ending.fault = f"{type(error).__name__}: {error}"
+
+    async with anyio.create_task_group() as tasks:
+        for ending in endings:
+            tasks.start_soon(play_in_turn, ending)
+    faults = [str(ending) for ending in endings if ending.fault]
+    assert not faults, "\n".join(faults)
+
+
+async def play(ending: Ending, codex: Path) -> None:
+    """Run the sleepers, end them, note what is left, and go on with the thread."""
+    end, mark = ending.end, str(uuid.uuid4())
+    tag = f"FAR_END={mark}"
+    with open_lab(ending.version) as lab:
+        prompt = lab.script("sleep", do(Shell(SLEEPERS)), say("never said"))
+        try:
+            async with serve(codex, lab, ending.mode, mark) as server:
+                limit = {} if end.timeout_s is None else {"timeout_s": end.timeout_s}
+                asked_at = anyio.current_time()
+                request = server.ask("codex_run", prompt=prompt, sandbox=ending.sandbox, **limit)
+                run_id = await server.run_id()
+                await sleep_all(tag)
+                began = max(anyio.current_time(), asked_at + (end.timeout_s or 0))
+                with anyio.fail_after(WAIT_S):
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(end.bring, server, request, run_id)
+                        await watch(ending, server.process, tag, began)
+                assert ending.left == Counter()
+                (rollout,) = lab.rollouts()
+                thread_id = rollout.stem[-36:]
+                if not end.exit_codes:
+                    # A cancel is not answered; before the run has ended, its thread is busy.
+                    ended = (await server.call("codex_wait", run_ids=[run_id]))["runs"][0]
+                    assert ended["status"] in ("cancelled", "timed_out")
+                    await go_on(ending, server, thread_id)
+            if end.exit_codes:
+                assert ending.exit_code in end.exit_codes, "the server's exit code"
+                if ending.exit_code != -KILL:
+                    assert not list((lab.state / "servers").iterdir()), "its clean-up came short"
+                async with serve(codex, lab, ending.mode) as server:
+                    kept = (await server.call("codex_wait", run_ids=[run_id]))["runs"][0]
+                    assert kept["status"] in ("failed", "cancelled")
+                    assert kept["error"]["kind"] in ("interrupted", "cancelled")
+                    assert kept["thread_id"] == thread_id
+                    await go_on(ending, server, thread_id)
+        finally:
+            for pid in marked(tag):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, KILL)
+
+
+async def sleep_all(tag: str) -> None:
+    """Wait until there is a sleeper of each kind."""
+    with anyio.fail_after(WAIT_S):
+        while not KINDS.keys() <= {command(pid) for pid in marked(tag)}:  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+
+
+async def watch(ending: Ending, process: subprocess.Popen[bytes], tag: str, began: float) -> None:
+    """Note when all is gone, when the server is, and what is left when time is up."""
+    while True:
+        took_s = max(0.0, anyio.current_time() - began)
+        left = [pid for pid in marked(tag) if pid != process.pid]
+        if not left and ending.gone_s is None:
+            ending.gone_s = took_s
+        if ending.exit_code is None and (code := process.poll()) is not None:
+            ending.exit_code, ending.exit_s = code, took_s
+        exited = ending.exit_code is not None or not ending.end.exit_codes
+        if (not left and exited) or took_s > (GONE_WITHIN_S if left else WAIT_S):
+            break
+        await anyio.sleep(0.03)
+    ending.left = Counter(KINDS.get(command(pid), OTHERS) for pid in left)
+
+
+async def go_on(ending: Ending, server: Server, thread_id: str) -> None:
+    """Resume the thread."""
+    after = await server.call("codex_resume", thread_id=thread_id, prompt="go on")
+    assert after["status"] == "completed", after
+    assert after["thread_id"] == thread_id
+    assert after["sandbox"] == ending.sandbox
+    ending.goes_on = True
+
+
+def command(pid: int) -> str:
+    """Return the command line of *pid*, or "" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""
