@@ -34,6 +34,8 @@ def main() -> None:
 def _serve(arguments: list[str]) -> None:
     import gc
 
+    wire = os.dup(1)
+    os.dup2(2, 1)  # What any library prints from here on, on import too, is no message.
     # What is imported stays, so looking for garbage meanwhile costs a tenth of the start.
     gc.disable()
     import logging
@@ -53,7 +55,7 @@ def _serve(arguments: list[str]) -> None:
     server = make_server(settings)
     gc.freeze()
     gc.enable()
-    anyio.run(serve, server)
+    anyio.run(serve, server, wire)
 
 
 def _run_command(name: str, arguments: list[str]) -> int:

@@ -12,31 +12,38 @@ from typing import Any, NoReturn, cast
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import mcp_types as types
-import orjson
 from anyio.lowlevel import EventLoopToken
 from anyio.streams.memory import MemoryObjectSendStream
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
+from pydantic_core import from_json
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 FRAME_LIMIT = 32 * 1024 * 1024
 """Bytes of one message; a prompt of 1,000,000 characters takes 12 MB at the worst."""
 
+LAST_WORDS_WITHIN_S = 1.0
+"""How long the last answers may take to be read after the end of input."""
+
 Refuse = Callable[[types.JSONRPCError], Awaitable[None]]
 
 
-async def serve(server: Server[Any]) -> NoReturn:
+async def serve(server: Server[Any], wire: int) -> NoReturn:
     """Serve until the client is gone or a signal arrives, then end the process.
 
     The SDK alone dies of SIGTERM without a cleanup, and after SIGINT waits for
     a line on stdin that never comes.
+
+    Args:
+        server: The server.
+        wire: A private descriptor of stdout; descriptor 1 itself leads to stderr.
     """
     code = 0
     serving = anyio.CancelScope()
-    wire = os.dup(1)
 
     async def heed_signals() -> None:
         # Lives longer than `serving`, so that a second signal cannot end the cleanup.
@@ -65,19 +72,22 @@ async def serve(server: Server[Any]) -> NoReturn:
         with serving:
             try:
                 lines = Lines(_take_stdin())
-                async with stdio_server(stdin=cast("anyio.AsyncFile[str]", lines)) as streams:
-                    incoming, outgoing = streams
+                async with stdio_server(
+                    cast("anyio.AsyncFile[str]", lines),
+                    cast("anyio.AsyncFile[str]", Writer(wire)),
+                ) as (incoming, outgoing):
 
                     async def refuse(error: types.JSONRPCError) -> None:
                         await outgoing.send(SessionMessage(error))
 
                     lines.refuse = refuse
                     await server.run(incoming, outgoing, server.create_initialization_options())
+                    serving.deadline = anyio.current_time() + LAST_WORDS_WITHIN_S
             except* (BrokenPipeError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 code = code or 1  # The client has closed our stdout.
         # From here, with the signals still heeded: one that came during Python's own end
-        # would put its exit code in place of ours. Nor may a thread that blocks on a dead
-        # client's pipe keep the process.
+        # would put its exit code in place of ours. Nor may a thread keep the process that
+        # blocks on the pipe of a client that does not read.
         os._exit(code)
     raise AssertionError("the process has ended")
 
@@ -89,6 +99,28 @@ def _take_stdin() -> int:
     os.dup2(null, 0)
     os.close(null)
     return private
+
+
+class Writer:
+    """The way out; a write that blocks is abandoned, not waited for, at the end."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    async def write(self, text: str) -> None:
+        """Write *text* whole."""
+        await anyio.to_thread.run_sync(self._write, text.encode(), abandon_on_cancel=True)
+
+    async def flush(self) -> None:
+        """Do nothing: nothing is held back."""
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:
+                select.select([], [self._fd], [])
 
 
 class Lines:
@@ -153,8 +185,9 @@ def check_frame(line: bytes | None) -> types.JSONRPCError | None:
     if not line or line.isspace():
         return None
     try:
-        frame: object = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        # The SDK's own parser, which takes less depth than others do.
+        frame: object = from_json(line, allow_inf_nan=False)
+    except ValueError as error:
         return _error(None, types.PARSE_ERROR, f"not JSON: {error}")
     if not isinstance(frame, dict):
         return _error(None, types.INVALID_REQUEST, "a message is one JSON object")
@@ -169,7 +202,7 @@ def check_frame(line: bytes | None) -> types.JSONRPCError | None:
         return None
     if not isinstance(message.get("method"), str):
         return _error(known, types.INVALID_REQUEST, "method must be a string")
-    if not isinstance(message.get("params", {}), dict):
+    if "id" in message and not isinstance(message.get("params") or {}, dict):
         return _error(known, types.INVALID_PARAMS, "params must be an object")
     return None
 
