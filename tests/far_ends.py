@@ -76,6 +76,7 @@ def real_codex(version: str) -> Path:
         from importlib.metadata import version as installed
 
         if installed("openai-codex-cli-bin") == version:
+            # The package carries no types.
             from codex_cli_bin import bundled_codex_path  # pyright: ignore
 
             return Path(str(bundled_codex_path()))  # pyright: ignore

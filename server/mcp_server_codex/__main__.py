@@ -26,7 +26,7 @@ def main() -> None:
     if "--version" in arguments:
         from importlib.metadata import version
 
-        print(f"mcp-server-codex {version('mcp-server-codex')}")  # noqa: T201
+        sys.stdout.write(f"mcp-server-codex {version('mcp-server-codex')}\n")
         return
     _serve(arguments)
 
@@ -74,7 +74,7 @@ def _help() -> None:
         variables = ", ".join(option.variables)
         lines.append(f"  {option.flag} {option.metavar}")
         lines.append(f"      {option.help} [{variables}]")
-    print("\n".join(lines))  # noqa: T201
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _fail(problem: str) -> NoReturn:

@@ -268,7 +268,7 @@ async def test_held_descriptors_are_held_by_the_guard_and_not_by_the_child(
 
 async def start(argv: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a process and wait for its first line."""
-    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)  # noqa: ASYNC220
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)  # noqa: ASYNC220 - outlives the call
     assert process.stdout is not None
     assert await anyio.to_thread.run_sync(process.stdout.readline) == b"ready\n"
     return process
