@@ -9,6 +9,8 @@ from typing import NoReturn
 _USAGE = """\
 usage: mcp-server-codex [OPTION]...       serve MCP on stdin and stdout
        mcp-server-codex demo [--live]     see it work: the real Codex, a scripted model
+       mcp-server-codex sessions [WORD..] find Codex's threads, or look into one
+       mcp-server-codex usage             what Codex used and cost, by day or otherwise
        mcp-server-codex --help | --version
 """
 
@@ -63,6 +65,14 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.demo import run_demo
 
         return run_demo(arguments)
+    if name == "sessions":
+        from mcp_server_codex.cli.sessions import run_sessions
+
+        return run_sessions(arguments)
+    if name == "usage":
+        from mcp_server_codex.cli.usage import run_usage
+
+        return run_usage(arguments)
     _fail(f"there is no command {name!r}")
 
 

@@ -18,11 +18,16 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import CodexError, InternalFault
+from codex_tools.codex.history import History
+from codex_tools.codex.pricing import read_prices
+from codex_tools.codex.rollout import codex_home
 from codex_tools.resume import RESUME
-from codex_tools.run import RUN
+from codex_tools.run import RUN, TurnOptions
 from codex_tools.runs import Runs, open_runs
+from codex_tools.sessions import SESSIONS
 from codex_tools.stop import STOP
 from codex_tools.tool import Context
+from codex_tools.usage import USAGE
 from codex_tools.wait import WAIT
 from mcp_server_codex import tasks
 from mcp_server_codex.settings import Settings
@@ -30,7 +35,7 @@ from mcp_server_codex.wire import AnyTool, Progress, to_result, to_tool
 
 logger = logging.getLogger(__name__)
 
-TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP)
+TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP, SESSIONS, USAGE)
 
 WAIT_S: dict[str, float] = {"claude-code": float("inf")}
 """How long a call waits for its run, by the client's name; others WAIT_S_ELSE.
@@ -56,7 +61,8 @@ tests inside cwd, without network; danger-full-access only if the person asked f
 operator may have set a lower ceiling: then you get not_allowed.
 
 To go on, call codex_resume with the thread_id of the result: Codex remembers the thread, and \
-keeps folder, sandbox, model and effort. For data instead of prose, give output_schema.
+keeps folder, sandbox, model and effort. codex_sessions finds earlier threads, also those begun \
+elsewhere. For data instead of prose, give output_schema.
 
 Runs take from seconds to an hour. A status of running means that the run goes on: call codex_wait \
 with its run_id. Several tasks at once: call codex_run with wait_s: 0 for each, then codex_wait \
@@ -76,8 +82,14 @@ def make_server(settings: Settings) -> Server[Runs]:
 
     @asynccontextmanager
     async def lifespan(_: Server[Runs]) -> AsyncGenerator[Runs]:
-        async with open_runs(settings.state_dir, settings.max_runs) as runs:
-            yield runs
+        try:
+            async with open_runs(settings.state_dir, settings.max_runs, prices) as runs:
+                yield runs
+        finally:
+            history.close()
+
+    prices = read_prices(settings.prices)
+    history = History(codex_home(), settings.state_dir, prices)
 
     async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         return types.ListToolsResult(tools=[to_tool(tool) for tool in TOOLS])
@@ -89,7 +101,7 @@ def make_server(settings: Settings) -> Server[Runs]:
         if tool is None:
             raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
         try:
-            return await _call(tool, call, params, settings)
+            return await _call(tool, call, params, settings, history)
         except Exception:
             # One of the server's two outer walls (the other: Runs). What went wrong is for
             # the operator's log; the SDK would send its text to the client.
@@ -110,14 +122,18 @@ def make_server(settings: Settings) -> Server[Runs]:
 
 
 async def _call(
-    tool: AnyTool, call: Call, params: types.CallToolRequestParams, settings: Settings
+    tool: AnyTool,
+    call: Call,
+    params: types.CallToolRequestParams,
+    settings: Settings,
+    history: History,
 ) -> types.CallToolResult | types.InputRequiredResult:
     try:
         request = tool.read(params.arguments or {})
     except CodexError as error:
         return to_result(tool, tool.refuse(error))
     cwd = Path.cwd()
-    if getattr(request, "cwd", cwd) is None:
+    if isinstance(request, TurnOptions) and request.cwd is None:
         found = await _callers_folder(call, params)
         if isinstance(found, types.InputRequiredResult):
             return found
@@ -130,6 +146,9 @@ async def _call(
         default_cwd=cwd,
         watch=progress.watch,
         wait_s=_wait_s(call, settings),
+        history=history,
+        state_dir=settings.state_dir,
+        tell=progress.tell,
     )
     if tool.start is not None and tasks.wants_task(call):
         try:

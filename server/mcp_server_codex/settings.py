@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
 from codex_tools.codex.exec import Sandbox
+from codex_tools.codex.pricing import read_prices
 from codex_tools.policy import WIDTH, Policy
 
 PREFIX = "MCP_SERVER_CODEX_"
@@ -30,6 +31,8 @@ class Settings:
     wait_s: float | Literal["auto"]
     max_runs: int
     state_dir: Path
+    prices: Path | None
+    """The operator's own prices."""
     log_level: str
 
 
@@ -98,6 +101,12 @@ def _root(text: str) -> Path:
     return path
 
 
+def _prices(text: str) -> Path:
+    path = _path(text)
+    read_prices(path)  # A file that says nothing usable is an error of the start.
+    return path
+
+
 _SANDBOX = _one_of(*get_args(Sandbox))
 
 OPTIONS = (
@@ -134,6 +143,7 @@ OPTIONS = (
     Option("--wait-s", _wait, "auto", "how long a call waits for its run", "N"),
     Option("--max-runs", _count, 4, "Codex runs at once; more wait in line", "N"),
     Option("--state-dir", _path, None, "where the server keeps its files", "DIR"),
+    Option("--prices", _prices, None, "own prices of models, as TOML", "FILE"),
     Option("--log-level", _one_of(*LOG_LEVELS), "warning", "what is logged, to stderr", "LEVEL"),
 )
 
@@ -181,6 +191,7 @@ def read_settings(
         wait_s=values["wait_s"],
         max_runs=values["max_runs"],
         state_dir=values["state_dir"] or default_state_dir(),
+        prices=values["prices"],
         log_level=values["log_level"],
     )
 

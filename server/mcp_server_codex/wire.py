@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,8 +15,10 @@ from codex_tools.codex.record import Record
 from codex_tools.outcome import Run
 from codex_tools.output_schema import problems
 from codex_tools.result import RunError, RunResult
+from codex_tools.sessions import SessionsResult
 from codex_tools.stop import StopResult
 from codex_tools.tool import Tool, input_schema, output_schema
+from codex_tools.usage import UsageResult
 from codex_tools.wait import WaitResult
 
 AnyTool = Tool[Any, Any]
@@ -88,8 +90,14 @@ def _told(result: Record) -> tuple[str, bool]:
             return (error_text(run), True) if unknown else (f"{run.status}. {run.next}", False)
         case WaitResult(runs=runs, error=None):
             return "\n\n".join(f"{r.run_id}: {r.status}\n{_told(r)[0]}" for r in runs), False
-        case WaitResult(error=RunError() as error):
+        case (
+            WaitResult(error=RunError() as error)
+            | SessionsResult(error=RunError() as error)
+            | UsageResult(error=RunError() as error)
+        ):
             return f"{error.kind}: {error.message}\nHint: {error.hint}", True
+        case SessionsResult() | UsageResult():
+            return result.model_dump_json(), False
         case _:
             raise TypeError(f"{type(result).__name__} has no words")
 
@@ -128,12 +136,17 @@ class Progress:
     def __init__(self, session: ServerSession) -> None:
         self._session = session
         self._runs: list[Run] = []
+        self._doing: Callable[[], str] | None = None
         self._start = anyio.current_time()
         self._told: set[str] = set()
 
     def watch(self, run: Run) -> None:
         """Tell of *run* from now on."""
         self._runs.append(run)
+
+    def tell(self, doing: Callable[[], str]) -> None:
+        """Say from now on what *doing* says."""
+        self._doing = doing
 
     @asynccontextmanager
     async def told(self) -> AsyncGenerator[None]:
@@ -165,7 +178,7 @@ class Progress:
 
     def _headline(self) -> str:
         if not self._runs:
-            return "at work"
+            return "at work" if self._doing is None else self._doing()
         text = " | ".join(" ".join(run.headline.split()) for run in self._runs)
         return _cut(text, MESSAGE_LIMIT - 110)
 

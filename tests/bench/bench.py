@@ -1,6 +1,7 @@
 """What the bridge costs, measured on this machine, beside the least that it could cost.
 
     .venv/bin/python tests/bench/bench.py [--runs N] [--codex VERSION] [--json]
+                                          [--only NAME] [--huge]
 
 Whatever is compared is measured in pairs, the two of a pair next to each other
 and each first in every other pair, and judged by the median of what the pairs
@@ -21,6 +22,12 @@ say: a noisy machine disturbs both of a pair alike. One table, one run:
 4. Huge lines: the CPU time of reading and parsing one line of 100 MB from a
    real child, a megabyte, beside one of 10 MB: 1.0 is linear. And the peak of
    memory, and what is kept of it afterwards, in lines. See huge_line.py.
+5. History: the CPU time of `mcp-server-codex usage --json` with an empty state
+   folder, the whole process, and of a codex_usage call on a server that has its
+   index, beside ccusage (npm) on the same home; of warm codex_usage and
+   codex_sessions calls beside a bare scandir and stat of the same files; the
+   server's highest memory. Two homes, of 2,000 and 10,000 threads; with --huge
+   one of 100,000 as well (6 GB on disk). Both tools' totals stand below.
 
 Ends with exit code 1 if a limit does not hold. Needs Linux's /proc.
 """
@@ -38,6 +45,7 @@ from typing import cast
 
 import pytest
 from figure import Figure, Json, spread
+from history_measures import measure_history, measure_huge_home
 from measures import CODEX, measure_events, measure_huge_lines, measure_overhead, measure_start_up
 from rich import box
 from rich.console import Console
@@ -91,17 +99,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what the bridge costs.")
     parser.add_argument("--runs", type=int, default=15, help="pairs of each comparison")
     parser.add_argument("--codex", default=CODEX, metavar="VERSION")
+    parser.add_argument("--only", metavar="NAME", help="one measurement: history, events, ...")
+    parser.add_argument("--huge", action="store_true", help="a home of 100,000 threads, too")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     runs, version = max(1, cast("int", options.runs)), cast("str", options.codex)
     progress = Console(stderr=True, highlight=False)
     figures: list[Figure] = []
+    notes: list[str] = []
     measurements: dict[str, Callable[[], list[Figure]]] = {
+        "history": partial(measure_history, min(runs, 5), notes),
         "huge lines": partial(measure_huge_lines, runs),
         "events": measure_events,
         "start-up": partial(measure_start_up, runs),
         "overhead": partial(measure_overhead, runs, version),
     }
+    if options.huge:
+        measurements["huge home"] = partial(measure_huge_home, min(runs, 5), notes)
+    if options.only is not None:
+        measurements = {options.only: measurements[options.only]}
     load_before = os.getloadavg()[0]
     for name, measure in measurements.items():
         progress.print(f"[dim]measuring {name} ...[/dim]")
@@ -118,13 +134,17 @@ def main() -> int:
     console.width = max(console.width, WIDTH)
     if options.json:
         shown = [figure.to_json() for figure in figures]
-        console.print_json(data={"held": not missed, "machine": machine, "figures": shown})
+        console.print_json(
+            data={"held": not missed, "machine": machine, "figures": shown, "notes": notes}
+        )
         return 1 if missed else 0
     title = (
         f"Codex {version}, Python {machine['python']}, {machine['cpus']} CPUs,"
         f" load {load_before:.1f} to {machine['load_after']:.1f}, {runs} pairs"
     )
     console.print(make_table(figures, title))
+    for note in notes:
+        console.print(f"[dim]{note}[/dim]")
     if missed:
         names = "; ".join(f"{each.section}: {each.what}" for each in missed)
         console.print(f"[red]Limits missed: {names}.[/red]")

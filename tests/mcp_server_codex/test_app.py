@@ -36,21 +36,21 @@ async def test_the_list_of_tools_is_small_and_complete(mode: str, lab: Lab) -> N
     async with connect(mode, None, lab) as client:
         listed = (await client.list_tools()).tools
     tools = [t.model_dump(by_alias=True, mode="json", exclude_none=True) for t in listed]
-    names = ["codex_run", "codex_resume", "codex_wait", "codex_stop"]
-    assert [tool["name"] for tool in tools] == names
-    # The contract's bounds are for all six tools; these four leave room for two more.
-    assert sum(size([t["name"], t["description"], t["inputSchema"]]) for t in tools) < 6_000
-    assert size(tools) < 23_500
+    names = ["run", "resume", "wait", "stop", "sessions", "usage"]
+    assert [tool["name"] for tool in tools] == [f"codex_{name}" for name in names]
+    assert sum(size([t["name"], t["description"], t["inputSchema"]]) for t in tools) < 9_000
+    assert size(tools) < 28_000
     for tool in tools:
         Draft202012Validator.check_schema(tool["inputSchema"])
         Draft202012Validator.check_schema(tool["outputSchema"])
         assert tool["inputSchema"]["type"] == tool["outputSchema"]["type"] == "object"
         assert tool["inputSchema"]["additionalProperties"] is False
         hints = tool["annotations"]
-        assert hints["readOnlyHint"] is (tool["name"] == "codex_wait")
+        read_only = tool["name"] in ("codex_wait", "codex_sessions", "codex_usage")
+        assert hints["readOnlyHint"] is read_only
         assert hints.get("destructiveHint") is (None if hints["readOnlyHint"] else True)
         assert hints["openWorldHint"] is (tool["name"] in ("codex_run", "codex_resume"))
-        assert hints["idempotentHint"] is (tool["name"] in ("codex_wait", "codex_stop"))
+        assert hints["idempotentHint"] is (tool["name"] not in ("codex_run", "codex_resume"))
 
 
 async def test_the_instructions_are_short(mode: str, lab: Lab) -> None:

@@ -27,7 +27,8 @@ def read(*arguments: str, **environ: str) -> Settings:
 
 def value_of(name: str, settings: Settings) -> Any:
     holder: object = settings if hasattr(settings, name) else settings.policy
-    return getattr(holder, {"root": "roots"}.get(name, name))
+    value = getattr(holder, {"root": "roots"}.get(name, name))
+    return value.relative_to(Path.cwd()) if name == "prices" else value
 
 
 # By option: two texts and the values that they stand for.
@@ -43,8 +44,19 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--wait-s": ("45.5", 45.5, "auto", "auto"),
     "--max-runs": ("1", 1, "32", 32),
     "--state-dir": ("/a/state", Path("/a/state"), "/b", Path("/b")),
+    "--prices": ("prices.toml", Path("prices.toml"), "b.toml", Path("b.toml")),
     "--log-level": ("debug", "debug", "error", "error"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay the files that options name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("prices.toml", "b.toml"):
+        Path(name).write_text('[models."m"]\ninput = 1\noutput = 2\n')
+
+
 by_flag = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
 
 
@@ -67,6 +79,7 @@ def test_without_anything_the_defaults_hold() -> None:
         wait_s="auto",
         max_runs=4,
         state_dir=default_state_dir(),
+        prices=None,
         log_level="warning",
     )
     assert default_state_dir().is_absolute()
@@ -94,6 +107,13 @@ def test_an_option_beats_the_environment(option: Option) -> None:
     for variable in option.variables:
         settings = read(option.flag, second, **{variable: first})
         assert value_of(option.name, settings) == second_value
+
+
+def test_prices_that_cannot_be_used_are_an_error_of_the_start(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text('[models."m"]\ninput = -1\noutput = 2\n')
+    for name in ("bad.toml", "none.toml"):
+        with pytest.raises(Refused, match=f"--prices: .*{name}"):
+            read("--prices", name)
 
 
 @by_flag

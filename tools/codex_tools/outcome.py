@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import anyio
 
+from codex_tools.codex.cost import cost_of, cost_without_rollout
 from codex_tools.codex.errors import (
     Cancelled,
     CodexError,
@@ -16,9 +18,11 @@ from codex_tools.codex.errors import (
     TurnError,
 )
 from codex_tools.codex.exec import TurnRequest
+from codex_tools.codex.pricing import Prices
 from codex_tools.codex.program import Program
 from codex_tools.codex.record import Usage
-from codex_tools.codex.rollout import ThreadState, codex_home, find_rollout, read_state
+from codex_tools.codex.rollout import codex_home, find_rollout
+from codex_tools.codex.thread_state import ThreadState, read_state
 from codex_tools.codex.turn import Fold, TurnResult
 from codex_tools.result import RunResult, Setting, make_result
 
@@ -85,7 +89,24 @@ class Run:
         return self.fold.doing + changed
 
 
-def completed(run: Run, turn: TurnResult, structured_output: Any) -> RunResult:
+def price_run(run: Run, turn: TurnResult, prices: Prices) -> float | None:
+    """Return what the run cost in USD; sub-agents are threads of their own and not in it.
+
+    Reads the rollout, and for the first time the prices: not for the event loop.
+    """
+    since_ms = int(datetime.fromisoformat(run.created_at).timestamp() * 1000)
+    if run.request.ephemeral:
+        return cost_without_rollout(_own_usage(run, turn), run.request.model, since_ms, prices)
+    path = find_rollout(codex_home(), turn.thread_id) if turn.thread_id is not None else None
+    try:
+        return cost_of(path, since_ms, prices) if path is not None else None
+    except OSError:
+        return None
+
+
+def completed(
+    run: Run, turn: TurnResult, structured_output: Any, cost_usd: float | None
+) -> RunResult:
     """Return the result of a run whose turn went well."""
     setting, noticed = _found(run, turn.thread_id)
     return make_result(
@@ -93,6 +114,7 @@ def completed(run: Run, turn: TurnResult, structured_output: Any) -> RunResult:
         run_id=run.run_id,
         turn=turn,
         usage=_own_usage(run, turn),
+        cost_usd=cost_usd,
         structured_output=structured_output,
         setting=setting,
         duration_s=run.duration_s,
@@ -107,7 +129,7 @@ def faulty(run: Run) -> RunResult:
     return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
 
 
-def failed(run: Run, error: CodexError) -> RunResult:
+def failed(run: Run, error: CodexError, cost_usd: float | None = None) -> RunResult:
     """Return the result of a run that *error* ended."""
     turn = error.turn if isinstance(error, TurnError) else run.fold.result()
     setting, noticed = _found(run, turn.thread_id)
@@ -123,6 +145,7 @@ def failed(run: Run, error: CodexError) -> RunResult:
         run_id=run.run_id,
         turn=turn,
         usage=_own_usage(run, turn),
+        cost_usd=cost_usd,
         setting=setting,
         duration_s=run.duration_s,
         attempts=0 if run.started_at is None else 1,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import Field
 
-from codex_tools.codex.errors import CodexError, Interrupted, Kind, TurnFailed
+from codex_tools.codex.errors import CodexError, Interrupted, TurnFailed
 from codex_tools.codex.exec import Sandbox
 from codex_tools.codex.failure import quote, shorten
 from codex_tools.codex.record import Record, Usage
@@ -64,7 +64,7 @@ class PlanStep(Record):
 class RunError(Record):
     """Why a run failed, and what to do."""
 
-    kind: Kind
+    kind: str
     message: str
     hint: str
     retryable: bool
@@ -82,6 +82,7 @@ class RunResult(Record):
     usage: Usage | None
     """This turn's tokens."""
     cost_usd: float | None
+    """Estimate; null when unknown"""
     model: str | None
     reasoning_effort: str | None
     sandbox: Sandbox | None
@@ -121,6 +122,7 @@ def make_result(
     run_id: str | None = None,
     turn: TurnResult | None = None,
     usage: Usage | None = None,
+    cost_usd: float | None = None,
     structured_output: Any = None,
     setting: Setting | None = None,
     duration_s: float = 0.0,
@@ -140,7 +142,7 @@ def make_result(
         else shorten(turn.final_response, RESPONSE_LIMIT),
         structured_output=structured_output,
         usage=usage,
-        cost_usd=None,
+        cost_usd=cost_usd,
         model=setting.model,
         reasoning_effort=setting.reasoning_effort,
         sandbox=setting.sandbox,

@@ -11,14 +11,8 @@ from pydantic import field_validator, model_validator
 from codex_tools.codex.errors import CodexUnsupported, InvalidArguments, ThreadNotFound
 from codex_tools.codex.exec import Sandbox
 from codex_tools.codex.program import Program, find_codex
-from codex_tools.codex.rollout import (
-    ThreadState,
-    codex_home,
-    find_rollout,
-    is_archived,
-    newest_thread,
-    read_state,
-)
+from codex_tools.codex.rollout import PACKED, codex_home, find_archived, find_rollout
+from codex_tools.codex.thread_state import ThreadState, newest_thread, read_state
 from codex_tools.outcome import Run
 from codex_tools.result import RunResult
 from codex_tools.run import TurnOptions, existing_folder, follow, make_turn, refuse
@@ -74,6 +68,7 @@ async def start(request: ResumeRequest, context: Context) -> Run:
         state = _state_of(thread_id)
         program = await find_codex(context.codex_bin)
         _check_resumable(state, program)
+        _check_packed(state, program)
         sandbox, warnings = _sandbox(request, state, context)
         turn = make_turn(
             request,
@@ -105,7 +100,7 @@ def _state_of(thread_id: str) -> ThreadState:
     state = read_state(path) if path is not None else None
     if state is not None and state.thread_id == thread_id:
         return state
-    if is_archived(home, thread_id):
+    if find_archived(home, thread_id) is not None:
         raise ThreadNotFound(
             f"Thread {thread_id} is archived.",
             f"Take it out with `codex unarchive {thread_id}`, then call again.",
@@ -131,6 +126,15 @@ def _check_resumable(state: ThreadState, program: Program) -> None:
             " it for good by resuming it",
             program.version_text,
             "Update Codex to 0.147.0 or later, or begin a new thread with codex_run.",
+        )
+
+
+def _check_packed(state: ThreadState, program: Program) -> None:
+    if state.path.name.endswith(PACKED) and not program.knows_packed_threads:
+        raise CodexUnsupported(
+            f"compressed rollouts, as that of thread {state.thread_id} is",
+            program.version_text,
+            "Update Codex, or begin a new thread with codex_run.",
         )
 
 

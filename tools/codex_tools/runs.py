@@ -28,10 +28,11 @@ from codex_tools.codex.errors import (
     UnknownRun,
 )
 from codex_tools.codex.exec import TurnRequest
+from codex_tools.codex.pricing import Prices
 from codex_tools.codex.program import Program
-from codex_tools.codex.rollout import ThreadState
-from codex_tools.codex.turn import Fold, run_turn
-from codex_tools.outcome import Run, completed, failed, faulty
+from codex_tools.codex.thread_state import ThreadState
+from codex_tools.codex.turn import Fold, TurnResult, run_turn
+from codex_tools.outcome import Run, completed, failed, faulty, price_run
 from codex_tools.output_schema import read_output
 from codex_tools.result import RunResult
 from codex_tools.store import Store, Stored, now
@@ -52,8 +53,11 @@ LOOK_EVERY_S = 0.5
 class Runs:
     """All runs of this server, and what is kept of earlier ones."""
 
-    def __init__(self, tasks: TaskGroup, state_dir: Path, store: Store, max_runs: int) -> None:
+    def __init__(
+        self, tasks: TaskGroup, state_dir: Path, store: Store, max_runs: int, prices: Prices
+    ) -> None:
         self._tasks = tasks
+        self._prices = prices
         self._state_dir = state_dir
         self._store = store
         self._places = anyio.CapacityLimiter(max_runs)
@@ -202,8 +206,13 @@ class Runs:
                 schema = run.request.output_schema
                 output = read_output(schema, turn) if schema is not None else None
             except CodexError as error:
-                return failed(run, error)
-        return completed(run, turn, output)
+                return failed(run, error, await self._price(run, run.fold.result()))
+        return completed(run, turn, output, await self._price(run, turn))
+
+    async def _price(self, run: Run, turn: TurnResult) -> float | None:
+        with anyio.CancelScope(shield=True):  # What has ended well has not been cancelled.
+            return await anyio.to_thread.run_sync(price_run, run, turn, self._prices)
+        raise AssertionError("a shielded scope is not cancelled")
 
     def _lock_new_thread(self, thread_id: str, locks: ExitStack) -> None:
         try:
@@ -224,7 +233,7 @@ class Runs:
 
 
 @asynccontextmanager
-async def open_runs(state_dir: Path, max_runs: int) -> AsyncGenerator[Runs]:
+async def open_runs(state_dir: Path, max_runs: int, prices: Prices) -> AsyncGenerator[Runs]:
     """Keep a register of runs; leaving ends them all and all they have started.
 
     Where *state_dir* cannot be used, a temporary folder stands in for it:
@@ -241,7 +250,7 @@ async def open_runs(state_dir: Path, max_runs: int) -> AsyncGenerator[Runs]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_prune, store)
             try:
-                yield Runs(tasks, state_dir, store, max_runs)
+                yield Runs(tasks, state_dir, store, max_runs, prices)
             finally:
                 tasks.cancel_scope.cancel()
 

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+import anyio.to_thread
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
+from codex_tools.codex.history import History, Progress
 from codex_tools.codex.record import Record
 from codex_tools.outcome import Run
 from codex_tools.policy import Policy
 from codex_tools.runs import Runs
 
 Json = dict[str, Any]
+T = TypeVar("T")
 RequestT = TypeVar("RequestT", bound=Record)
 ResultT = TypeVar("ResultT", bound=Record)
 
@@ -37,6 +40,28 @@ class Context:
     """Tell the caller of this run's progress from now on."""
     wait_s: float
     """How long a call waits for its run where it does not say."""
+    history: History
+    state_dir: Path
+    tell: Callable[[Callable[[], str]], None]
+    """Tell the caller from now on what the function says goes on."""
+
+    async def read_history(self, work: Callable[[History, Progress], T]) -> T:
+        """Do *work* on the index in a thread, telling how far it has come."""
+        at = (0, 0)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal at
+            at = (done, total)
+
+        def doing() -> str:
+            done, total = at
+            return f"reading rollouts, {done} of {total}" if total else "looking at rollouts"
+
+        self.tell(doing)
+        try:
+            return await anyio.to_thread.run_sync(work, self.history, progress)
+        except UnicodeEncodeError:
+            raise InvalidArguments(["half a character (a lone surrogate) in a text"]) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +130,13 @@ def _compact(schema: Json, *, optional: bool = True) -> Json:
     """Return *schema* without titles and the docstrings of classes.
 
     With *optional*, null is accepted for an absent argument without being
-    advertised.
+    advertised. Without it, it is a result's schema: what its inner objects
+    always have, and have not besides, is left unsaid.
     """
     for owner in (schema, *cast(dict[str, Json], schema.get("$defs", {})).values()):
         owner.pop("description", None)
+        if owner is not schema and not optional:
+            owner.pop("required", None)
     return cast(Json, _plain(schema, optional))
 
 
@@ -122,6 +150,10 @@ def _plain(node: object, optional: bool) -> object:
         if key == "title" and isinstance(value, str):
             continue
         if key == "default" and value is None:
+            continue
+        if key == "additionalProperties" and value is False and not optional:
+            continue
+        if key == "type" and "enum" in node:
             continue
         if key == "properties":
             plain[key] = {k: _plain(v, optional) for k, v in cast(Json, value).items()}

@@ -85,6 +85,7 @@ class Reply:
     acts: tuple[Act, ...]
     usage: Usage = Usage()
     delay_s: float = 0.0
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,8 @@ class Seen:
     prompt: str
     body: Json
     authorization: str | None
+    step: Step
+    """What answered it."""
 
 
 @dataclass(slots=True)
@@ -214,8 +217,9 @@ class ScriptedModel:
             steps = self.scripts.get(prompt, self.default)
             taken = self._taken.get(prompt, 0)
             self._taken[prompt] = taken + 1
-            self.requests.append(Seen(time.time(), prompt, body, authorization))
-        return steps[min(taken, len(steps) - 1)]
+            step = steps[min(taken, len(steps) - 1)]
+            self.requests.append(Seen(time.time(), prompt, body, authorization, step))
+        return step
 
     def next_id(self) -> int:
         """Return a number that no other response of this model has."""
@@ -255,6 +259,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
+        for name, value in step.headers if isinstance(step, Reply) else ():
+            self.send_header(name, value)
         self.end_headers()
         if isinstance(step, Reply) and step.delay_s:
             time.sleep(step.delay_s)
@@ -290,7 +296,7 @@ def _stream(step: Step, body: Json, number: int) -> Iterator[Json]:
     response: Json = {"id": f"resp_{number}_{time.time_ns()}"}
     yield {"type": "response.created", "response": response}
     match step:
-        case Reply(acts, usage, _):
+        case Reply(acts, usage):
             for index, act in enumerate(acts):
                 yield from _act(act, body, f"{number}_{index}")
             yield {

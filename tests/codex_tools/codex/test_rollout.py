@@ -11,13 +11,8 @@ import pytest
 import zstandard
 
 from codex_tools.codex.record import Usage
-from codex_tools.codex.rollout import (
-    codex_home,
-    find_rollout,
-    is_archived,
-    newest_thread,
-    read_state,
-)
+from codex_tools.codex.rollout import codex_home, find_archived, find_rollout
+from codex_tools.codex.thread_state import newest_thread, read_state
 
 Json = dict[str, Any]
 
@@ -116,10 +111,10 @@ def test_a_plain_rollout_is_preferred_to_its_compressed_copy(tmp_path: Path) -> 
 
 
 def test_an_archived_thread_is_not_among_those_to_resume(tmp_path: Path) -> None:
-    place(tmp_path / "archived_sessions")
+    path = place(tmp_path / "archived_sessions")
     assert find_rollout(tmp_path, THREAD) is None
-    assert is_archived(tmp_path, THREAD)
-    assert not is_archived(tmp_path, OTHER)
+    assert find_archived(tmp_path, THREAD) == path
+    assert find_archived(tmp_path, OTHER) is None
 
 
 def test_the_state_of_an_old_rollout_is_that_of_its_last_turn(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@
     + ThreadNotFound
     + ThreadBusy
     + UnknownRun
+    + HistoryUnavailable
   x Interrupted: the server died while Codex was at work
   x InternalFault: a fault of this server
   x TurnError: Codex was started, and `turn` tells what it had done by then
@@ -195,6 +196,21 @@ class UnknownRun(RequestError):
             f"Run {run_id} {problem}.",
             "Check the run_id; results are kept for two weeks. The thread itself can still be"
             " resumed by its thread_id.",
+        )
+
+
+class HistoryUnavailable(RequestError):
+    """The index over Codex's threads can be kept nowhere."""
+
+    kind = "internal"
+    retryable = True
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(
+            f"The index over Codex's threads cannot be used: {problem}.",
+            "Make room on the disk, or start the server with another --state-dir; Codex's own"
+            " files are unharmed.",
         )
 
 

@@ -38,6 +38,12 @@ An older one appends lines without ordinals to a "paginated" rollout, which no
 Codex can resume afterwards (seen with 0.60.1 on a thread of 0.169.0).
 """
 
+PACKED_THREADS: Version = (0, 163, 0)
+"""Since here, or some version before, Codex reads rollouts that were compressed.
+
+Seen with 0.163.0; 0.60.1 ends with "stream did not contain valid UTF-8".
+"""
+
 _FLAG_SINCE: dict[str, Version] = {"--ephemeral": (0, 99, 0)}
 
 _ANSWER_WITHIN_S = 20.0
@@ -66,6 +72,11 @@ class Program:
     def knows_paginated_threads(self) -> bool:
         """Whether it can resume a thread whose history is "paginated" unharmed."""
         return self.version is None or self.version >= PAGINATED_THREADS
+
+    @property
+    def knows_packed_threads(self) -> bool:
+        """Whether it can resume a thread whose rollout is compressed."""
+        return self.version is None or self.version >= PACKED_THREADS
 
     def need(self, flag: str) -> None:
         """Insist on *flag*.

@@ -68,7 +68,7 @@ class Usage(Record):
     cached_input_tokens: int
     output_tokens: int
     reasoning_output_tokens: int | None
-    """Null where this Codex does not tell (before 0.147)"""
+    """Null before Codex 0.147"""
     total_tokens: int
 
     def minus(self, earlier: Usage) -> Usage:

@@ -1,56 +1,35 @@
-"""Read rollouts: the files in which Codex keeps its threads.
+"""Rollouts as files: where Codex keeps its threads, and how to open one.
 
 `$CODEX_HOME/sessions/YYYY/MM/DD/rollout-<local time>-<thread id>.jsonl`, or
 `.jsonl.zst` once Codex has compressed it; `archived_sessions/` without the
-date folders. One JSON object a line, appended, never rewritten in place. The
-shapes were seen on 0.60.1 to 0.169.0.
+date folders. One JSON object a line, appended; only `codex migrate-rollouts`
+and compression write one anew. The shapes were seen on 0.60.1 to 0.169.0.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import orjson
-
-from codex_tools.codex.events import read_usage
-from codex_tools.codex.exec import Sandbox
-from codex_tools.codex.record import Usage
-
 Json = dict[str, Any]
 
-_BLOCK = 256 * 1024
-_HEAD_OF_LINE = 300
-"""Within so many bytes a line names its type; strings inside it are escaped."""
+SESSIONS = "sessions"
+ARCHIVE = "archived_sessions"
 
-_ENDINGS = (".jsonl", ".jsonl.zst")
-_SANDBOXES: dict[str, Sandbox] = {
-    "read-only": "read-only",
-    "workspace-write": "workspace-write",
-    "danger-full-access": "danger-full-access",
-}
+PACKED = ".jsonl.zst"
+ENDINGS = (".jsonl", PACKED)
 
+BLOCK = 256 * 1024
+"""Bytes read at once."""
 
-@dataclass(frozen=True, slots=True)
-class ThreadState:
-    """How a thread stood at its last turn; None where its rollout does not tell."""
-
-    thread_id: str
-    path: Path
-    is_subagent: bool
-    is_paginated: bool
-    """Codex before 0.147 damages such a thread by resuming it."""
-    cwd: str | None
-    sandbox: Sandbox | None
-    model: str | None
-    reasoning_effort: str | None
-    usage: Usage | None
-    """The thread's running total, from which newer versions go on counting."""
+_ID_LENGTH = 36
+_FRAME_HEAD = 18
 
 
 def codex_home() -> Path:
@@ -58,24 +37,125 @@ def codex_home() -> Path:
     return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
 
 
+def is_rollout(name: str) -> bool:
+    """Return whether a file of that name is a rollout."""
+    return name.startswith("rollout-") and name.endswith(ENDINGS)
+
+
+def thread_id_of(name: str) -> str:
+    """Return the thread's id as the file's name has it."""
+    return name.partition(".jsonl")[0][-_ID_LENGTH:]
+
+
 def find_rollout(home: Path, thread_id: str) -> Path | None:
     """Return the rollout of *thread_id* among the threads that can be resumed."""
-    sessions = home / "sessions"
+    sessions = home / SESSIONS
     # The id tells the day (UUID version 7), give or take a time zone; if not, look everywhere.
     for folder in (*_days_of(sessions, thread_id), sessions):
-        found = [path for path in _rollouts(folder) if _is_of(path, thread_id)]
+        found = [path for path in rollouts_below(folder) if _is_of(path, thread_id)]
         if found:
             return Path(min(found, key=len))
     return None
 
 
-def is_archived(home: Path, thread_id: str) -> bool:
-    """Return whether the thread lies in the archive, where Codex does not resume it."""
-    return any(_is_of(path, thread_id) for path in _rollouts(home / "archived_sessions"))
+def find_archived(home: Path, thread_id: str) -> Path | None:
+    """Return the rollout of *thread_id* in the archive, where Codex does not resume it."""
+    found = [path for path in rollouts_below(home / ARCHIVE) if _is_of(path, thread_id)]
+    return Path(min(found, key=len)) if found else None
+
+
+def rollouts_below(folder: Path) -> Iterator[str]:
+    """Yield the path of every rollout below *folder*."""
+    ahead = [str(folder)]
+    while ahead:
+        try:
+            with os.scandir(ahead.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        ahead.append(entry.path)
+                    elif is_rollout(entry.name):
+                        yield entry.path
+        except OSError:
+            continue  # It was archived or removed while we looked.
+
+
+@contextmanager
+def open_rollout(path: Path) -> Generator[BinaryIO]:
+    """Open a rollout, plain or compressed, to be read from any position.
+
+    Raises:
+        OSError: It cannot be read, or its compression is damaged.
+    """
+    with path.open("rb") as file:
+        if path.suffix != ".zst":
+            yield file
+        else:
+            yield io.BytesIO(b"".join(unpacked(file)))
+
+
+def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """Yield the content of a rollout, plain or compressed, block by block.
+
+    Args:
+        path: The rollout.
+        start: Where to begin, in bytes; of a plain one only.
+        end: Where to stop; of a plain one only.
+
+    Raises:
+        OSError: It cannot be read, or its compression is damaged.
+    """
+    with path.open("rb", buffering=0) as file:
+        if path.name.endswith(PACKED):
+            yield from unpacked(file)
+            return
+        if start:
+            file.seek(start)
+        left = sys.maxsize if end is None else end - start
+        while left > 0 and (block := file.read(min(BLOCK, left))):
+            yield block
+            left -= len(block)
+
+
+def unpacked(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of a compressed rollout, block by block.
+
+    Raises:
+        OSError: It is damaged, or cut off.
+    """
+    import zstandard
+
+    head = file.read(_FRAME_HEAD)
+    file.seek(0)
+    size = 0
+    try:
+        # Codex writes the size of the content into the head of its single frame.
+        expected = zstandard.frame_content_size(head)
+        with zstandard.ZstdDecompressor().stream_reader(
+            file, read_across_frames=True, closefd=False
+        ) as plain:
+            while block := plain.read(BLOCK):
+                size += len(block)
+                yield block
+    except zstandard.ZstdError as error:
+        raise OSError(f"damaged: {error}") from error
+    if size < expected:
+        raise OSError("cut off")
+
+
+def payload_of(line: bytes) -> Json | None:
+    """Return the payload of a rollout's line, or None if it is no such line."""
+    import orjson
+
+    try:
+        data = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    payload: object = cast(Json, data).get("payload") if isinstance(data, dict) else None
+    return cast(Json, payload) if isinstance(payload, dict) else None
 
 
 def _is_of(path: str, thread_id: str) -> bool:
-    return path.endswith(tuple(f"-{thread_id}{ending}" for ending in _ENDINGS))
+    return path.endswith(tuple(f"-{thread_id}{ending}" for ending in ENDINGS))
 
 
 def _days_of(sessions: Path, thread_id: str) -> Iterator[Path]:
@@ -85,140 +165,3 @@ def _days_of(sessions: Path, thread_id: str) -> Iterator[Path]:
             yield sessions / (created + timedelta(days=days)).strftime("%Y/%m/%d")
     except (ValueError, OverflowError, OSError):
         return  # Not a UUID of version 7.
-
-
-def newest_thread(home: Path, cwd: Path | None) -> ThreadState | None:
-    """Return the thread that was at work last, sub-agents left aside.
-
-    Args:
-        home: CODEX_HOME.
-        cwd: Only threads whose last turn ran in this folder; None for any.
-    """
-    wanted = os.path.realpath(cwd) if cwd is not None else None
-    for path in sorted(_rollouts(home / "sessions"), key=_changed_at, reverse=True):
-        state = read_state(Path(path))
-        if state is None or state.is_subagent:
-            continue
-        if wanted is None or (state.cwd and os.path.realpath(state.cwd) == wanted):
-            return state
-    return None
-
-
-def read_state(path: Path) -> ThreadState | None:
-    """Read how a thread stood at its last turn; None if *path* is no rollout.
-
-    Reads the first line, and the last ones backwards only as far as needed.
-    """
-    try:
-        with _open(path) as file:
-            meta = _payload(file.readline())
-            if meta is None or not isinstance(meta.get("id"), str):
-                return None
-            context, usage = _last_turn(file)
-    except OSError:
-        return None
-    source: object = meta.get("source")
-    policy: object = context.get("sandbox_policy")
-    kind = cast(Json, policy).get("type") if isinstance(policy, dict) else None
-    return ThreadState(
-        thread_id=meta["id"],
-        path=path,
-        is_subagent="subagent" in source if isinstance(source, dict) else False,
-        is_paginated=meta.get("history_mode") == "paginated",
-        cwd=_text(context, "cwd") or _text(meta, "cwd"),
-        sandbox=_SANDBOXES.get(kind) if isinstance(kind, str) else None,
-        model=_text(context, "model"),
-        reasoning_effort=_text(context, "effort"),
-        usage=usage,
-    )
-
-
-def _last_turn(file: BinaryIO) -> tuple[Json, Usage | None]:
-    context: Json | None = None
-    usage: Usage | None = None
-    for line in _lines_backwards(file):
-        head = line[:_HEAD_OF_LINE]
-        if context is None and b'"type":"turn_context"' in head:
-            context = _payload(line)
-        elif usage is None and b'"type":"token_count"' in head:
-            usage = _total(_payload(line))
-        if context is not None and usage is not None:
-            break
-    return context or {}, usage
-
-
-def _total(payload: Json | None) -> Usage | None:
-    info: object = (payload or {}).get("info")
-    total: object = cast(Json, info).get("total_token_usage") if isinstance(info, dict) else None
-    return read_usage(cast(Json, total)) if isinstance(total, dict) else None
-
-
-def _payload(line: bytes) -> Json | None:
-    try:
-        data = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    payload: object = cast(Json, data).get("payload") if isinstance(data, dict) else None
-    return cast(Json, payload) if isinstance(payload, dict) else None
-
-
-def _text(data: Json, key: str) -> str | None:
-    value = data.get(key)
-    return value if isinstance(value, str) and value else None
-
-
-def _changed_at(path: str) -> float:
-    try:
-        return Path(path).stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _rollouts(folder: Path) -> Iterator[str]:
-    """Yield the path of every rollout below *folder*."""
-    ahead = [str(folder)]
-    while ahead:
-        try:
-            with os.scandir(ahead.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        ahead.append(entry.path)
-                    elif entry.name.startswith("rollout-") and entry.name.endswith(_ENDINGS):
-                        yield entry.path
-        except OSError:
-            continue  # It was archived or removed while we looked.
-
-
-@contextmanager
-def _open(path: Path) -> Generator[BinaryIO]:
-    with path.open("rb") as file:
-        if path.suffix != ".zst":
-            yield file
-            return
-        import io
-
-        import zstandard
-
-        try:
-            plain = zstandard.ZstdDecompressor().stream_reader(file).read()
-        except zstandard.ZstdError as error:
-            raise OSError(f"{path} is damaged: {error}") from error
-        yield io.BytesIO(plain)
-
-
-def _lines_backwards(file: BinaryIO) -> Iterator[bytes]:
-    position = file.seek(0, os.SEEK_END)
-    later: list[bytes] = []
-    while position:
-        size = min(_BLOCK, position)
-        position -= size
-        file.seek(position)
-        first, *others = file.read(size).split(b"\n")
-        if others:
-            later.append(others.pop())
-            yield b"".join(reversed(later))
-            yield from reversed(others)
-            later = [first]
-        else:
-            later.append(first)
-    yield b"".join(reversed(later))

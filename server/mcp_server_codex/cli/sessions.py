@@ -1,0 +1,113 @@
+"""`mcp-server-codex sessions`: Codex's threads, as a table, or one with its turns."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+
+from codex_tools.codex.errors import CodexError
+from codex_tools.codex.history import History
+from codex_tools.codex.program import find_codex
+from codex_tools.sessions import SESSIONS, Session, SessionsResult, Turn, find_sessions
+from mcp_server_codex.cli.command import run_command, short
+from mcp_server_codex.settings import Settings
+
+_COLOURS = {"completed": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+
+
+def run_sessions(arguments: list[str]) -> int:
+    """Run the command; return the exit code."""
+    return run_command(SESSIONS, arguments, _find, show, positional="query")
+
+
+def _find(request: Any, history: History, settings: Settings, progress: Any) -> Any:
+    try:
+        program = anyio.run(find_codex, settings.codex_bin)
+    except CodexError:
+        program = None
+    return find_sessions(request, history, settings.state_dir, program, progress)
+
+
+def show(console: Console, result: SessionsResult) -> None:
+    """Print a list, or one thread."""
+    if result.session is not None:
+        _show_one(console, result.session, result.turns or [])
+    else:
+        _show_list(console, result.sessions or [], result.total)
+    for note in result.notes:
+        console.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    if result.next_cursor is not None:
+        console.print(f"[dim]More with --cursor {result.next_cursor}[/dim]")
+
+
+def _show_list(console: Console, sessions: list[Session], total: int | None) -> None:
+    if not sessions:
+        console.print("No threads.")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("last active", no_wrap=True)
+    table.add_column("thread", min_width=36)
+    room = max(36, console.width - 48)
+    for heading in ("turns", "tokens", "cost"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    for each in sessions:
+        colour = _COLOURS.get(each.status, "dim")
+        where = f"{_home(each.cwd)}{f' ({each.git_branch})' if each.git_branch else ''}"
+        table.add_row(
+            f"{_local(each.last_active_at)}\n[{colour}]{each.status}[/{colour}]",
+            f"{escape((each.name or each.title or '(no prompt)')[:room])}\n"
+            f"[dim]{each.thread_id}\n{escape(where[-room:])}[/dim]",
+            str(each.turn_count),
+            short(each.usage.total_tokens),
+            _dollars(each.cost_usd),
+        )
+    console.print(table)
+    told = f"{len(sessions)} of {total}" if total is not None else f"The newest {len(sessions)}"
+    console.print(f"[dim]{told} threads. One with its turns: --thread-id ID[/dim]")
+
+
+def _show_one(console: Console, session: Session, turns: list[Turn]) -> None:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    for name, value in session.model_dump(mode="json").items():
+        if name == "usage":
+            value = f"{value['input_tokens']:,} in, {value['output_tokens']:,} out"
+        if value is not None:
+            facts.add_row(name, escape(str(value)))
+    console.print(facts)
+    for turn in reversed(turns):
+        colour = "red" if turn.error else "cyan"
+        console.print(Rule(f"[{colour}]{_local(turn.started_at)}", align="left", style=colour))
+        console.print(f"[bold]{escape(turn.prompt or '(no prompt)')}[/bold]")
+        for command in turn.commands:
+            console.print(f"  [dim]$ {escape(command.command)} → {command.exit_code}[/dim]")
+        for file in turn.files_changed:
+            console.print(f"  [dim]{file.kind} {escape(file.path)}[/dim]")
+        if turn.error is not None:
+            console.print(f"[red]{escape(turn.error)}[/red]")
+        if turn.final_response is not None:
+            console.print(Padding(escape(turn.final_response), (0, 0, 1, 2)))
+
+
+def _local(stamp: str | None) -> str:
+    if stamp is None:
+        return "?"
+    return f"{datetime.fromisoformat(stamp).astimezone():%Y-%m-%d %H:%M}"
+
+
+def _home(cwd: str | None) -> str:
+    home = str(Path.home())
+    return "?" if cwd is None else cwd.replace(home, "~", 1) if cwd.startswith(home) else cwd
+
+
+def _dollars(cost: float | None) -> str:
+    return "?" if cost is None else f"${cost:,.2f}"

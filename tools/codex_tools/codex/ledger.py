@@ -1,0 +1,386 @@
+"""What one rollout tells: whose thread it is, what it used, how it stands.
+
+Most of a rollout is what the model read. So only the lines that count are
+parsed; what is not written as Codex writes it now goes a slower way to the same
+result. A line that makes no sense is counted and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from operator import attrgetter
+from typing import cast
+
+import orjson
+
+from codex_tools.codex.account import REQUEST_FIELDS, Account, Contexts
+from codex_tools.codex.line import (
+    CONTEXT,
+    COUNT,
+    COUNT_HEAD,
+    EVENT,
+    FLAT,
+    HEAD_BYTES,
+    ITEM,
+    KNOWN_KINDS,
+    META,
+    NOWHERE,
+    ODD,
+    PASS,
+    RECORD,
+    RECORD_HEAD,
+    Counts,
+    Json,
+    counts_of,
+    inner,
+    kind_of,
+    loads,
+    ms_at,
+    ms_of,
+    start_of,
+    text_of,
+    user_text,
+    without_instructions,
+)
+
+TITLE_LIMIT = 200
+LINE_LIMIT = 16 * 1024 * 1024
+"""Bytes of a line that counts; longer ones are left out and told of."""
+
+_CALLS = (
+    b'"payload":{"type":"function_call',
+    b'"payload":{"type":"custom_tool_call',
+    b'"payload":{"type":"local_shell_call',
+)
+_ANSWER = b'"payload":{"type":"message","role":"assistant"'
+_UNMARKED = ("asked", "said", "answered")
+_PERSISTED = (
+    *("offset", "own_offset", "thread_id", "known", "created_ms", "active_ms", "made_in", "source"),
+    *("is_subagent", "parent_id", "forked_id", "cli_version", "git_branch", "is_paginated"),
+    *("is_damaged", "model", "cwd", "title", "turns", "ending", "limits", "limits_ms"),
+    *("bad_lines", "_in_turn", "_replay", "_own", "_recorded", "_doubtful", "_skipping"),
+    *("_prompted", "_added"),
+)
+
+_persisted = attrgetter(*_PERSISTED)
+
+
+class Ledger(Account):
+    """One rollout as far as it has been read; its attributes are for reading.
+
+    Feed it the file's bytes in order, then call `finish`. `state` and `restore`
+    let a later reader go on at `offset`.
+    """
+
+    offset = 0
+    """Bytes taken, whole lines only."""
+    own_offset = 0
+    """Where the thread's own part begins."""
+    active_ms: int | None = None
+    is_damaged = False
+    """Whether an old Codex has written into paginated history: no Codex resumes it again."""
+    title: str | None = None
+    """The first prompt."""
+    turns = 0
+    ending = ""
+    """How the last turn stands: open, completed, failed, interrupted; where this Codex
+    does not mark a turn's end (before 0.98), asked, said or answered."""
+    _context_line = b""
+    _in_turn = False
+    _prompted = False
+    """Whether the turn has its prompt."""
+    _added: tuple[int, int] | None = None
+    """Time (ms) and offset of the newest prompt after it."""
+    _answered_at = -1
+    _rest = b""
+    _base = 0
+    _skipping = False
+
+    def __init__(self, thread_id: str, contexts: Contexts) -> None:
+        """Begin with an unread file; *thread_id* is the one in its name."""
+        super().__init__(thread_id, contexts)
+        self.marks: list[tuple[int, int, int]] = []
+        """Each turn's offset, time (ms) and number of requests before it."""
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether this is a rollout at all."""
+        return self.known or bool(self.requests)
+
+    def state(self) -> bytes:
+        """Return what `restore` needs."""
+        return orjson.dumps((*_persisted(self), self._total.decode("utf-8", "replace")))
+
+    def restore(self, state: bytes, responses: str) -> None:
+        """Go on from where another ledger was."""
+        *values, total = orjson.loads(state)
+        for name, value in zip(_PERSISTED, values, strict=True):
+            setattr(self, name, value)
+        self._total = total.encode()
+        self._recorded = None if self._recorded is None else cast(Counts, tuple(self._recorded))
+        self._record_head = RECORD_HEAD % self.thread_id.encode()
+        self.responses.update(responses.split("\n") if responses else ())
+
+    def feed(self, block: bytes) -> None:
+        """Take the next bytes of the file.
+
+        One loop over all lines, with what is frequent done in place: it decides
+        how long a home takes to read.
+        """
+        if self._skipping:
+            end = block.find(b"\n") + 1
+            self.offset += end or len(block)
+            if not end:
+                return
+            self._skipping, block = False, block[end:]
+        data = self._rest + block if self._rest else block
+        self._rest = data[data.rfind(b"\n") + 1 :]
+        is_torn = bool(self._rest)
+        self._base = self.offset
+        self._answered_at = -1
+        known = KNOWN_KINDS.get
+        cut, at, is_flat = NOWHERE, 0, True
+        # One line exists at a time, and in C: splitting the block costs twice as much.
+        lines = BytesIO(data)
+        for line in lines:
+            kind = known(line[cut])
+            if kind is None or (not is_flat and line[41] != 0x6F):  # The o of an ordinal.
+                if is_torn and line[-1] != 0x0A:
+                    break
+                kind, cut = self._sort(line)
+                at, is_flat = cut.start + 8, cut is FLAT
+            if kind == PASS:
+                continue
+            if is_torn and line[-1] != 0x0A:
+                break
+            if kind == COUNT:
+                # From token_count","info":{"total_token_usage":{ on.
+                if line[at + 30 : at + 72] == COUNT_HEAD:
+                    total = line[at + 71 : line.find(b"}", at) + 1]
+                    # Most tell nothing new: a re-emission, or what a record has told.
+                    if total == self._total and self._plain:
+                        if b'"primary":{' in line:
+                            self._limits_line = line
+                    elif not self._take_count(line, total, at + 71 + len(total)):
+                        self._take_line(line, 0)
+                else:
+                    self._take_rare_count(line, at + 30)
+            elif kind == RECORD:
+                if not self._take_record(line, at):
+                    self._take_line(line, 0)
+            elif kind == ITEM:
+                if self.title is None and b'"item":{"type":"UserMessage"' in line[at : at + 270]:
+                    self._take_line(line, 0)
+            elif kind == CONTEXT and line[at:] == self._context_line:
+                pass  # 0.60.1 repeats it before each request.
+            else:
+                pos = lines.tell() - len(line)
+                if kind == EVENT:
+                    self._take_event(line, at + 30, pos)
+                elif kind == CONTEXT:
+                    self._context_line = line[at:]
+                    self._take_line(line, pos)
+                elif kind == META:
+                    self._take_line(without_instructions(line), pos)
+                    if is_flat:
+                        cut = NOWHERE  # It may tell that lines without ordinals are wrong.
+                else:
+                    self._take_odd(line, pos)
+        if ms := ms_at(self._newest(data)):
+            self.active_ms = ms
+        if self.ending in ("said", "answered"):
+            since = max(self._answered_at, 0)
+            if any(data.find(call, since) >= 0 for call in _CALLS):
+                self.ending = "asked"
+            elif data.find(_ANSWER, since) >= 0:
+                self.ending = "answered"
+        self.offset = self._base + len(data) - len(self._rest)
+        if len(self._rest) > LINE_LIMIT:
+            self._leave_out()
+
+    def finish(self, parent: Sequence[tuple[Counts, Counts]] | None = None) -> None:
+        """Take note that the file has no more for now.
+
+        Args:
+            parent: The readings of the thread that a legacy fork was copied from.
+        """
+        rest = self._rest
+        if rest.rstrip().endswith(b"}"):
+            # Whole though its line feed is missing: it may never come.
+            try:
+                orjson.loads(rest)
+            except orjson.JSONDecodeError:
+                pass
+            else:
+                self.feed(b"\n")
+                self.offset -= 1
+        if self._limits_line:
+            self._keep_limits(self._limits_line)
+        if self._pending:
+            self._settle(parent)
+
+    @property
+    def needs_parent(self) -> str | None:
+        """The thread whose readings `finish` needs to tell the copy from the thread's own part."""
+        return self.forked_id or self.parent_id if self._pending else None
+
+    def _leave_out(self) -> None:
+        """Give up what was read of an endless line, but for its beginning."""
+        head = self._rest[:400]
+        if b'"type":"response_item"' not in head and b'"type":"compacted"' not in head:
+            self.bad_lines += 1
+        self._skipping = True
+        self.offset += len(self._rest)
+        self._rest = b""
+
+    def _newest(self, data: bytes) -> bytes:
+        """Return the last whole line of *data* that begins as Codex writes them."""
+        end = len(data) - len(self._rest)
+        while end > 0:
+            begin = data.rfind(b"\n", 0, end - 1) + 1
+            head = data[begin : min(end, begin + 100)]
+            if start_of(head) >= 0:
+                return head
+            end = begin
+        return b""
+
+    def _sort(self, line: bytes) -> tuple[int, slice]:
+        """Return what *line* is, and where its head is: most likely the next one's too."""
+        start = start_of(line)
+        if start < 0:
+            return ODD, NOWHERE
+        if start == 40 and self.is_paginated:
+            self.is_damaged = True
+        return kind_of(line[start : start + HEAD_BYTES]), (
+            FLAT if start == 40 else slice(start, start + HEAD_BYTES)
+        )
+
+    def _take_odd(self, line: bytes, pos: int) -> None:
+        """Take a line that does not begin as Codex writes them now."""
+        if line.strip():
+            self._take_entry(loads(line), 0, pos)
+
+    def _take_line(self, line: bytes, pos: int) -> None:
+        """Take a line that counts and is not frequent."""
+        self._take_entry(loads(line), ms_at(line), pos)
+
+    def _take_event(self, line: bytes, at: int, pos: int) -> None:
+        """Take an event of a turn; one that tells by being there is not parsed."""
+        what = line[at : at + 6]
+        if what == b"agent_":
+            if self.ending in _UNMARKED and line.startswith(b"agent_message", at):
+                self.ending, self._answered_at = "said", pos
+        elif what == b"task_c" and self._plain and line.find(b'"error":', at) < 0:
+            self._in_turn, self.ending = False, "completed"
+        elif what == b"task_s" and self._plain and (ms := ms_at(line)):
+            self._begin_task(ms, pos)
+        elif what != b"user_m" or not self._in_turn or self.title is None:
+            self._take_line(line, pos)
+        else:
+            self._add_prompt(ms_at(line), pos)
+
+    def _take_entry(self, entry: Json | None, ms: int, pos: int) -> None:
+        kind = entry.get("type") if entry is not None else None
+        payload: object = entry.get("payload") if entry is not None else None
+        if entry is None or not isinstance(kind, str) or not isinstance(payload, dict):
+            self.bad_lines += 1
+            return
+        if not ms:
+            found = ms_of(entry.get("timestamp"))
+            self.active_ms = found or self.active_ms
+            ms = found or self.active_ms or 0
+        self._take(kind, cast(Json, payload), ms, pos)
+
+    def _take_rare_count(self, line: bytes, at: int) -> None:
+        if line.startswith(b'token_count","info":null,', at) and b'"primary":{' not in line:
+            self._forget_total()
+        elif line.startswith(b'token_count"', at):
+            self._take_line(line, 0)
+
+    def _take(self, kind: str, payload: Json, ms: int, pos: int) -> None:
+        match kind:
+            case "session_meta":
+                self._take_meta(payload, ms)
+            case "turn_context":
+                self._begin_own(payload, pos)
+                self.model = text_of(payload, "model")
+                self.cwd = text_of(payload, "cwd") or self.cwd
+                self._context = None
+                if self._in_turn and "turn_id" not in payload:
+                    self._leave_task()
+            case "token_usage_record":
+                usage = counts_of(payload.get("usage"))
+                if usage is None:
+                    self.bad_lines += 1
+                elif payload.get("thread_id") == self.thread_id:
+                    self._record(usage, text_of(payload, "response_id"), ms)
+                else:
+                    self._recorded, self._doubtful = usage, False
+            case "event_msg":
+                self._take_message(payload, ms, pos)
+            case _:
+                pass
+
+    def _take_message(self, payload: Json, ms: int, pos: int) -> None:
+        match payload.get("type"):
+            case "token_count":
+                self._take_odd_count(payload, ms)
+            case "task_started":
+                self._begin_own(payload, pos)
+                if self.is_settled:
+                    self._begin_task(ms, pos)
+            case "task_complete" if self.is_settled:
+                self._in_turn = False
+                self.ending = "failed" if payload.get("error") else "completed"
+            case "turn_aborted" if self.is_settled:
+                self._in_turn, self.ending = False, "interrupted"
+            case "user_message" if self.is_settled:
+                if self._in_turn:
+                    self._add_prompt(ms, pos)
+                else:
+                    self._begin_turn(ms, self._base + pos)
+                    self.ending = "asked"
+                self._entitle(text_of(payload, "message"))
+            case "agent_message" if self.ending in _UNMARKED:
+                self.ending, self._answered_at = "said", pos
+            case "item_completed" if self.is_settled:
+                item = inner(payload, "item")
+                if item.get("type") == "UserMessage":
+                    self._entitle(user_text(item))
+            case _:
+                pass
+
+    def _begin_own(self, payload: Json, pos: int) -> None:
+        if self._replay and not self._own:
+            turn_id = text_of(payload, "turn_id")
+            if turn_id is not None and turn_id >= self.thread_id:
+                self._own, self.own_offset = True, self._base + pos
+                self._plain = self.counts is None
+                self._pending.clear()
+
+    def _begin_turn(self, ms: int, offset: int) -> None:
+        self.turns += 1
+        self.marks.append((offset, ms, len(self.requests) // REQUEST_FIELDS))
+
+    def _begin_task(self, ms: int, pos: int) -> None:
+        self._begin_turn(ms, self._base + pos)
+        self._in_turn, self.ending = True, "open"
+        self._prompted, self._added = False, None
+
+    def _add_prompt(self, ms: int, pos: int) -> None:
+        """Take a prompt inside of a turn: its own, or what a person adds to it."""
+        if self._prompted:
+            self._added = (ms, self._base + pos)
+        self._prompted = True
+
+    def _leave_task(self) -> None:
+        """Give up a turn that was killed: a Codex without turn ids goes on with the thread."""
+        self._in_turn = False
+        if self._added is not None:
+            self._begin_turn(*self._added)
+            self.ending, self._added = "asked", None
+
+    def _entitle(self, prompt: str | None) -> None:
+        if self.title is None and prompt and (words := " ".join(prompt[:4000].split())):
+            self.title = words[:TITLE_LIMIT]

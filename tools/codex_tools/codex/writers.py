@@ -1,0 +1,55 @@
+"""Who writes on which thread now, by the locks that are held.
+
+Codex since 0.147 or so locks `$CODEX_HOME/thread-writer-locks/<id>.lock` with
+flock(2) while it has a thread open (seen on 0.163.0 and 0.169.0; the file may
+stay behind, unlocked). Our own servers lock `STATE/locks/<id>.lock`. Testing a
+lock by taking it would make Codex's own start fail, so the kernel's list is
+read instead; where there is none (macOS), no lock is known.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+_LOCKS = Path("/proc/locks")
+
+
+class Writers:
+    """The locks as they are when they are first asked for."""
+
+    def __init__(self, home: Path, state_dir: Path) -> None:
+        self._theirs = home / "thread-writer-locks"
+        self._ours = state_dir / "locks"
+
+    @property
+    def are_told(self) -> bool:
+        """Whether a Codex that locks its threads works in this home, and the kernel tells."""
+        return self._theirs.is_dir() and _LOCKS.exists()
+
+    def holds(self, thread_id: str) -> bool:
+        """Return whether some process holds the thread."""
+        for folder in (self._theirs, self._ours):
+            try:
+                stat = (folder / f"{thread_id}.lock").stat()
+            except (OSError, ValueError):
+                continue
+            if (os.major(stat.st_dev), os.minor(stat.st_dev), stat.st_ino) in self._held:
+                return True
+        return False
+
+    @cached_property
+    def _held(self) -> set[tuple[int, int, int]]:
+        held: set[tuple[int, int, int]] = set()
+        try:
+            lines = _LOCKS.read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            return held
+        for line in lines:
+            # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:262157 0 EOF; waiting ones have a "->".
+            words = line.split()
+            if len(words) >= 6 and words[1] == "FLOCK":
+                major, minor, inode = words[5].split(":")
+                held.add((int(major, 16), int(minor, 16), int(inode)))
+        return held

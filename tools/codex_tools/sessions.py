@@ -1,0 +1,303 @@
+"""codex_sessions: find Codex's threads, or look into one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import orjson
+from pydantic import Field, field_validator, model_validator
+
+from codex_tools.codex.errors import CodexError, InvalidArguments, ThreadNotFound
+from codex_tools.codex.failure import quote, shorten
+from codex_tools.codex.history import History, Progress
+from codex_tools.codex.listing import COLD_FILES, Listing, Page, ThreadQuery, enough_for
+from codex_tools.codex.period import instant, iso
+from codex_tools.codex.program import Program, find_codex
+from codex_tools.codex.record import Record, Usage
+from codex_tools.codex.report import tokens
+from codex_tools.codex.turns import Turn as ReadTurn
+from codex_tools.codex.turns import read_turns
+from codex_tools.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
+from codex_tools.tool import Context, Tool
+
+Json = dict[str, Any]
+
+_ROOM = 40_000
+"""Characters for the texts of all turns together."""
+
+
+class SessionsRequest(Record):
+    """The arguments of codex_sessions."""
+
+    query: str | None = None
+    """Words in prompts, answers or names; all must occur"""
+    cwd: str | None = None
+    """That folder and below"""
+    since: str | None = None
+    """ISO 8601 date or time, or 24h, 7d"""
+    until: str | None = None
+    model: str | None = None
+    source: str | None = None
+    """exec, cli, vscode, subagent"""
+    include_archived: bool = False
+    include_subagents: bool = False
+    limit: int = Field(20, ge=1, le=100)
+    cursor: str | None = None
+    """next_cursor of the page before"""
+    thread_id: str | None = None
+    """Show this thread and its newest turns instead of a list"""
+    turns: int = Field(5, ge=1, le=50)
+
+    @field_validator("cwd")
+    @classmethod
+    def _absolute(cls, cwd: str | None) -> str | None:
+        if cwd is not None and not Path(cwd).is_absolute():
+            raise ValueError("must be an absolute path")
+        return cwd
+
+    @model_validator(mode="after")
+    def _one_or_many(self) -> SessionsRequest:
+        if self.thread_id is not None:
+            given = self.model_fields_set - {"thread_id", "turns", "cursor"}
+            if given:
+                raise ValueError(f"thread_id goes with turns and cursor, not with {min(given)}")
+        elif "turns" in self.model_fields_set:
+            raise ValueError("turns goes with thread_id")
+        return self
+
+
+class Session(Record):
+    """A thread of Codex, by its rollout."""
+
+    thread_id: str
+    name: str | None
+    title: str | None
+    """The beginning of its first prompt"""
+    cwd: str | None
+    git_branch: str | None
+    source: str | None
+    model: str | None
+    cli_version: str | None
+    created_at: str | None
+    last_active_at: str | None
+    turn_count: int
+    status: Literal["completed", "failed", "interrupted", "running", "unknown"]
+    """Of the last turn"""
+    usage: Usage
+    """All that Codex recorded; its sub-agents are threads of their own"""
+    cost_usd: float | None
+    parent_thread_id: str | None
+    forked_from_id: str | None
+    archived: bool
+    rollout_path: str
+    resumable: bool
+    """By codex_resume"""
+
+
+class Turn(Record):
+    """A turn of a thread; null where its Codex did not record it."""
+
+    turn_id: str | None
+    started_at: str | None
+    duration_s: float | None
+    prompt: str | None
+    final_response: str | None
+    model: str | None
+    sandbox: str | None
+    usage: Usage
+    commands: list[RanCommand]
+    files_changed: list[ChangedFile]
+    error: str | None
+
+
+class SessionsResult(Record):
+    """A list of threads, or one with its turns; the other is null."""
+
+    sessions: list[Session] | None
+    """Newest activity first"""
+    total: int | None
+    """Null while older ones are still unread"""
+    session: Session | None
+    turns: list[Turn] | None
+    """Newest first"""
+    next_cursor: str | None
+    notes: list[str]
+    error: RunError | None
+
+
+async def sessions(request: SessionsRequest, context: Context) -> SessionsResult:
+    """List threads, or show one with its turns."""
+    try:
+        program = await find_codex(context.codex_bin)
+    except CodexError:
+        program = None  # Lists need none.
+    found = await context.read_history(
+        lambda history, progress: find_sessions(
+            request, history, context.state_dir, program, progress
+        )
+    )
+    return SessionsResult.model_validate(found)
+
+
+def find_sessions(
+    request: SessionsRequest,
+    history: History,
+    state_dir: Path,
+    program: Program | None,
+    progress: Progress | None,
+) -> Json:
+    """Return the data of a SessionsResult.
+
+    Raises:
+        InvalidArguments: A time or a cursor is none.
+        ThreadNotFound: There is no thread of that id.
+        HistoryUnavailable: There is no index to read.
+    """
+    listing = Listing(history, state_dir, program)
+    result: Json = dict.fromkeys(SessionsResult.model_fields)
+    if request.thread_id is None:
+        try:
+            page = _page(request, history, listing, progress)
+        except UnicodeEncodeError:
+            raise
+        except ValueError as error:
+            raise InvalidArguments([str(error)]) from None
+        result |= {"sessions": page.threads, "total": page.total, "next_cursor": page.next_cursor}
+    else:
+        history.refresh(progress)
+        session, turns, cursor = _one(request, listing, request.thread_id)
+        result |= {"session": session, "turns": turns, "next_cursor": cursor}
+    return result | {"notes": list(history.notes)}
+
+
+def _page(
+    request: SessionsRequest, history: History, listing: Listing, progress: Progress | None
+) -> Page:
+    query = ThreadQuery(
+        words=request.query,
+        cwd=folder_names(request.cwd),
+        since_ms=None if request.since is None else instant(request.since, None),
+        until_ms=None if request.until is None else instant(request.until, None, end=True),
+        model=request.model,
+        source=request.source,
+        include_archived=request.include_archived,
+        include_subagents=request.include_subagents,
+        limit=request.limit,
+        cursor=request.cursor,
+    )
+    searching = bool((request.query or "").strip())
+    enough = None if searching else enough_for(query)
+    left = history.refresh(progress, enough, texts=searching, patience=COLD_FILES)
+    page = listing.page(query, left)
+    if left:
+        history.finish_later()
+    return _fitted(page)
+
+
+def _fitted(page: Page) -> Page:
+    """Return *page*, ended early where it would be longer than a client shows."""
+    room = RESULT_LIMIT - 1000
+    for number, thread in enumerate(page.threads):
+        room -= len(Session.model_validate(thread).model_dump_json())
+        if room < 0 and number:
+            last = page.threads[number - 1]
+            return Page(page.threads[:number], Listing.cursor(last), page.total)
+    return page
+
+
+def _one(
+    request: SessionsRequest, listing: Listing, thread_id: str
+) -> tuple[Json, list[Json], str | None]:
+    found = listing.one(thread_id.strip().lower())
+    if found is None:
+        raise ThreadNotFound(
+            f"There is no thread {thread_id}.", "Find its id with codex_sessions and query or cwd."
+        )
+    session, path = found
+    before = None
+    if request.cursor is not None:
+        if not request.cursor.isdecimal() or len(request.cursor) > 9:
+            raise InvalidArguments(["cursor must be the next_cursor of an earlier page"])
+        before = int(request.cursor)
+    try:
+        turns, left = read_turns(path, before, request.turns)
+    except OSError as error:
+        raise ThreadNotFound(
+            f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."
+        ) from error
+    room = _ROOM // max(1, len(turns))
+    told = [_turn(turn, room) for turn in turns]
+    # Escapes make JSON longer than its text: cut in proportion, again if need be.
+    while (size := len(orjson.dumps(told).decode())) > RESULT_LIMIT - 2000 and room > 100:
+        room = min(room * 9 // 10, room * _ROOM // size)
+        told = [_turn(turn, room) for turn in turns]
+    return session, told, str(left) if left else None
+
+
+def _turn(turn: ReadTurn, room: int) -> Json:
+    """Return a turn as it is told, its texts in about *room* characters."""
+    commands: list[Json] = []
+    left = room // 4
+    for command, code, status in reversed(turn.commands):
+        short = shorten(quote(command, 300), 300)
+        left -= len(short) + 60
+        if left < 0:
+            break
+        commands.append({"command": short, "exit_code": code, "status": status})
+    commands.reverse()
+    files: list[Json] = []
+    left = room // 8
+    for path, kind in turn.files.items():
+        left -= len(path) + 30
+        if left < 0:
+            break
+        files.append({"path": path, "kind": kind})
+    input_, cached, output, reasoning = turn.usage
+    return {
+        "turn_id": turn.turn_id,
+        "started_at": iso(turn.started_ms),
+        "duration_s": turn.duration_s,
+        "prompt": None if turn.prompt is None else shorten(turn.prompt, room // 8),
+        "final_response": None
+        if turn.final_response is None
+        else shorten(turn.final_response, room // 2),
+        "model": turn.model,
+        "sandbox": turn.sandbox,
+        "usage": tokens(input_, cached, output, reasoning),
+        "commands": commands,
+        "files_changed": files,
+        "error": None if turn.error is None else quote(turn.error, 500),
+    }
+
+
+def folder_names(cwd: str | None) -> tuple[str, ...]:
+    """Return the names that a folder goes by: as it was given, and with links resolved."""
+    if cwd is None:
+        return ()
+    return tuple(dict.fromkeys((os.path.normpath(cwd), os.path.realpath(cwd))))
+
+
+def refuse(error: CodexError) -> SessionsResult:
+    """Return the result of a request that was refused."""
+    nothing = dict.fromkeys(SessionsResult.model_fields)
+    return SessionsResult(**cast(Any, nothing | {"notes": [], "error": tell_error(error)}))
+
+
+SESSIONS = Tool(
+    name="codex_sessions",
+    title="Find Codex threads",
+    description=(
+        "Find threads of Codex on this machine, whoever began them (this server, the terminal, an"
+        " IDE), by words, folder or time; or show one with its last turns. Their thread_id goes"
+        " into codex_resume."
+    ),
+    request=SessionsRequest,
+    result=SessionsResult,
+    call=sessions,
+    refuse=refuse,
+    read_only=True,
+    idempotent=True,
+    open_world=False,
+)

@@ -1,0 +1,164 @@
+"""codex_usage: what Codex used and cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import field_validator
+
+from codex_tools.codex.errors import CodexError, InvalidArguments
+from codex_tools.codex.history import History, Progress
+from codex_tools.codex.period import instant, zone_of
+from codex_tools.codex.record import Record
+from codex_tools.codex.report import GroupBy, UsageQuery, report
+from codex_tools.result import RunError, tell_error
+from codex_tools.sessions import folder_names
+from codex_tools.tool import Context, Tool
+
+Json = dict[str, Any]
+
+
+class UsageRequest(Record):
+    """The arguments of codex_usage."""
+
+    since: str | None = None
+    """ISO 8601 date or time, or 24h, 7d"""
+    until: str | None = None
+    group_by: GroupBy = "day"
+    timezone: str | None = None
+    """IANA name; default: this machine's"""
+    cwd: str | None = None
+    """That folder and below"""
+    model: str | None = None
+    thread_id: str | None = None
+
+    @field_validator("cwd")
+    @classmethod
+    def _absolute(cls, cwd: str | None) -> str | None:
+        if cwd is not None and not cwd.startswith("/"):
+            raise ValueError("must be an absolute path")
+        return cwd
+
+
+class Row(Record):
+    """Tokens, requests and cost; cached is part of input, reasoning of output."""
+
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_output_tokens: int
+    total_tokens: int
+    requests: int
+    threads: int
+    cost_usd: float | None
+    """Estimate; null when a model in it has no known price"""
+    cost_usd_known: float
+    """Of the models with a price"""
+
+
+class Group(Row):
+    """A row of its own day, week, month, model, folder or thread."""
+
+    key: str
+
+
+class Window(Record):
+    """How much of a limit was used up."""
+
+    used_percent: float | None
+    window_minutes: int | None
+    resets_at: str | None
+    expired: bool
+    """It has been reset since"""
+
+
+class RateLimits(Record):
+    """The account's limits as Codex was told last."""
+
+    observed_at: str | None
+    age_s: int
+    plan_type: str | None
+    primary: Window | None
+    secondary: Window | None
+    credits_balance: str | None
+
+
+class UsageResult(Record):
+    """What Codex recorded as used; not what was billed."""
+
+    totals: Row | None
+    groups: list[Group]
+    rate_limits: RateLimits | None
+    unpriced_models: list[str]
+    sessions_read: int
+    unreadable: int
+    """Files that are no readable rollouts"""
+    prices: str | None
+    """Which price data"""
+    notes: list[str]
+    error: RunError | None
+
+
+async def usage(request: UsageRequest, context: Context) -> UsageResult:
+    """Report what was used."""
+    found = await context.read_history(
+        lambda history, progress: find_usage(request, history, progress)
+    )
+    return UsageResult.model_validate(found)
+
+
+def find_usage(request: UsageRequest, history: History, progress: Progress | None) -> Json:
+    """Return the data of a UsageResult.
+
+    Raises:
+        InvalidArguments: A time or time zone is none.
+        HistoryUnavailable: There is no index to read.
+    """
+    try:
+        zone = zone_of(request.timezone)
+        query = UsageQuery(
+            group_by=request.group_by,
+            zone=zone,
+            since_ms=None if request.since is None else instant(request.since, zone),
+            until_ms=None if request.until is None else instant(request.until, zone, end=True),
+            cwd=folder_names(request.cwd),
+            model=request.model,
+            thread_id=request.thread_id,
+        )
+    except ValueError as error:
+        raise InvalidArguments([str(error)]) from None
+    history.refresh(progress)
+    return report(history, query) | {"error": None}
+
+
+def refuse(error: CodexError) -> UsageResult:
+    """Return the result of a request that was refused."""
+    return UsageResult(
+        totals=None,
+        groups=[],
+        rate_limits=None,
+        unpriced_models=[],
+        sessions_read=0,
+        unreadable=0,
+        prices=None,
+        notes=[],
+        error=tell_error(error),
+    )
+
+
+USAGE = Tool(
+    name="codex_usage",
+    title="Codex usage",
+    description=(
+        "Tokens and estimated cost of all of Codex's threads on this machine, exact as Codex"
+        " recorded them, grouped by day, week, month, model, folder or thread; and the account's"
+        " newest rate limits."
+    ),
+    request=UsageRequest,
+    result=UsageResult,
+    call=usage,
+    refuse=refuse,
+    read_only=True,
+    idempotent=True,
+    open_world=False,
+)
