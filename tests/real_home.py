@@ -296,6 +296,12 @@ class RealHome:
         self.codex("delete", thread_id, "--force")
         del self.threads[thread_id]
 
+    def migrate(self, thread_id: str) -> None:
+        """Write a thread anew, as newer versions keep them."""
+        self.codex("migrate-rollouts", "--apply", "--thread", thread_id)
+        assert '"history_mode":"paginated"' in self.rollout(thread_id).read_text()
+        self.threads[thread_id].paginated = True
+
     def rollout(self, thread_id: str) -> Path:
         """Return where a thread is kept."""
         (path,) = self.lab.home.rglob(f"rollout-*{thread_id}.jsonl*")

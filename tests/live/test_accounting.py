@@ -41,6 +41,7 @@ LONG_CONTEXT = "gpt-5.4"
 """A model whose requests above 272,000 input tokens cost double."""
 
 NEWER = [version for version in VERSIONS if version != OLD]
+MIGRATING = [version for version in VERSIONS if number(version) >= (0, 163, 0)]
 WITH_EPHEMERAL = [version for version in VERSIONS if number(version) >= (0, 99, 0)]
 
 
@@ -176,9 +177,13 @@ async def test_a_part_of_usage_is_that_part_of_what_the_model_answered(
 
 
 async def test_threads_are_told_as_they_were_made(home: RealHome, state: Path, mode: str) -> None:
-    used = home.used()
     async with server(mode, home, state) as client:
         sessions = await all_sessions(client)
+    assert_as_made(sessions, home)
+
+
+def assert_as_made(sessions: dict[str, Json], home: RealHome) -> None:
+    used = home.used()
     assert sessions.keys() == home.threads.keys()
     for thread_id, thread in home.threads.items():
         own = [each for each in used if each.thread_id == thread_id]
@@ -203,6 +208,25 @@ async def test_threads_are_told_as_they_were_made(home: RealHome, state: Path, m
         session = sessions[thread_id]
         assert {key: session[key] for key in expected} == expected
         assert session["rollout_path"].endswith(".zst") is thread.packed
+
+
+@pytest.mark.parametrize("version", MIGRATING, scope="module")
+async def test_threads_that_codex_wrote_anew_are_told_as_before(
+    version: str, mode: str, lab: Lab
+) -> None:
+    """By `codex migrate-rollouts`: a fork keeps what was copied, less the sign that it was."""
+    home = RealHome(lab, version)
+    left = home.turn("left", home.reply(Shell("true")), home.say("Left."), with_version=OLD)
+    first = home.turn("first", home.reply(Shell("true")), home.say("First."), with_version=OLD)
+    fork = home.turn("second", home.say("Second."), fork=first)
+    again = home.turn("third", home.say("Third."), fork=fork)
+    async with server(mode, home, lab.state) as client:
+        assert_as_made(await all_sessions(client), home)
+        for thread_id in (left, fork, again):
+            home.migrate(thread_id)
+        assert_as_made(await all_sessions(client), home)
+        home.turn("fourth", home.say("Fourth."), resume=again)
+        assert_as_made(await all_sessions(client), home)
 
 
 async def test_turns_are_told_as_they_were_asked(home: RealHome, mode: str) -> None:

@@ -139,12 +139,14 @@ class _Bar:
             console=Console(stderr=True),
             transient=True,
         )
+        self._started = False
         self._task = self._bar.add_task("", total=None)
 
     def __call__(self, done: int, total: int) -> None:
         """Show how far it has come."""
         if total and sys.stderr.isatty():
             self._bar.start()
+            self._started = True
         self._bar.update(self._task, completed=done, total=total or None)
 
     def __enter__(self) -> _Bar:
@@ -153,7 +155,8 @@ class _Bar:
 
     def __exit__(self, *_: object) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        if self._started:
+            self._bar.stop()
 
 
 def _bar() -> _Bar:

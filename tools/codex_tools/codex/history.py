@@ -258,8 +258,7 @@ class History:
             return self._retreat(str(error))
         self._forget_connection()
         try:
-            with self._flock() as fd, suppress(BlockingIOError):
-                # Who has it locked makes it anew already.
+            with self._flock() as fd, suppress(BlockingIOError):  # Another does it already.
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for ending in ("", "-wal", "-shm"):
                     Path(f"{self._path()}{ending}").unlink(missing_ok=True)
