@@ -273,6 +273,10 @@ class RealHome:
         thread.prompts.append(prompt)
         thread.cwd, thread.model, thread.status = self._cwds[prompt], model, status
         thread.packed = False
+        if kill is not None and version == OLD:
+            # It may end before it has written down that it was interrupted.
+            (*_, last) = self.rollout(thread_id).read_text().splitlines()
+            thread.status = "interrupted" if '"turn_aborted"' in last else "unknown"
         return thread_id
 
     def codex(self, *words: str) -> None:
