@@ -354,7 +354,9 @@ class Ledger(Account):
     def _begin_own(self, payload: Json, pos: int) -> None:
         if self._replay and not self._own:
             turn_id = text_of(payload, "turn_id")
-            if turn_id is not None and turn_id >= self.thread_id:
+            # Not "rollout-5": so `codex migrate-rollouts` calls turns that had no id.
+            is_uuid = turn_id is not None and len(turn_id) == len(self.thread_id)
+            if turn_id is not None and is_uuid and turn_id >= self.thread_id:
                 self._own, self.own_offset = True, self._base + pos
                 self._plain = self.counts is None
                 self._pending.clear()
