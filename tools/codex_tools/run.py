@@ -16,7 +16,7 @@ from codex_tools.outcome import Run
 from codex_tools.output_schema import check_schema
 from codex_tools.result import RunResult, make_result
 from codex_tools.runs import wait_while_called
-from codex_tools.tool import Context, Tool
+from codex_tools.tool import Context, Folder, Tool
 
 PROMPT_LIMIT = 1_000_000
 """Characters; Codex since 0.120 takes 1,048,576."""
@@ -37,7 +37,7 @@ class TurnOptions(Record):
 
     prompt: str = Field(min_length=1, max_length=PROMPT_LIMIT)
     """The task; self-contained, Codex sees nothing of this conversation"""
-    cwd: str | None = None
+    cwd: Folder | None = None
     """Absolute path of the folder to work in"""
     sandbox: Sandbox | None = None
     """What Codex may change"""
@@ -69,13 +69,6 @@ class TurnOptions(Record):
         if not prompt.strip():
             raise ValueError("must not be blank")
         return prompt
-
-    @field_validator("cwd")
-    @classmethod
-    def _absolute(cls, cwd: str | None) -> str | None:
-        if cwd is not None and not Path(cwd).is_absolute():
-            raise ValueError("must be an absolute path")
-        return cwd
 
 
 class RunRequest(TurnOptions):

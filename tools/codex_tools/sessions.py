@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import orjson
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, ThreadNotFound
 from codex_tools.codex.failure import quote, shorten
@@ -20,7 +20,7 @@ from codex_tools.codex.report import tokens
 from codex_tools.codex.turns import Turn as ReadTurn
 from codex_tools.codex.turns import read_turns
 from codex_tools.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
-from codex_tools.tool import Context, Tool
+from codex_tools.tool import Context, Folder, Tool
 
 Json = dict[str, Any]
 
@@ -33,7 +33,7 @@ class SessionsRequest(Record):
 
     query: str | None = None
     """Words in prompts, answers or names; all must occur"""
-    cwd: str | None = None
+    cwd: Folder | None = None
     """That folder and below"""
     since: str | None = None
     """ISO 8601 date or time, or 24h, 7d"""
@@ -49,13 +49,6 @@ class SessionsRequest(Record):
     thread_id: str | None = None
     """Show this thread and its newest turns instead of a list"""
     turns: int = Field(5, ge=1, le=50)
-
-    @field_validator("cwd")
-    @classmethod
-    def _absolute(cls, cwd: str | None) -> str | None:
-        if cwd is not None and not Path(cwd).is_absolute():
-            raise ValueError("must be an absolute path")
-        return cwd
 
     @model_validator(mode="after")
     def _one_or_many(self) -> SessionsRequest:
@@ -202,8 +195,7 @@ def _fitted(page: Page) -> Page:
     for number, thread in enumerate(page.threads):
         room -= len(Session.model_validate(thread).model_dump_json())
         if room < 0 and number:
-            last = page.threads[number - 1]
-            return Page(page.threads[:number], Listing.cursor(last), page.total)
+            return Page(page.threads[:number], page.cursors[:number], True, page.total)
     return page
 
 

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import anyio.to_thread
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 from pydantic_core import ErrorDetails
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
@@ -24,6 +24,16 @@ Json = dict[str, Any]
 T = TypeVar("T")
 RequestT = TypeVar("RequestT", bound=Record)
 ResultT = TypeVar("ResultT", bound=Record)
+
+
+def _absolute(path: str) -> str:
+    if not Path(path).is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+Folder = Annotated[str, AfterValidator(_absolute)]
+"""The absolute path of a folder."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import field_validator
-
 from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.history import History, Progress
 from codex_tools.codex.period import instant, zone_of
@@ -13,7 +11,7 @@ from codex_tools.codex.record import Record
 from codex_tools.codex.report import GroupBy, UsageQuery, report
 from codex_tools.result import RunError, tell_error
 from codex_tools.sessions import folder_names
-from codex_tools.tool import Context, Tool
+from codex_tools.tool import Context, Folder, Tool
 
 Json = dict[str, Any]
 
@@ -27,17 +25,10 @@ class UsageRequest(Record):
     group_by: GroupBy = "day"
     timezone: str | None = None
     """IANA name; default: this machine's"""
-    cwd: str | None = None
+    cwd: Folder | None = None
     """That folder and below"""
     model: str | None = None
     thread_id: str | None = None
-
-    @field_validator("cwd")
-    @classmethod
-    def _absolute(cls, cwd: str | None) -> str | None:
-        if cwd is not None and not cwd.startswith("/"):
-            raise ValueError("must be an absolute path")
-        return cwd
 
 
 class Row(Record):

@@ -120,7 +120,7 @@ def _typed(tool: Tool[Any, Any], values: Json, fail: Callable[[str], NoReturn]) 
                 fail(f"--{key.replace('_', '-')}: must be a whole number")
             typed[key] = int(value)
         else:
-            typed[key] = os.path.abspath(value) if key == "cwd" else value  # noqa: PTH100 - of text
+            typed[key] = os.path.abspath(value) if key == "cwd" else value  # noqa: PTH100 - follows no link, as a path that was typed
     return typed
 
 

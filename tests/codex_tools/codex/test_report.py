@@ -113,7 +113,7 @@ def test_periods_without_a_time_zone_are_the_machine_s(
             time.tzset()
             found = rows(usage(history, timezone=None))
         time.tzset()
-        assert found == summed(requests, lambda each: day(each, ZoneInfo(name)))  # noqa: B023
+        assert found == summed(requests, lambda each: day(each, ZoneInfo(name)))  # noqa: B023 - called at once
 
 
 def cuts(requests: list[Request], draw: random.Random) -> list[tuple[int | None, int | None]]:
@@ -171,7 +171,7 @@ def test_dates_are_whole_days_of_the_time_zone(history: History, requests: list[
         kept = [each for each in requests if day(each, zone) in days]
         assert kept
         assert row(told["totals"]) == total(kept)
-        assert rows(told) == summed(kept, lambda each: day(each, zone))  # noqa: B023
+        assert rows(told) == summed(kept, lambda each: day(each, zone))  # noqa: B023 - called at once
 
 
 def test_times_ago_count_from_now(tmp_path: Path) -> None:

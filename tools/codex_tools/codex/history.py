@@ -86,7 +86,7 @@ class History:
         self._seen_at: int | None = None
         self._seen_more = False
         self._leave = threading.Event()
-        self._waiting = 0
+        self._waiting: set[object] = set()
         self._later: threading.Thread | None = None
 
     def close(self) -> None:
@@ -96,7 +96,6 @@ class History:
             self._forget_connection()
             if self._own_folder is not None:
                 self._own_folder.cleanup()
-                self._own_folder = None
 
     @contextmanager
     def opened(self) -> Generator[sqlite3.Connection]:
@@ -168,17 +167,18 @@ class History:
                 return  # Who asks next meets the same, and is told.
 
     def _is_wanted(self, db: sqlite3.Connection, next_mtime_ns: int) -> bool:
-        return self._waiting > 0
+        return bool(self._waiting)
 
     @contextmanager
     def _wanted(self) -> Generator[None]:
         """Hold the index for this thread; the background gives way after its batch."""
-        self._waiting += 1
+        token = object()
+        self._waiting.add(token)
         try:
             with self._mutex:
                 yield
         finally:
-            self._waiting -= 1
+            self._waiting.discard(token)
 
     def _refresh(
         self,

@@ -7,7 +7,6 @@ import sqlite3
 import time
 import unicodedata
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,16 @@ class Page:
     """Some threads, and how to get the next ones."""
 
     threads: list[Json]
-    next_cursor: str | None
+    cursors: list[str]
+    """For each thread, the cursor of a page that begins after it."""
+    has_more: bool
     total: int | None
     """None while older rollouts are still unread."""
+
+    @property
+    def next_cursor(self) -> str | None:
+        """The cursor of the next page, if there is one."""
+        return self.cursors[-1] if self.has_more and self.cursors else None
 
 
 class Listing:
@@ -101,15 +107,13 @@ class Listing:
                 " ORDER BY f.active_ms DESC, f.thread_id LIMIT ?",
                 (*values, *position, query.limit + 1),
             ).fetchall()
-        more = len(rows) > query.limit or left > 0
-        threads = [self._thread(row) for row in rows[: query.limit]]
-        return Page(threads, self.cursor(threads[-1]) if more and threads else None, total)
-
-    @staticmethod
-    def cursor(last: Json) -> str:
-        """Return the cursor of the page that comes after the thread *last*."""
-        at = datetime.fromisoformat(last["last_active_at"])
-        return f"{round(at.timestamp() * 1000)}.{last['thread_id']}"
+        told = rows[: query.limit]
+        return Page(
+            threads=[self._thread(row) for row in told],
+            cursors=[f"{row[10]}.{row[0]}" for row in told],
+            has_more=len(rows) > query.limit or left > 0,
+            total=total,
+        )
 
     def one(self, thread_id: str) -> tuple[Json, Path] | None:
         """Return a thread and its rollout, or None if there is none of that id."""
