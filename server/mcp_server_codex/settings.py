@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
-from codex_tools.codex.exec import Sandbox
 from codex_tools.codex.pricing import read_prices
-from codex_tools.policy import WIDTH, Policy
+from codex_tools.codex.sandbox import WIDTH, Sandbox
+from codex_tools.policy import Policy
 
 PREFIX = "MCP_SERVER_CODEX_"
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_tools.codex.errors import InvalidArguments, NotAllowed
-from codex_tools.codex.exec import Sandbox
-from codex_tools.policy import SAFE_CONFIG, WIDTH, Policy
+from codex_tools.codex.sandbox import WIDTH, Sandbox
+from codex_tools.policy import SAFE_CONFIG, Policy
 
 SANDBOXES: tuple[Sandbox, ...] = get_args(Sandbox)
 

@@ -13,10 +13,7 @@ from typing import Any, cast
 import orjson
 
 from codex_tools.codex.errors import InvalidArguments, NotAllowed
-from codex_tools.codex.exec import Sandbox
-
-WIDTH: dict[Sandbox, int] = {"read-only": 0, "workspace-write": 1, "danger-full-access": 2}
-"""The sandboxes from narrow to wide."""
+from codex_tools.codex.sandbox import WIDTH, Sandbox
 
 SAFE_CONFIG = (
     "model_reasoning_effort",

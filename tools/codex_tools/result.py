@@ -10,9 +10,9 @@ import orjson
 from pydantic import Field
 
 from codex_tools.codex.errors import CodexError, Interrupted, TurnFailed
-from codex_tools.codex.exec import Sandbox
 from codex_tools.codex.failure import quote, shorten
 from codex_tools.codex.record import Record, Usage
+from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.turn import TurnResult
 
 RESPONSE_LIMIT = 40_000

@@ -9,9 +9,9 @@ from uuid import UUID
 from pydantic import field_validator, model_validator
 
 from codex_tools.codex.errors import CodexUnsupported, InvalidArguments, ThreadNotFound
-from codex_tools.codex.exec import Sandbox
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.rollout import PACKED, codex_home, find_archived, find_rollout
+from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.thread_state import ThreadState, newest_thread, read_state
 from codex_tools.outcome import Run
 from codex_tools.result import RunResult

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, field_validator
 
 from codex_tools.codex.errors import CodexError, InvalidArguments
-from codex_tools.codex.exec import Sandbox, TurnRequest
+from codex_tools.codex.exec import TurnRequest
 from codex_tools.codex.program import find_codex
 from codex_tools.codex.record import Record
+from codex_tools.codex.sandbox import Sandbox
 from codex_tools.outcome import Run
 from codex_tools.output_schema import check_schema
 from codex_tools.result import RunResult, make_result

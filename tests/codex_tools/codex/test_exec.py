@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from codex_tools.codex.errors import CodexUnsupported
-from codex_tools.codex.exec import Sandbox, TurnRequest, build_argv, child_environment
+from codex_tools.codex.exec import TurnRequest, build_argv, child_environment
 from codex_tools.codex.program import Program
+from codex_tools.codex.sandbox import Sandbox
 
 NEW = Program(Path("/bin/codex"), (0, 169, 0), "0.169.0", None, frozenset({"--ephemeral"}))
 OLD = Program(Path("/bin/codex"), (0, 60, 1), "0.60.1", "/vendor/path", frozenset())

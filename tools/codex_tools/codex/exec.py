@@ -13,15 +13,14 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
 from codex_tools.codex.process import Child, open_child
 from codex_tools.codex.program import Program
-
-Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
+from codex_tools.codex.sandbox import Sandbox
 
 _SEARCH_ON = ("features.web_search_request=true",)
 _SEARCH_OFF = (

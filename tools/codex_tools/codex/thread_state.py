@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from codex_tools.codex.events import read_usage
-from codex_tools.codex.exec import Sandbox
 from codex_tools.codex.record import Usage
 from codex_tools.codex.rollout import BLOCK, SESSIONS, open_rollout, payload_of, rollouts_below
+from codex_tools.codex.sandbox import Sandbox
 
 Json = dict[str, Any]
 

@@ -1,0 +1,10 @@
+"""The sandboxes that Codex knows, from narrow to wide."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
+
+WIDTH: dict[Sandbox, int] = {"read-only": 0, "workspace-write": 1, "danger-full-access": 2}
+"""How wide each is."""
