@@ -269,6 +269,10 @@ class FakeCodex:
         """Return what its last run was given."""
         return cast("Json", json.loads(self._seen.read_text()))
 
+    def forget(self) -> None:
+        """Forget what earlier runs were given."""
+        self._seen.unlink(missing_ok=True)
+
     @property
     def was_started(self) -> bool:
         return self._seen.exists()

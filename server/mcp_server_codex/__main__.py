@@ -40,20 +40,15 @@ def _serve(arguments: list[str]) -> None:
     os.dup2(2, 1)  # What any library prints from here on, on import too, is no message.
     # What is imported stays, so looking for garbage meanwhile costs a tenth of the start.
     gc.disable()
-    import logging
-
     import anyio
 
     from mcp_server_codex.app import make_server
+    from mcp_server_codex.log import log_to_stderr
     from mcp_server_codex.settings import read_settings
     from mcp_server_codex.stdio import serve
 
     settings = read_settings(arguments, os.environ, _fail)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(settings.log_level)
     server = make_server(settings)
     gc.freeze()
     gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import AsyncGenerator
@@ -17,8 +18,10 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from codex_tools.codex.ancestry import find_depth
 from codex_tools.codex.errors import CodexError, InternalFault
 from codex_tools.codex.history import History
+from codex_tools.codex.masking import shorten
 from codex_tools.codex.pricing import read_prices
 from codex_tools.codex.rollout import codex_home
 from codex_tools.resume import RESUME
@@ -30,6 +33,7 @@ from codex_tools.tool import Context
 from codex_tools.usage import USAGE
 from codex_tools.wait import WAIT
 from mcp_server_codex import tasks
+from mcp_server_codex.question import Seals, Unanswered, find_asker
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import AnyTool, Progress, to_result, to_tool
 
@@ -90,6 +94,7 @@ def make_server(settings: Settings) -> Server[Runs]:
 
     prices = read_prices(settings.prices)
     history = History(codex_home(), settings.state_dir, prices)
+    seals = Seals()
 
     async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         return types.ListToolsResult(tools=[to_tool(tool) for tool in TOOLS])
@@ -101,7 +106,9 @@ def make_server(settings: Settings) -> Server[Runs]:
         if tool is None:
             raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
         try:
-            return await _call(tool, call, params, settings, history)
+            return await _call(tool, call, params, settings, history, seals)
+        except Unanswered as question:
+            return question.result
         except Exception:
             # One of the server's two outer walls (the other: Runs). What went wrong is for
             # the operator's log; the SDK would send its text to the client.
@@ -127,11 +134,19 @@ async def _call(
     params: types.CallToolRequestParams,
     settings: Settings,
     history: History,
+    seals: Seals,
 ) -> types.CallToolResult | types.InputRequiredResult:
+    runs, caller = call.lifespan_context, _caller(call)
+
+    def refuse(error: CodexError) -> types.CallToolResult:
+        facts = {"caller": caller, "tool": tool.name, "kind": error.kind}
+        runs.audit.write("refused", facts | {"message": shorten(error.message, 500)})
+        return to_result(tool, tool.refuse(error))
+
     try:
         request = tool.read(params.arguments or {})
     except CodexError as error:
-        return to_result(tool, tool.refuse(error))
+        return refuse(error)
     cwd = Path.cwd()
     if isinstance(request, TurnOptions) and request.cwd is None:
         found = await _callers_folder(call, params)
@@ -141,7 +156,7 @@ async def _call(
     progress = Progress(call.session)
     context = Context(
         policy=settings.policy,
-        runs=call.lifespan_context,
+        runs=runs,
         codex_bin=settings.codex_bin,
         default_cwd=cwd,
         watch=progress.watch,
@@ -149,12 +164,15 @@ async def _call(
         history=history,
         state_dir=settings.state_dir,
         tell=progress.tell,
+        caller=caller,
+        depth=_depth(),
+        ask=find_asker(call, params, seals) if settings.ask == "auto" else None,
     )
     if tool.start is not None and tasks.wants_task(call):
         try:
             run = await tool.start(request, context)
         except CodexError as error:
-            return to_result(tool, tool.refuse(error))
+            return refuse(error)
         # A shape of the extension's, which the SDK passes on as it is.
         return cast("types.CallToolResult", tasks.new_task(run))
     told = (call.meta or {}).get("progress_token") is not None
@@ -162,8 +180,24 @@ async def _call(
         try:
             result = await tool.call(request, context)
         except CodexError as error:
-            result = tool.refuse(error)
-        return to_result(tool, result)
+            return refuse(error)
+        except Unanswered as question:  # Not to leave the task group, which wraps what does.
+            return question.result
+    if tool is not RUN and tool is not RESUME and tool is not WAIT:
+        runs.audit.write("called", {"caller": caller, "tool": tool.name})
+    return to_result(tool, result)
+
+
+@functools.cache
+def _depth() -> int:
+    return find_depth(os.environ)
+
+
+def _caller(call: Call) -> str:
+    client = call.session.client_params
+    if client is None:
+        return "unknown"
+    return f"{client.client_info.name} {client.client_info.version}"[:200]
 
 
 def _wait_s(call: Call, settings: Settings) -> float:

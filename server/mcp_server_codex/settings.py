@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
+from codex_tools.codex.environment import EnvironmentRules
 from codex_tools.codex.pricing import read_prices
+from codex_tools.codex.rollout import codex_home
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.policy import Policy
 
@@ -33,6 +35,8 @@ class Settings:
     state_dir: Path
     prices: Path | None
     """The operator's own prices."""
+    ask: Literal["auto", "never"]
+    """Whether a person may be asked to allow what is over the limits."""
     log_level: str
 
 
@@ -142,6 +146,25 @@ OPTIONS = (
     ),
     Option("--wait-s", _wait, "auto", "how long a call waits for its run", "N"),
     Option("--max-runs", _count, 4, "Codex runs at once; more wait in line", "N"),
+    Option(
+        "--max-depth", _count, 1, "runs inside each other; 1: a run may start no further one", "N"
+    ),
+    Option(
+        "--ask",
+        _one_of("auto", "never"),
+        "auto",
+        "whether the person may be asked to allow, once, what is over the limits",
+        "WHEN",
+    ),
+    Option(
+        "--pass-env",
+        str,
+        (),
+        "variables to hand on to Codex and its commands that are held back otherwise",
+        "GLOB",
+        many=True,
+    ),
+    Option("--deny-env", str, (), "further variables to hold back", "GLOB", many=True),
     Option("--state-dir", _path, None, "where the server keeps its files", "DIR"),
     Option("--prices", _prices, None, "own prices of models, as TOML", "FILE"),
     Option("--log-level", _one_of(*LOG_LEVELS), "warning", "what is logged, to stderr", "LEVEL"),
@@ -177,6 +200,7 @@ def read_settings(
         values[option.name] = (tuple(read) if option.many else read[0]) if read else option.default
     if WIDTH[cast(Sandbox, values["default_sandbox"])] > WIDTH[values["max_sandbox"]]:
         fail("--default-sandbox is wider than --max-sandbox")
+    state_dir = values["state_dir"] or default_state_dir()
     return Settings(
         codex_bin=values["codex_bin"],
         policy=Policy(
@@ -187,11 +211,17 @@ def read_settings(
             timeout_s=values["timeout_s"],
             max_timeout_s=values["max_timeout_s"],
             stall_s=values["stall_s"],
+            max_depth=values["max_depth"],
+            environment=EnvironmentRules(values["pass_env"], values["deny_env"]),
+            home=Path(os.path.expanduser("~")),  # noqa: PTH111 - Path's fails in another way
+            codex_home=codex_home(),
+            state_dir=state_dir,
         ),
         wait_s=values["wait_s"],
         max_runs=values["max_runs"],
-        state_dir=values["state_dir"] or default_state_dir(),
+        state_dir=state_dir,
         prices=values["prices"],
+        ask=values["ask"],
         log_level=values["log_level"],
     )
 

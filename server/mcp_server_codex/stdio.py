@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import threading
@@ -174,6 +175,12 @@ class Lines:
             return  # The server has ended; there is nobody left to read for.
 
 
+_HEAD = re.compile(
+    rb'\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*("[\w.:-]{1,100}"|\d{1,15})\s*[,}]', re.ASCII
+)
+"""How clients begin a request; its id can be told even if the rest cannot be read."""
+
+
 def check_frame(line: bytes | None) -> types.JSONRPCError | None:
     """Return the answer to what is no message, or None if *line* is one, or blank.
 
@@ -188,7 +195,10 @@ def check_frame(line: bytes | None) -> types.JSONRPCError | None:
         # The SDK's own parser, which takes less depth than others do.
         frame: object = from_json(line, allow_inf_nan=False)
     except ValueError as error:
-        return _error(None, types.PARSE_ERROR, f"not JSON: {error}")
+        # Nested deeper than the SDK reads, say. Who asked may not wait for ever.
+        head = _HEAD.match(line)
+        id_ = cast("str | int", from_json(head[1])) if head is not None else None
+        return _error(id_, types.PARSE_ERROR, f"not JSON: {error}")
     if not isinstance(frame, dict):
         return _error(None, types.INVALID_REQUEST, "a message is one JSON object")
     message = cast("dict[str, object]", frame)

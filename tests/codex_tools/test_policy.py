@@ -12,25 +12,30 @@ from hypothesis import strategies as st
 
 from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.sandbox import WIDTH, Sandbox
-from codex_tools.policy import SAFE_CONFIG, Policy
+from codex_tools.policy import SAFE_CONFIG, Policy, Review, ask_for
 
 SANDBOXES: tuple[Sandbox, ...] = get_args(Sandbox)
+
+
+def refused(review: Review) -> list[str]:
+    return [excess.option for excess in review.excesses]
 
 
 @pytest.mark.parametrize("ceiling", SANDBOXES)
 @pytest.mark.parametrize("asked", SANDBOXES)
 def test_no_sandbox_is_wider_than_the_ceiling(asked: Sandbox, ceiling: Sandbox) -> None:
-    policy = Policy(max_sandbox=ceiling)
+    review = Review(Policy(max_sandbox=ceiling))
+    assert review.sandbox(asked) == asked
     if SANDBOXES.index(asked) <= SANDBOXES.index(ceiling):
-        assert policy.sandbox_for(asked) == asked
-        assert policy.narrowed(asked) == asked
+        assert review.excesses == []
+        assert review.narrowed(asked) == asked
     else:
-        with pytest.raises(NotAllowed) as caught:
-            policy.sandbox_for(asked)
-        assert asked in caught.value.message
-        assert ceiling in caught.value.message
-        assert "--max-sandbox" in caught.value.hint
-        assert policy.narrowed(asked) == ceiling
+        (excess,) = review.excesses
+        assert asked in excess.message
+        assert ceiling in excess.message
+        assert "--max-sandbox" in excess.hint
+        assert excess.danger
+        assert review.narrowed(asked) == ceiling
 
 
 def test_the_sandboxes_are_ordered_from_narrow_to_wide() -> None:
@@ -39,47 +44,133 @@ def test_the_sandboxes_are_ordered_from_narrow_to_wide() -> None:
 
 
 def test_who_names_no_sandbox_gets_the_default_below_the_ceiling() -> None:
-    assert Policy().sandbox_for(None) == "read-only"
-    assert Policy(default_sandbox="workspace-write").sandbox_for(None) == "workspace-write"
-    tight = Policy(default_sandbox="danger-full-access", max_sandbox="read-only")
-    assert tight.sandbox_for(None) == "read-only"
+    for policy, sandbox in (
+        (Policy(), "read-only"),
+        (Policy(default_sandbox="workspace-write"), "workspace-write"),
+        (Policy(default_sandbox="danger-full-access", max_sandbox="read-only"), "read-only"),
+    ):
+        review = Review(policy)
+        assert review.sandbox(None) == sandbox
+        assert review.excesses == []
 
 
 def test_a_time_limit_is_the_caller_s_up_to_the_most() -> None:
-    policy = Policy(timeout_s=100, max_timeout_s=200)
-    assert policy.timeout_for(None) == 100
-    assert policy.timeout_for(0.5) == 0.5
-    assert policy.timeout_for(200) == 200
-    with pytest.raises(NotAllowed, match=r"timeout_s 200\.5 is not allowed: the most is 200"):
-        policy.timeout_for(200.5)
-    assert Policy(timeout_s=300, max_timeout_s=200).timeout_for(None) == 200
+    review = Review(Policy(timeout_s=100, max_timeout_s=200))
+    assert [review.timeout(asked) for asked in (None, 0.5, 200)] == [100, 0.5, 200]
+    assert review.excesses == []
+    review.timeout(200.5)
+    (excess,) = review.excesses
+    assert "timeout_s 200.5 is not allowed: the most is 200" in excess.message
+    assert Review(Policy(timeout_s=300, max_timeout_s=200)).timeout(None) == 200
 
 
 def test_without_roots_any_path_will_do(tmp_path: Path) -> None:
-    Policy().check_inside("cwd", tmp_path)
-    Policy().check_inside("cwd", Path("/"))
+    review = Review(Policy())
+    review.inside("cwd", tmp_path)
+    review.inside("cwd", Path("/"))
+    assert review.excesses == []
 
 
-def test_a_path_must_lie_inside_a_root_once_its_links_are_resolved(tmp_path: Path) -> None:
+def test_a_path_must_lie_inside_a_root(tmp_path: Path) -> None:
     root, other, outside = (tmp_path / name for name in ("root", "other", "root-not"))
-    for folder in (root / "sub", other, outside):
-        folder.mkdir(parents=True)
-    (root / "out").symlink_to(outside)
-    (outside / "in").symlink_to(root / "sub")
-    policy = Policy(roots=(root, other))
-    inside = [root, root / "sub", other, root / "new" / "file", outside / "in", root / "a" / ".."]
-    for path in inside:
-        policy.check_inside("cwd", path)
-    for path in (outside, tmp_path, root / "..", root / "out", root / "out" / "x", Path("/")):
-        with pytest.raises(NotAllowed) as caught:
-            policy.check_inside("add_dirs", path)
-        assert f"add_dirs {path}" in caught.value.message
-        assert str(other) in caught.value.message
-        assert caught.value.option == "--root"
+    review = Review(Policy(roots=(root, other)))
+    for path in (root, root / "sub", other, root / "new" / "file"):
+        review.inside("cwd", path)
+    assert review.excesses == []
+    for path in (outside, tmp_path, Path("/")):
+        review = Review(Policy(roots=(root, other)))
+        review.inside("add_dirs", path)
+        (excess,) = review.excesses
+        assert f"add_dirs {path}" in excess.message
+        assert str(other) in excess.message
+        assert excess.option == "--root"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A person's home in a folder of all homes, with CODEX_HOME and the state folder in it."""
+    for name in ("me/.codex/sub", "me/project", "me/state/runs", "elsewhere"):
+        (tmp_path / "homes" / name).mkdir(parents=True)
+    return tmp_path / "homes"
+
+
+def policy_in(place: Path, *roots: str) -> Policy:
+    return Policy(
+        roots=tuple(place / root for root in roots),
+        home=place / "me",
+        codex_home=place / "me/.codex",
+        state_dir=place / "me/state",
+    )
+
+
+@pytest.mark.parametrize("sandbox", SANDBOXES)
+@pytest.mark.parametrize(
+    ("folder", "allowed"),
+    [
+        ("/", False),
+        ("", False),
+        ("me", False),
+        ("me/.codex", False),
+        ("me/.codex/sub", False),
+        ("me/state", False),
+        ("me/state/runs", False),
+        ("me/project", True),
+        ("elsewhere", True),
+    ],
+)
+def test_no_run_writes_where_it_could_give_the_next_one_any_right(
+    place: Path, folder: str, sandbox: Sandbox, allowed: bool
+) -> None:
+    review = Review(policy_in(place))
+    review.writable("cwd", place / folder, sandbox)
+    assert refused(review) == ([] if allowed or sandbox == "read-only" else ["--root"])
+
+
+@pytest.mark.parametrize(
+    ("root", "folder", "allowed"),
+    [
+        ("me", "me", True),
+        ("me", "me/.codex", False),
+        ("", "me", False),
+        ("me/.codex", "me/.codex", True),
+        ("me/.codex", "me/.codex/sub", True),
+        ("me/.codex/sub", "me/.codex/sub", True),
+        ("me/.codex/sub", "me/.codex", False),
+        ("/", "/", True),
+        ("/", "me", False),
+    ],
+)
+def test_a_root_that_names_the_very_place_lets_it_be_written(
+    place: Path, root: str, folder: str, allowed: bool
+) -> None:
+    review = Review(policy_in(place, root))
+    review.writable("add_dirs", place / folder, "workspace-write")
+    assert (review.excesses == []) is allowed
+
+
+def test_a_place_is_known_by_what_it_is_not_by_its_name(place: Path) -> None:
+    (place / "alias").symlink_to(place / "me")
+    review = Review(policy_in(place))
+    review.writable("cwd", place / "alias", "workspace-write")
+    assert refused(review) == ["--root"]
+
+
+def test_the_question_to_a_person_tells_what_where_and_why_and_nothing_can_forge_it() -> None:
+    review = Review(Policy())
+    review.sandbox("danger-full-access")
+    prompt = "do it\n\nAccept, this is harmless\u202e\x1b[2J" + "x" * 1000
+    question = ask_for(review.excesses, Path("/pro\u202eject"), prompt)
+    assert "sandbox danger-full-access" in question
+    assert "delete any of your files" in question
+    assert "Where: /pro\N{REPLACEMENT CHARACTER}ject" in question
+    assert question.isprintable() is False  # Its own line breaks, and
+    assert all(line.isprintable() for line in question.split("\n"))
+    assert len(question.split("\n")) == 6
+    assert len(question) < 1500
 
 
 def test_the_safe_config_keys_are_free_and_no_other() -> None:
-    assert Policy().config_for(dict.fromkeys(SAFE_CONFIG, True)) == tuple(
+    assert Review(Policy()).config(dict.fromkeys(SAFE_CONFIG, True)) == tuple(
         (key, "true") for key in SAFE_CONFIG
     )
     for key in (
@@ -95,20 +186,20 @@ def test_the_safe_config_keys_are_free_and_no_other() -> None:
         "WEB_SEARCH",
     ):
         with pytest.raises(NotAllowed) as caught:
-            Policy().config_for({"web_search": "live", key: True})
+            Review(Policy()).config({"web_search": "live", key: True})
         assert key in caught.value.message
         assert caught.value.option == "--allow-config"
 
 
 def test_an_operator_s_glob_frees_further_keys() -> None:
-    policy = Policy(allow_config=("mcp_servers.*.enabled", "model_provider"))
-    assert policy.config_for({"mcp_servers.a.enabled": False, "model_provider": "x"}) == (
+    review = Review(Policy(allow_config=("mcp_servers.*.enabled", "model_provider")))
+    assert review.config({"mcp_servers.a.enabled": False, "model_provider": "x"}) == (
         ("mcp_servers.a.enabled", "false"),
         ("model_provider", '"x"'),
     )
     for key in ("mcp_servers.a.command", "Model_Provider", "model_providers"):
         with pytest.raises(NotAllowed):
-            policy.config_for({key: 1})
+            review.config({key: 1})
 
 
 @pytest.mark.parametrize(
@@ -130,13 +221,13 @@ def test_an_operator_s_glob_frees_further_keys() -> None:
 )
 def test_a_key_is_a_plain_dotted_one_even_where_all_are_free(key: str) -> None:
     with pytest.raises(InvalidArguments, match="is not a dotted key"):
-        Policy(allow_config=("*",)).config_for({key: 1})
+        Review(Policy(allow_config=("*",))).config({key: 1})
 
 
 @pytest.mark.parametrize("value", [None, [None], {"a": None}, [{"a": [1, None]}]])
 def test_null_has_no_form_in_toml(value: object) -> None:
     with pytest.raises(InvalidArguments, match=r"config\.web_search: null"):
-        Policy().config_for({"web_search": value})
+        Review(Policy()).config({"web_search": value})
 
 
 VALUES = st.recursive(
@@ -155,7 +246,7 @@ VALUES = st.recursive(
 @settings(deadline=None)
 @given(VALUES)
 def test_a_value_stays_what_it_is_and_cannot_reach_past_its_key(value: Any) -> None:
-    (pair,) = Policy().config_for({"web_search": value})
+    (pair,) = Review(Policy()).config({"web_search": value})
     assert tomllib.loads("=".join(pair)) == {"web_search": value}
 
 
@@ -163,6 +254,6 @@ def test_a_value_stays_what_it_is_and_cannot_reach_past_its_key(value: Any) -> N
     "text", ['"', '"\nsandbox_mode="x', "'''", "\\", "\x7f\x00\x1b", "\u2028", "${HOME}", "a\r\nb"]
 )
 def test_a_hostile_string_stays_one_string(text: str) -> None:
-    (pair,) = Policy().config_for({"web_search": text})
+    (pair,) = Review(Policy()).config({"web_search": text})
     assert "\n" not in pair[1]
     assert tomllib.loads("=".join(pair)) == {"web_search": text}

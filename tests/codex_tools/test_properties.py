@@ -20,7 +20,8 @@ from codex_tools.codex.events import (
     TurnFailedEvent,
     parse_event,
 )
-from codex_tools.codex.turn import Fold, TurnResult, finish
+from codex_tools.codex.fold import Fold, TurnResult
+from codex_tools.codex.turn import finish
 from codex_tools.output_schema import problems
 from codex_tools.result import (
     FILES_KEPT,

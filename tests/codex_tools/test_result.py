@@ -21,7 +21,7 @@ from codex_tools.codex.errors import (
 )
 from codex_tools.codex.events import ToolCallItem
 from codex_tools.codex.failure import classify
-from codex_tools.codex.turn import ChangeKind, Command, TurnResult
+from codex_tools.codex.fold import ChangeKind, Command, TurnResult
 from codex_tools.result import (
     FILES_KEPT,
     RESPONSE_LIMIT,

@@ -24,7 +24,7 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import Cancelled
-from codex_tools.codex.turn import TurnResult
+from codex_tools.codex.fold import TurnResult
 from codex_tools.result import RunResult, RunStatus, Setting, make_result
 from codex_tools.store import KEEP_BYTES, KEEP_S, LOG_LIMIT, Store, now
 from far_ends import FakeCodex, Json, Lab, answer_lines, call, connect, events, marked, thread_line
@@ -36,7 +36,7 @@ HELLO = events(thread_line(), *answer_lines("hello"))
 MAKE = """\
 import json, os, random, resource, signal, sys, time
 from pathlib import Path
-from codex_tools.codex.turn import TurnResult
+from codex_tools.codex.fold import TurnResult
 from codex_tools.result import make_result
 from codex_tools.store import Store, now
 

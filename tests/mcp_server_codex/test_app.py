@@ -159,7 +159,12 @@ async def test_a_bad_output_schema_never_reaches_codex(
 async def test_the_schema_file_is_private_and_gone_afterwards(
     mode: str, lab: Lab, fake: FakeCodex
 ) -> None:
-    schema = {"type": "object", "required": ["a"]}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
     fake.stdout = events(thread_line(), *answer_lines('{"a": 1}'))
     place = lab.root / "tmp"
     place.mkdir()

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from codex_tools.codex.environment import EnvironmentRules
+from codex_tools.codex.rollout import codex_home
 from codex_tools.policy import Policy
 from mcp_server_codex.settings import OPTIONS, Option, Settings, default_state_dir, read_settings
 
@@ -27,7 +29,11 @@ def read(*arguments: str, **environ: str) -> Settings:
 
 def value_of(name: str, settings: Settings) -> Any:
     holder: object = settings if hasattr(settings, name) else settings.policy
-    value = getattr(holder, {"root": "roots"}.get(name, name))
+    if name in ("pass_env", "deny_env"):
+        holder = settings.policy.environment
+    value = getattr(
+        holder, {"root": "roots", "pass_env": "passed", "deny_env": "denied"}.get(name, name)
+    )
     return value.relative_to(Path.cwd()) if name == "prices" else value
 
 
@@ -43,6 +49,10 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--stall-s": ("20", 20.0, "30", 30.0),
     "--wait-s": ("45.5", 45.5, "auto", "auto"),
     "--max-runs": ("1", 1, "32", 32),
+    "--max-depth": ("2", 2, "1", 1),
+    "--ask": ("never", "never", "auto", "auto"),
+    "--pass-env": ("ANTHROPIC_*", ("ANTHROPIC_*",), "HF_TOKEN", ("HF_TOKEN",)),
+    "--deny-env": ("*_SECRET", ("*_SECRET",), "MY_KEY", ("MY_KEY",)),
     "--state-dir": ("/a/state", Path("/a/state"), "/b", Path("/b")),
     "--prices": ("prices.toml", Path("prices.toml"), "b.toml", Path("b.toml")),
     "--log-level": ("debug", "debug", "error", "error"),
@@ -75,11 +85,17 @@ def test_without_anything_the_defaults_hold() -> None:
             timeout_s=3600,
             max_timeout_s=14400,
             stall_s=600,
+            max_depth=1,
+            environment=EnvironmentRules(),
+            home=Path.home(),
+            codex_home=codex_home(),
+            state_dir=default_state_dir(),
         ),
         wait_s="auto",
         max_runs=4,
         state_dir=default_state_dir(),
         prices=None,
+        ask="auto",
         log_level="warning",
     )
     assert default_state_dir().is_absolute()

@@ -18,12 +18,15 @@ from codex_tools.codex.errors import (
     TurnError,
 )
 from codex_tools.codex.exec import TurnRequest
+from codex_tools.codex.fold import Fold, TurnResult
+from codex_tools.codex.masking import mask
 from codex_tools.codex.pricing import Prices
 from codex_tools.codex.program import Program
 from codex_tools.codex.record import Usage
 from codex_tools.codex.rollout import codex_home, find_rollout
 from codex_tools.codex.thread_state import ThreadState, read_state
-from codex_tools.codex.turn import Fold, TurnResult
+from codex_tools.codex.worktree import Changes, merge
+from codex_tools.output_schema import Output
 from codex_tools.result import RunResult, Setting, make_result
 
 
@@ -37,6 +40,9 @@ class Run:
     before: ThreadState | None
     """The thread as it stood, if this run resumes one."""
     created_at: str
+    output: Output | None = None
+    """The shape that the answer shall have."""
+    caller: str = ""
     warnings: tuple[str, ...] = ()
     started_at: float | None = None
     """None while it waits in line."""
@@ -44,6 +50,12 @@ class Run:
     ended: str = ""
     """When it ended, as ISO 8601 in UTC."""
     fold: Fold = field(default_factory=Fold)
+    attempts: int = 0
+    """How often a turn was started."""
+    seen: Changes | None = None
+    """How the work tree differs from what it was before, once that is known."""
+    used: Usage | None = None
+    """What its turns used so far, as far as Codex told."""
     done: anyio.Event = field(default_factory=anyio.Event)
     outcome: RunResult | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -66,7 +78,7 @@ class Run:
             turn=self.fold.result(),
             setting=_asked(self),
             duration_s=self.duration_s,
-            attempts=0 if queued else 1,
+            attempts=self.attempts,
             warnings=self.warnings,
         )
 
@@ -86,7 +98,7 @@ class Run:
             return "waiting in line, all runs are taken"
         files = self.fold.files_changed
         changed = f" · {files} file{'s' if files > 1 else ''} changed" if files else ""
-        return self.fold.doing + changed
+        return mask(self.fold.doing) + changed
 
 
 def price_run(run: Run, turn: TurnResult, prices: Prices) -> float | None:
@@ -96,7 +108,7 @@ def price_run(run: Run, turn: TurnResult, prices: Prices) -> float | None:
     """
     since_ms = int(datetime.fromisoformat(run.created_at).timestamp() * 1000)
     if run.request.ephemeral:
-        return cost_without_rollout(_own_usage(run, turn), run.request.model, since_ms, prices)
+        return cost_without_rollout(run.used, run.request.model, since_ms, prices)
     path = find_rollout(codex_home(), turn.thread_id) if turn.thread_id is not None else None
     try:
         return cost_of(path, since_ms, prices) if path is not None else None
@@ -113,12 +125,13 @@ def completed(
         "completed",
         run_id=run.run_id,
         turn=turn,
-        usage=_own_usage(run, turn),
+        usage=run.used,
         cost_usd=cost_usd,
         structured_output=structured_output,
         setting=setting,
+        files=merge(turn.files_changed, run.seen),
         duration_s=run.duration_s,
-        attempts=1,
+        attempts=run.attempts,
         warnings=(*run.warnings, *noticed),
     )
 
@@ -144,23 +157,15 @@ def failed(run: Run, error: CodexError, cost_usd: float | None = None) -> RunRes
         status,
         run_id=run.run_id,
         turn=turn,
-        usage=_own_usage(run, turn),
+        usage=run.used,
         cost_usd=cost_usd,
         setting=setting,
+        files=merge(turn.files_changed, run.seen),
         duration_s=run.duration_s,
-        attempts=0 if run.started_at is None else 1,
+        attempts=run.attempts,
         warnings=(*run.warnings, *noticed),
         error=error,
     )
-
-
-def _own_usage(run: Run, turn: TurnResult) -> Usage | None:
-    """Return what this turn used, where Codex may have reported the whole thread."""
-    earlier = run.before.usage if run.before is not None else None
-    if turn.usage is None or earlier is None or not run.program.usage_is_cumulative:
-        return turn.usage
-    own = turn.usage.minus(earlier)
-    return own if own.total_tokens >= 0 else turn.usage
 
 
 def _asked(run: Run) -> Setting:

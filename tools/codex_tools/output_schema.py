@@ -7,15 +7,20 @@ schema nor the answer (0.60.1 to 0.169.0).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
 
 from codex_tools.codex.errors import InvalidOutputSchema, OutputMismatch
-from codex_tools.codex.failure import shorten
-from codex_tools.codex.turn import TurnResult
+from codex_tools.codex.fold import TurnResult
+from codex_tools.codex.masking import shorten
+from codex_tools.strict_schema import StrictSchema, make_strict
 
 Json = dict[str, Any]
+
+PARTS_LIMIT = 12_000
+"""Objects and lists of a schema; the provider takes 5,000 properties."""
 
 _PROBLEMS_TOLD = 8
 
@@ -74,25 +79,62 @@ def _check_end(path: str, reference: str, resolver: Any) -> None:
         following = cast(Json, node).get("$ref") if isinstance(node, dict) else None
 
 
-def read_output(schema: Json, turn: TurnResult) -> Any:
-    """Return the answer of *turn* as data, validated against *schema*.
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The shape that an answer shall have."""
 
-    Raises:
-        OutputMismatch: It is not JSON, or does not satisfy the schema.
-    """
-    try:
-        answer = orjson.loads(turn.final_response or "")
-    except orjson.JSONDecodeError as error:
-        raise OutputMismatch([f"$: the answer is not JSON ({error})"], turn) from None
-    try:
-        found = [f"{path}: {problem}" for path, problem in problems(schema, answer)]
-    except RecursionError:
-        found = ["$: the answer is nested too deeply to be checked"]
-    if len(found) > _PROBLEMS_TOLD:
-        found[_PROBLEMS_TOLD:] = [f"and {len(found) - _PROBLEMS_TOLD} more"]
-    if found:
-        raise OutputMismatch(found, turn)
-    return answer
+    schema: Json
+    """The caller's own, against which the answer is validated."""
+    strict: StrictSchema
+    """What is sent: the same, as the provider takes it."""
+    repairs: int
+    """How many further turns may mend the answer."""
+
+    @classmethod
+    def of(cls, schema: Json, repairs: int) -> Output:
+        """Return the shape that *schema* describes.
+
+        Raises:
+            InvalidOutputSchema: It is no JSON Schema, or the provider takes nothing like it.
+        """
+        if _parts(schema) > PARTS_LIMIT:
+            raise InvalidOutputSchema("$", f"it has more than {PARTS_LIMIT:,} parts")
+        check_schema(schema)
+        return cls(schema, make_strict(schema), repairs)
+
+    def read(self, turn: TurnResult) -> Any:
+        """Return the answer of *turn* as data, in the caller's own shape.
+
+        Raises:
+            OutputMismatch: It is not JSON, or does not satisfy the schema.
+        """
+        try:
+            answer = self.strict.restore(orjson.loads(turn.final_response or ""))
+        except orjson.JSONDecodeError as error:
+            raise OutputMismatch([f"$: the answer is not JSON ({error})"], turn) from None
+        try:
+            found = [f"{path}: {problem}" for path, problem in problems(self.schema, answer)]
+        except RecursionError:
+            found = ["$: the answer is nested too deeply to be checked"]
+        if len(found) > _PROBLEMS_TOLD:
+            found[_PROBLEMS_TOLD:] = [f"and {len(found) - _PROBLEMS_TOLD} more"]
+        if found:
+            raise OutputMismatch(found, turn)
+        return answer
+
+
+def _parts(node: object) -> int:
+    """Return how many objects and lists *node* holds, itself counted, at most PARTS_LIMIT + 1."""
+    count = 0
+    ahead: list[object] = [node]
+    while ahead and count <= PARTS_LIMIT:
+        each = ahead.pop()
+        if isinstance(each, dict):
+            ahead += cast(Json, each).values()
+        elif isinstance(each, list):
+            ahead += cast(list[object], each)
+        count += isinstance(each, dict | list)
+    return count
 
 
 def problems(schema: Json, value: object) -> list[tuple[str, str]]:

@@ -10,10 +10,11 @@ import orjson
 from pydantic import Field
 
 from codex_tools.codex.errors import CodexError, Interrupted, TurnFailed
-from codex_tools.codex.failure import quote, shorten
+from codex_tools.codex.fold import ChangeKind, TurnResult
+from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.record import Record, Usage
 from codex_tools.codex.sandbox import Sandbox
-from codex_tools.codex.turn import TurnResult
+from codex_tools.codex.worktree import SeenBy, merge
 
 RESPONSE_LIMIT = 40_000
 """The most characters of `final_response`."""
@@ -36,6 +37,8 @@ class ChangedFile(Record):
 
     path: str
     kind: Literal["add", "update", "delete"]
+    seen_by: Literal["patch", "git", "both"]
+    """Codex's patches, or git's work tree, where shell commands show too"""
 
 
 class RanCommand(Record):
@@ -90,7 +93,7 @@ class RunResult(Record):
     codex_version: str | None
     duration_s: float
     files_changed: list[ChangedFile] = Field(max_length=FILES_KEPT)
-    """Net, by patches; not by shell commands."""
+    """Net; the user's own earlier changes are not in it."""
     commands: list[RanCommand]
     """The newest 50."""
     command_count: int
@@ -125,13 +128,18 @@ def make_result(
     cost_usd: float | None = None,
     structured_output: Any = None,
     setting: Setting | None = None,
+    files: Sequence[tuple[str, ChangeKind, SeenBy]] | None = None,
     duration_s: float = 0.0,
     attempts: int = 0,
     warnings: Sequence[str] = (),
     error: CodexError | None = None,
 ) -> RunResult:
-    """Return the bounded result of a run, or of a request that was refused."""
+    """Return the bounded result of a run, or of a request that was refused.
+
+    *files* are those that changed, by whatever means; without it, the patched ones.
+    """
     turn, setting = turn or TurnResult(), setting or Setting()
+    files = merge(turn.files_changed, None) if files is None else files
     told = tell_error(error) if error is not None else None
     result = RunResult(
         run_id=run_id,
@@ -150,7 +158,8 @@ def make_result(
         codex_version=setting.codex_version,
         duration_s=round(duration_s, 3),
         files_changed=[
-            ChangedFile(path=path, kind=kind) for path, kind in turn.files_changed[:FILES_KEPT]
+            ChangedFile(path=path, kind=kind, seen_by=seen_by)
+            for path, kind, seen_by in files[:FILES_KEPT]
         ],
         commands=[
             RanCommand(command=_short(c.command), exit_code=c.exit_code, status=c.status)
@@ -162,7 +171,7 @@ def make_result(
         ],
         searches=[_short(query) for query in turn.searches],
         plan=[PlanStep(text=_short(text), completed=done) for text, done in turn.plan[:50]],
-        warnings=[*turn.warnings, *warnings, *_left_out(turn)],
+        warnings=[*turn.warnings, *warnings, *_left_out(files)],
         attempts=attempts,
         error=told,
         next=_next(status, run_id, turn.thread_id if setting.can_resume else None, told),
@@ -204,11 +213,11 @@ def fit(result: RunResult, limit: int) -> RunResult:
 
 
 def _short(text: str) -> str:
-    return shorten(text, _TEXT_LIMIT)
+    return quote(text, _TEXT_LIMIT)
 
 
-def _left_out(turn: TurnResult) -> list[str]:
-    more = len(turn.files_changed) - FILES_KEPT
+def _left_out(files: Sequence[object]) -> list[str]:
+    more = len(files) - FILES_KEPT
     return [f"files_changed leaves out {more} more files."] if more > 0 else []
 
 

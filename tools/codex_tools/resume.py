@@ -14,8 +14,17 @@ from codex_tools.codex.rollout import PACKED, codex_home, find_archived, find_ro
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.thread_state import ThreadState, newest_thread, read_state
 from codex_tools.outcome import Run
+from codex_tools.policy import Review
 from codex_tools.result import RunResult
-from codex_tools.run import TurnOptions, existing_folder, follow, make_turn, refuse
+from codex_tools.run import (
+    TurnOptions,
+    check_depth,
+    existing_folder,
+    follow,
+    make_output,
+    make_turn,
+    refuse,
+)
 from codex_tools.tool import Context, Tool
 
 
@@ -60,6 +69,9 @@ async def start(request: ResumeRequest, context: Context) -> Run:
     does not name are taken from the thread's last turn, never wider than the
     operator allows.
     """
+    check_depth(context)
+    review = Review(context.policy)
+    output = await make_output(request)
     thread_id = request.thread_id or _newest(request, context)
     with ExitStack() as unless_started:
         # Locked before it is read: another run may be about to change it.
@@ -69,24 +81,36 @@ async def start(request: ResumeRequest, context: Context) -> Run:
         program = await find_codex(context.codex_bin)
         _check_resumable(state, program)
         _check_packed(state, program)
-        sandbox, warnings = _sandbox(request, state, context)
+        sandbox, warnings = _sandbox(request, state, review)
+        folder = _folder(request, state, context, review)
         turn = make_turn(
             request,
             context,
-            cwd=_folder(request, state, context),
+            review,
+            cwd=folder,
             sandbox=sandbox,
             thread_id=thread_id,
             model=state.model,
             reasoning_effort=state.reasoning_effort,
         )
+        warnings += await context.permit(review, folder, request.prompt)
         unless_started.pop_all()
-    return context.runs.start(program, turn, before=state, lock=lock, warnings=warnings)
+    return context.runs.start(
+        program,
+        turn,
+        output,
+        before=state,
+        lock=lock,
+        caller=context.caller,
+        warnings=warnings,
+    )
 
 
 def _newest(request: ResumeRequest, context: Context) -> str:
     folder = None
     if not request.all_dirs:
-        folder = existing_folder("cwd", request.cwd or str(context.default_cwd), context)
+        cwd = request.cwd or str(context.default_cwd)
+        folder = existing_folder("cwd", cwd, Review(context.policy))
     state = newest_thread(codex_home(), folder)
     if state is None:
         where = f" of {folder}" if folder is not None else ""
@@ -109,11 +133,11 @@ def _state_of(thread_id: str) -> ThreadState:
 
 
 def _sandbox(
-    request: ResumeRequest, state: ThreadState, context: Context
+    request: ResumeRequest, state: ThreadState, review: Review
 ) -> tuple[Sandbox, tuple[str, ...]]:
     if request.sandbox is not None or state.sandbox is None:
-        return context.policy.sandbox_for(request.sandbox), ()
-    sandbox = context.policy.narrowed(state.sandbox)
+        return review.sandbox(request.sandbox), ()
+    sandbox = review.narrowed(state.sandbox)
     if sandbox == state.sandbox:
         return sandbox, ()
     return sandbox, (f"The thread ran with {state.sandbox}; the most allowed is {sandbox}.",)
@@ -138,13 +162,13 @@ def _check_packed(state: ThreadState, program: Program) -> None:
         )
 
 
-def _folder(request: ResumeRequest, state: ThreadState, context: Context) -> Path:
+def _folder(request: ResumeRequest, state: ThreadState, context: Context, review: Review) -> Path:
     cwd = request.cwd or state.cwd or str(context.default_cwd)
     if request.cwd is None and not Path(cwd).is_dir():
         raise InvalidArguments(
             [f"cwd: the thread's folder {cwd} is not there any more; name another one"]
         )
-    return existing_folder("cwd", cwd, context)
+    return existing_folder("cwd", cwd, review)
 
 
 RESUME = Tool(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio.to_thread
 from pydantic import AfterValidator, Field, field_validator
 
-from codex_tools.codex.errors import CodexError, InvalidArguments
+from codex_tools.codex.errors import CodexError, InvalidArguments, TooDeep
 from codex_tools.codex.exec import TurnRequest
+from codex_tools.codex.masking import shorten
 from codex_tools.codex.program import find_codex
 from codex_tools.codex.record import Record
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.outcome import Run
-from codex_tools.output_schema import check_schema
+from codex_tools.output_schema import Output
+from codex_tools.policy import Review
 from codex_tools.result import RunResult, make_result
 from codex_tools.runs import wait_while_called
 from codex_tools.tool import Context, Folder, Tool
@@ -23,14 +28,25 @@ PROMPT_LIMIT = 1_000_000
 """Characters; Codex since 0.120 takes 1,048,576."""
 
 
-def _word(value: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9][^\s\x00-\x1f\x7f\"'\\]{0,199}", value) is None:
-        raise ValueError("must be a plain name")
-    return value
+PATH_LIMIT = 4096
+"""Characters of a path, as Linux has it."""
 
 
-Word = Annotated[str, AfterValidator(_word)]
-"""A name that cannot be taken for an option, nor break out of a TOML string."""
+def _plain(pattern: str) -> Any:
+    """Return a name that can be taken for no option, no path and nothing but itself."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError("must be a plain name")
+        return value
+
+    return AfterValidator(check)
+
+
+Model = Annotated[str, _plain(r"[A-Za-z0-9][!#-&(-\[\]-~]{0,199}")]
+Effort = Annotated[str, _plain(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}")]
+Profile = Annotated[str, _plain(r"[A-Za-z0-9](\.?[A-Za-z0-9_-]){0,99}")]
+Paths = Annotated[list[str], Field(max_length=64)]
 
 
 class TurnOptions(Record):
@@ -42,17 +58,19 @@ class TurnOptions(Record):
     """Absolute path of the folder to work in"""
     sandbox: Sandbox | None = None
     """What Codex may change"""
-    model: Word | None = None
+    model: Model | None = None
     """Leave out for the user's default"""
-    reasoning_effort: Word | None = None
+    reasoning_effort: Effort | None = None
     """Such as low, medium, high"""
-    profile: Word | None = None
+    profile: Profile | None = None
     """Profile of the user's Codex configuration"""
     output_schema: dict[str, Any] | None = None
     """JSON Schema for the answer, which then comes parsed and validated in structured_output"""
-    images: list[str] | None = None
+    repair_attempts: int = Field(1, ge=0, le=3)
+    """Further turns to mend an answer that breaks output_schema"""
+    images: Paths | None = None
     """Image files to show to the model"""
-    add_dirs: list[str] | None = None
+    add_dirs: Paths | None = None
     """Further folders that Codex may write to"""
     web_search: bool | None = None
     config: dict[str, Any] | None = None
@@ -81,13 +99,23 @@ class RunRequest(TurnOptions):
 
 async def start(request: RunRequest, context: Context) -> Run:
     """Start a task in a new thread."""
-    folder = existing_folder("cwd", request.cwd or str(context.default_cwd), context)
-    sandbox = context.policy.sandbox_for(request.sandbox)
-    turn = make_turn(request, context, cwd=folder, sandbox=sandbox, ephemeral=request.ephemeral)
+    check_depth(context)
+    review = Review(context.policy)
+    folder = existing_folder("cwd", request.cwd or str(context.default_cwd), review)
+    turn = make_turn(
+        request,
+        context,
+        review,
+        cwd=folder,
+        sandbox=review.sandbox(request.sandbox),
+        ephemeral=request.ephemeral,
+    )
+    output = await make_output(request)
     program = await find_codex(context.codex_bin)
     if request.ephemeral:
         program.need("--ephemeral")
-    return context.runs.start(program, turn)
+    warnings = await context.permit(review, folder, request.prompt)
+    return context.runs.start(program, turn, output, caller=context.caller, warnings=warnings)
 
 
 async def run(request: RunRequest, context: Context) -> RunResult:
@@ -102,9 +130,32 @@ async def follow(started: Run, request: TurnOptions, context: Context) -> RunRes
     return await wait_while_called(started, wait_s)
 
 
+def check_depth(context: Context) -> None:
+    """Insist that one more run may be inside those that this server lives in.
+
+    Raises:
+        TooDeep: It may not.
+    """
+    if context.depth >= context.policy.max_depth:
+        raise TooDeep(context.depth, context.policy.max_depth)
+
+
+async def make_output(options: TurnOptions) -> Output | None:
+    """Return the shape that the answer shall have, if one was asked for.
+
+    Raises:
+        InvalidOutputSchema: It is no JSON Schema, or none that a provider can keep to.
+    """
+    if options.output_schema is None:
+        return None
+    make = functools.partial(Output.of, options.output_schema, options.repair_attempts)
+    return await anyio.to_thread.run_sync(make)  # A large one takes seconds.
+
+
 def make_turn(
     options: TurnOptions,
     context: Context,
+    review: Review,
     *,
     cwd: Path,
     sandbox: Sandbox,
@@ -113,65 +164,72 @@ def make_turn(
     reasoning_effort: str | None = None,
     ephemeral: bool = False,
 ) -> TurnRequest:
-    """Return the turn that *options* ask for, checked against policy and disk.
+    """Return the turn that *options* ask for, checked against the disk, under *review*.
 
     *model* and *reasoning_effort* hold where the options name none.
 
     Raises:
         InvalidArguments: A file or folder is not there.
-        NotAllowed: The policy forbids something.
-        InvalidOutputSchema: `output_schema` is no JSON Schema.
+        NotAllowed: The policy forbids something that no person can be asked about.
     """
-    if options.output_schema is not None:
-        check_schema(options.output_schema)
+    add_dirs = tuple(
+        existing_folder("add_dirs", str(cwd / folder), review) for folder in options.add_dirs or ()
+    )
+    for name, folder in (("cwd", cwd), *(("add_dirs", each) for each in add_dirs)):
+        review.writable(name, folder, sandbox)
     return TurnRequest(
         prompt=options.prompt,
         cwd=cwd,
         sandbox=sandbox,
-        timeout_s=context.policy.timeout_for(options.timeout_s),
+        timeout_s=review.timeout(options.timeout_s),
         stall_s=context.policy.stall_s,
         thread_id=thread_id,
         model=options.model or model,
         reasoning_effort=options.reasoning_effort or reasoning_effort,
         profile=options.profile,
-        output_schema=options.output_schema,
-        images=tuple(_existing_file(image, cwd, context) for image in options.images or ()),
-        add_dirs=tuple(
-            existing_folder("add_dirs", str(cwd / folder), context)
-            for folder in options.add_dirs or ()
-        ),
+        images=tuple(_existing_file(image, cwd, review) for image in options.images or ()),
+        add_dirs=add_dirs,
         web_search=options.web_search,
-        config=context.policy.config_for(options.config or {}),
+        config=review.config(options.config or {}),
         skip_git_repo_check=options.skip_git_repo_check,
         ephemeral=ephemeral,
+        environment=context.policy.environment,
+        depth=context.depth + 1,
     )
 
 
-def existing_folder(name: str, path: str, context: Context) -> Path:
-    """Return *path* as a folder that is there and allowed; several versions of Codex check neither.
+def existing_folder(name: str, path: str, review: Review) -> Path:
+    """Return *path* as a folder that is there, links resolved; it goes under *review*.
+
+    Several versions of Codex do not look whether it is there.
 
     Raises:
         InvalidArguments: It is no folder.
-        NotAllowed: It lies outside the roots.
     """
-    folder = _real(name, path, context)
-    if not folder.is_dir():
-        raise InvalidArguments([f"{name}: {path} is not a folder"])
-    return folder
+    return _existing(name, path, Path.is_dir, "a folder", review)
 
 
-def _existing_file(image: str, cwd: Path, context: Context) -> Path:
-    file = _real("images", str(cwd / image), context)
-    if not file.is_file():
-        raise InvalidArguments([f"images: {image} is not a file"])
-    return file
+def _existing_file(image: str, cwd: Path, review: Review) -> Path:
+    return _existing("images", str(cwd / image), Path.is_file, "a file", review)
 
 
-def _real(name: str, path: str, context: Context) -> Path:
+def _existing(
+    name: str, path: str, exists: Callable[[Path], bool], kind: str, review: Review
+) -> Path:
+    """Return the real place behind *path*: links that change later change nothing then."""
     if re.search(r"[\x00-\x1f\x7f]", path):
         raise InvalidArguments([f"{name}: control characters are not taken in a path"])
-    real = Path(path).resolve()
-    context.policy.check_inside(name, real)
+    if len(path) > PATH_LIMIT:
+        raise InvalidArguments([f"{name}: a path has {PATH_LIMIT} characters at most"])
+    try:
+        path.encode()
+        real = Path(path).resolve()
+        found = exists(real)
+    except (OSError, UnicodeEncodeError, RuntimeError):  # The last for links in a ring.
+        found, real = False, Path()
+    if not found:
+        raise InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"])
+    review.inside(name, real)
     return real
 
 

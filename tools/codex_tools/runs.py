@@ -20,6 +20,8 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from codex_tools.attempts import run_turns
+from codex_tools.audit import Audit, ending_of, facts_of
 from codex_tools.codex.errors import (
     Cancelled,
     CodexError,
@@ -28,12 +30,13 @@ from codex_tools.codex.errors import (
     UnknownRun,
 )
 from codex_tools.codex.exec import TurnRequest
+from codex_tools.codex.fold import Fold, TurnResult
 from codex_tools.codex.pricing import Prices
 from codex_tools.codex.program import Program
 from codex_tools.codex.thread_state import ThreadState
-from codex_tools.codex.turn import Fold, TurnResult, run_turn
+from codex_tools.codex.worktree import changes_since, take_snapshot
 from codex_tools.outcome import Run, completed, failed, faulty, price_run
-from codex_tools.output_schema import read_output
+from codex_tools.output_schema import Output
 from codex_tools.result import RunResult
 from codex_tools.store import Store, Stored, now
 from codex_tools.thread_lock import ThreadLock
@@ -60,6 +63,7 @@ class Runs:
         self._prices = prices
         self._state_dir = state_dir
         self._store = store
+        self.audit = Audit(state_dir)
         self._places = anyio.CapacityLimiter(max_runs)
         self._runs: dict[str, Run] = {}
         self._changed = anyio.Event()
@@ -82,7 +86,9 @@ class Runs:
         self,
         program: Program,
         request: TurnRequest,
+        output: Output | None,
         *,
+        caller: str,
         before: ThreadState | None = None,
         lock: ThreadLock | None = None,
         warnings: tuple[str, ...] = (),
@@ -92,6 +98,8 @@ class Runs:
         Args:
             program: The Codex to run.
             request: The turn.
+            output: The shape that its answer shall have.
+            caller: Who asked for it.
             before: The thread to resume, as it stands now.
             lock: That thread's lock, which the run takes over.
             warnings: What the caller shall be told besides.
@@ -99,13 +107,16 @@ class Runs:
         run_id = f"run_{secrets.token_hex(8)}"
         if lock is not None:
             request = replace(request, held=(lock.fd,))
-        run = Run(run_id, program, request, before, now(), warnings)
+        if output is not None:
+            request = replace(request, output_schema=output.strict.schema)
+        run = Run(run_id, program, request, before, now(), output, caller, warnings)
         if before is not None:
             run.fold.thread_id = before.thread_id
         if sum(other.outcome is None for other in self._runs.values()) < self._places.total_tokens:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
         self._save(run)
+        self.audit.write("started", facts_of(run))
         self._tasks.start_soon(self._work, run, lock, name=run_id)
         return run
 
@@ -183,6 +194,7 @@ class Runs:
             run.outcome = outcome or failed(run, stopped)
             run.fold = Fold(thread_id=run.fold.thread_id)  # An answer may be large.
             self._save(run)
+            self.audit.write("ended", ending_of(run))
             self._forget()
             run.done.set()
             self._changed.set()
@@ -200,13 +212,18 @@ class Runs:
                     self._lock_new_thread(fold.thread_id, locks)
                 self._save(run)
 
+        writes = run.request.sandbox != "read-only"
+        before = await take_snapshot(run.request.cwd) if writes else None
+        error: CodexError | None = None
+        turn, output = TurnResult(), None
         with self._store.open_log(run.run_id) as log:
             try:
-                turn = await run_turn(run.program, run.request, report, log.add)
-                schema = run.request.output_schema
-                output = read_output(schema, turn) if schema is not None else None
-            except CodexError as error:
-                return failed(run, error, await self._price(run, run.fold.result()))
+                turn, output = await run_turns(run, report, log.add)
+            except CodexError as problem:
+                error = problem
+        run.seen = await changes_since(before) if before is not None else None
+        if error is not None:
+            return failed(run, error, await self._price(run, run.fold.result()))
         return completed(run, turn, output, await self._price(run, turn))
 
     async def _price(self, run: Run, turn: TurnResult) -> float | None:

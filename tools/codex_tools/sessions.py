@@ -10,9 +10,9 @@ import orjson
 from pydantic import Field, model_validator
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, ThreadNotFound
-from codex_tools.codex.failure import quote, shorten
 from codex_tools.codex.history import History, Progress
 from codex_tools.codex.listing import COLD_FILES, Listing, Page, ThreadQuery, enough_for
+from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.period import instant, iso
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.record import Record, Usage

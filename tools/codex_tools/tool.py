@@ -17,7 +17,7 @@ from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarg
 from codex_tools.codex.history import History, Progress
 from codex_tools.codex.record import Record
 from codex_tools.outcome import Run
-from codex_tools.policy import Policy
+from codex_tools.policy import Policy, Review, ask_for
 from codex_tools.runs import Runs
 
 Json = dict[str, Any]
@@ -54,6 +54,33 @@ class Context:
     state_dir: Path
     tell: Callable[[Callable[[], str]], None]
     """Tell the caller from now on what the function says goes on."""
+    caller: str
+    """The client's name and version, for the audit log."""
+    depth: int
+    """How many runs this server lives inside."""
+    ask: Callable[[str], Awaitable[bool]] | None
+    """Put a question to the person; None where nobody can be asked."""
+
+    async def permit(self, review: Review, cwd: Path, prompt: str) -> tuple[str, ...]:
+        """Let a request pass that is within the limits, or that a person allows this once.
+
+        Returns:
+            What to tell the caller of it.
+
+        Raises:
+            NotAllowed: It is beyond the limits, and nobody has allowed it.
+        """
+        excesses = review.excesses
+        if not excesses:
+            return ()
+        if self.ask is None:
+            raise excesses[0]
+        facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
+        allowed = await self.ask(ask_for(excesses, cwd, prompt))
+        self.runs.audit.write("granted" if allowed else "declined", facts)
+        if not allowed:
+            raise excesses[0].declined()
+        return tuple(f"The person allowed this once: {excess.what}." for excess in excesses)
 
     async def read_history(self, work: Callable[[History, Progress], T]) -> T:
         """Do *work* on the index in a thread, telling how far it has come."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from codex_tools.codex.errors import CodexUnsupported
-from codex_tools.codex.exec import TurnRequest, build_argv, child_environment
+from codex_tools.codex.exec import TurnRequest, build_argv
 from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import Sandbox
 
@@ -114,19 +113,10 @@ def test_ephemeral_is_refused_where_codex_does_not_know_it() -> None:
     assert "--ephemeral" not in build_argv(OLD, PLAIN, None)
 
 
-def test_the_folder_with_ripgrep_goes_first_on_path() -> None:
-    environ = {"PATH": "/usr/bin", "HOME": "/home/dev"}
-    assert child_environment(OLD, environ) == {
-        "PATH": os.pathsep.join(("/vendor/path", "/usr/bin")),
-        "HOME": "/home/dev",
-    }
-    assert child_environment(OLD, {})["PATH"] == "/vendor/path"
-    assert child_environment(OLD, {"PATH": ""})["PATH"] == "/vendor/path"
-    assert child_environment(NEW, environ) == environ
-    assert environ == {"PATH": "/usr/bin", "HOME": "/home/dev"}
-
-
-def test_what_protects_the_server_s_own_imports_is_not_passed_on() -> None:
-    environ = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "", "CODEX_API_KEY": "k", "PYTHONUTF8": "1"}
-    assert child_environment(NEW, environ) == {"CODEX_API_KEY": "k", "PYTHONUTF8": "1"}
-    assert child_environment(NEW, {"PYTHONPATH": "/mine"}) == {"PYTHONPATH": "/mine"}
+def test_variables_that_commands_must_not_get_are_told_before_what_the_caller_sets() -> None:
+    given = replace(PLAIN, config=(("web_search", "true"),))
+    assert settings(build_argv(NEW, given, None, ["CODEX_API_KEY", 'a"b'])) == [
+        'shell_environment_policy.exclude=["CODEX_API_KEY", "a\\"b"]',
+        "web_search=true",
+    ]
+    assert settings(build_argv(NEW, PLAIN, None, [])) == []

@@ -4,6 +4,7 @@
   x RequestError: refused before Codex was started
     + InvalidArguments
     + NotAllowed
+    + TooDeep
     + PromptTooLarge
     + InvalidOutputSchema
     + CodexNotFound
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from codex_tools.codex.failure import Failure
-    from codex_tools.codex.turn import TurnResult
+    from codex_tools.codex.fold import TurnResult
 
 Kind = Literal[
     "invalid_arguments",
@@ -103,11 +104,33 @@ class NotAllowed(RequestError):
 
     kind = "not_allowed"
 
-    def __init__(self, what: str, limit: str, option: str) -> None:
-        self.limit, self.option = limit, option
+    def __init__(self, what: str, limit: str, option: str, danger: str = "") -> None:
+        self.what, self.limit, self.option = what, limit, option
+        self.danger = danger
+        """What a person should know before allowing it; empty if nobody is to be asked."""
         super().__init__(
             f"{what} is not allowed: {limit}.",
             f"Ask for less, or ask the person who runs this server to change {option}.",
+        )
+
+    def declined(self) -> NotAllowed:
+        """Return the error for a request that the person was asked about."""
+        limit = f"{self.limit}, and the person did not accept an exception"
+        return NotAllowed(self.what, limit, self.option)
+
+
+class TooDeep(RequestError):
+    """The server lives inside a run already, and runs may not be nested so deeply."""
+
+    kind = "too_deep"
+
+    def __init__(self, depth: int, limit: int) -> None:
+        self.depth, self.limit = depth, limit
+        super().__init__(
+            f"This server is used from inside {depth} of its own runs; at most {limit} may be"
+            " inside each other.",
+            "You are that agent: do the work yourself. The person who runs this server can allow"
+            " more with --max-depth.",
         )
 
 

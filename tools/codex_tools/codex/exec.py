@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +17,19 @@ from typing import Any
 
 import orjson
 
+from codex_tools.codex.environment import (
+    EnvironmentRules,
+    environment_for_codex,
+    kept_from_commands,
+    read_config,
+)
+from codex_tools.codex.errors import NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
 from codex_tools.codex.process import Child, open_child
 from codex_tools.codex.program import Program
+from codex_tools.codex.rollout import codex_home
 from codex_tools.codex.sandbox import Sandbox
+from codex_tools.codex.toml import to_toml
 
 _SEARCH_ON = ("features.web_search_request=true",)
 _SEARCH_OFF = (
@@ -53,17 +62,31 @@ class TurnRequest:
     """Pairs of a dotted key and its value in TOML."""
     skip_git_repo_check: bool = False
     ephemeral: bool = False
+    environment: EnvironmentRules = field(default_factory=EnvironmentRules)
+    depth: int = 1
+    """How many runs it is inside, itself counted."""
     held: Sequence[int] = field(default=())
     """File descriptors to hold until nothing of the turn is alive (its lock)."""
 
 
-def build_argv(program: Program, request: TurnRequest, schema_file: Path | None) -> list[str]:
+def build_argv(
+    program: Program,
+    request: TurnRequest,
+    schema_file: Path | None,
+    kept: Sequence[str] = (),
+) -> list[str]:
     """Return the command line, in the one form that all versions take.
 
     All options stand before `resume`, since 0.60.1 takes few and no version
     takes -s or -C after it. The sandbox is always named, because several
     versions remember or guess another one. `--image=` binds its value, because
     `-i FILE -` swallows the dash.
+
+    Args:
+        program: The Codex to run.
+        request: The turn.
+        schema_file: Where its output schema stands, if it has one.
+        kept: Globs of variables that Codex shall keep from its commands.
 
     Raises:
         CodexUnsupported: This version lacks an option that is needed.
@@ -74,7 +97,7 @@ def build_argv(program: Program, request: TurnRequest, schema_file: Path | None)
         argv += ["-m", request.model]
     if request.profile is not None:
         argv += ["-p", request.profile]
-    for setting in _settings(request):
+    for setting in _settings(request, kept):
         argv += ["-c", setting]
     if request.skip_git_repo_check:
         argv.append("--skip-git-repo-check")
@@ -91,10 +114,13 @@ def build_argv(program: Program, request: TurnRequest, schema_file: Path | None)
     return [*argv, "-"]
 
 
-def _settings(request: TurnRequest) -> list[str]:
-    settings = [f"{key}={value}" for key, value in request.config]
+def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
+    settings: list[str] = []
+    if kept:
+        settings.append(f"shell_environment_policy.exclude={to_toml([*kept])}")
+    settings += [f"{key}={value}" for key, value in request.config]
     if request.reasoning_effort is not None:
-        settings.append(f'model_reasoning_effort="{request.reasoning_effort}"')
+        settings.append(f"model_reasoning_effort={to_toml(request.reasoning_effort)}")
     if request.web_search is not None:
         settings += _SEARCH_ON if request.web_search else _SEARCH_OFF
     return settings
@@ -110,7 +136,9 @@ async def open_turn(
 
     Raises:
         CodexUnsupported: This version lacks an option that is needed.
+        NotAllowed: A path leads elsewhere than when it was checked.
     """
+    _insist_unmoved(request)
     scratch = schema_file = None
     try:
         if request.output_schema is not None or any("," in str(i) for i in request.images):
@@ -119,12 +147,20 @@ async def open_turn(
         if request.output_schema is not None and scratch is not None:
             schema_file = scratch / "output_schema.json"
             schema_file.write_bytes(orjson.dumps(request.output_schema))
+        config = read_config(codex_home(), request.profile)
+        kept = kept_from_commands(os.environ, request.environment, config)
         async with (
             open_child(
-                build_argv(program, request, schema_file),
+                build_argv(program, request, schema_file, kept),
                 stdin=request.prompt.encode("utf-8", "replace"),
                 cwd=request.cwd,
-                env=child_environment(program, os.environ),
+                env=environment_for_codex(
+                    os.environ,
+                    request.environment,
+                    config,
+                    depth=request.depth,
+                    search_path=program.search_path,
+                ),
                 scratch=scratch,
                 held=request.held,
             ) as child,
@@ -134,6 +170,22 @@ async def open_turn(
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _insist_unmoved(request: TurnRequest) -> None:
+    """Insist that the paths, whose links were resolved, are still without links.
+
+    The run may have waited in line for long, and another one may have been at
+    work in the same folder meanwhile.
+
+    Raises:
+        NotAllowed: A part of one was replaced by a link.
+    """
+    for path in (request.cwd, *request.add_dirs, *request.images):
+        if os.path.realpath(path) != str(path):
+            raise NotAllowed(
+                f"path {path}", "since it was checked, a link took its place", "--root"
+            )
 
 
 def _without_commas(images: Sequence[Path], scratch: Path) -> tuple[Path, ...]:
@@ -155,16 +207,3 @@ async def _events(child: Child, keep: Callable[[bytes], None]) -> AsyncGenerator
                 yield parse_event(line)
     returncode = await child.wait()
     yield ExitedEvent(returncode, child.stderr_end())
-
-
-def child_environment(program: Program, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for Codex, made from this server's *environ*."""
-    env = dict(environ)
-    if program.search_path is not None:
-        env["PATH"] = os.pathsep.join(filter(None, (program.search_path, env.get("PATH"))))
-    # Client snippets set these two to protect the server. The commands that Codex
-    # runs must not inherit them: scripts would no longer find their own modules.
-    env.pop("PYTHONSAFEPATH", None)
-    if not env.get("PYTHONPATH"):
-        env.pop("PYTHONPATH", None)
-    return env

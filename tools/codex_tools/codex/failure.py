@@ -15,6 +15,7 @@ from typing import Any, cast
 import orjson
 
 from codex_tools.codex.errors import Kind
+from codex_tools.codex.masking import quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,39 +226,3 @@ def last_words(stderr: str) -> str:
         if line.strip() and not _LOG_LINE.match(line) and not line.startswith(_NOISE):
             kept.append(line.rstrip())
     return "\n".join(kept[-12:])
-
-
-_SECRETS = re.compile(
-    r"""
-    \bsk-(?:[\w-]*\*[\w*-]*|[\w-]{8,})                    # OpenAI keys, and their masked forms
-    | \b(?i:bearer)\s+[\w.~+/=-]{8,}
-    | (?<![\w-])eyJ[\w-]{8,4000}\.[\w-]{8,8000}\.[\w-]*    # JSON Web Tokens
-    | \b(?:gh[pousr]_|github_pat_|xox[abprs]-|AKIA)[\w-]{10,}
-    | (?<=://)[^/\s:@]+:[^/\s]+(?=@)                      # URLs with credentials
-    """,
-    re.VERBOSE,
-)
-
-
-def mask(text: str) -> str:
-    """Return *text* with everything that looks like a secret replaced by [secret]."""
-    return _SECRETS.sub("[secret]", text)
-
-
-def shorten(text: str, limit: int) -> str:
-    """Return *text*, or its head and tail around a marked gap, in *limit* characters."""
-    if len(text) <= limit:
-        return text
-    gap = ""
-    for _ in range(2):  # The number in the gap changes the gap's length.
-        gap = f"\n[… {len(text) - limit + len(gap):,} characters left out …]\n"
-    room = max(limit - len(gap), 0)
-    tail = room // 3
-    return text[: room - tail] + gap + text[len(text) - tail :]
-
-
-def quote(text: str, limit: int = 2000) -> str:
-    """Return *text* for a message: secrets masked, then shortened."""
-    if len(text) > 20 * limit:
-        return shorten(mask(text[: 10 * limit]) + mask(text[-10 * limit :]), limit)
-    return shorten(mask(text), limit)

@@ -96,6 +96,8 @@ def become(argv: list[str], cwd: str, guard: int, prctl: Prctl | None) -> None:
             signal.signal(number, signal.SIG_DFL)
         os.closerange(3, 256)
         os.chdir(cwd)
+        if os.getcwd() != os.path.normpath(cwd):
+            raise OSError(20, "a link leads elsewhere")
         os.execv(argv[0], argv)
     except OSError as error:
         os.write(2, f"cannot run {argv[0]} in {cwd}: {error.strerror}\n".encode())

@@ -71,6 +71,18 @@ class Usage(Record):
     """Null before Codex 0.147"""
     total_tokens: int
 
+    def plus(self, other: Usage) -> Usage:
+        """Return the sum of two; reasoning is known if one of them tells it."""
+        mine, others = self.reasoning_output_tokens, other.reasoning_output_tokens
+        known = mine is not None or others is not None
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            cached_input_tokens=self.cached_input_tokens + other.cached_input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            reasoning_output_tokens=(mine or 0) + (others or 0) if known else None,
+            total_tokens=self.total_tokens + other.total_tokens,
+        )
+
     def minus(self, earlier: Usage) -> Usage:
         """Return what was used since *earlier*, a former reading of the same counter."""
         reasoning = self.reasoning_output_tokens

@@ -1,0 +1,288 @@
+"""Fold the events of a turn into a TurnResult, one by one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Literal, TypeVar
+
+from codex_tools.codex.events import (
+    AgentMessageItem,
+    CommandExecutionItem,
+    ErrorEvent,
+    ErrorItem,
+    Event,
+    ExitedEvent,
+    FileChangeItem,
+    Item,
+    ItemCompletedEvent,
+    ItemStartedEvent,
+    ItemUpdatedEvent,
+    ReasoningItem,
+    Status,
+    ThreadStartedEvent,
+    TodoListItem,
+    ToolCallItem,
+    TurnCompletedEvent,
+    TurnFailedEvent,
+    TurnStartedEvent,
+    UnknownEvent,
+    UnreadableEvent,
+    WebSearchItem,
+)
+from codex_tools.codex.masking import mask, quote
+from codex_tools.codex.record import Usage
+
+COMMANDS_KEPT = 50
+TOOL_CALLS_KEPT = 50
+SEARCHES_KEPT = 50
+WARNINGS_KEPT = 20
+WARNING_LIMIT = 500
+COMMAND_LIMIT = 4000
+OPEN_ITEMS_KEPT = 1000
+
+ChangeKind = Literal["add", "update", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A shell command of the turn, without the shell around it."""
+
+    command: str
+    exit_code: int | None
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """What a turn produced, complete or so far."""
+
+    thread_id: str | None = None
+    final_response: str | None = None
+    usage: Usage | None = None
+    """As Codex reported it: see TurnCompletedEvent."""
+    files_changed: tuple[tuple[str, ChangeKind], ...] = ()
+    """Net changes by path, in the order of their first change."""
+    commands: tuple[Command, ...] = ()
+    """The newest COMMANDS_KEPT of them."""
+    command_count: int = 0
+    tool_calls: tuple[ToolCallItem, ...] = ()
+    searches: tuple[str, ...] = ()
+    plan: tuple[tuple[str, bool], ...] = ()
+    warnings: tuple[str, ...] = ()
+    touched: bool = False
+    """Whether the turn did anything that doing it again would repeat."""
+
+
+_HARMLESS = (AgentMessageItem, ReasoningItem, TodoListItem, ErrorItem)
+"""Items that leave no trace outside of the thread; of unknown ones nobody can say."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Fold:
+    """A turn in the making, or several of one run: takes events one by one, in any order."""
+
+    thread_id: str | None = None
+    final_response: str | None = None
+    usage: Usage | None = None
+    completed: bool = False
+    failure: str | None = None
+    exited: tuple[int, str] | None = None
+    last_error: str | None = None
+    doing: str = "starting Codex"
+    """What goes on now, for people, in a few words."""
+    command_count: int = 0
+    open_items: set[str] = field(default_factory=set[str])
+    """Ids of commands and tool calls that have begun and not ended."""
+    alive: bool = False
+    """Whether the newest event shows that Codex gets on."""
+    alive_at: float | None = None
+    _files: dict[str, tuple[ChangeKind, ChangeKind]] = field(
+        default_factory=dict[str, tuple[ChangeKind, ChangeKind]]
+    )
+    _commands: dict[str, Command] = field(default_factory=dict[str, Command])
+    _tool_calls: dict[str, ToolCallItem] = field(default_factory=dict[str, ToolCallItem])
+    _searches: dict[str, str] = field(default_factory=dict[str, str])
+    _plan: tuple[tuple[str, bool], ...] = ()
+    _warnings: dict[str, str] = field(default_factory=dict[str, str])
+    _unread: int = 0
+    _turn: int = 0
+    """Which turn it is; Codex counts its items from 0 in each."""
+    _touched: bool = False
+
+    def begin_turn(self, thread_id: str | None) -> None:
+        """Make ready for one more turn, in that thread, or a new one.
+
+        What was done stands and is added to; what became of the turn does not.
+        """
+        self.thread_id = thread_id
+        self.final_response = self.usage = self.failure = self.exited = self.last_error = None
+        self.completed = self._touched = self.alive = False
+        self.alive_at = None
+        self.open_items.clear()
+        self.doing = "starting Codex"
+        self._turn += 1
+
+    def note(self, warning: str) -> None:
+        """Add what the caller shall be warned of."""
+        self._warn(warning, warning)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the turn has come to its end, well or not."""
+        return self.completed or self.failure is not None
+
+    @property
+    def files_changed(self) -> int:
+        """How many paths differ from what they were, as far as patches tell."""
+        return sum(1 for _ in self._changes())
+
+    def add(self, event: Event) -> None:
+        """Take the next event."""
+        self.alive = True
+        match event:
+            case ItemCompletedEvent(item):
+                self._take(item, done=True)
+                self.open_items.discard(item.id)
+            case ItemStartedEvent(item):
+                self._take(item, done=False)
+            case ItemUpdatedEvent(item):
+                self._take(item, done=False)
+            case ThreadStartedEvent(thread_id):
+                self.thread_id = self.thread_id or thread_id or None
+                self.doing = "thinking"
+            case TurnStartedEvent():
+                # 0.98 repeats it for each sub-agent; the last terminal event counts.
+                self.doing = "thinking"
+            case TurnCompletedEvent(usage):
+                self.completed, self.failure = True, None
+                self.usage = usage or self.usage
+                self.doing = "finishing"
+            case TurnFailedEvent(message):
+                self.completed, self.failure = False, message
+                self.doing = "failing"
+            case ErrorEvent(message):
+                self._take_error(message)
+            case UnknownEvent():
+                pass
+            case UnreadableEvent():
+                self._unread += 1
+            case ExitedEvent(returncode, stderr):
+                self.exited = (returncode, stderr)
+
+    def result(self) -> TurnResult:
+        """Return the turn so far."""
+        warnings = [
+            w for w in self._warnings.values() if w != quote(self.failure or "", WARNING_LIMIT)
+        ]
+        if self._unread:
+            warnings.append(f"{self._unread} lines of Codex's output could not be read.")
+        return TurnResult(
+            thread_id=self.thread_id,
+            final_response=self.final_response,
+            usage=self.usage,
+            files_changed=tuple(self._changes()),
+            commands=tuple(self._commands.values()),
+            command_count=self.command_count,
+            tool_calls=tuple(self._tool_calls.values()),
+            searches=tuple(self._searches.values()),
+            plan=self._plan,
+            warnings=tuple(warnings),
+            touched=self._touched,
+        )
+
+    def _changes(self) -> Iterator[tuple[str, ChangeKind]]:
+        for path, (first, last) in self._files.items():
+            if (net := _net(first, last)) is not None:
+                yield path, net
+
+    def _take(self, item: Item, *, done: bool) -> None:
+        key = f"{self._turn}:{item.id}"
+        self._touched |= not isinstance(item, _HARMLESS)
+        match item:
+            case AgentMessageItem(_, text):
+                self.final_response = text
+                self.doing = "writing"
+            case ReasoningItem(_, text):
+                self.doing = _title(text) or "thinking"
+            case CommandExecutionItem(_, command, exit_code, status):
+                script = mask(bare_command(command[:COMMAND_LIMIT]))
+                if key not in self._commands and item.id not in self.open_items:
+                    self.command_count += 1
+                _keep(self._commands, key, Command(script, exit_code, status), COMMANDS_KEPT)
+                self._open(item.id, done)
+                self.doing = f"{'ran' if done else 'running'} {script}"
+            case FileChangeItem(_, changes, status):
+                if done and status == "completed":
+                    for change in changes:
+                        first, _ = self._files.get(change.path, (change.kind, change.kind))
+                        self._files[change.path] = (first, change.kind)
+                if changes:
+                    self.doing = f"editing {PurePath(changes[-1].path).name}"
+            case ToolCallItem(_, server, tool, _):
+                _keep(self._tool_calls, key, item, TOOL_CALLS_KEPT)
+                self._open(item.id, done)
+                name = f"{server}.{tool}" if server else tool
+                self.doing = f"{'called' if done else 'calling'} {name}"
+            case WebSearchItem(_, query):
+                _keep(self._searches, key, query, SEARCHES_KEPT)
+                self.doing = f"searching {query}"
+            case TodoListItem(_, items):
+                self._plan = items
+            case ErrorItem(_, message):
+                self._warn(message, message)
+            case _:
+                pass
+
+    def _open(self, id_: str, done: bool) -> None:
+        if not done and len(self.open_items) < OPEN_ITEMS_KEPT:
+            self.open_items.add(id_)
+
+    def _take_error(self, message: str) -> None:
+        # 0.169 repeats these for ever while the network is down: no sign of life.
+        reconnecting = message.startswith("Reconnecting")
+        self.alive = not reconnecting
+        self.last_error = quote(message, WARNING_LIMIT)
+        self._warn("Reconnecting" if reconnecting else message, message)
+        if reconnecting:
+            self.doing = self.last_error[:1].lower() + self.last_error[1:]
+
+    def _warn(self, key: str, message: str) -> None:
+        self._warnings.pop(key, None)
+        _keep(self._warnings, key, quote(message, WARNING_LIMIT), WARNINGS_KEPT)
+
+
+def _keep(kept: dict[str, T], key: str, value: T, most: int) -> None:
+    kept[key] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]
+
+
+def _net(first: ChangeKind, last: ChangeKind) -> ChangeKind | None:
+    """Return what the first and the last change of a path come to."""
+    if first == "add":
+        return None if last == "delete" else "add"
+    if last == "delete":
+        return "delete"
+    return "update"
+
+
+def _title(text: str) -> str:
+    """Return the bold title that a reasoning summary begins with."""
+    return text.split("**")[1].strip() if text.startswith("**") and text.count("**") > 1 else ""
+
+
+def bare_command(command: str) -> str:
+    """Return *command* without the `bash -lc` that Codex puts around it."""
+    head, found, _ = command.partition(" -lc ")
+    if not found or " " in head:
+        return command
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    return words[2] if len(words) == 3 else command

@@ -1,0 +1,333 @@
+"""The shapes of an answer: what was asked for, put back into the caller's form.
+
+A shape knows both forms of its part of an answer: the one in the schema that
+was sent, and the caller's own. A model that was held to the sent schema answers
+in the first; what is in the second already is left as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeAlias, cast
+
+import orjson
+
+Json = dict[str, Any]
+
+WRAPPER = "answer"
+"""The property that holds an answer which is no object."""
+KEY, VALUE = "key", "value"
+"""The properties of an entry; a list of these stands for an object with free keys."""
+
+
+def place(i: int) -> str:
+    """Name the place *i* of a list that is asked for as an object."""
+    return f"item_{i}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf:
+    """A value that is sent as it is."""
+
+    sent: Json
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """A value that is asked for as JSON text; *texts* are all that there can be, if known."""
+
+    only_objects: bool = False
+    texts: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Array:
+    """A list of one shape, with its bounds."""
+
+    item: Shape
+    least: float = 0
+    most: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entries:
+    """An object with free keys, asked for as a list of entries."""
+
+    key: Shape
+    value: Shape
+    least: float = 0
+    most: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """What stands under one name, or at one place."""
+
+    shape: Shape
+    needed: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Object:
+    """An object with known keys; *others*, if free keys are asked for beside them."""
+
+    members: Mapping[str, Member]
+    is_open: bool
+    others: tuple[str, Entries] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuple:
+    """A list whose places differ, asked for as an object; *further* is what follows them."""
+
+    members: Sequence[Member]
+    further: tuple[str, Array] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Union:
+    """One of several shapes."""
+
+    options: Sequence[Shape]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ref:
+    """What is defined under a name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wrapped:
+    """An answer that is no object, asked for inside one."""
+
+    shape: Shape
+
+
+Shape: TypeAlias = "Leaf | Text | Array | Entries | Object | Tuple | Union | Ref | Wrapped"
+
+
+class Fit(IntEnum):
+    """How far a value is of a shape."""
+
+    NONE = 0
+    OWN = 1
+    """At least a part of it is in the caller's form."""
+    SENT = 2
+
+
+Restored = tuple[object, Fit]
+
+
+class Walk:
+    """One way through an answer, to put it back into the caller's form.
+
+    Each pair of a shape and a value is looked at once; else alternatives within
+    alternatives would be tried anew for each outer one.
+    """
+
+    def __init__(self, named: Mapping[str, Shape]) -> None:
+        self._named = named
+        self._known: dict[tuple[int, int], Restored] = {}
+        self._validators: dict[int, Any] = {}
+
+    def restore(self, shape: Shape, value: object) -> Restored:
+        """Return *value* in the caller's form, and how far it was of *shape*."""
+        if not isinstance(value, dict | list):
+            return self._restore(shape, value)
+        # Values are parts of the answer, and shapes of the schema: both outlive the walk.
+        key = (id(shape), id(cast(object, value)))
+        if key not in self._known:
+            self._known[key] = self._restore(shape, cast(object, value))
+        return self._known[key]
+
+    def _restore(self, shape: Shape, value: object) -> Restored:
+        match shape, value:
+            case Leaf(sent), _:
+                return value, Fit.SENT if self._is_valid(sent, value) else Fit.NONE
+            case Text(), _:
+                return _read_text(shape, value)
+            case Union(options), _:
+                return self._best(options, value)
+            case Ref(name), _:
+                return self.restore(self._named[name], value)
+            case Wrapped(inner), _:
+                return self._unwrap(inner, value)
+            case Array(), list():
+                return self._array(shape, cast(list[object], value))
+            case Entries(), list():
+                return self._entries(shape, cast(list[object], value))
+            case Entries(), dict():
+                pairs = list(cast(Json, value).items())
+                return self._pairs(shape, pairs, Fit.OWN)
+            case Object(), dict():
+                return self._object(shape, cast(Json, value))
+            case Tuple(), dict():
+                return self._places(shape, cast(Json, value))
+            case Tuple(), list():
+                return self._list(shape, cast(list[object], value))
+            case _:
+                return value, Fit.NONE
+
+    def _is_valid(self, sent: Json, value: object) -> bool:
+        validator: Any = self._validators.get(id(sent))
+        if validator is None:
+            # Imported late: it takes as long as starting Codex does.
+            from jsonschema import Draft202012Validator
+
+            validator = self._validators[id(sent)] = cast(Any, Draft202012Validator(sent))
+        try:
+            return bool(validator.is_valid(value))
+        except (ArithmeticError, re.error):
+            return False
+
+    def _best(self, options: Sequence[Shape], value: object) -> Restored:
+        best: Restored = (value, Fit.NONE)
+        for option in options:
+            found = self.restore(option, value)
+            if found[1] > best[1]:
+                best = found
+            if best[1] is Fit.SENT:
+                break
+        return best
+
+    def _unwrap(self, inner: Shape, value: object) -> Restored:
+        own = self.restore(inner, value)
+        if isinstance(value, dict) and cast(Json, value).keys() == {WRAPPER}:
+            wrapped: object = cast(Json, value)[WRAPPER]
+            found = self.restore(inner, wrapped)
+            if found[1] is Fit.SENT or own[1] is Fit.NONE or isinstance(wrapped, str):
+                return found
+        return own
+
+    def _array(self, shape: Array, items: list[object]) -> Restored:
+        found = [self.restore(shape.item, item) for item in items]
+        fit = min((each for _, each in found), default=Fit.SENT)
+        within = shape.least <= len(items) <= shape.most
+        return [each for each, _ in found], fit if within else Fit.NONE
+
+    def _entries(self, shape: Entries, items: list[object]) -> Restored:
+        pairs: list[tuple[str, object]] = []
+        for item in items:
+            entry = cast(Json, item) if isinstance(item, dict) else {}
+            if entry.keys() != {KEY, VALUE} or not isinstance(entry[KEY], str):
+                return items, Fit.NONE
+            pairs.append((entry[KEY], entry[VALUE]))
+        return self._pairs(shape, pairs, Fit.SENT)
+
+    def _pairs(self, shape: Entries, pairs: list[tuple[str, object]], fit: Fit) -> Restored:
+        found: Json = {}
+        for key, each in pairs:
+            found[key], of_value = self.restore(shape.value, each)
+            fit = min(fit, of_value, self.restore(shape.key, key)[1])
+        return found, fit if shape.least <= len(pairs) <= shape.most else Fit.NONE
+
+    def _object(self, shape: Object, given: Json) -> Restored:
+        found: Json = {}
+        fits = [self._completeness(shape, given)]
+        for key, each in given.items():
+            member = shape.members.get(key)
+            if member is not None:
+                if self._is_left_out(member, each):
+                    continue
+                found[key], fit = self.restore(member.shape, each)
+            elif shape.others is None:
+                found[key], fit = each, Fit.OWN if shape.is_open else Fit.NONE
+            elif key == shape.others[0] and isinstance(each, list):
+                entries, fit = self.restore(shape.others[1], cast(object, each))
+                if isinstance(entries, dict):
+                    rest = cast(Json, entries)
+                    found |= {name: rest[name] for name in rest if name not in shape.members}
+                else:
+                    found[key] = entries
+            else:
+                found[key], fit = self.restore(shape.others[1].value, each)
+                fit = min(fit, Fit.OWN)
+            fits.append(fit)
+        return found, min(fits)
+
+    def _completeness(self, shape: Object, given: Json) -> Fit:
+        missing = [name for name in shape.members if name not in given]
+        if any(shape.members[name].needed for name in missing):
+            return Fit.NONE
+        if missing or (shape.others is not None and shape.others[0] not in given):
+            return Fit.OWN
+        return Fit.SENT
+
+    def _places(self, shape: Tuple, given: Json) -> Restored:
+        known = {place(i) for i in range(len(shape.members))}
+        if shape.further is not None:
+            known.add(shape.further[0])
+        if given.keys() != known:
+            return given, Fit.NONE
+        found: list[object] = []
+        fits = [Fit.SENT]
+        for i, member in enumerate(shape.members):
+            if self._is_left_out(member, given[place(i)]):
+                return found, min(fits)
+            item, fit = self.restore(member.shape, given[place(i)])
+            found.append(item)
+            fits.append(fit)
+        if shape.further is not None:
+            rest, fit = self.restore(shape.further[1], given[shape.further[0]])
+            if not isinstance(rest, list):
+                return given, Fit.NONE
+            found += cast(list[object], rest)
+            fits.append(fit)
+        return found, min(fits)
+
+    def _list(self, shape: Tuple, items: list[object]) -> Restored:
+        found: list[object] = []
+        fits = [Fit.OWN]
+        for i, item in enumerate(items):
+            if i < len(shape.members):
+                each, fit = self.restore(shape.members[i].shape, item)
+            elif shape.further is not None:
+                each, fit = self.restore(shape.further[1].item, item)
+            else:
+                each, fit = item, Fit.NONE
+            found.append(each)
+            fits.append(fit)
+        if any(member.needed for member in shape.members[len(items) :]):
+            fits.append(Fit.NONE)
+        return found, min(fits)
+
+    def _is_left_out(self, member: Member, value: object) -> bool:
+        # Strict mode knows no optional: null stands for it where the caller takes no null.
+        return value is None and not member.needed and not self._takes_null(member.shape, set())
+
+    def _takes_null(self, shape: Shape, asked: set[str]) -> bool:
+        match shape:
+            case Leaf(sent):
+                return self._is_valid(sent, None)
+            case Text(only_objects, texts):
+                return not only_objects and texts is None
+            case Union(options):
+                return any(self._takes_null(option, asked) for option in options)
+            case Ref(name) if name not in asked:
+                return self._takes_null(self._named[name], asked | {name})
+            case _:
+                return False
+
+
+def _read_text(shape: Text, value: object) -> Restored:
+    known = None if shape.texts is None else [orjson.loads(text) for text in shape.texts]
+    own = Fit.OWN
+    if known is not None or shape.only_objects:
+        fits = isinstance(value, dict) if known is None else value in known
+        own = Fit.OWN if fits else Fit.NONE
+    if not isinstance(value, str):
+        return value, own
+    try:
+        found: object = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value, own
+    if (known is not None and found not in known) or (
+        shape.only_objects and not value.lstrip().startswith("{")
+    ):
+        return value, Fit.NONE
+    return found, Fit.SENT
