@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
-import pytest
 from mcp import Client
 
-from far_ends import FakeCodex, Json, Lab, call, connect, marked, until
+from far_ends import FakeCodex, Json, Lab, Note, call, connect, marked, until
 
 PRELUDE = """
 import signal, subprocess
@@ -364,7 +363,7 @@ async def test_a_hostile_thread_id_neither_breaks_the_run_nor_leads_out_of_the_s
 
 
 async def test_one_line_of_100_mb_leaves_the_memory_bounded(
-    mode: str, lab: Lab, fake: FakeCodex, capsys: pytest.CaptureFixture[str]
+    mode: str, lab: Lab, fake: FakeCodex, note: Note
 ) -> None:
     cases = {
         "an answer": Case("put(thread(), message('a' * 100_000_000), done())", says="left out"),
@@ -381,7 +380,7 @@ async def test_one_line_of_100_mb_leaves_the_memory_bounded(
                 assert len(results[name]["final_response"]) <= 40_000
         after = here.memory("VmRSS")
         assert here.left() == []
-    report(capsys, f"100 MB line, {mode}: RSS {before} -> {after} MB, peaks {peaks} MB")
+    note("measured", f"100 MB line, {mode}: RSS {before} -> {after} MB, peaks {peaks} MB")
     assert max(peaks) < before + 6 * 100
     # What stays is what the allocator keeps of one line's pieces, however many lines come.
     assert after < before + 150
@@ -411,7 +410,7 @@ async def test_the_longest_command_neither_blocks_the_server_nor_outlives_its_ti
 
 
 async def test_a_flood_of_stderr_leaves_the_memory_bounded(
-    mode: str, lab: Lab, fake: FakeCodex, capsys: pytest.CaptureFixture[str]
+    mode: str, lab: Lab, fake: FakeCodex, note: Note
 ) -> None:
     cases = {
         "1 GB": Case(
@@ -430,13 +429,13 @@ async def test_a_flood_of_stderr_leaves_the_memory_bounded(
         results = await here.play(cases)
         peak = here.memory("VmHWM")
         assert here.left() == []
-    report(capsys, f"1 GB of stderr, {mode}: RSS {before} MB, peak {peak} MB")
+    note("measured", f"1 GB of stderr, {mode}: RSS {before} MB, peak {peak} MB")
     assert wrong(cases, results) == {}
     assert peak < before + 60
 
 
 async def test_a_million_events_leave_the_memory_bounded(
-    lab: Lab, fake: FakeCodex, capsys: pytest.CaptureFixture[str]
+    lab: Lab, fake: FakeCodex, note: Note
 ) -> None:
     cases = {
         "events": Case(
@@ -455,7 +454,7 @@ async def test_a_million_events_leave_the_memory_bounded(
         results = await here.play(cases)
         peak = here.memory("VmHWM")
         assert here.left() == []
-    report(capsys, f"a million events: RSS {before} MB, peak {peak} MB")
+    note("measured", f"a million events: RSS {before} MB, peak {peak} MB")
     assert wrong(cases, results) == {}
     result = results["events"]
     assert result["command_count"] == 999
@@ -563,9 +562,3 @@ async def waited(client: Client, *run_ids: str) -> list[Json]:
     answer = await client.call_tool("codex_wait", {"run_ids": list(run_ids), "wait_s": 0})
     assert answer.structured_content is not None
     return list(answer.structured_content["runs"])
-
-
-def report(capsys: pytest.CaptureFixture[str], line: str) -> None:
-    """Show *line* though the test passes."""
-    with capsys.disabled():
-        print(f"\n{line}")  # noqa: T201
