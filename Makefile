@@ -2,7 +2,7 @@
 # them, one by one. Everything they need goes into .venv.
 PY := .venv/bin/python
 # Tests wait for other processes more than they work: two at a time for each of two processors.
-SIDE_BY_SIDE := -n 4 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := -n 4 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test check bench format clean
 .DEFAULT_GOAL := test

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # pyright: ignore[reportMissingTypeStubs]
 
 from endings import Ending, drawn
 from far_ends import MODES, VERSIONS, FakeCodex, Lab, Note, open_lab, real_codex
 
-# Codex and our server at work on their own: a lab of a test's own is never shared.
-_ALONE = {"lab", "codex"}
+_SHARING = ("tests/codex_tools/", "tests/live/test_accounting.py")
+"""Where tests share what their file makes once, and do little else that takes time."""
+
+_ORDER = ("live/test_accounting", "test_many", "test_hostile", "live/test_kill", "codex_tools/")
+"""What takes longest, and comes first: else one worker is left at it when the others are done."""
 
 
-@pytest.hookimpl(tryfirst=True)
+class Scheduling(LoadScopeScheduling):
+    """Gives each test to whoever is free, but those that share something to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if not nodeid.startswith(_SHARING):
+            return nodeid
+        versions = (version for version in VERSIONS if version in nodeid)
+        return " ".join((nodeid.partition("::")[0], *versions))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    # The loadgroup that pytest-xdist has does nothing as of pytest 9.2 (seen with 3.8.0).
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests go to a worker together, and which of them first.
-
-    The tests of a file share what it makes once, so they stay together, apart
-    from those that have a lab, which all of the time goes to: each of them
-    goes to whoever is free. What takes long comes first, lest one worker be
-    left at it when the others are done.
-    """
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        if _ALONE.isdisjoint(item.fixturenames):
-            version = item.callspec.params.get("version", "") if hasattr(item, "callspec") else ""
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {version}".strip()))
-    items.sort(key=_place)
-
-
-def _place(item: pytest.Item) -> int:
-    folder = item.path.parent.name
-    return {"tests": 0, "live": 1, "codex": 2, "codex_tools": 2}.get(folder, 3)
+    items.sort(key=lambda item: [start not in item.nodeid for start in _ORDER])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
