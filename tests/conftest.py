@@ -11,6 +11,7 @@ from xdist.scheduler import LoadScopeScheduling  # pyright: ignore[reportMissing
 
 from endings import Ending, drawn
 from far_ends import MODES, VERSIONS, FakeCodex, Lab, Note, open_lab, real_codex
+from pairs import beyond_pairs
 
 _SHARING = ("tests/codex_tools/", "tests/live/test_accounting.py")
 """Where tests share what their file makes once, and do little else that takes time."""
@@ -35,7 +36,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Who names a pair in brackets shall have it.
+    named = any("[" in each for each in config.args)
+    if not named and (left_out := beyond_pairs(items)):
+        config.hook.pytest_deselected(items=left_out)
+        gone = {*left_out}
+        items[:] = [item for item in items if item not in gone]
     items.sort(key=lambda item: [start not in item.nodeid for start in _ORDER])
 
 

@@ -248,6 +248,7 @@ class Play:
         return cls(end, Ending(place, end.name, not end.exit_codes, version, sandbox, mode))
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 async def test_whatever_ends_a_run_nothing_is_left_and_the_thread_goes_on(
     codex: Path, version: str, mode: str, sandbox: str, note: Note
@@ -256,6 +257,7 @@ async def test_whatever_ends_a_run_nothing_is_left_and_the_thread_goes_on(
     await play_all(plays, codex, note)
 
 
+@pytest.mark.every_pair
 async def test_no_second_signal_cuts_the_clean_up_short(
     codex: Path, version: str, mode: str, note: Note
 ) -> None:
