@@ -13,8 +13,8 @@ from endings import Ending, drawn
 from far_ends import MODES, VERSIONS, FakeCodex, Lab, Note, open_lab, real_codex
 from pairs import beyond_pairs
 
-_SHARING = ("tests/codex_tools/", "tests/live/test_accounting.py")
-"""Where tests share what their file makes once, and do little else that takes time."""
+_SHARING = ("tests/codex_tools/", "tests/live/test_accounting.py", "tests/live/test_kill_matrix.py")
+"""Where tests share what their file makes once, or keep the machine busy enough each for itself."""
 
 _ORDER = ("live/test_accounting", "test_many", "test_hostile", "live/test_kill", "codex_tools/")
 """What takes longest, and comes first: else one worker is left at it when the others are done."""

@@ -112,7 +112,7 @@ class Watched:
 
 @asynccontextmanager
 async def watched(
-    mode: str, codex: Path, lab: Lab, *options: str, within_s: float = 150
+    mode: str, codex: Path, lab: Lab, *options: str, within_s: float = 400
 ) -> AsyncGenerator[Watched]:
     (lab.root / "tmp").mkdir()
     mark = str(uuid.uuid4())
@@ -219,7 +219,7 @@ async def test_of_32_calls_at_once_four_are_at_work_and_the_others_say_that_they
 
             answer = await here.client.call_tool(
                 "codex_run",
-                {"prompt": f"{number} takes 0.6", "wait_s": 100},
+                {"prompt": f"{number} takes 0.6", "wait_s": 300},
                 progress_callback=tell,
             )
             assert answer.structured_content is not None
@@ -249,7 +249,7 @@ async def test_runs_in_line_are_queued_and_come_in_the_order_of_their_calls(
         run_ids: list[str] = []
         first: list[str] = []
         for number in range(32):
-            takes = 2 if number < 4 else 0.3
+            takes = 4 if number < 4 else 0.3
             run = await call(here.client, "codex_run", prompt=f"{number} takes {takes}", wait_s=0)
             run_ids.append(run["run_id"])
             first.append(run["status"])

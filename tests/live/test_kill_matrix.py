@@ -36,7 +36,7 @@ SLEEPERS = (
 )
 SANDBOXES = ("workspace-write", "danger-full-access")
 AT_ONCE = 3
-GONE_WITHIN_S = 5.0
+GONE_WITHIN_S = 20.0
 WAIT_S = 60.0
 RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 
