@@ -1,13 +1,72 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share, and how they are run side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # pyright: ignore[reportMissingTypeStubs]
 
-from far_ends import MODES, VERSIONS, FakeCodex, Lab, open_lab, real_codex
+from endings import Ending, drawn
+from far_ends import MODES, VERSIONS, FakeCodex, Lab, Note, open_lab, real_codex
+from pairs import beyond_pairs
+
+_SHARING = ("tests/codex_tools/", "tests/live/test_accounting.py", "tests/live/test_kill_matrix.py")
+"""Where tests share what their file makes once, or keep the machine busy enough each for itself."""
+
+_ORDER = ("live/test_accounting", "test_many", "test_hostile", "live/test_kill", "codex_tools/")
+"""What takes longest, and comes first: else one worker is left at it when the others are done."""
+
+
+class Scheduling(LoadScopeScheduling):
+    """Gives each test to whoever is free, but those that share something to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if not nodeid.startswith(_SHARING):
+            return nodeid
+        versions = (version for version in VERSIONS if version in nodeid)
+        return " ".join((nodeid.partition("::")[0], *versions))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    # The loadgroup that pytest-xdist has does nothing as of pytest 9.2 (seen with 3.8.0).
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Who names a pair in brackets shall have it.
+    named = any("[" in each for each in config.args)
+    if not named and (left_out := beyond_pairs(items)):
+        config.hook.pytest_deselected(items=left_out)
+        gone = {*left_out}
+        items[:] = [item for item in items if item not in gone]
+    items.sort(key=lambda item: [start not in item.nodeid for start in _ORDER])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests have noted, in whatever process they ran."""
+    noted = [
+        each
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for each in report.user_properties
+    ]
+    if lines := [str(value) for name, value in noted if name == "measured"]:
+        terminalreporter.section("measured")
+        terminalreporter.write("".join(f"{line}\n" for line in sorted(lines)))
+    if endings := [Ending(**value) for name, value in noted if name == "ending"]:  # pyright: ignore
+        terminalreporter.section("kill matrix")
+        terminalreporter.write(drawn(endings))
+
+
+@pytest.fixture
+def note(record_property: Note) -> Note:
+    """Note a value under a name, to be shown when all tests are over."""
+    return record_property
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +76,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CODEX_BIN", "CODEX_HOME", "CLAUDE_PROJECT_DIR"):
+    # The last one is of pytest-xdist's making.
+    for name in ("CODEX_BIN", "CODEX_HOME", "CLAUDE_PROJECT_DIR", "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
 
 

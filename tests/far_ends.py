@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +25,7 @@ from codex_tools.codex.program import native_binary
 from mcp_server_codex.cli.scripted_model import ScriptedModel, Step, model_name
 
 Json = dict[str, Any]
+Note = Callable[[str, object], None]
 
 PINNED = ("0.60.1", "0.163.0")
 """The Codex versions that the tests fetch: the oldest supported, the newest on PyPI."""
@@ -44,18 +45,33 @@ def number(version: str) -> tuple[int, int, int]:
     return major, minor, patch
 
 
-@cache
-def npm_codex(version: str) -> Path:
-    """Return npm's `codex` script of *version*, fetched once and kept in the cache."""
-    folder = CACHE / "codex" / f"npm-{version}"
-    script = folder / "node_modules" / ".bin" / "codex"
-    if not script.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def alone(lock: Path) -> Generator[None]:
+    """Keep out all other processes that ask for the same *lock*, a file."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def from_npm(name: str, *packages: str, options: Sequence[str] = ()) -> Path:
+    """Return a folder below which *packages* are installed, once and kept in the cache.
+
+    Tests run side by side in several processes: the first fetches, the others wait.
+    """
+    folder = CACHE / name
+    if folder.exists():
+        return folder
+    with alone(folder.with_name(f"{folder.name}.lock")):
+        if folder.exists():
+            return folder
         with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-            install = ["npm", "install", "--prefix", place, "--no-audit", "--no-fund"]
+            made = Path(place) / "made"
+            made.mkdir()
+            install = ["npm", "install", "--prefix", str(made), "--no-audit", "--no-fund"]
             try:
                 done = subprocess.run(
-                    [*install, "--loglevel=error", f"@openai/codex@{version}"],
+                    [*install, "--loglevel=error", *options, *packages],
                     capture_output=True,
                     text=True,
                 )
@@ -63,10 +79,17 @@ def npm_codex(version: str) -> Path:
             except OSError as error:
                 problem = str(error)
             if problem:
-                cannot_have(f"Codex {version} from npm: {problem}")
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(place, folder, symlinks=True)
-    return script
+                cannot_have(f"{packages[0]} from npm: {problem}")
+            # Whole or not at all, for those that look without waiting.
+            made.rename(folder)
+    return folder
+
+
+@cache
+def npm_codex(version: str) -> Path:
+    """Return npm's `codex` script of *version*."""
+    folder = from_npm(f"codex/npm-{version}", f"@openai/codex@{version}")
+    return folder / "node_modules" / ".bin" / "codex"
 
 
 @cache

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
-import pytest
 from mcp import Client
 
-from far_ends import FakeCodex, Json, Lab, call, connect, marked, until
+from far_ends import FakeCodex, Json, Lab, Note, call, connect, marked, until
 
 PRELUDE = """
 import signal, subprocess
@@ -185,7 +184,7 @@ STREAMS = {
     "success, then output without end": Case(
         f"{ANSWER}\nwhile True:\n    put(b'more\\n'); time.sleep(0.01)",
         says="the answer",
-        arguments={"timeout_s": 15},
+        arguments={"timeout_s": 60},
     ),
     "garbage without end": Case(
         "while True:\n    put(b'garbage\\n' * 100); time.sleep(0.01)",
@@ -256,7 +255,7 @@ class Bench:
         results: dict[str, Json] = {}
 
         async def one(name: str, case: Case) -> None:
-            arguments: Json = {"timeout_s": 60, "wait_s": 90} | case.arguments
+            arguments: Json = {"timeout_s": 300, "wait_s": 330} | case.arguments
             results[name] = await call(self.client, "codex_run", prompt=name, **arguments)
 
         async with anyio.create_task_group() as tasks:
@@ -281,7 +280,7 @@ async def bench(
     lab: Lab,
     cases: dict[str, Case],
     *options: str,
-    within_s: float = 120,
+    within_s: float = 400,
 ) -> AsyncGenerator[Bench]:
     """Start a server whose Codex plays the case that the prompt names."""
     fake.folder.mkdir(parents=True, exist_ok=True)
@@ -296,7 +295,7 @@ async def bench(
         ) as client:
             (server,) = marked(tag)
             yield Bench(client, tag, server)
-        await until(lambda: not marked(tag), within_s=15)
+        await until(lambda: not marked(tag), within_s=60)
 
 
 def wrong(cases: dict[str, Case], results: dict[str, Json]) -> dict[str, Json]:
@@ -333,7 +332,7 @@ async def test_counts_at_the_edge_of_64_bits_do_not_end_the_server(
         for count in (2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**300)
     }
     cases["exit code"] = Case(f"put(command('x', exit_code=2**64 - 1)); {ANSWER}")
-    async with bench(mode, fake, lab, cases, within_s=30) as here:
+    async with bench(mode, fake, lab, cases) as here:
         for name, case in cases.items():
             results = await here.play({name: case})
             assert wrong({name: case}, results) == {}
@@ -364,7 +363,7 @@ async def test_a_hostile_thread_id_neither_breaks_the_run_nor_leads_out_of_the_s
 
 
 async def test_one_line_of_100_mb_leaves_the_memory_bounded(
-    mode: str, lab: Lab, fake: FakeCodex, capsys: pytest.CaptureFixture[str]
+    mode: str, lab: Lab, fake: FakeCodex, note: Note
 ) -> None:
     cases = {
         "an answer": Case("put(thread(), message('a' * 100_000_000), done())", says="left out"),
@@ -381,7 +380,7 @@ async def test_one_line_of_100_mb_leaves_the_memory_bounded(
                 assert len(results[name]["final_response"]) <= 40_000
         after = here.memory("VmRSS")
         assert here.left() == []
-    report(capsys, f"100 MB line, {mode}: RSS {before} -> {after} MB, peaks {peaks} MB")
+    note("measured", f"100 MB line, {mode}: RSS {before} -> {after} MB, peaks {peaks} MB")
     assert max(peaks) < before + 6 * 100
     # What stays is what the allocator keeps of one line's pieces, however many lines come.
     assert after < before + 150
@@ -411,7 +410,7 @@ async def test_the_longest_command_neither_blocks_the_server_nor_outlives_its_ti
 
 
 async def test_a_flood_of_stderr_leaves_the_memory_bounded(
-    mode: str, lab: Lab, fake: FakeCodex, capsys: pytest.CaptureFixture[str]
+    mode: str, lab: Lab, fake: FakeCodex, note: Note
 ) -> None:
     cases = {
         "1 GB": Case(
@@ -430,13 +429,13 @@ async def test_a_flood_of_stderr_leaves_the_memory_bounded(
         results = await here.play(cases)
         peak = here.memory("VmHWM")
         assert here.left() == []
-    report(capsys, f"1 GB of stderr, {mode}: RSS {before} MB, peak {peak} MB")
+    note("measured", f"1 GB of stderr, {mode}: RSS {before} MB, peak {peak} MB")
     assert wrong(cases, results) == {}
     assert peak < before + 60
 
 
 async def test_a_million_events_leave_the_memory_bounded(
-    lab: Lab, fake: FakeCodex, capsys: pytest.CaptureFixture[str]
+    lab: Lab, fake: FakeCodex, note: Note
 ) -> None:
     cases = {
         "events": Case(
@@ -455,7 +454,7 @@ async def test_a_million_events_leave_the_memory_bounded(
         results = await here.play(cases)
         peak = here.memory("VmHWM")
         assert here.left() == []
-    report(capsys, f"a million events: RSS {before} MB, peak {peak} MB")
+    note("measured", f"a million events: RSS {before} MB, peak {peak} MB")
     assert wrong(cases, results) == {}
     result = results["events"]
     assert result["command_count"] == 999
@@ -511,12 +510,12 @@ async def test_a_stall_is_silence_with_nothing_at_work(
     stalled = ("timed_out", "stalled")
     reconnecting = "put(error(f'Reconnecting... {n}/5 (stream disconnected)')); time.sleep(0.2)"
     cases = {
-        "silence from the start": Case("time.sleep(600)", *stalled, arguments={"timeout_s": 8}),
+        "silence from the start": Case("time.sleep(600)", *stalled, arguments={"timeout_s": 60}),
         "silence in the turn": Case("put(thread(), message('so far')); time.sleep(600)", *stalled),
         "silence, deaf": Case("deaf(); fork(3, 600); put(thread()); time.sleep(600)", *stalled),
         "silence, stdout closed": Case("put(thread()); os.close(1); time.sleep(600)", *stalled),
         "only blank lines": Case(
-            "while True:\n    put(b'\\n'); time.sleep(0.2)", *stalled, arguments={"timeout_s": 8}
+            "while True:\n    put(b'\\n'); time.sleep(0.2)", *stalled, arguments={"timeout_s": 60}
         ),
         "only reconnecting": Case(
             f"put(thread())\nfor n in range(1, 9**9):\n    {reconnecting}",
@@ -524,34 +523,34 @@ async def test_a_stall_is_silence_with_nothing_at_work(
             "Reconnecting...",
         ),
         "silence after a command": Case(
-            "put(command('make', 'started')); time.sleep(3); put(command('make'))\ntime.sleep(600)",
+            "put(command('make', 'started')); time.sleep(6); put(command('make'))\ntime.sleep(600)",
             *stalled,
         ),
         "a long command": Case(
-            f"put(command('make', 'started')); time.sleep(6); put(command('make')); {ANSWER}",
+            f"put(command('make', 'started')); time.sleep(9); put(command('make')); {ANSWER}",
             says="the answer",
         ),
         "a long command while reconnecting": Case(
-            f"put(command('make', 'started'))\nfor n in range(30):\n    {reconnecting}\n{ANSWER}",
+            f"put(command('make', 'started'))\nfor n in range(45):\n    {reconnecting}\n{ANSWER}",
             says="the answer",
         ),
         "a long tool call": Case(
             "put(item('mcp_tool_call', 'started', tool='x', status='in_progress'))\n"
-            f"time.sleep(6); put(item('mcp_tool_call', tool='x')); {ANSWER}",
+            f"time.sleep(9); put(item('mcp_tool_call', tool='x')); {ANSWER}",
             says="the answer",
         ),
         "slow but sure": Case(
-            f"for _ in range(6):\n    put({{'type': 'new.event'}}); time.sleep(1)\n{ANSWER}",
+            f"for _ in range(9):\n    put({{'type': 'new.event'}}); time.sleep(1)\n{ANSWER}",
             says="the answer",
         ),
         "a command that never ends": Case(
             "put(command('make', 'started')); time.sleep(600)",
             "timed_out",
             "timed_out",
-            arguments={"timeout_s": 6},
+            arguments={"timeout_s": 10},
         ),
     }
-    options = ("--stall-s", "2.5", "--max-runs", "16")
+    options = ("--stall-s", "4", "--max-runs", "16")
     async with bench(mode, fake, lab, cases, *options) as here:
         results = await here.play(cases)
         assert here.left() == []
@@ -563,9 +562,3 @@ async def waited(client: Client, *run_ids: str) -> list[Json]:
     answer = await client.call_tool("codex_wait", {"run_ids": list(run_ids), "wait_s": 0})
     assert answer.structured_content is not None
     return list(answer.structured_content["runs"])
-
-
-def report(capsys: pytest.CaptureFixture[str], line: str) -> None:
-    """Show *line* though the test passes."""
-    with capsys.disabled():
-        print(f"\n{line}")  # noqa: T201

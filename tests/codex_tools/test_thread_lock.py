@@ -170,7 +170,7 @@ async def test_a_child_that_was_given_the_lock_keeps_it_when_its_parent_dies(
         assert is_busy(tmp_path)
     finally:
         os.kill(heir, signal.SIGKILL)
-    await until(lambda: not is_busy(tmp_path), within_s=20)
+    await until(lambda: not is_busy(tmp_path), within_s=60)
 
 
 def test_a_process_started_meanwhile_does_not_inherit_the_lock(tmp_path: Path) -> None:

@@ -59,7 +59,10 @@ def home(version: str, grown: Path) -> Generator[RealHome]:
 
 @pytest.fixture
 def state(mode: str, grown: Path, version: str, tmp_path: Path) -> Path:
-    """A state folder without an index in the one mode, with one that grew in the other."""
+    """A state folder without an index in the one mode, with one that grew in the other.
+
+    So the modes are more than modes here, and each is met with each version.
+    """
     return tmp_path if mode == MODES[0] else grown / version
 
 
@@ -123,6 +126,7 @@ def stamp(ms: float) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
+@pytest.mark.every_pair
 async def test_usage_is_what_the_model_answered(home: RealHome, state: Path, mode: str) -> None:
     used = home.used()
     by: dict[str, Callable[[Used], str]] = {
@@ -143,6 +147,7 @@ async def test_usage_is_what_the_model_answered(home: RealHome, state: Path, mod
     assert report["rate_limits"] is None
 
 
+@pytest.mark.every_pair
 async def test_a_part_of_usage_is_that_part_of_what_the_model_answered(
     home: RealHome, state: Path, mode: str
 ) -> None:
@@ -176,6 +181,7 @@ async def test_a_part_of_usage_is_that_part_of_what_the_model_answered(
             assert keyed(report) == groups(part, lambda each: each.thread_id), arguments
 
 
+@pytest.mark.every_pair
 async def test_threads_are_told_as_they_were_made(home: RealHome, state: Path, mode: str) -> None:
     async with server(mode, home, state) as client:
         sessions = await all_sessions(client)

@@ -15,43 +15,28 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from io import StringIO
-from itertools import cycle, groupby
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import IO, Any, cast
 
 import anyio
 import anyio.to_thread
 import pytest
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
-from far_ends import Json, Lab, environment, marked, open_lab, server_program
+from endings import KINDS, OTHERS, Ending
+from far_ends import Json, Lab, Note, environment, marked, open_lab, server_program
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 
 SLEEPERS = (
     "sleep 601 & nohup sleep 602 >/dev/null 2>&1 & setsid sleep 603 & "
     "(setsid sh -c 'sleep 604 & sleep 605' &) ; echo ready; sleep 600"
 )
-KINDS = {
-    "sleep 600": "foreground",
-    "sleep 601": "background",
-    "sleep 602": "nohup",
-    "sleep 603": "setsid",
-    "sleep 604": "double fork",
-    "sleep 605": "double fork",
-}
-OTHERS = "Codex"
-"""What is none of the sleepers: Codex, its sandbox, its shells, our guard."""
-
-COLUMNS = (*dict.fromkeys(KINDS.values()), OTHERS)
 SANDBOXES = ("workspace-write", "danger-full-access")
 AT_ONCE = 3
-GONE_WITHIN_S = 5.0
+GONE_WITHIN_S = 20.0
 WAIT_S = 60.0
 RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 
@@ -251,139 +236,61 @@ IMPATIENT = (
 
 
 @dataclass
-class Ending:
-    """What was seen of one end of one run."""
+class Play:
+    """A run to be ended, and what is seen of it."""
 
     end: End
-    version: str
-    sandbox: str
-    mode: str
-    left: Counter[str] | None = None
-    """How many processes outlived it, by their kind."""
-    gone_s: float | None = None
-    exit_code: int | None = None
-    exit_s: float | None = None
-    goes_on: bool = False
-    fault: str = ""
+    seen: Ending
 
-    def __str__(self) -> str:
-        return f"{self.end.name}, {self.version}, {self.sandbox}, {self.mode}: {self.fault}"
+    @classmethod
+    def of(cls, end: End, version: str, sandbox: str, mode: str) -> Play:
+        place = (*ENDS, *IMPATIENT).index(end)
+        return cls(end, Ending(place, end.name, not end.exit_codes, version, sandbox, mode))
 
 
-@dataclass
-class Matrix:
-    """All endings; a plugin of pytest that shows them when the tests are over."""
-
-    endings: list[Ending] = field(default_factory=list[Ending])
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        left = sum(sum(ending.left.values()) for ending in self.endings if ending.left)
-        faults = sum(1 for ending in self.endings if ending.fault)
-        terminalreporter.section("kill matrix")
-        terminalreporter.write_line(
-            f"{len(self.endings)} runs ended, {left} processes left, {faults} faults."
-            " Two numbers in a cell: protocol 2026-07-28, and 2025-11-25."
-        )
-        terminalreporter.write(self.drawn())
-
-    def drawn(self) -> str:
-        """Return the table, a row for the runs of both eras."""
-        table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-        for column in ("end", "Codex", "sandbox", *COLUMNS):
-            table.add_column(column.replace(" ", "\n"), no_wrap=True)
-        for column in ("gone\nafter s", "server", "exits\nafter s", "thread"):
-            table.add_column(column, no_wrap=True)
-        order = {end.name: i for i, end in enumerate((*ENDS, *IMPATIENT))}
-
-        def key(ending: Ending) -> tuple[int, str, str]:
-            return order[ending.end.name], ending.version, ending.sandbox
-
-        shown = ""
-        for _, group in groupby(sorted(self.endings, key=key), key):
-            runs = sorted(group, key=lambda ending: ending.mode)
-            first = runs[0]
-            if shown and shown != first.end.name:
-                table.add_section()
-            table.add_row(
-                "" if shown == first.end.name else first.end.name,
-                first.version,
-                first.sandbox,
-                *(_cell(_count(run, kind) for run in runs) for kind in COLUMNS),
-                _cell(_seconds(run.gone_s) for run in runs),
-                _cell(dict.fromkeys(_server(run) for run in runs)),
-                _cell(_seconds(run.exit_s) for run in runs) if first.end.exit_codes else "",
-                _cell(dict.fromkeys("goes on" if run.goes_on else "?" for run in runs)),
-            )
-            shown = first.end.name
-        text = StringIO()
-        Console(file=text, width=180, color_system=None).print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
-
-
-def _cell(texts: Iterable[str]) -> str:
-    return " ".join(texts)
-
-
-def _count(ending: Ending, kind: str) -> str:
-    return "?" if ending.left is None else str(ending.left[kind])
-
-
-def _seconds(value: float | None) -> str:
-    return "?" if value is None else f"{value:.2f}"
-
-
-def _server(ending: Ending) -> str:
-    if not ending.end.exit_codes:
-        return "lives"
-    return "?" if ending.exit_code is None else f"exit {ending.exit_code}"
-
-
-@pytest.fixture(scope="module")
-def matrix(request: pytest.FixtureRequest) -> Matrix:
-    """The table, which stays after the tests for pytest to show it."""
-    matrix = Matrix()
-    request.config.pluginmanager.register(matrix)
-    return matrix
-
-
+@pytest.mark.every_pair
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 async def test_whatever_ends_a_run_nothing_is_left_and_the_thread_goes_on(
-    codex: Path, version: str, mode: str, sandbox: str, matrix: Matrix
+    codex: Path, version: str, mode: str, sandbox: str, note: Note
 ) -> None:
-    endings = [Ending(end, version, sandbox, mode) for end in ENDS]
-    await play_all(endings, codex, matrix)
+    plays = [Play.of(end, version, sandbox, mode) for end in ENDS]
+    await play_all(plays, codex, note)
 
 
+@pytest.mark.every_pair
 async def test_no_second_signal_cuts_the_clean_up_short(
-    codex: Path, version: str, mode: str, matrix: Matrix
+    codex: Path, version: str, mode: str, note: Note
 ) -> None:
-    endings = [Ending(end, version, "danger-full-access", mode) for end in IMPATIENT]
-    await play_all(endings, codex, matrix)
+    plays = [Play.of(end, version, "danger-full-access", mode) for end in IMPATIENT]
+    await play_all(plays, codex, note)
 
 
-async def play_all(endings: Sequence[Ending], codex: Path, matrix: Matrix) -> None:
-    """Play *endings* side by side, and fail if one is not what it should be."""
-    matrix.endings += endings
+async def play_all(plays: Sequence[Play], codex: Path, note: Note) -> None:
+    """Play all side by side, note what was seen, and fail if one is not what it should be."""
     places = anyio.CapacityLimiter(AT_ONCE)
 
-    async def play_in_turn(ending: Ending) -> None:
+    async def play_in_turn(each: Play) -> None:
         async with places:
             try:
-                await play(ending, codex)
+                await play(each.end, each.seen, codex)
             except (AssertionError, TimeoutError, OSError) as error:
                 # The others go on: the table shall be whole.
-                ending.fault = f"{type(error).__name__}: {error}"
+                each.seen.fault = f"{type(error).__name__}: {error}"
 
-    async with anyio.create_task_group() as tasks:
-        for ending in endings:
-            tasks.start_soon(play_in_turn, ending)
-    faults = [str(ending) for ending in endings if ending.fault]
+    try:
+        async with anyio.create_task_group() as tasks:
+            for each in plays:
+                tasks.start_soon(play_in_turn, each)
+    finally:
+        for each in plays:
+            note("ending", each.seen.noted())
+    faults = [str(each.seen) for each in plays if each.seen.fault]
     assert not faults, "\n".join(faults)
 
 
-async def play(ending: Ending, codex: Path) -> None:
+async def play(end: End, ending: Ending, codex: Path) -> None:
     """Run the sleepers, end them, note what is left, and go on with the thread."""
-    end, mark = ending.end, str(uuid.uuid4())
+    mark = str(uuid.uuid4())
     tag = f"FAR_END={mark}"
     with open_lab(ending.version) as lab:
         prompt = lab.script("sleep", do(Shell(SLEEPERS)), say("never said"))
@@ -399,7 +306,7 @@ async def play(ending: Ending, codex: Path) -> None:
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(end.bring, server, request, run_id)
                         await watch(ending, server.process, tag, began)
-                assert ending.left == Counter()
+                assert ending.left == {}
                 (rollout,) = lab.rollouts()
                 thread_id = rollout.stem[-36:]
                 if not end.exit_codes:
@@ -439,11 +346,11 @@ async def watch(ending: Ending, process: subprocess.Popen[bytes], tag: str, bega
             ending.gone_s = took_s
         if ending.exit_code is None and (code := process.poll()) is not None:
             ending.exit_code, ending.exit_s = code, took_s
-        exited = ending.exit_code is not None or not ending.end.exit_codes
+        exited = ending.exit_code is not None or ending.server_lives
         if (not left and exited) or took_s > (GONE_WITHIN_S if left else WAIT_S):
             break
         await anyio.sleep(0.03)
-    ending.left = Counter(KINDS.get(command(pid), OTHERS) for pid in left)
+    ending.left = dict(Counter(KINDS.get(command(pid), OTHERS) for pid in left))
 
 
 async def go_on(ending: Ending, server: Server, thread_id: str) -> None:

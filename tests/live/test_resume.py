@@ -153,7 +153,7 @@ async def test_unknown_and_malformed_threads_never_reach_codex(
 
 async def test_two_resumes_of_one_thread_never_both_run(codex: Path, mode: str, lab: Lab) -> None:
     """In one server, and across two of them."""
-    lab.script("slow", say("slow answer", delay_s=3))
+    lab.script("slow", say("slow answer", delay_s=8))
     async with connect(mode, codex, lab) as one, connect(mode, codex, lab) as two:
         first = await call(one, "codex_run", prompt="a")
         thread = first["thread_id"]
@@ -178,7 +178,7 @@ async def test_two_resumes_of_one_thread_never_both_run(codex: Path, mode: str, 
 
 
 async def test_a_thread_that_is_being_made_is_busy_too(codex: Path, mode: str, lab: Lab) -> None:
-    lab.script("slow", say("slow answer", delay_s=3))
+    lab.script("slow", say("slow answer", delay_s=8))
     async with connect(mode, codex, lab) as client:
         results: dict[str, Json] = {}
 

@@ -172,7 +172,7 @@ async def test_a_thread_from_the_terminal_is_found_and_goes_on(
 
 async def test_a_run_of_this_server_is_told_as_running(codex: Path, mode: str, lab: Lab) -> None:
     """However long it has been silent, and by whichever server is asked."""
-    lab.script("slow", say("slow answer", delay_s=2.5))
+    lab.script("slow", say("slow answer", delay_s=8))
     results: list[Json] = []
     at_work: list[Json] = []
     async with connect(mode, codex, lab) as one, connect(mode, codex, lab) as two:
@@ -198,7 +198,7 @@ async def test_a_run_of_this_server_is_told_as_running(codex: Path, mode: str, l
 async def test_a_codex_in_the_terminal_is_told_as_running_until_it_is_killed(
     version: str, mode: str, lab: Lab
 ) -> None:
-    lab.script("slow", say("never heard", delay_s=20))
+    lab.script("slow", say("never heard", delay_s=120))
     async with connect(mode, real_codex(version), lab) as client:
         with exec_at_work(lab, real_codex(version), "slow") as process:
             await until(lambda: was_asked(lab, "slow"))
@@ -220,7 +220,7 @@ async def test_a_codex_in_the_terminal_is_told_as_running_until_it_is_killed(
 async def test_a_stopped_run_is_told_as_interrupted(
     codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
-    lab.script("slow", say("never heard", delay_s=20))
+    lab.script("slow", say("never heard", delay_s=120))
     async with connect(mode, codex, lab) as client:
         run = await call(client, "codex_run", prompt="slow", wait_s=0)
         await until(lambda: was_asked(lab, "slow"))

@@ -147,8 +147,8 @@ async def test_the_end_of_a_server_loses_no_result_and_no_thread(
 async def test_a_second_server_sees_the_runs_of_the_first_and_waits_for_them(
     codex: Path, lab: Lab
 ) -> None:
-    lab.script("short", say("short answer", delay_s=4))
-    lab.script("long", say("long answer", delay_s=6))
+    lab.script("short", say("short answer", delay_s=10))
+    lab.script("long", say("long answer", delay_s=12))
     async with connect("auto", codex, lab) as one, connect("legacy", codex, lab) as two:
         runs = await begin(one, ("short", "long"))
         await until(lambda: {"short", "long"} <= {r.prompt for r in lab.model.requests})

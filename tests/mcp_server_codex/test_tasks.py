@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import tempfile
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +15,6 @@ import pytest
 from anyio.abc import Process
 
 from far_ends import (
-    CACHE,
     FakeCodex,
     Json,
     Lab,
@@ -26,6 +22,7 @@ from far_ends import (
     cannot_have,
     environment,
     events,
+    from_npm,
     marked,
     server_program,
     thread_line,
@@ -45,29 +42,11 @@ FAILING = events(
 HANGS_S = 120.0
 
 
-@cache
 def ext_tasks() -> Path:
-    """Return the extension's published module, fetched once and kept in the cache."""
-    folder = CACHE / "npm" / "ext-tasks-0.2.2"
+    """Return the extension's published module."""
+    folder = from_npm("npm/ext-tasks-0.2.2", *PACKAGES, options=("--ignore-scripts",))
     scope = folder / "node_modules" / "@modelcontextprotocol"
-    module = scope / "ext-tasks" / "dist" / "core" / "v2" / "index.js"
-    if not module.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-            install = ["npm", "install", "--prefix", place, "--no-audit", "--no-fund"]
-            options = ["--loglevel=error", "--ignore-scripts"]
-            try:
-                done = subprocess.run(
-                    [*install, *options, *PACKAGES], capture_output=True, text=True
-                )
-                problem = done.stderr.strip() if done.returncode else ""
-            except OSError as error:
-                problem = str(error)
-            if problem:
-                cannot_have(f"{PACKAGES[0]} from npm: {problem}")
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(place, folder, symlinks=True)
-    return module
+    return scope / "ext-tasks" / "dist" / "core" / "v2" / "index.js"
 
 
 JUDGE = """\

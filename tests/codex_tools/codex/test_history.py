@@ -602,7 +602,7 @@ def test_the_first_page_of_a_large_home_is_right_before_all_is_read(
         assert first["total"] is None
         assert 0 < opened < len(truth.sessions)
         # The rest is read meanwhile.
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while sessions(history, **asked)["total"] is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -694,8 +694,8 @@ def test_an_index_that_is_closed_while_it_reads_on_ends_at_once(
 ) -> None:
     home, truth = large
     history = History(home, tmp_path / "state", PRICES)
-    sessions(history)
-    began = time.monotonic()
-    history.close()
-    assert time.monotonic() - began < 2
+    with opened_files(home) as seen:
+        sessions(history)
+        history.close()
+    assert len({*rollouts_in(seen)}) < len(truth.sessions)
     assert_exact(answers(home, tmp_path / "state"), truth)
