@@ -615,6 +615,25 @@ def test_words_beside_a_reference_are_told_by_what_holds_it() -> None:
     assert sent["properties"]["there"]["description"] == "Where it is"
 
 
+def test_a_list_of_equal_places_stays_a_list() -> None:
+    point = {"type": "array", "prefixItems": [{"type": "number"}] * 2}
+    schema = of_properties(a=point | {"minItems": 2}, b=point | {"maxItems": 1}, c=point)
+    properties = make_strict(schema | {"required": ["a", "b", "c"]}).schema["properties"]
+    numbers: Json = {"type": "array", "items": {"type": "number"}}
+    assert properties["a"] == numbers | {"minItems": 2, "maxItems": 2}
+    assert properties["b"] == numbers | {"minItems": 0, "maxItems": 1}
+    assert properties["c"] == numbers | {"minItems": 0, "maxItems": 2}
+
+
+def test_values_that_other_keywords_exclude_are_not_sent() -> None:
+    schema = of_properties(a={"enum": [1, 5, 9, "x"], "minimum": 2, "not": {"enum": [9]}})
+    sent = make_strict(schema | {"required": ["a"]}).schema["properties"]["a"]
+    assert [each["enum"] for each in sent["anyOf"]] == [["x"], [5]] or sent["anyOf"] == [
+        {"type": "integer", "enum": [5]},
+        {"type": "string", "enum": ["x"]},
+    ]
+
+
 def test_a_condition_on_a_known_value_is_sent_exactly() -> None:
     case = next(case for case in USABLE if case["name"] == "if, then, else")
     first, second = make_strict(case["schema"]).schema["properties"]["answer"]["anyOf"]
@@ -678,6 +697,17 @@ def test_ten_levels_are_sent_and_more_by_a_reference() -> None:
     assert breaches(make_strict(schema).schema) == []
     referring = of_properties(a={"$ref": "#/$defs/b"}) | {"$defs": {"b": schema}}
     assert breaches(make_strict(referring).schema) == []
+
+
+def test_a_map_takes_two_levels() -> None:
+    for levels in (8, 9):
+        schema: Json = {"type": "object", "additionalProperties": {"type": "integer"}}
+        for _ in range(levels):
+            schema = of_properties(a=schema) | {"required": ["a"]}
+        if levels == 8:
+            assert breaches(make_strict(schema).schema) == []
+        else:
+            assert "more than 10 levels" in refusal(schema).problem
 
 
 def nested(key: str, *, listed: bool = False) -> Json:

@@ -230,7 +230,9 @@ class Document:
                 " let the $ref stand alone, as an own property or in anyOf",
             )
         if len(within) > DEEP:
-            raise InvalidOutputSchema(path, f"more than {DEEP} $ref and allOf inside each other; merge some yourself")
+            raise InvalidOutputSchema(
+                path, f"more than {DEEP} $ref and allOf inside each other; merge some yourself"
+            )
         within |= {id(said)}
         for key, value in said.items():
             self._take(node, key, value, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from codex_tools.codex.errors import InvalidOutputSchema
 from codex_tools.strict_answer import KEY, VALUE, Entries, Leaf, Shape, Text, Union
@@ -44,7 +44,9 @@ class At:
     def inside(self, path: str, levels: int = 0) -> At:
         """Return the place *path*, so many levels deeper."""
         if self.depth >= DEEP:
-            raise InvalidOutputSchema(path, f"more than {DEEP} schemas inside each other; ask for less")
+            raise InvalidOutputSchema(
+                path, f"more than {DEEP} schemas inside each other; ask for less"
+            )
         return At(cut(path, PATH), self.level + levels, self.depth + 1)
 
     def check_level(self) -> None:
@@ -202,6 +204,11 @@ def fixed(node: Node, path: str, tally: Tally) -> Part:
     if not is_const and "const" in node.said:
         values = [each for each in values if same(each, node.said["const"])]
     values = [each for each in values if not any(same(each, one) for one in node.excluded)]
+    bounds = {key: node.said[key] for key in (*_BOUNDS, *_TOLD) if key in node.said}
+    if bounds:
+        from jsonschema import Draft202012Validator  # Imported late, as it is slow.
+
+        values = [each for each in values if cast(Any, Draft202012Validator(bounds)).is_valid(each)]
     declared = node.said.get("type")
     types = [declared] if isinstance(declared, str) else declared
     kinds: dict[str, list[object]] = {}
