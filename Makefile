@@ -1,7 +1,7 @@
 # make demo: see it work. make test: all tests. Everything they need goes into .venv.
 PY := .venv/bin/python
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench prices format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -17,6 +17,10 @@ check: .venv/ready
 
 bench: .venv/ready
 	@$(PY) tests/bench/bench.py $(ARGS)
+
+# After an update of genai-prices: the table that spares importing it.
+prices: .venv/ready
+	@$(PY) -m codex_tools.codex.catalog
 
 format: .venv/ready
 	@.venv/bin/ruff check --fix -q . && .venv/bin/ruff format -q .
