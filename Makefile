@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Tests wait for other processes more than they work: two at a time for each of two processors.
 SIDE_BY_SIDE := -n 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench prices format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -20,6 +20,10 @@ check: .venv/ready
 
 bench: .venv/ready
 	@$(PY) tests/bench/bench.py $(ARGS)
+
+# After an update of genai-prices: the table that spares importing it.
+prices: .venv/ready
+	@$(PY) -m codex_tools.codex.catalog
 
 format: .venv/ready
 	@.venv/bin/ruff check --fix -q . && .venv/bin/ruff format -q .

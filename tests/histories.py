@@ -17,8 +17,8 @@ from typing import Any, cast
 
 from codex_tools.codex.history import History
 from codex_tools.codex.pricing import Prices, read_prices
+from codex_tools.codex.report import find_usage
 from codex_tools.sessions import SessionsRequest, find_sessions
-from codex_tools.usage import UsageRequest, find_usage
 from homes import Request, Session, Tokens, Truth, Used
 
 Json = dict[str, Any]
@@ -56,7 +56,7 @@ def open_history(home: Path, state: Path, prices: Prices = PRICES) -> Generator[
 def usage(history: History, **given: Any) -> Json:
     """Ask for usage; by UTC unless *given* says otherwise."""
     wanted: Json = {"timezone": "UTC"} | given
-    return find_usage(UsageRequest(**wanted), history, None)
+    return find_usage(history, None, **wanted)
 
 
 def sessions(history: History, **given: Any) -> Json:

@@ -56,6 +56,9 @@ def _serve(arguments: list[str]) -> None:
 
 
 def _run_command(name: str, arguments: list[str]) -> int:
+    import gc
+
+    gc.disable()  # A command ends before looking for garbage would pay.
     if name == "demo":
         from mcp_server_codex.cli.demo import run_demo
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,7 +15,7 @@ from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.period import instant, iso
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.record import Record, Usage
-from codex_tools.codex.report import tokens
+from codex_tools.codex.report import folder_names, tokens
 from codex_tools.codex.turns import Turn as ReadTurn
 from codex_tools.codex.turns import read_turns
 from codex_tools.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
@@ -262,13 +261,6 @@ def _turn(turn: ReadTurn, room: int) -> Json:
         "files_changed": files,
         "error": None if turn.error is None else quote(turn.error, 500),
     }
-
-
-def folder_names(cwd: str | None) -> tuple[str, ...]:
-    """Return the names that a folder goes by: as it was given, and with links resolved."""
-    if cwd is None:
-        return ()
-    return tuple(dict.fromkeys((os.path.normpath(cwd), os.path.realpath(cwd))))
 
 
 def refuse(error: CodexError) -> SessionsResult:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from codex_tools.codex.errors import CodexError, InvalidArguments
-from codex_tools.codex.history import History, Progress
-from codex_tools.codex.period import instant, zone_of
+from codex_tools.codex.errors import CodexError
 from codex_tools.codex.record import Record
-from codex_tools.codex.report import GroupBy, UsageQuery, report
+from codex_tools.codex.report import GroupBy, find_usage
 from codex_tools.result import RunError, tell_error
-from codex_tools.sessions import folder_names
 from codex_tools.tool import Context, Folder, Tool
-
-Json = dict[str, Any]
 
 
 class UsageRequest(Record):
@@ -93,33 +86,9 @@ class UsageResult(Record):
 async def usage(request: UsageRequest, context: Context) -> UsageResult:
     """Report what was used."""
     found = await context.read_history(
-        lambda history, progress: find_usage(request, history, progress)
+        lambda history, progress: find_usage(history, progress, **request.model_dump())
     )
     return UsageResult.model_validate(found)
-
-
-def find_usage(request: UsageRequest, history: History, progress: Progress | None) -> Json:
-    """Return the data of a UsageResult.
-
-    Raises:
-        InvalidArguments: A time or time zone is none.
-        HistoryUnavailable: There is no index to read.
-    """
-    try:
-        zone = zone_of(request.timezone)
-        query = UsageQuery(
-            group_by=request.group_by,
-            zone=zone,
-            since_ms=None if request.since is None else instant(request.since, zone),
-            until_ms=None if request.until is None else instant(request.until, zone, end=True),
-            cwd=folder_names(request.cwd),
-            model=request.model,
-            thread_id=request.thread_id,
-        )
-    except ValueError as error:
-        raise InvalidArguments([str(error)]) from None
-    history.refresh(progress)
-    return report(history, query) | {"error": None}
 
 
 def refuse(error: CodexError) -> UsageResult:

@@ -1,4 +1,7 @@
-"""What `sessions` and `usage` share: arguments, the index, its progress, errors."""
+"""What `sessions` and `usage` share: arguments, the index, its progress, errors.
+
+Imports neither pydantic nor rich nor anyio: they take longer than a report.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +9,63 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar, cast
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, cast
 
 from codex_tools.codex.errors import CodexError
-from codex_tools.codex.history import History
+from codex_tools.codex.history import History, Progress
 from codex_tools.codex.pricing import read_prices
 from codex_tools.codex.rollout import codex_home
-from codex_tools.tool import Tool
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
 
 Json = dict[str, Any]
-T = TypeVar("T")
 
-Find = Callable[[Any, History, Settings, Callable[[int, int], None]], Json]
+Find = Callable[[Json, History, Settings, Progress], Json]
+"""Finds the tool's structured result by its arguments."""
 
 
-def run_command(
-    tool: Tool[Any, Any],
-    arguments: list[str],
-    find: Find,
-    show: Callable[[Console, Any], None],
-    positional: str | None = None,
-) -> int:
-    """Do for a person what *tool* does for a model; return the exit code.
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of the tool, as a person gives it."""
 
-    Each argument of the tool is an option, and so are the server's own options.
+    name: str
+    help: str = ""
+    kind: Literal["text", "number", "flag", "words"] = "text"
+    """Words come without an option before them."""
+    choices: tuple[str, ...] | None = None
 
-    Args:
-        tool: The tool.
-        arguments: The command line after the command's name.
-        find: Finds the data of the tool's result.
-        show: Prints the result.
-        positional: The argument that is given without an option, if any.
-    """
-    name = f"mcp-server-codex {tool.name.removeprefix('codex_')}"
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What does for a person what a tool does for a model."""
+
+    name: str
+    about: str
+    arguments: tuple[Argument, ...]
+    """Each is an option, and so are the server's own options."""
+    find: Find
+    show: Callable[[Json], None]
+    """Prints what was found."""
+
+
+def run_command(command: Command, arguments: list[str]) -> int:
+    """Run *command* with the command line after its name; return the exit code."""
+    name = f"mcp-server-codex {command.name}"
 
     def fail(problem: str) -> NoReturn:
         sys.stderr.write(f"{name}: {problem}\nTry '{name} --help'.\n")
         sys.exit(2)
 
-    parser = _parser(name, tool, positional)
+    parser = _parser(name, command)
     values = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
     as_json = values.pop("json")
     settings = read_settings(_of_server(values), os.environ, fail)
     history = History(codex_home(), settings.state_dir, read_prices(settings.prices))
     try:
-        request = tool.read(_typed(tool, values, fail))
         with _bar() as progress:
-            found = find(request, history, settings, progress)
-        result = tool.result.model_validate(found)
+            found = command.find(_typed(command, values, fail), history, settings, progress)
     except CodexError as error:
         sys.stderr.write(f"{name}: {error.message}\n{error.hint}\n")
         return 2 if error.kind == "invalid_arguments" else 1
@@ -68,9 +75,9 @@ def run_command(
         history.close()
     try:
         if as_json:
-            print(json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False))  # noqa: T201 - the command's output
+            print(json.dumps(found, indent=2, ensure_ascii=False))  # noqa: T201 - the command's output
         else:
-            show(Console(highlight=False), result)
+            command.show(found)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, `head` say, has enough; Python must not complain at its end either.
@@ -78,27 +85,30 @@ def run_command(
     return 0
 
 
-def _parser(name: str, tool: Tool[Any, Any], positional: str | None) -> argparse.ArgumentParser:
+def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
-        description=tool.description,
+        description=command.about,
         epilog="The server's options, such as --state-dir and --prices, are taken as well.",
         allow_abbrev=False,
     )
     for option in OPTIONS:
         parser.add_argument(option.flag, action="append", help=argparse.SUPPRESS)
-    schema = tool.request.model_json_schema()["properties"]
-    for key in tool.request.model_fields:
-        about = schema[key].get("description", "")
-        if key == positional:
-            parser.add_argument(key, nargs="*", default=None, help=about)
-        elif schema[key].get("type") == "boolean":
-            flag = f"--{key.replace('_', '-')}"
+    for argument in command.arguments:
+        flag, about = _flag(argument.name), argument.help
+        if argument.kind == "words":
+            parser.add_argument(argument.name, nargs="*", default=None, help=about)
+        elif argument.kind == "flag":
             parser.add_argument(flag, action="store_true", default=None, help=about)
         else:
-            parser.add_argument(f"--{key.replace('_', '-')}", metavar="X", help=about)
+            metavar = None if argument.choices else "X"
+            parser.add_argument(flag, metavar=metavar, choices=argument.choices, help=about)
     parser.add_argument("--json", action="store_true", help="the tool's structured result")
     return parser
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _of_server(values: Json) -> list[str]:
@@ -107,17 +117,17 @@ def _of_server(values: Json) -> list[str]:
     return [word for flag, texts in given.items() for text in texts for word in (flag, text)]
 
 
-def _typed(tool: Tool[Any, Any], values: Json, fail: Callable[[str], NoReturn]) -> Json:
+def _typed(command: Command, values: Json, fail: Callable[[str], NoReturn]) -> Json:
     """Return the arguments of the tool: words joined, numbers read, folders made absolute."""
-    schema = tool.request.model_json_schema()["properties"]
+    kinds = {argument.name: argument.kind for argument in command.arguments}
     typed: Json = {}
     for key, value in values.items():
         if isinstance(value, list):
             if words := cast("list[str]", value):
                 typed[key] = " ".join(_quoted(words))
-        elif schema[key].get("type") == "integer":
+        elif kinds[key] == "number":
             if not str(value).isdecimal():
-                fail(f"--{key.replace('_', '-')}: must be a whole number")
+                fail(f"{_flag(key)}: must be a whole number")
             typed[key] = int(value)
         else:
             typed[key] = os.path.abspath(value) if key == "cwd" else value  # noqa: PTH100 - follows no link, as a path that was typed
@@ -128,39 +138,37 @@ def _quoted(words: Sequence[str]) -> list[str]:
     return [f'"{word}"' if " " in word and '"' not in word else word for word in words]
 
 
-class _Bar:
-    """A progress bar on stderr that appears when there is something to wait for."""
+@contextmanager
+def _bar() -> Generator[Progress]:
+    """Show on a terminal how far it has come, once there is something to wait for."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich import progress as rich
+    from rich.console import Console
 
-    def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("Reading rollouts"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._started = False
-        self._task = self._bar.add_task("", total=None)
+    bar = rich.Progress(
+        rich.TextColumn("Reading rollouts"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task("", total=None)
+    started = False
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show how far it has come."""
-        if total and sys.stderr.isatty():
-            self._bar.start()
-            self._started = True
-        self._bar.update(self._task, completed=done, total=total or None)
+    def show(done: int, total: int) -> None:
+        nonlocal started
+        if total and not started:
+            bar.start()
+            started = True
+        bar.update(task, completed=done, total=total or None)
 
-    def __enter__(self) -> _Bar:
-        """Return the bar itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
-        if self._started:
-            self._bar.stop()
-
-
-def _bar() -> _Bar:
-    return _Bar()
+    try:
+        yield show
+    finally:
+        if started:
+            bar.stop()
 
 
 def short(count: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 from rich import box
@@ -15,30 +15,57 @@ from rich.rule import Rule
 from rich.table import Table
 
 from codex_tools.codex.errors import CodexError
-from codex_tools.codex.history import History
+from codex_tools.codex.history import History, Progress
 from codex_tools.codex.program import find_codex
 from codex_tools.sessions import SESSIONS, Session, SessionsResult, Turn, find_sessions
-from mcp_server_codex.cli.command import run_command, short
+from codex_tools.tool import Tool
+from mcp_server_codex.cli.command import Argument, Command, run_command, short
 from mcp_server_codex.settings import Settings
+
+Json = dict[str, Any]
 
 _COLOURS = {"completed": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 
 
 def run_sessions(arguments: list[str]) -> int:
     """Run the command; return the exit code."""
-    return run_command(SESSIONS, arguments, _find, show, positional="query")
+    command = Command(
+        name="sessions",
+        about=SESSIONS.description,
+        arguments=arguments_of(SESSIONS, words="query"),
+        find=_find,
+        show=_show,
+    )
+    return run_command(command, arguments)
 
 
-def _find(request: Any, history: History, settings: Settings, progress: Any) -> Any:
+def arguments_of(tool: Tool[Any, Any], words: str | None = None) -> tuple[Argument, ...]:
+    """Return the arguments of *tool*; the one named *words* comes without an option."""
+    kinds: dict[str, Literal["number", "flag"]] = {"integer": "number", "boolean": "flag"}
+    return tuple(
+        Argument(
+            name,
+            about.get("description", ""),
+            "words" if name == words else kinds.get(about.get("type"), "text"),
+            tuple(about["enum"]) if "enum" in about else None,
+        )
+        for name, about in tool.request.model_json_schema()["properties"].items()
+    )
+
+
+def _find(values: Json, history: History, settings: Settings, progress: Progress) -> Json:
+    request = SESSIONS.read(values)
     try:
         program = anyio.run(find_codex, settings.codex_bin)
     except CodexError:
         program = None
-    return find_sessions(request, history, settings.state_dir, program, progress)
+    found = find_sessions(request, history, settings.state_dir, program, progress)
+    return SessionsResult.model_validate(found).model_dump(mode="json")
 
 
-def show(console: Console, result: SessionsResult) -> None:
+def _show(found: Json) -> None:
     """Print a list, or one thread."""
+    console, result = Console(highlight=False), SessionsResult.model_validate(found)
     if result.session is not None:
         _show_one(console, result.session, result.turns or [])
     else:

@@ -30,7 +30,9 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
-from codex_tools.codex.pricing import Price, Prices, read_prices
+from codex_tools.codex.catalog import TABLE, Catalog, find_in_package, make_table
+from codex_tools.codex.price import Price
+from codex_tools.codex.pricing import Prices, read_prices
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 NOW_MS = 1795521600000
@@ -43,6 +45,8 @@ MODELS = [
     for model in OPENAI.models
     if model.id.startswith(FAMILIES) and isinstance(model.match, ClauseEquals | ClauseOr)
 ]
+
+NO_TABLE = Path("/nowhere/prices.json")
 
 OWN = """\
 [models."my-model"]
@@ -146,6 +150,47 @@ def test_a_request_costs_what_genai_prices_says_under_each_of_the_model_s_names(
             assert price.cost(tokens, cached, cache_write, 1000) == pytest.approx(
                 float(expected), rel=1e-9, abs=0
             ), (name, moment, tokens, share)
+
+
+def every_name() -> set[str]:
+    """Return all names that genai-prices has for any model of anybody."""
+    models = [model for provider in providers for model in provider.models]
+    spelled = {name.lower() for model in models for name in names(model.match)}
+    return spelled | {model.id.lower() for model in models}
+
+
+def test_a_table_says_of_each_name_what_the_package_says(tmp_path: Path) -> None:
+    table = tmp_path / "prices.json"
+    table.write_bytes(make_table())
+    find = Catalog(table).find
+    assert find != find_in_package
+    for name in every_name() | {
+        "gpt-oss-20b",
+        "gpt-5.2-superduper",
+        "gpt-5-nano-",
+        "gpt-4o-20240513",
+    }:
+        assert find(name) == find_in_package(name), name
+
+
+def test_the_table_that_is_brought_along_is_of_the_package_or_is_not_used() -> None:
+    catalog = Catalog()
+    if catalog.find == find_in_package:
+        # Another release of the package than `make prices` was run with.
+        assert f'"of":"{catalog.part}"' not in TABLE.read_text()
+    else:
+        assert TABLE.read_bytes() == make_table()
+
+
+def test_a_table_of_something_else_is_not_used(tmp_path: Path) -> None:
+    table = tmp_path / "prices.json"
+    made = make_table().decode()
+    part = Catalog().part
+    for text in ("", "{", made.replace(part, "00000000")):
+        table.write_text(text)
+        assert Catalog(table).find == find_in_package
+    assert Catalog(NO_TABLE).find == find_in_package
+    assert Catalog().version == version("genai-prices")
 
 
 def test_the_models_compared_are_many_and_have_tiers_and_changing_prices() -> None:
@@ -261,7 +306,7 @@ def test_prices_that_openai_does_not_have_yet_are_read_as_genai_prices_reads_the
         ModelInfo(id="loose", match=ClauseOr([ClauseContains("loose")]), prices=flat),
     ]
     monkeypatch.setattr(OPENAI, "models", [*OPENAI.models, *models, *unpriced])
-    prices = read_prices()
+    prices = Prices({}, Catalog(NO_TABLE), "")
     days = [datetime(2026, month, 1, tzinfo=UTC) for month in (2, 3, 5, 6, 7)]
     tokens = [0, 1, *(at + more for at in (100, 150, 200, 250, 300) for more in (-1, 0, 1))]
     for model, day, count in product(models, days, tokens):
@@ -503,6 +548,7 @@ import sys
 from pathlib import Path
 slow = {"genai_prices", "pydantic", "httpx2", "importlib.metadata"}
 assert slow.isdisjoint(sys.modules)
+from codex_tools.codex.catalog import Catalog, find_in_package
 from codex_tools.codex.pricing import read_prices
 plain = read_prices()
 assert plain.fingerprint and plain.of(None, 0) is None
@@ -511,8 +557,11 @@ prices = read_prices(Path(sys.argv[1]))
 assert prices.fingerprint and prices.of("openai/my-model-2026-01-01", 0)
 assert prices.of("gpt-5.2", 0)
 assert slow.isdisjoint(sys.modules)
-assert prices.of("gpt-5.4", 0)
-assert slow <= set(sys.modules)
+assert slow.isdisjoint(sys.modules)
+assert prices.of("gpt-5.4", 0) and prices.version
+is_slow = Catalog().find == find_in_package
+assert is_slow == ("genai_prices" in sys.modules)
+assert is_slow or slow.isdisjoint(sys.modules)
 """
 
 

@@ -199,7 +199,7 @@ class History:
             self._complete = db
             return 0
         with self._locked(db, progress):
-            if stale:
+            if stale and data_version(db) != self._seen_at:
                 changes = self._changes(db)  # Another process may just have done it.
             if stale_prices or stale_names:
                 with transaction(db):

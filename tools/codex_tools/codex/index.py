@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from codex_tools.codex.account import each_request
-from codex_tools.codex.pricing import Price, Prices
+from codex_tools.codex.price import Price
+from codex_tools.codex.pricing import Prices
 
 SCHEMA = 1
 """Raise it with any change of the tables or of what a ledger reads: all is read anew."""

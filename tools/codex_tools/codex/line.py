@@ -43,6 +43,8 @@ KNOWN_KINDS: dict[bytes, int] = {}
 
 COUNT_HEAD = b'token_count","info":{"total_token_usage":{'
 RECORD_HEAD = b'token_usage_record","payload":{"thread_id":"%b",'
+COMPACTED = "Compact task completed"
+"""What 0.60.1 lets the agent say after a compaction; it is no answer."""
 _NUMBERS = (
     rb'"input_tokens":(\d{1,15}),"cached_input_tokens":(\d{1,15}),'
     rb'(?:"cache_write_input_tokens":(\d{1,15}),)?'

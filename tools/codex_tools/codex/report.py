@@ -6,6 +6,7 @@ or ends within one, its requests are counted one by one.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from array import array
@@ -17,9 +18,10 @@ from typing import Any, Literal, cast
 import orjson
 
 from codex_tools.codex.account import REQUEST_FIELDS
-from codex_tools.codex.history import History
+from codex_tools.codex.errors import InvalidArguments
+from codex_tools.codex.history import History, Progress
 from codex_tools.codex.index import PUT_BUCKET, QUARTER_MS, buckets_of
-from codex_tools.codex.period import Unit, iso, period_of
+from codex_tools.codex.period import Unit, instant, iso, period_of, zone_of
 
 Json = dict[str, Any]
 GroupBy = Literal["day", "week", "month", "model", "cwd", "thread"]
@@ -58,6 +60,43 @@ class UsageQuery:
     """These folders, each the same by another name, and all below them."""
     model: str | None = None
     thread_id: str | None = None
+
+
+def find_usage(
+    history: History,
+    progress: Progress | None,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    group_by: GroupBy = "day",
+    timezone: str | None = None,
+    cwd: str | None = None,
+    model: str | None = None,
+    thread_id: str | None = None,
+) -> Json:
+    """Bring the index up to date and return the data of a UsageResult, in its order.
+
+    The arguments are those of codex_usage, in their words.
+
+    Raises:
+        InvalidArguments: A time or time zone is none.
+        HistoryUnavailable: There is no index to read.
+    """
+    try:
+        zone = zone_of(timezone)
+        query = UsageQuery(
+            group_by=group_by,
+            zone=zone,
+            since_ms=None if since is None else instant(since, zone),
+            until_ms=None if until is None else instant(until, zone, end=True),
+            cwd=folder_names(cwd),
+            model=model,
+            thread_id=thread_id,
+        )
+    except ValueError as error:
+        raise InvalidArguments([str(error)]) from None
+    history.refresh(progress)
+    return report(history, query) | {"error": None}
 
 
 def report(history: History, query: UsageQuery) -> Json:
@@ -189,7 +228,7 @@ class _Report:
             sums = db.execute(rows, (first, quarter, *self._values)).fetchone()
             if sums[1]:
                 self._cost += sums[6]
-                yield {"key": key, **_row(*sums)}
+                yield {**_row(*sums), "key": key}
 
     def _by_kind(self, notes: list[str]) -> Iterator[Json]:
         """Yield a row for each model, folder or thread, the largest first."""
@@ -211,7 +250,7 @@ class _Report:
                     f"groups leaves out the {left} smallest; name since, until or cwd to see them."
                 )
                 return
-            yield {"key": name or "unknown", **_row(*sums)}
+            yield {**_row(*sums), "key": name or "unknown"}
 
     @property
     def _is_whole(self) -> bool:
@@ -280,6 +319,13 @@ def is_inside(cwd: str | None, folder: str) -> bool:
     """Return whether *cwd* is *folder* or lies below it."""
     folder = folder.rstrip("/")
     return cwd is not None and (cwd.rstrip("/") == folder or cwd.startswith(f"{folder}/"))
+
+
+def folder_names(cwd: str | None) -> tuple[str, ...]:
+    """Return the names that a folder goes by: as it was given, and with links resolved."""
+    if cwd is None:
+        return ()
+    return tuple(dict.fromkeys((os.path.normpath(cwd), os.path.realpath(cwd))))
 
 
 def tokens(input_: int, cached: int, output: int, reasoning: int) -> Json:

@@ -116,6 +116,21 @@ def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes
             left -= len(block)
 
 
+def parts_of(path: Path, start: int, end: int) -> Iterator[bytes]:
+    """Yield a part of a rollout's content, plain or compressed.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.name.endswith(PACKED):
+        at = 0
+        for block in blocks(path):
+            yield block[max(0, start - at) : max(0, end - at)]
+            at += len(block)
+        return
+    yield from blocks(path, start, end)
+
+
 def unpacked(file: BinaryIO) -> Iterator[bytes]:
     """Yield the content of a compressed rollout, block by block.
 

@@ -11,9 +11,8 @@ from typing import Any, cast
 import orjson
 
 from codex_tools.codex.index import text_rows, transaction
-from codex_tools.codex.line import Json, inner, loads, user_text
-from codex_tools.codex.rollout import PACKED
-from codex_tools.codex.turns import COMPACTED, parts_of
+from codex_tools.codex.line import COMPACTED, Json, inner, loads, user_text
+from codex_tools.codex.rollout import PACKED, parts_of
 
 TEXT_LIMIT = 20_000
 """Characters of a prompt or an answer that can be searched."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +17,13 @@ import orjson
 
 from codex_tools.codex.account import REQUEST_FIELDS
 from codex_tools.codex.ledger import Ledger
-from codex_tools.codex.line import inner, ms_of, text_of, user_text
-from codex_tools.codex.rollout import PACKED, blocks, thread_id_of
+from codex_tools.codex.line import COMPACTED, inner, ms_of, text_of, user_text
+from codex_tools.codex.rollout import blocks, parts_of, thread_id_of
 
 Json = dict[str, Any]
 
 COMMANDS_KEPT = 50
 FILES_KEPT = 200
-COMPACTED = "Compact task completed"
-"""What 0.60.1 lets the agent say after a compaction; it is no answer."""
 
 _EXIT_CODE = re.compile(r"(?:\A|\n)(?:Exit code: |Process exited with code )(-?\d+)")
 _CHANGED = re.compile(r"^([AMD]) (.+)$", re.MULTILINE)
@@ -280,18 +277,3 @@ def _output(payload: Json) -> str:
 
 def _between(path: Path, start: int, end: int) -> bytes:
     return b"".join(parts_of(path, start, end))
-
-
-def parts_of(path: Path, start: int, end: int) -> Iterator[bytes]:
-    """Yield a part of a rollout's content, plain or compressed.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    if path.name.endswith(PACKED):
-        at = 0
-        for block in blocks(path):
-            yield block[max(0, start - at) : max(0, end - at)]
-            at += len(block)
-        return
-    yield from blocks(path, start, end)

@@ -1,0 +1,95 @@
+"""What Codex used and cost, as a table with bars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from codex_tools.usage import Group, RateLimits, Row, UsageResult
+from mcp_server_codex.cli.command import short
+
+_REST = 68
+"""The width of all columns but the bars."""
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the data of a UsageResult."""
+    console, result = Console(highlight=False), UsageResult.model_validate(found)
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=(0, 1))
+    totals = result.totals
+    footer = _cells(totals) if totals is not None else [""] * 6
+    table.add_column("", footer="[bold]total[/bold]", no_wrap=True)
+    headings = ("requests", "input", "cached", "output", "total", "cost")
+    for heading, cell in zip(headings, footer, strict=True):
+        table.add_column(heading, footer=cell, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    by_cost = any(group.cost_usd_known for group in result.groups)
+    width = max(4, min(30, console.width - _REST))
+    most = max((_height(group, by_cost) for group in result.groups), default=0.0)
+    for group in result.groups:
+        bar = _bar(_height(group, by_cost), most, width)
+        table.add_row(escape(group.key), *_cells(group), f"[cyan]{bar}[/cyan]")
+    if result.groups:
+        console.print(table)
+    else:
+        console.print("Nothing was used.")
+    if result.rate_limits is not None:
+        console.print(f"[dim]Limits, {_ago(result.rate_limits.age_s)}:[/dim]", end=" ")
+        console.print(_limits(result.rate_limits))
+    if result.unpriced_models:
+        console.print(f"[yellow]No known price:[/yellow] {', '.join(result.unpriced_models)}")
+    for note in result.notes:
+        console.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    threads = totals.threads if totals is not None else 0
+    console.print(
+        f"[dim]{threads} threads used something, of {result.sessions_read} that were read."
+        f" Prices: {result.prices}. Recorded usage, not a bill.[/dim]"
+    )
+
+
+def _cells(row: Row) -> list[str]:
+    known = f"${row.cost_usd_known:,.2f}"
+    cost = known if row.cost_usd is not None else f"[yellow]≥ {known}[/yellow]"
+    counts = (
+        row.requests,
+        row.input_tokens,
+        row.cached_input_tokens,
+        row.output_tokens,
+        row.total_tokens,
+    )
+    return [*map(short, counts), cost]
+
+
+def _height(row: Group, by_cost: bool) -> float:
+    return row.cost_usd_known if by_cost else float(row.total_tokens)
+
+
+def _bar(value: float, most: float, width: int) -> str:
+    eighths = round(value / most * width * 8) if most else 0
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def _limits(limits: RateLimits) -> str:
+    told: list[str] = []
+    for window in (limits.primary, limits.secondary):
+        if window is None or window.used_percent is None:
+            continue
+        minutes = window.window_minutes or 0
+        span = f"{minutes // 1440} d" if minutes >= 1440 else f"{minutes / 60:g} h"
+        then = "reset since" if window.expired else f"until {window.resets_at}"
+        told.append(f"{window.used_percent:g} % of {span} ({then})")
+    if limits.credits_balance is not None:
+        told.append(f"credits {escape(limits.credits_balance)}")
+    return " · ".join(told) or "none told"
+
+
+def _ago(seconds: int) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return "now"
