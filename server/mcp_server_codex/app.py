@@ -166,7 +166,7 @@ async def _call(
         tell=progress.tell,
         caller=caller,
         depth=_depth(),
-        ask=find_asker(call, params, seals) if settings.ask == "auto" else None,
+        ask=find_asker(call, params, seals) if settings.ask == "auto" and not _depth() else None,
     )
     if tool.start is not None and tasks.wants_task(call):
         try:

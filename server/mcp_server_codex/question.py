@@ -27,6 +27,10 @@ Ask = Callable[[str], Awaitable[bool]]
 ANSWER_WITHIN_S = 600.0
 """How long a person may think about it, while the call waits."""
 
+ANSWERS_ITSELF = ("codex-mcp-client",)
+"""Clients that are not believed: `codex exec -s danger-full-access` accepts by itself,
+with nobody there (seen with 0.163.0), and does not say whether there is a person."""
+
 _FORM: types.ElicitRequestedSchema = {"type": "object", "properties": {}}
 """Nothing to fill in: to accept is the answer."""
 
@@ -79,6 +83,9 @@ def find_asker(
     """
     capabilities = call.session.client_capabilities
     offered = capabilities.elicitation if capabilities is not None else None
+    client = call.session.client_params
+    if client is not None and client.client_info.name in ANSWERS_ITSELF:
+        return None
     if offered is None or (offered.form is None and offered.url is not None):
         return None  # Neither one at all, nor with a form; {} means a form.
 

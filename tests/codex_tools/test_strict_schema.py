@@ -45,6 +45,10 @@ def refusal(schema: Json) -> InvalidOutputSchema:
     return caught.value
 
 
+def of_properties(**properties: Json) -> Json:
+    return {"type": "object", "properties": properties}
+
+
 # --- What OpenAI takes, written anew: nothing of this is the code's own.
 
 ALLOWED = {
@@ -492,41 +496,44 @@ def test_the_branch_is_chosen_by_what_was_sent() -> None:
         assert strict.restore(of_words) == [{"key": "a", "value": "b"}]
 
 
+BRANCHES: list[tuple[Json, Json, object, object]] = [
+    (
+        {"type": "object", "propertyNames": {"enum": ["a"]}},
+        {"type": "object", "patternProperties": {"^b": {"type": "string"}}},
+        [{"key": "b", "value": "1"}],
+        {"b": "1"},
+    ),
+    (
+        {"type": "array", "maxItems": 1},
+        {"type": "array", "items": {"type": "string"}, "minItems": 2},
+        ["1", "2"],
+        ["1", "2"],
+    ),
+    (
+        {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"]},
+        of_properties(a={"type": "string"}, c={}) | {"required": ["a"]},
+        {"a": "1"},
+        {"a": "1"},
+    ),
+    (
+        {"type": "object", "minProperties": 2, "additionalProperties": {}, "properties": {}}
+        | {"propertyNames": True},
+        {"type": "object", "additionalProperties": {"type": "string"}},
+        [{"key": "a", "value": "1"}],
+        {"a": "1"},
+    ),
+    (
+        {"type": "array", "prefixItems": [{}, {"type": "integer"}], "minItems": 2},
+        {"type": "array", "prefixItems": [{"type": "string"}, {"const": "x"}], "minItems": 2},
+        {"item_0": "1", "item_1": "x"},
+        ["1", "x"],
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "sent", "restored"),
-    [
-        (
-            {"type": "object", "propertyNames": {"enum": ["a"]}},
-            {"type": "object", "patternProperties": {"^b": {"type": "string"}}},
-            [{"key": "b", "value": "1"}],
-            {"b": "1"},
-        ),
-        (
-            {"type": "array", "maxItems": 1},
-            {"type": "array", "items": {"type": "string"}, "minItems": 2},
-            ["1", "2"],
-            ["1", "2"],
-        ),
-        (
-            {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"]},
-            {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
-            {"a": "1"},
-            {"a": "1"},
-        ),
-        (
-            {"type": "object", "minProperties": 2, "additionalProperties": {}, "properties": {}}
-            | {"propertyNames": True},
-            {"type": "object", "additionalProperties": {"type": "string"}},
-            [{"key": "a", "value": "1"}],
-            {"a": "1"},
-        ),
-        (
-            {"type": "array", "prefixItems": [{}, {"type": "integer"}], "minItems": 2},
-            {"type": "array", "prefixItems": [{"type": "string"}, {"const": "x"}], "minItems": 2},
-            {"item_0": "1", "item_1": "x"},
-            ["1", "x"],
-        ),
-    ],
+    BRANCHES,
     ids=["keys", "lengths", "required", "numbers of keys", "places"],
 )
 def test_a_branch_fits_only_as_a_whole(
@@ -549,6 +556,25 @@ def test_a_branch_fits_only_as_a_whole(
 def test_a_list_that_holds_no_entries_is_left_as_it_is(entries: object) -> None:
     strict = make_strict({"type": "object", "additionalProperties": {"type": "integer"}})
     assert strict.restore({"answer": entries}) == entries
+
+
+def test_alternatives_that_lead_to_each_other_take_no_null() -> None:
+    schema = of_properties(p={"$ref": "#/$defs/a"})
+    one, two = ({"anyOf": [{"$ref": f"#/$defs/{name}"}, {"type": "integer"}]} for name in "ba")
+    restore = make_strict(schema | {"$defs": {"a": one, "b": two}}).restore
+    assert restore({"p": None}) == {}
+
+
+def test_json_text_that_is_none_of_the_values_stays_text() -> None:
+    schema = of_properties(shape={"enum": [{"w": 1}, [1, 2]]})
+    restore = make_strict(schema).restore
+    assert restore({"shape": '{"w": 1}'}) == {"shape": {"w": 1}}
+    assert restore({"shape": '{"w": 2}'}) == {"shape": '{"w": 2}'}
+
+
+def test_a_number_too_large_to_be_divided_is_left_as_it_is() -> None:
+    schema: Json = {"anyOf": [{"type": "number", "multipleOf": 0.1}, {"type": "string"}]}
+    assert make_strict(schema).restore({"answer": 10**400}) == 10**400
 
 
 def test_an_answer_that_looks_wrapped_but_is_the_callers_own_is_left() -> None:
@@ -621,17 +647,21 @@ def test_a_list_of_equal_places_stays_a_list() -> None:
     properties = make_strict(schema | {"required": ["a", "b", "c"]}).schema["properties"]
     numbers: Json = {"type": "array", "items": {"type": "number"}}
     assert properties["a"] == numbers | {"minItems": 2, "maxItems": 2}
-    assert properties["b"] == numbers | {"minItems": 0, "maxItems": 1}
-    assert properties["c"] == numbers | {"minItems": 0, "maxItems": 2}
+    assert properties["b"] == numbers | {"maxItems": 1}
+    assert properties["c"] == numbers | {"maxItems": 2}
 
 
 def test_values_that_other_keywords_exclude_are_not_sent() -> None:
     schema = of_properties(a={"enum": [1, 5, 9, "x"], "minimum": 2, "not": {"enum": [9]}})
     sent = make_strict(schema | {"required": ["a"]}).schema["properties"]["a"]
-    assert [each["enum"] for each in sent["anyOf"]] == [["x"], [5]] or sent["anyOf"] == [
-        {"type": "integer", "enum": [5]},
-        {"type": "string", "enum": ["x"]},
-    ]
+    five = {"type": "integer", "enum": [5]}
+    assert sent["anyOf"] == [five, {"type": "string", "enum": ["x"]}]
+
+
+def test_values_are_excluded_from_each_alternative() -> None:
+    schema: Json = {"anyOf": [{"enum": [1, 2]}, {"enum": ["a"]}], "not": {"const": 1}}
+    one, other = make_strict(schema).schema["properties"]["answer"]["anyOf"]
+    assert (one["enum"], other["enum"]) == ([2], ["a"])
 
 
 def test_a_condition_on_a_known_value_is_sent_exactly() -> None:
@@ -653,8 +683,21 @@ def test_what_cannot_be_is_refused_with_its_place_and_the_reason(case: Json) -> 
     assert len(error.problem) < 400
 
 
-def of_properties(**properties: Json) -> Json:
-    return {"type": "object", "properties": properties}
+@pytest.mark.parametrize(
+    ("hidden", "path", "says"),
+    [
+        ({"properties": {"x": {"$ref": "#/nope"}}}, "$.components.a.properties.x.$ref", "nowhere"),
+        ({"properties": []}, "$.components.a", "no JSON Schema"),
+        ([1], "$.components.a", "no JSON Schema"),
+        ({"type": "strng"}, "$.components.a", "no JSON Schema"),
+    ],
+    ids=str,
+)
+def test_what_only_a_reference_reaches_is_checked_too(hidden: Any, path: str, says: str) -> None:
+    schema = of_properties(a={"items": {"$ref": "#/components/a"}})
+    error = refusal(schema | {"components": {"a": hidden}})
+    assert error.path == path
+    assert says in error.problem
 
 
 @pytest.mark.parametrize(
@@ -699,15 +742,21 @@ def test_ten_levels_are_sent_and_more_by_a_reference() -> None:
     assert breaches(make_strict(referring).schema) == []
 
 
-def test_a_map_takes_two_levels() -> None:
-    for levels in (8, 9):
-        schema: Json = {"type": "object", "additionalProperties": {"type": "integer"}}
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "array", "prefixItems": [{"type": "null"}], "items": {"type": "integer"}},
+    ],
+    ids=["a map", "a tuple"],
+)
+def test_what_is_sent_in_two_levels_counts_as_two(schema: Json) -> None:
+    for levels in (8, 1):
         for _ in range(levels):
             schema = of_properties(a=schema) | {"required": ["a"]}
         if levels == 8:
             assert breaches(make_strict(schema).schema) == []
-        else:
-            assert "more than 10 levels" in refusal(schema).problem
+    assert "more than 10 levels" in refusal(schema).problem
 
 
 def nested(key: str, *, listed: bool = False) -> Json:

@@ -92,7 +92,8 @@ class Node:
 
     def is_bare(self) -> bool:
         """Tell whether nothing constrains it beside its choices."""
-        return not (self.objects or self.arrays or self.said.keys() - {"title", "description"})
+        parts = self.objects or self.arrays or self.excluded
+        return not parts and not self.said.keys() - {"title", "description"}
 
     def is_leaf(self) -> bool:
         """Tell whether it is about scalars only."""
@@ -140,6 +141,7 @@ class Document:
     """The caller's schema: where each part stands, and where each reference leads."""
 
     def __init__(self, schema: Json) -> None:
+        from referencing.exceptions import Unresolvable
         from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY
 
         self._paths: dict[int, str] = {}
@@ -150,18 +152,28 @@ class Document:
         outside: list[tuple[object, str, Any]] = []
         while inside or outside:
             # What only a reference reaches comes last, so that the rest gets its own path.
-            each, path, resolver = inside.pop() if inside else outside.pop()
-            if not isinstance(each, dict) or id(cast(Json, each)) in self._paths:
+            is_reached = not inside
+            each, path, resolver = (inside or outside).pop()
+            if isinstance(each, dict) and id(cast(Json, each)) in self._paths:
+                continue
+            path = cut(path, PATH)
+            if is_reached:
+                _check_schema(cast(object, each), path)  # Nobody has looked under unknown keywords.
+            if not isinstance(each, dict):
                 continue
             node = cast(Json, each)
-            path = cut(path, PATH)
             self.spend(path)
             self._paths[id(node)] = path
             if "$id" in node:
                 resolver = resolver.in_subresource(DRAFT202012.create_resource(node))
             for key in ("$ref", "$dynamicRef"):
                 if isinstance(reference := node.get(key), str):
-                    found = resolver.lookup(reference)
+                    try:
+                        found = resolver.lookup(reference)
+                    except (Unresolvable, ValueError, TypeError, AttributeError):
+                        raise InvalidOutputSchema(
+                            f"{path}.{key}", f"{say(reference)} leads nowhere"
+                        ) from None
                     self._targets.setdefault(id(node), []).append(found.contents)
                     place = "$" + reference.partition("#")[2].replace("/", ".")
                     outside.append((found.contents, place, found.resolver))
@@ -304,6 +316,17 @@ class Document:
             given: Choice = ({"allOf": [{"required": [name]}, each]}, path, within)
             node.choices.append([given, ({"properties": {name: False}}, path, within)])
             node.types.add("object")
+
+
+def _check_schema(found: object, path: str) -> None:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        cast(Any, Draft202012Validator).check_schema(found)
+    except (SchemaError, RecursionError) as error:
+        told = error.message if isinstance(error, SchemaError) else "it is too deep"
+        raise InvalidOutputSchema(path, f"no JSON Schema: {cut(told, 300)}") from None
 
 
 def _fixed_values(schema: object) -> list[object]:

@@ -327,7 +327,6 @@ class _Rewriter:
         return entries_of(key, value, least, most, f"{told}, each key once.")
 
     def _array(self, node: Node, at: At) -> Part:
-        at.check_level()
         least, most = node.said.get("minItems", 0), node.said.get("maxItems", math.inf)
         length = max((len(each.get("prefixItems", [])) for each, _ in node.arrays), default=0)
         rest = both([each.get("items", True) for each, _ in node.arrays])
@@ -347,10 +346,12 @@ class _Rewriter:
         like = {text(each) for each in places}
         ends = most <= length or rest is False or (rest is True and least <= length)
         if len(like) == 1 and None not in like and ends:
-            return self._list(places[0], least, min(most, length), {"minItems", "maxItems"}, at)
+            bounds = {"maxItems"} | ({"minItems"} if least else set[str]())
+            return self._list(places[0], least, min(most, length), bounds, at)
         return self._places(places, None if ends else rest, least, most, at)
 
     def _list(self, item: object, least: float, most: float, bounds: Any, at: At) -> Part:
+        at.check_level()
         try:
             part = self._rewrite(item, at.inside(f"{at.path}.items", 1))
         except Impossible as error:
@@ -366,6 +367,7 @@ class _Rewriter:
         self, places: list[object], rest: object, least: float, most: float, at: At
     ) -> Part:
         """Return the part for a list whose places differ: an object with one property for each."""
+        at.check_level()
         members: list[Member] = []
         properties: Json = {}
         for i, each in enumerate(places):

@@ -9,8 +9,8 @@ our server and Codex, and what a run starts stays below that guard.
 In the sandbox of Codex 0.120 and later, processes have a numbering of their own,
 in which the guard cannot be seen. There the environments of those that can be
 seen tell: the first of them is the sandbox's, and got its own from Codex itself.
-In the sandbox of older versions, and for Codex itself, it is the other way
-round: the guard is seen, environments are not.
+In the sandbox of older versions, and outside of any, it is the other way round:
+the guard is seen, environments may not be (0.60.1 hides its own as well).
 
 What is not seen: ancestors of other users under a /proc mounted with hidepid;
 a command free to do anything (danger-full-access) that kills the guard, or that

@@ -2,6 +2,8 @@
 
     python -I -S guard.py CONTROL_FD SCRATCH GRACE_MS CWD PROGRAM ARGUMENT...
 
+By this command line ancestry.py counts the runs that a server lives inside.
+
 A script of its own, standard library only, because it must survive the death
 of the process that it protects against. Its standard streams go to the child
 unchanged. It ends the tree when CONTROL_FD reads end-of-file (the caller closed
@@ -190,7 +192,7 @@ def processes() -> list[tuple[int, int]]:
     if not LINUX:
         import subprocess
 
-        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=False)
+        listing = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "ppid="], capture_output=True, check=False)
         return [(int(a), int(b)) for a, b in (line.split() for line in listing.stdout.splitlines())]
     found: list[tuple[int, int]] = []
     for name in os.listdir("/proc"):
