@@ -195,8 +195,9 @@ def check_frame(line: bytes | None) -> types.JSONRPCError | None:
         # The SDK's own parser, which takes less depth than others do.
         frame: object = from_json(line, allow_inf_nan=False)
     except ValueError as error:
-        # Nested deeper than the SDK reads, say. Who asked may not wait for ever.
-        head = _HEAD.match(line)
+        # What is only nested deeper than the SDK reads is a request all the same, and
+        # who made it would wait for ever for an answer under no id.
+        head = _HEAD.match(line) if "recursion" in str(error) else None
         id_ = cast("str | int", from_json(head[1])) if head is not None else None
         return _error(id_, types.PARSE_ERROR, f"not JSON: {error}")
     if not isinstance(frame, dict):
