@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import anyio
 import pytest
 
 from codex_tools.attempts import (
     BACKOFF_S,
+    LAST_START_S,
     LONGEST_PAUSE_S,
     PASSING,
     TRIES,
@@ -26,8 +26,10 @@ def failed(message: str, *, touched: bool = False) -> TurnFailed:
     return TurnFailed(classify(message), TurnResult(touched=touched))
 
 
-def pause(error: TurnFailed, tries: int = 1, within_s: float = 3600.0) -> float | None:
-    return pause_before_next(error, tries, anyio.current_time() + within_s)
+def pause(
+    error: TurnFailed, tries: int = 1, age_s: float = 0.0, timeout_s: float = 3600.0
+) -> float | None:
+    return pause_before_next(error, tries, age_s, timeout_s)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,14 @@ async def test_what_the_provider_asks_for_is_honoured_up_to_a_minute() -> None:
 
 
 async def test_no_pause_is_begun_that_the_run_s_time_does_not_last_for() -> None:
-    assert pause(failed(f"{RATE_LIMIT}: try again in 30s"), within_s=20) is None
-    assert pause(failed(f"{RATE_LIMIT}: try again in 30s"), within_s=40) == 30.0
+    asked = failed(f"{RATE_LIMIT}: try again in 30s")
+    assert pause(asked, age_s=11, timeout_s=40) is None
+    assert pause(asked, age_s=9, timeout_s=40) == 30.0
+
+
+async def test_what_codex_itself_has_tried_for_long_is_not_tried_again() -> None:
+    assert pause(failed("server_is_overloaded"), age_s=LAST_START_S - 1) is not None
+    assert pause(failed("server_is_overloaded"), age_s=LAST_START_S + 1) is None
 
 
 async def test_nothing_is_done_twice() -> None:

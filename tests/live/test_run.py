@@ -25,7 +25,10 @@ from mcp_server_codex.cli.scripted_model import (
 
 VERDICT: Json = {
     "type": "object",
-    "properties": {"verdict": {"enum": ["ship", "fix"]}, "count": {"type": "integer"}},
+    "properties": {
+        "verdict": {"type": "string", "enum": ["ship", "fix"]},
+        "count": {"type": "integer"},
+    },
     "required": ["verdict", "count"],
     "additionalProperties": False,
 }

@@ -37,6 +37,13 @@ BACKOFF_S = (1.0, 4.0)
 LONGEST_PAUSE_S = 60.0
 """A provider that asks for more is not waited for: the caller had better know."""
 
+LAST_START_S = 20.0
+"""A run older than this is not tried again.
+
+Codex itself repeats a request that got a 5xx for up to 20 s; three times that
+would only keep the failure from the caller.
+"""
+
 Report = Callable[[Fold], None]
 
 
@@ -59,7 +66,8 @@ async def run_turns(
             turn = await run_turn(run.program, request, report, keep, fold=fold, since=since)
         except TurnFailed as error:
             _count(run, error.turn.usage, before)
-            pause_s = pause_before_next(error, tries, since + request.timeout_s)
+            age_s = anyio.current_time() - since
+            pause_s = pause_before_next(error, tries, age_s, request.timeout_s)
             if pause_s is None:
                 raise
             kind = error.failure.kind.replace("_", " ")
@@ -88,13 +96,24 @@ async def run_turns(
         report(fold)
 
 
-def pause_before_next(error: TurnFailed, tries: int, deadline: float) -> float | None:
-    """Return how long to wait before the turn is tried again, in seconds; None if it is not."""
-    if error.failure.kind not in PASSING or error.turn.touched or tries >= TRIES:
+def pause_before_next(
+    error: TurnFailed, tries: int, age_s: float, timeout_s: float
+) -> float | None:
+    """Return how long to wait before the turn is tried again, in seconds; None if it is not.
+
+    Args:
+        error: What the last try came to.
+        tries: How many there were.
+        age_s: How long the run has taken so far, in seconds.
+        timeout_s: How long it may take in all.
+    """
+    if error.failure.kind not in PASSING or error.turn.touched:
+        return None
+    if tries >= TRIES or age_s > LAST_START_S:
         return None
     shortest = BACKOFF_S[tries - 1]
     pause_s = max(asked_pause(error.message) or 0.0, shortest * random.uniform(1.0, 1.5))
-    if pause_s > LONGEST_PAUSE_S or anyio.current_time() + pause_s >= deadline:
+    if pause_s > LONGEST_PAUSE_S or age_s + pause_s >= timeout_s:
         return None
     return pause_s
 

@@ -192,7 +192,8 @@ def processes() -> list[tuple[int, int]]:
     if not LINUX:
         import subprocess
 
-        listing = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "ppid="], capture_output=True, check=False)
+        command = ["ps", "-A", "-o", "pid=", "-o", "ppid="]
+        listing = subprocess.run(command, capture_output=True, check=False)
         return [(int(a), int(b)) for a, b in (line.split() for line in listing.stdout.splitlines())]
     found: list[tuple[int, int]] = []
     for name in os.listdir("/proc"):
