@@ -88,7 +88,10 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
         "cwd": "/p",
         "codex_version": "0.169.0",
         "duration_s": 1.235,
-        "files_changed": [{"path": "/p/a", "kind": "add"}, {"path": "/p/b", "kind": "delete"}],
+        "files_changed": [
+            {"path": "/p/a", "kind": "add", "seen_by": "patch"},
+            {"path": "/p/b", "kind": "delete"},
+        ],
         "commands": [
             {"command": "make", "exit_code": 0, "status": "completed"},
             {"command": "sleep 9", "exit_code": None, "status": "in_progress"},

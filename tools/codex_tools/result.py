@@ -37,7 +37,7 @@ class ChangedFile(Record):
 
     path: str
     kind: Literal["add", "update", "delete"]
-    seen_by: Literal["patch", "git", "both"]
+    seen_by: Literal["patch", "git", "both"] = "patch"
     """Codex's patches, or git's work tree, where shell commands show too"""
 
 
