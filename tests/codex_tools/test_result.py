@@ -90,7 +90,7 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
         "duration_s": 1.235,
         "files_changed": [
             {"path": "/p/a", "kind": "add", "seen_by": "patch"},
-            {"path": "/p/b", "kind": "delete"},
+            {"path": "/p/b", "kind": "delete", "seen_by": "patch"},
         ],
         "commands": [
             {"command": "make", "exit_code": 0, "status": "completed"},
