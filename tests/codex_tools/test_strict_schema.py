@@ -31,6 +31,11 @@ CLOSED_OUT = {"pydantic: extra allowed"}
 usable = pytest.mark.parametrize("case", USABLE, ids=[case["name"] for case in USABLE])
 
 
+INTEGER: Json = {"type": "integer"}
+TEXT: Json = {"type": "string"}
+CLOSED: Json = {"type": "object", "additionalProperties": False}
+
+
 def refusal(schema: Json) -> InvalidOutputSchema:
     with pytest.raises(InvalidOutputSchema) as caught:
         make_strict(schema)
@@ -457,9 +462,39 @@ def test_json_text_that_is_none_of_the_values_stays_text() -> None:
     assert restore({"shape": '{"w": 2}'}) == {"shape": '{"w": 2}'}
 
 
-def test_a_number_too_large_to_be_divided_is_left_as_it_is() -> None:
+@pytest.mark.parametrize(
+    "number",
+    [10**400, 10**5000, float("inf"), float("nan")],
+    ids=["large", "larger", "infinite", "none"],
+)
+def test_a_number_too_large_to_be_divided_is_left_as_it_is(number: float) -> None:
     schema: Json = {"anyOf": [{"type": "number", "multipleOf": 0.1}, {"type": "string"}]}
-    assert make_strict(schema).restore({"answer": 10**400}) == 10**400
+    assert make_strict(schema).restore({"answer": number}) is number
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    value=st.none() | st.booleans() | st.integers(-3, 9) | st.floats(-3, 9) | st.sampled_from("ab"),
+    scalar=st.sampled_from(
+        [
+            *({"type": kind} for kind in ALLOWED if kind not in ("object", "array")),
+            {"type": "integer", "minimum": 1, "maximum": 3},
+            {"type": ["number", "null"], "exclusiveMinimum": 1, "exclusiveMaximum": 3},
+            {"type": "number", "multipleOf": 0.25},
+            {"type": "integer", "multipleOf": 3},
+            {"type": "integer", "enum": [1, 2]},
+            {"type": "boolean", "const": True},
+            {"type": "string", "pattern": "^a"},
+            {"type": "string", "enum": ["b"]},
+        ]
+    ),
+)
+def test_a_scalar_fits_exactly_if_it_is_valid(value: object, scalar: Json) -> None:
+    """Told by the branch that is taken: one turns text into data, the other leaves it."""
+    entry = of_properties(v=scalar, t={}) | {"required": ["v", "t"]}
+    other = of_properties(v={}, t=TEXT) | {"required": ["v", "t"]}
+    restored = make_strict({"anyOf": [entry, other]}).restore({"answer": {"v": value, "t": "1"}})
+    assert cast(Json, restored)["t"] == (1 if is_valid(scalar, value) else "1")
 
 
 def test_an_answer_that_looks_wrapped_but_is_the_callers_own_is_left() -> None:
@@ -547,6 +582,138 @@ def test_values_are_excluded_from_each_alternative() -> None:
     schema: Json = {"anyOf": [{"enum": [1, 2]}, {"enum": ["a"]}], "not": {"const": 1}}
     one, other = make_strict(schema).schema["properties"]["answer"]["anyOf"]
     assert (one["enum"], other["enum"]) == ([2], ["a"])
+
+
+SENT: list[tuple[str, Json, Json]] = [
+    (
+        "bounds and types of two",
+        {
+            "allOf": [
+                {"type": "number", "minimum": 1, "maximum": 9},
+                {"type": ["integer", "string"], "minimum": 3, "maximum": 12},
+            ]
+        },
+        {"type": "integer", "minimum": 3, "maximum": 9},
+    ),
+    (
+        "the narrower of two types",
+        {"allOf": [{"type": ["integer", "null"]}, {"type": "number", "minimum": 0}]},
+        {"type": "integer", "minimum": 0},
+    ),
+    (
+        "multiples of two",
+        {"allOf": [{"type": "integer", "multipleOf": 4}, {"multipleOf": 6}]},
+        {"type": "integer", "multipleOf": 12},
+    ),
+    (
+        "what is unevaluated",
+        {"allOf": [{"properties": {"a": TEXT}, "required": ["a"]}], "unevaluatedProperties": False},
+        CLOSED | {"properties": {"a": TEXT}, "required": ["a"]},
+    ),
+    (
+        "a name that only a pattern allows",
+        CLOSED | {"patternProperties": {"^x": INTEGER}, "required": ["x1"]},
+        CLOSED
+        | {
+            "properties": {
+                "x1": INTEGER,
+                "other_entries": {
+                    "type": "array",
+                    "description": "The further entries of this object, each key once.",
+                    "items": CLOSED
+                    | {
+                        "properties": {
+                            "key": {"type": "string", "pattern": "^x"},
+                            "value": INTEGER,
+                        },
+                        "required": ["key", "value"],
+                    },
+                },
+            },
+            "required": ["x1", "other_entries"],
+        },
+    ),
+    (
+        "the least of a map",
+        {"type": "object", "additionalProperties": INTEGER, "minProperties": 2},
+        {
+            "type": "array",
+            "description": "The entries of an object, each key once. (minProperties 2)",
+            "items": CLOSED
+            | {"properties": {"key": TEXT, "value": INTEGER}, "required": ["key", "value"]},
+            "minItems": 2,
+        },
+    ),
+    (
+        "the least of a tuple",
+        {"type": "array", "prefixItems": [TEXT, INTEGER], "items": TEXT, "minItems": 4},
+        CLOSED
+        | {
+            "description": "A list, its items in this order.",
+            "properties": {
+                "item_0": TEXT,
+                "item_1": INTEGER,
+                "further_items": {"type": "array", "items": TEXT, "minItems": 2},
+            },
+            "required": ["item_0", "item_1", "further_items"],
+        },
+    ),
+    (
+        "a single alternative left, which is a reference",
+        {"description": "d", "anyOf": [{"$ref": "#/$defs/o"}, False]},
+        {"$ref": "#/$defs/o"},
+    ),
+    (
+        "words once, in each alternative",
+        {"type": "string", "maxLength": 5, "anyOf": [{"pattern": "^a"}, {"pattern": "^b"}]},
+        {"anyOf": [TEXT | {"pattern": f"^{x}", "description": "(maxLength 5)"} for x in "ab"]},
+    ),
+    (
+        "no words that say nothing",
+        {"type": "array", "items": INTEGER, "uniqueItems": False, "not": False, "default": None},
+        {"type": "array", "items": INTEGER},
+    ),
+    (
+        "the two sides of a dependent schema",
+        {
+            "type": "object",
+            "properties": {"a": TEXT},
+            "dependentSchemas": {"a": {"properties": {"b": TEXT}, "required": ["b"]}},
+        },
+        {
+            "anyOf": [
+                CLOSED | {"properties": {"a": TEXT, "b": TEXT}, "required": ["a", "b"]},
+                CLOSED | {"properties": {}, "required": []},
+            ]
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("schema", "sent"), [each[1:] for each in SENT], ids=[each[0] for each in SENT]
+)  # fmt: skip
+def test_what_is_said_in_several_places_is_sent_as_one(schema: Json, sent: Json) -> None:
+    definitions = {"$defs": {"o": CLOSED | {"properties": {"x": TEXT}, "required": ["x"]}}}
+    root = of_properties(a=schema) | {"required": ["a"]} | definitions
+    found = make_strict(root).schema["properties"]["a"]
+    assert json.loads(dumped(found)) == sent
+
+
+def test_null_is_not_added_to_what_has_it() -> None:
+    either = {"anyOf": [INTEGER, {"type": "null"}]}
+    assert make_strict(of_properties(a=either)).schema["properties"]["a"] == either
+    several = {"anyOf": [INTEGER, {"type": ["string", "null"]}]}
+    assert make_strict(of_properties(a=several)).schema["properties"]["a"] == several
+
+
+def test_a_path_of_long_names_is_cut() -> None:
+    name = "x" * 10_000
+    never = {name: {"type": "string", "enum": [1]}}
+    error = refusal(of_properties(a={"$ref": f"#/$defs/{name}"}) | {"$defs": never})
+    assert len(error.path) < 600
+    error = refusal(of_properties(**never) | {"required": [name]})
+    assert len(error.path) < 600
 
 
 def test_a_condition_on_a_known_value_is_sent_exactly() -> None:
@@ -656,6 +823,7 @@ BOMBS: dict[str, Json] = {
     "anyOf": nested("anyOf", listed=True),
     "allOf": nested("allOf", listed=True),
     "a value": {"const": nested("a")},
+    "what only a reference reaches": {"$ref": "#/hidden", "hidden": nested("items")},
     "two values": {"enum": [nested("a"), nested("b", listed=True)]},
     "doubling allOf": {
         "$ref": "#/$defs/d0",

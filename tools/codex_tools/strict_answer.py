@@ -7,10 +7,13 @@ in the first; what is in the second already is left as it is.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from fractions import Fraction
+from types import NoneType
 from typing import Any, TypeAlias, cast
 
 import orjson
@@ -133,7 +136,6 @@ class Walk:
     def __init__(self, named: Mapping[str, Shape]) -> None:
         self._named = named
         self._known: dict[tuple[int, int], Restored] = {}
-        self._validators: dict[int, Any] = {}
 
     def restore(self, shape: Shape, value: object) -> Restored:
         """Return *value* in the caller's form, and how far it was of *shape*."""
@@ -148,7 +150,7 @@ class Walk:
     def _restore(self, shape: Shape, value: object) -> Restored:
         match shape, value:
             case Leaf(sent), _:
-                return value, Fit.SENT if self._is_valid(sent, value) else Fit.NONE
+                return value, Fit.SENT if _is_scalar(sent, value) else Fit.NONE
             case Text(), _:
                 return _read_text(shape, value)
             case Union(options), _:
@@ -172,18 +174,6 @@ class Walk:
                 return self._list(shape, cast(list[object], value))
             case _:
                 return value, Fit.NONE
-
-    def _is_valid(self, sent: Json, value: object) -> bool:
-        validator: Any = self._validators.get(id(sent))
-        if validator is None:
-            # Imported late: it takes as long as starting Codex does.
-            from jsonschema import Draft202012Validator
-
-            validator = self._validators[id(sent)] = cast(Any, Draft202012Validator(sent))
-        try:
-            return bool(validator.is_valid(value))
-        except (ArithmeticError, re.error):
-            return False
 
     def _best(self, options: Sequence[Shape], value: object) -> Restored:
         best: Restored = (value, Fit.NONE)
@@ -303,7 +293,7 @@ class Walk:
     def _takes_null(self, shape: Shape, asked: set[str]) -> bool:
         match shape:
             case Leaf(sent):
-                return self._is_valid(sent, None)
+                return _is_scalar(sent, None)
             case Text(only_objects, texts):
                 return not only_objects and texts is None
             case Union(options):
@@ -312,6 +302,51 @@ class Walk:
                 return self._takes_null(self._named[name], asked | {name})
             case _:
                 return False
+
+
+_TYPES: dict[str, Any] = {
+    "string": str,
+    "number": int | float,
+    "integer": int | float,
+    "boolean": bool,
+    "null": NoneType,
+}
+_BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
+    "minimum": operator.ge,
+    "maximum": operator.le,
+    "exclusiveMinimum": operator.gt,
+    "exclusiveMaximum": operator.lt,
+    "multipleOf": lambda value, step: Fraction(str(value)) % Fraction(str(step)) == 0,
+}
+
+
+def _is_scalar(sent: Json, value: object) -> bool:
+    """Tell whether *value* satisfies *sent*, which is about scalars alone.
+
+    Not by jsonschema: it needs more of the stack than a deep answer leaves, and
+    may end in a Rust panic there, which no `except` for errors catches.
+    """
+    declared: str | list[str] = sent.get("type", [])
+    kinds = [declared] if isinstance(declared, str) else declared
+    values: list[object] = sent.get("enum", [sent["const"]] if "const" in sent else [value])
+    if value not in values or not any(_is_of(kind, value) for kind in kinds):
+        return False
+    try:
+        if isinstance(value, str):
+            return re.search(sent.get("pattern", ""), value) is not None
+        if isinstance(value, bool | NoneType):
+            return True
+        return all(holds(value, sent[key]) for key, holds in _BOUNDS.items() if key in sent)
+    except (ValueError, re.error):
+        return False
+
+
+def _is_of(kind: str, value: object) -> bool:
+    if isinstance(value, bool) and kind != "boolean":
+        return False
+    if kind == "integer" and isinstance(value, float) and not value.is_integer():
+        return False
+    return isinstance(value, _TYPES[kind])
 
 
 def _read_text(shape: Text, value: object) -> Restored:

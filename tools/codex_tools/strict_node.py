@@ -323,6 +323,8 @@ def _check_schema(found: object, path: str) -> None:
     from jsonschema.exceptions import SchemaError
 
     try:
+        if text(found) is None:  # Near the end of the stack, jsonschema may panic in Rust.
+            raise RecursionError
         cast(Any, Draft202012Validator).check_schema(found)
     except (SchemaError, RecursionError) as error:
         told = error.message if isinstance(error, SchemaError) else "it is too deep"

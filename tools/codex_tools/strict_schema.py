@@ -6,10 +6,11 @@ with the place that cannot be. What only narrows goes into `description`: the
 answer is held against the caller's own schema afterwards.
 
 The dialect and its limits: developers.openai.com/api/docs/guides/structured-outputs
-("Supported schemas", read in October 2026). Not told there, but answered by the
-API: every schema without anyOf or $ref needs a `type`, even beside const and enum;
-an enum holds values of one type; a pattern has no lookaround; arrays count as
-levels of nesting, anyOf does not; $ref stands alone.
+("Supported schemas", as others quote it until October 2026). Not told there, but
+answered by the API, as they report: every schema without anyOf or $ref needs a
+`type`, even beside const and enum; an enum holds values of one type; a pattern
+has no lookaround; arrays count as levels of nesting, anyOf does not; $ref stands
+alone.
 """
 
 from __future__ import annotations
@@ -357,7 +358,7 @@ class _Rewriter:
         except Impossible as error:
             if least > 0:
                 raise Impossible(at.path, f"it needs an item, and {error.reason}") from None
-            part, most, bounds = Part({"type": "string"}, Leaf({})), 0, {"maxItems"}
+            part, most, bounds = Part({"type": "string"}, Leaf({"type": "string"})), 0, {"maxItems"}
         sent: Json = {"type": "array", "items": part.sent}
         sent |= {"minItems": least} if "minItems" in bounds else {}
         sent |= {"maxItems": most} if "maxItems" in bounds else {}
