@@ -16,6 +16,7 @@ from codex_tools.codex.errors import InvalidOutputSchema, OutputMismatch
 from codex_tools.codex.fold import TurnResult
 from codex_tools.codex.masking import shorten
 from codex_tools.strict_schema import StrictSchema, make_strict
+from codex_tools.subschemas import inner_schemas
 
 Json = dict[str, Any]
 
@@ -148,15 +149,6 @@ def problems(schema: Json, value: object) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-_ONE = (
-    *("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not"),
-    *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
-)
-_MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
-_NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
-"""The keywords of 2020-12 under which schemas stand; elsewhere `$ref` is plain data."""
-
-
 def _references(schema: object, path: str, resolver: Any) -> Iterator[tuple[str, str, Any]]:
     from referencing.jsonschema import DRAFT202012
 
@@ -168,10 +160,5 @@ def _references(schema: object, path: str, resolver: Any) -> Iterator[tuple[str,
     for key in ("$ref", "$dynamicRef"):
         if isinstance(node.get(key), str):
             yield f"{path}.{key}", node[key], resolver
-    inner = [(f"{path}.{key}", node.get(key)) for key in _ONE]
-    for key in _MANY:
-        inner += [(f"{path}.{key}[{i}]", each) for i, each in enumerate(node.get(key, []))]
-    for key in _NAMED:
-        inner += [(f"{path}.{key}.{name}", each) for name, each in node.get(key, {}).items()]
-    for inner_path, each in inner:
+    for each, inner_path in inner_schemas(node, path):
         yield from _references(each, inner_path, resolver)

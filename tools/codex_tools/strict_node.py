@@ -14,6 +14,7 @@ from typing import Any, cast
 import orjson
 
 from codex_tools.codex.errors import InvalidOutputSchema
+from codex_tools.subschemas import ONE, inner_schemas
 
 Json = dict[str, Any]
 
@@ -23,13 +24,6 @@ DEEP = 40
 """Schemas more deeply inside each other are refused, long before Python's stack is full."""
 PATH = 500
 """Characters of a path that are kept; else those of a deep schema fill the memory."""
-_ONE = (
-    *("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not"),
-    *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
-)
-_MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
-_NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
-
 _LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 _PAIRS = tuple(zip(_LOWER, _UPPER, strict=True))
@@ -60,7 +54,7 @@ _SAYING_NOTHING = {("not", "false"), ("uniqueItems", "false"), ("default", "null
 _CONSTRAINING = {
     *(_SAID.keys() - {"title", "description"}),
     *(_WORDS.keys() - {"default", "examples"}),
-    *(*_ONE, "prefixItems", "dependentSchemas", "patternProperties", "properties"),
+    *(*ONE, "prefixItems", "dependentSchemas", "patternProperties", "properties"),
 }
 
 Choice = tuple[object, str, frozenset[int]]
@@ -177,13 +171,7 @@ class Document:
                     self._targets.setdefault(id(node), []).append(found.contents)
                     place = "$" + reference.partition("#")[2].replace("/", ".")
                     outside.append((found.contents, place, found.resolver))
-            inside += [(node.get(key), f"{path}.{key}", resolver) for key in _ONE]
-            for key in _MANY:
-                items = enumerate(node.get(key, []))
-                inside += [(item, f"{path}.{key}[{i}]", resolver) for i, item in items]
-            for key in _NAMED:
-                members = node.get(key, {}).items()
-                inside += [(item, f"{path}.{key}.{name}", resolver) for name, item in members]
+            inside += [(each, where, resolver) for each, where in inner_schemas(node, path)]
 
     def path(self, schema: object) -> str | None:
         """Return where *schema* stands, or None if it is no part of the document."""

@@ -1,0 +1,26 @@
+"""Where schemas stand inside a schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+ONE = (
+    *("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not"),
+    *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
+)
+_MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
+_NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+"""The keywords of 2020-12 under which schemas stand; elsewhere `$ref` is plain data."""
+
+
+def inner_schemas(node: dict[str, Any], path: str) -> Iterator[tuple[object, str]]:
+    """Yield the schemas that stand directly inside *node*, and their paths."""
+    for key in ONE:
+        yield node.get(key), f"{path}.{key}"
+    for key in _MANY:
+        for i, each in enumerate(node.get(key, [])):
+            yield each, f"{path}.{key}[{i}]"
+    for key in _NAMED:
+        for name, each in node.get(key, {}).items():
+            yield each, f"{path}.{key}.{name}"
