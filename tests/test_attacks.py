@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import pytest
+from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import InvalidArguments
@@ -454,29 +456,41 @@ async def test_every_attack_is_refused_or_harmless(
     assert [fault for fault in faults if fault is not None] == []
 
 
-async def test_a_folder_replaced_by_a_link_while_the_run_waits_in_line_is_not_entered(
-    mode: str, lab: Lab, fake: FakeCodex
-) -> None:
+@asynccontextmanager
+async def full_house(mode: str, lab: Lab, fake: FakeCodex) -> AsyncGenerator[Client]:
+    """Keep the only place for a run taken until the file `busy` is gone."""
     lay_out(lab)
     fake.stdout = events(thread_line(), *answer_lines("done"))
     fake.body = f"while os.path.exists({str(lab.root / 'busy')!r}): time.sleep(0.05)"
-    options = ("--root", str(lab.project), "--max-runs", "1")
     (lab.root / "busy").touch()
+    options = ("--root", str(lab.project), "--max-runs", "1")
     async with connect(mode, fake.build(), lab, *options) as client:
         await call(client, "codex_run", prompt="first", wait_s=0)
         await until(lambda: fake.was_started)
+        fake.forget()
+        yield client
+
+
+async def let_in(client: Client, lab: Lab, *waiting: Json) -> list[Json]:
+    """Free the place, and return what became of the runs that were waiting for it."""
+    (lab.root / "busy").unlink()
+    ids = [run["run_id"] for run in waiting]
+    with anyio.fail_after(60):
+        result = await client.call_tool("codex_wait", {"run_ids": ids, "wait_s": 50})
+    return cast("Json", result.structured_content)["runs"]
+
+
+async def test_a_folder_replaced_by_a_link_while_the_run_waits_in_line_is_not_entered(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    async with full_house(mode, lab, fake) as client:
         waiting = [
             await call(client, "codex_run", prompt="x", wait_s=0, **arguments)
             for arguments in ({"cwd": f"{lab.project}/sub"}, {"add_dirs": ["sub"]})
         ]
         (lab.project / "sub").rmdir()
         (lab.project / "sub").symlink_to(lab.root / "outside")
-        fake.forget()
-        (lab.root / "busy").unlink()
-        ids = [run["run_id"] for run in waiting]
-        with anyio.fail_after(60):
-            result = await client.call_tool("codex_wait", {"run_ids": ids, "wait_s": 50})
-    runs = cast("Json", result.structured_content)["runs"]
+        runs = await let_in(client, lab, *waiting)
     assert [run["error"]["kind"] for run in runs] == ["not_allowed", "not_allowed"]
     assert not fake.was_started
 
@@ -484,20 +498,28 @@ async def test_a_folder_replaced_by_a_link_while_the_run_waits_in_line_is_not_en
 async def test_a_link_swapped_after_the_check_leads_where_it_led_then(
     mode: str, lab: Lab, fake: FakeCodex
 ) -> None:
-    lay_out(lab)
     link = lab.project / "swap"
     link.symlink_to(lab.project / "sub")
-    fake.stdout = events(thread_line(), *answer_lines("done"))
-    fake.body = f"while os.path.exists({str(lab.root / 'busy')!r}): time.sleep(0.05)"
-    options = ("--root", str(lab.project), "--max-runs", "1")
-    (lab.root / "busy").touch()
-    async with connect(mode, fake.build(), lab, *options) as client:
-        await call(client, "codex_run", prompt="first", wait_s=0)
-        await until(lambda: fake.was_started)
+    async with full_house(mode, lab, fake) as client:
         waiting = await call(client, "codex_run", prompt="x", wait_s=0, cwd=str(link))
         link.unlink()
         link.symlink_to(lab.root / "outside")
-        fake.forget()
-        (lab.root / "busy").unlink()
-        await client.call_tool("codex_wait", {"run_ids": [waiting["run_id"]], "wait_s": 50})
+        await let_in(client, lab, waiting)
     assert fake.seen()["cwd"] == str(lab.project / "sub")
+
+
+async def test_outside_the_roots_nobody_can_feel_what_is_there(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    lay_out(lab)
+    outside = lab.root / "outside"
+    async with connect(mode, fake.build(), lab, "--root", str(lab.project)) as client:
+        for arguments in (
+            {"cwd": str(outside)},
+            {"cwd": str(outside / "gone")},
+            {"images": [str(outside / "secret.png")]},
+            {"images": [str(outside / "gone.png")]},
+        ):
+            result = await call(client, "codex_run", prompt="x", **arguments)
+            assert result["error"]["kind"] == "not_allowed", arguments
+            assert "outside the roots" in result["error"]["message"]

@@ -109,18 +109,19 @@ class Review:
             )
         return asked
 
-    def inside(self, name: str, path: Path) -> None:
-        """See whether *path*, links resolved already, lies inside a root."""
+    def inside(self, name: str, path: Path) -> NotAllowed | None:
+        """See whether *path*, links resolved already, lies inside a root; return what is not so."""
         roots = self.policy.roots
-        if roots and not any(path.is_relative_to(root) for root in roots):
-            self.excesses.append(
-                NotAllowed(
-                    f"{name} {path}",
-                    f"it lies outside the roots {', '.join(map(str, roots))}",
-                    "--root",
-                    "Codex could read what lies there and send it to its provider",
-                )
-            )
+        if not roots or any(path.is_relative_to(root) for root in roots):
+            return None
+        excess = NotAllowed(
+            f"{name} {path}",
+            f"it lies outside the roots {', '.join(map(str, roots))}",
+            "--root",
+            "Codex could read what lies there and send it to its provider",
+        )
+        self.excesses.append(excess)
+        return excess
 
     def writable(self, name: str, folder: Path, sandbox: Sandbox) -> None:
         """See whether a run of *sandbox* may have *folder* to write in.

@@ -224,13 +224,17 @@ def _existing(
     try:
         path.encode()
         real = Path(path).resolve()
-        found = exists(real)
     except (OSError, UnicodeEncodeError, RuntimeError):  # The last for links in a ring.
-        found, real = False, Path()
-    if not found:
-        raise InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"])
-    review.inside(name, real)
-    return real
+        raise InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"]) from None
+    excess = review.inside(name, real)
+    try:
+        found = exists(real)
+    except OSError:  # A name longer than the file system has.
+        found = False
+    if found:
+        return real
+    # Outside the roots, what is not there looks like what is: nobody may feel around.
+    raise excess or InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"])
 
 
 def refuse(error: CodexError) -> RunResult:
