@@ -91,6 +91,21 @@ async def test_ask_never_means_never(codex: Path, mode: str, lab: Lab) -> None:
     assert lab.model.requests == []
 
 
+async def test_no_configuration_brings_back_approvals_or_another_sandbox(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    config = lab.home / "config.toml"
+    config.write_text('approval_policy = "on-request"\n' + config.read_text())
+    wide = {"approval_policy": "on-failure", "sandbox_mode": "danger-full-access"}
+    async with connect(mode, codex, lab, "--allow-config", "*") as client:
+        await call(client, "codex_run", prompt="a", config=wide)
+    (rollout,) = lab.rollouts()
+    lines = map(json.loads, rollout.read_text().splitlines())
+    (turn,) = (line["payload"] for line in lines if line["type"] == "turn_context")
+    assert turn["approval_policy"] == "never"
+    assert turn["sandbox_policy"]["type"] == "read-only"
+
+
 SECRETS = {
     "ANTHROPIC_API_KEY": "planted-anthropic",
     "CLAUDE_CODE_MESSAGING_TOKEN": "planted-claude",

@@ -123,6 +123,11 @@ STDERR = [
     (f"error: unexpected argument '--no-such-flag' found{USAGE}", 2, "codex_unsupported"),
     ("Error loading config.toml: TOML parse error at line 1, column 9\n", 1, "bad_config"),
     ("Error loading config.toml: unknown variant `x`, expected one of `a`, `b`\n", 1, "bad_config"),
+    (
+        'Error: approval_policy = "untrusted" is no longer supported; remove this setting\n',
+        1,
+        "bad_config",
+    ),
     ("Error finding codex home: No such file or directory (os error 2)\n", 1, "bad_config"),
     ('Error: CODEX_HOME points to "/x", but that path does not exist\n', 1, "bad_config"),
     ("Output schema file /x/s.json is not valid JSON: expected value\n", 1,

@@ -118,7 +118,8 @@ _RULES = (
     _rule(
         "bad_config",
         r"error loading config|error finding codex home|codex_home points|toml parse error"
-        r"|config profile .{1,80} not found|required mcp servers failed|failed to parse config",
+        r"|config profile .{1,80} not found|required mcp servers failed|failed to parse config"
+        r"|no longer supported; remove this setting",
         "Codex's own configuration is at fault; correct it at the place that the message names.",
     ),
     _rule(
