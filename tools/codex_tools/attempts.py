@@ -58,10 +58,10 @@ async def run_turns(
     """
     request, fold = run.request, run.fold
     since = anyio.current_time()
+    before = run.before.usage if run.before is not None else None
     tries, repairs = 1, run.output.repairs if run.output is not None else 0
     while True:
         run.attempts += 1
-        before = _thread_usage(request)
         try:
             turn = await run_turn(run.program, request, report, keep, fold=fold, since=since)
         except TurnFailed as error:
@@ -77,6 +77,7 @@ async def run_turns(
             await anyio.sleep(pause_s)
             tries += 1
             request = _again(request, fold)
+            before = _thread_usage(request)
             continue
         _count(run, turn.usage, before)
         if run.output is None:
@@ -91,6 +92,7 @@ async def run_turns(
         repairs -= 1
         tries = 1
         request = replace(request, prompt=_mend(found), images=(), thread_id=turn.thread_id)
+        before = _thread_usage(request)
         fold.begin_turn(turn.thread_id)
         fold.doing = "asking for the answer in the right shape"
         report(fold)
