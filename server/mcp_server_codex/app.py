@@ -183,7 +183,7 @@ async def _call(
             return refuse(error)
         except Unanswered as question:  # Not to leave the task group, which wraps what does.
             return question.result
-    if tool is not RUN and tool is not RESUME and tool is not WAIT:
+    if tool.start is None:  # What runs Codex is in the audit log by its run.
         runs.audit.write("called", {"caller": caller, "tool": tool.name})
     return to_result(tool, result)
 

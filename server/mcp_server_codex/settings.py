@@ -91,8 +91,13 @@ def _wait(text: str) -> float | str:
     return text if text == "auto" else 0.0 if text == "0" else _seconds(text)
 
 
+def _expanded(text: str) -> str:
+    # Path.expanduser raises RuntimeError where there is no such home; this leaves the "~".
+    return os.path.expanduser(text)  # noqa: PTH111
+
+
 def _path(text: str) -> Path:
-    path = os.path.expanduser(text)  # noqa: PTH111 - Path's fails in another way
+    path = _expanded(text)
     if not path or path.startswith("~"):
         raise ValueError(f"{text!r} is not a path")
     return Path(path).resolve()
@@ -213,7 +218,7 @@ def read_settings(
             stall_s=values["stall_s"],
             max_depth=values["max_depth"],
             environment=EnvironmentRules(values["pass_env"], values["deny_env"]),
-            home=Path(os.path.expanduser("~")),  # noqa: PTH111 - Path's fails in another way
+            home=Path(_expanded("~")),
             codex_home=codex_home(),
             state_dir=state_dir,
         ),

@@ -156,5 +156,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (pytest.skip.Exception, pytest.fail.Exception) as reason:
-        sys.exit(str(reason))  # This Codex cannot be had here.
+    except (pytest.skip.Exception, pytest.fail.Exception) as reason:  # Of real_codex.
+        sys.exit(str(reason))  # It says which Codex cannot be had here.

@@ -75,7 +75,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
         history.close()
     try:
         if as_json:
-            print(json.dumps(found, indent=2, ensure_ascii=False))  # noqa: T201 - the command's output
+            sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         else:
             command.show(found)
         sys.stdout.flush()
@@ -130,7 +130,8 @@ def _typed(command: Command, values: Json, fail: Callable[[str], NoReturn]) -> J
                 fail(f"{_flag(key)}: must be a whole number")
             typed[key] = int(value)
         else:
-            typed[key] = os.path.abspath(value) if key == "cwd" else value  # noqa: PTH100 - follows no link, as a path that was typed
+            # Takes `..` out and follows no link, which no method of Path does in one.
+            typed[key] = os.path.abspath(value) if key == "cwd" else value  # noqa: PTH100
     return typed
 
 

@@ -155,8 +155,9 @@ class InvalidOutputSchema(RequestError):
     def __init__(self, path: str, problem: str) -> None:
         self.path, self.problem = path, problem
         super().__init__(
-            f"output_schema is not a usable JSON Schema (2020-12): at {path}: {problem}",
-            "Correct the schema at that path; every $ref must point inside the schema.",
+            f"output_schema cannot be used: at {path}: {problem}",
+            "Correct the schema at that path. It has to be JSON Schema (2020-12), every $ref inside"
+            " it, and within what OpenAI's strict mode can be made to express.",
         )
 
 
