@@ -24,6 +24,7 @@ from codex_tools.codex.history import History
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.pricing import read_prices
 from codex_tools.codex.rollout import codex_home
+from codex_tools.codex_mcp_server import CODEX, CODEX_REPLY, CodexRequest
 from codex_tools.resume import RESUME
 from codex_tools.run import RUN, TurnOptions
 from codex_tools.runs import Runs, open_runs
@@ -32,14 +33,17 @@ from codex_tools.stop import STOP
 from codex_tools.tool import Context
 from codex_tools.usage import USAGE
 from codex_tools.wait import WAIT
-from mcp_server_codex import tasks
+from mcp_server_codex import prompts, tasks
 from mcp_server_codex.question import Seals, Unanswered, find_asker
+from mcp_server_codex.resources import Resources
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import AnyTool, Progress, to_result, to_tool
 
 logger = logging.getLogger(__name__)
 
 TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP, SESSIONS, USAGE)
+OLD_TOOLS: tuple[AnyTool, ...] = (CODEX, CODEX_REPLY)
+"""Offered besides with `--compat codex-mcp-server`."""
 
 WAIT_S: dict[str, float] = {"claude-code": float("inf")}
 """How long a call waits for its run, by the client's name; others WAIT_S_ELSE.
@@ -95,14 +99,16 @@ def make_server(settings: Settings) -> Server[Runs]:
     prices = read_prices(settings.prices)
     history = History(codex_home(), settings.state_dir, prices)
     seals = Seals()
+    resources = Resources(history, settings)
+    tools = TOOLS if settings.compat == "none" else (*TOOLS, *OLD_TOOLS)
 
     async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=[to_tool(tool) for tool in TOOLS])
+        return types.ListToolsResult(tools=[to_tool(tool) for tool in tools])
 
     async def call_tool(
         call: Call, params: types.CallToolRequestParams
     ) -> types.CallToolResult | types.InputRequiredResult:
-        tool = next((tool for tool in TOOLS if tool.name == params.name), None)
+        tool = next((tool for tool in tools if tool.name == params.name), None)
         if tool is None:
             raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
         try:
@@ -115,6 +121,23 @@ def make_server(settings: Settings) -> Server[Runs]:
             logger.exception("%s met an internal fault", tool.name)
             return to_result(tool, tool.refuse(InternalFault()))
 
+    async def list_prompts(
+        _: Call, __: types.PaginatedRequestParams | None
+    ) -> types.ListPromptsResult:
+        return prompts.list_prompts()
+
+    async def get_prompt(_: Call, params: types.GetPromptRequestParams) -> types.GetPromptResult:
+        return prompts.get_prompt(params)
+
+    async def complete(call: Call, params: types.CompleteRequestParams) -> types.CompleteResult:
+        name, value = params.argument.name, params.argument.value
+        values = prompts.values_of(params.ref, name)
+        if values:
+            found = [each for each in values if each.startswith(value)]
+        else:
+            found = await resources.complete(call, name, value)
+        return types.CompleteResult(completion=types.Completion(values=found))
+
     server = Server(
         "mcp-server-codex",
         version=version("mcp-server-codex"),
@@ -123,6 +146,12 @@ def make_server(settings: Settings) -> Server[Runs]:
         lifespan=lifespan,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
+        on_list_resources=resources.list,
+        on_list_resource_templates=resources.templates,
+        on_read_resource=resources.read,
+        on_list_prompts=list_prompts,
+        on_get_prompt=get_prompt,
+        on_completion=complete,
     )
     tasks.add_to(server, RUN)
     return server
@@ -148,7 +177,7 @@ async def _call(
     except CodexError as error:
         return refuse(error)
     cwd = Path.cwd()
-    if isinstance(request, TurnOptions) and request.cwd is None:
+    if isinstance(request, TurnOptions | CodexRequest) and request.cwd is None:
         found = await _callers_folder(call, params)
         if isinstance(found, types.InputRequiredResult):
             return found

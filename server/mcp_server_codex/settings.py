@@ -37,6 +37,8 @@ class Settings:
     """The operator's own prices."""
     ask: Literal["auto", "never"]
     """Whether a person may be asked to allow what is over the limits."""
+    compat: Literal["none", "codex-mcp-server"]
+    """Whose old tools are offered besides."""
     log_level: str
 
 
@@ -172,6 +174,13 @@ OPTIONS = (
     Option("--deny-env", str, (), "further variables to hold back", "GLOB", many=True),
     Option("--state-dir", _path, None, "where the server keeps its files", "DIR"),
     Option("--prices", _prices, None, "own prices of models, as TOML", "FILE"),
+    Option(
+        "--compat",
+        _one_of("none", "codex-mcp-server"),
+        "none",
+        "codex-mcp-server: offer the tools of the removed `codex mcp-server` besides",
+        "NAME",
+    ),
     Option("--log-level", _one_of(*LOG_LEVELS), "warning", "what is logged, to stderr", "LEVEL"),
 )
 
@@ -227,6 +236,7 @@ def read_settings(
         state_dir=state_dir,
         prices=values["prices"],
         ask=values["ask"],
+        compat=values["compat"],
         log_level=values["log_level"],
     )
 

@@ -12,9 +12,10 @@ import mcp_types as types
 from mcp.server.session import ServerSession
 
 from codex_tools.codex.record import Record
+from codex_tools.codex_mcp_server import CodexFailure, CodexResult
 from codex_tools.outcome import Run
 from codex_tools.output_schema import problems
-from codex_tools.result import RunError, RunResult
+from codex_tools.result import RunError, RunResult, error_text, run_uri
 from codex_tools.sessions import SessionsResult
 from codex_tools.stop import StopResult
 from codex_tools.tool import Tool, input_schema, output_schema
@@ -25,6 +26,12 @@ AnyTool = Tool[Any, Any]
 
 MESSAGE_LIMIT = 200
 """Characters of a progress message; Claude Code cuts there."""
+
+LARGEST = 500_000
+"""Characters of a result that Claude Code shall show to its model (it takes up to so many).
+
+Ours keep within 48,000, but for structured output, which is never cut.
+"""
 
 LOOK_EVERY_S = 0.1
 """How often progress is looked at."""
@@ -48,6 +55,7 @@ def to_tool(tool: AnyTool) -> types.Tool:
         description=tool.description,
         input_schema=input_schema(tool.request),
         output_schema=output_schema(tool.result),
+        _meta=_meta_of(tool),
         annotations=types.ToolAnnotations(
             read_only_hint=tool.read_only,
             destructive_hint=None if tool.read_only else tool.destructive,
@@ -55,6 +63,16 @@ def to_tool(tool: AnyTool) -> types.Tool:
             open_world_hint=tool.open_world,
         ),
     )
+
+
+def _meta_of(tool: AnyTool) -> dict[str, Any] | None:
+    """Return what Claude Code reads of a tool besides (2.1.330: both seen to work)."""
+    meta: dict[str, Any] = {}
+    if tool.search_hint is not None:
+        meta["anthropic/searchHint"] = tool.search_hint
+    if tool.may_be_large:
+        meta["anthropic/maxResultSizeChars"] = LARGEST
+    return meta or None
 
 
 def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
@@ -70,11 +88,31 @@ def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
     if faults := problems(to_tool(tool).output_schema or {}, data):
         raise ValueError(f"result of {tool.name} breaks its schema: {faults}")
     text, failed = _told(result)
+    content: list[types.ContentBlock] = [types.TextContent(type="text", text=text)]
+    content += _links(result)
+    # The old tools give no structured content where there is no thread, as they never did.
+    threadless = isinstance(result, CodexFailure) and not result.threadId
     return types.CallToolResult(
-        content=[types.TextContent(type="text", text=text)],
-        structured_content=data,
+        content=content,
+        structured_content=None if threadless else data,
         is_error=failed,
     )
+
+
+def _links(result: Record) -> list[types.ResourceLink]:
+    """Return where to read what was cut out of *result*."""
+    uri = run_uri(result.run_id) if isinstance(result, RunResult) else None
+    if uri is None or uri not in (getattr(result, "final_response", None) or ""):
+        return []
+    return [
+        types.ResourceLink(
+            type="resource_link",
+            name="whole answer",
+            uri=uri,
+            mime_type="application/json",
+            description="The result with its answer in full",
+        )
+    ]
 
 
 def _told(result: Record) -> tuple[str, bool]:
@@ -84,6 +122,8 @@ def _told(result: Record) -> tuple[str, bool]:
             return error_text(result), True
         case RunResult():
             return result.final_response or result.next, False
+        case CodexResult():
+            return result.content, isinstance(result, CodexFailure)
         case StopResult(run=run):
             # That a run had failed before it was to be stopped is not stop's failure.
             unknown = run.run_id is None
@@ -100,30 +140,6 @@ def _told(result: Record) -> tuple[str, bool]:
             return result.model_dump_json(), False
         case _:
             raise TypeError(f"{type(result).__name__} has no words")
-
-
-def error_text(result: RunResult) -> str:
-    """Return all that a caller needs who sees nothing but this text."""
-    lines: list[str] = []
-    if result.error is not None:
-        again = "yes" if result.error.retryable else "no"
-        lines += [
-            f"{result.error.kind}: {result.error.message}",
-            f"Hint: {result.error.hint}",
-            f"Worth trying again as it is: {again}",
-        ]
-    if result.thread_id is not None:
-        lines.append(f"thread_id: {result.thread_id}")
-    if result.run_id is not None:
-        lines.append(f"run_id: {result.run_id}")
-    if result.files_changed:
-        paths = ", ".join(f"{f.path} ({f.kind})" for f in result.files_changed[:10])
-        lines.append(f"files changed by then ({len(result.files_changed)}): {paths}")
-    if result.final_response:
-        end = result.final_response[-1500:]
-        cut = "…" if len(end) < len(result.final_response) else ""
-        lines.append(f"Codex's last message:\n{cut}{end}")
-    return "\n".join(lines)
 
 
 class Progress:

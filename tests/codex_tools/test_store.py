@@ -25,8 +25,9 @@ from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import Cancelled
 from codex_tools.codex.fold import TurnResult
+from codex_tools.event_log import LOG_LIMIT
 from codex_tools.result import RunResult, RunStatus, Setting, make_result
-from codex_tools.store import KEEP_BYTES, KEEP_S, LOG_LIMIT, Store, now
+from codex_tools.store import KEEP_BYTES, KEEP_S, Store, now
 from far_ends import FakeCodex, Json, Lab, answer_lines, call, connect, events, marked, thread_line
 
 RUN = "run_0123456789abcdef"

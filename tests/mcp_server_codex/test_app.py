@@ -53,6 +53,24 @@ async def test_the_list_of_tools_is_small_and_complete(mode: str, lab: Lab) -> N
         assert hints["idempotentHint"] is (tool["name"] not in ("codex_run", "codex_resume"))
 
 
+async def test_with_everything_on_the_list_is_no_larger(mode: str, lab: Lab) -> None:
+    async with connect(mode, None, lab, "--compat", "codex-mcp-server") as client:
+        listed = (await client.list_tools()).tools
+    tools = [t.model_dump(by_alias=True, mode="json", exclude_none=True) for t in listed]
+    assert len(tools) == 8
+    assert sum(size([t["name"], t["description"], t["inputSchema"]]) for t in tools) < 9_000
+    assert size(tools) < 28_000
+
+
+async def test_claude_code_is_told_how_to_find_and_to_show_a_tool(mode: str, lab: Lab) -> None:
+    async with connect(mode, None, lab) as client:
+        listed = (await client.list_tools()).tools
+    meta = {tool.name: tool.meta or {} for tool in listed}
+    assert all(len(each["anthropic/searchHint"]) > 20 for each in meta.values())
+    large = [name for name, each in meta.items() if "anthropic/maxResultSizeChars" in each]
+    assert large == ["codex_run", "codex_resume", "codex_wait"]
+
+
 async def test_the_instructions_are_short(mode: str, lab: Lab) -> None:
     async with connect(mode, None, lab) as client:
         instructions = client.instructions or ""

@@ -55,6 +55,7 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--deny-env": ("*_SECRET", ("*_SECRET",), "MY_KEY", ("MY_KEY",)),
     "--state-dir": ("/a/state", Path("/a/state"), "/b", Path("/b")),
     "--prices": ("prices.toml", Path("prices.toml"), "b.toml", Path("b.toml")),
+    "--compat": ("codex-mcp-server", "codex-mcp-server", "none", "none"),
     "--log-level": ("debug", "debug", "error", "error"),
 }
 
@@ -96,6 +97,7 @@ def test_without_anything_the_defaults_hold() -> None:
         state_dir=default_state_dir(),
         prices=None,
         ask="auto",
+        compat="none",
         log_level="warning",
     )
     assert default_state_dir().is_absolute()

@@ -324,7 +324,7 @@ async def test_an_unknown_method_is_named_as_such(mode: str, lab: Lab) -> None:
     async with wire(mode, lab) as client:
         # Before the handshake too: clients try a server out that way.
         for opened in (False, True):
-            for method in ("nothing", "", "resources/list", "notifications/initialized"):
+            for method in ("nothing", "", "tasks/list", "notifications/initialized"):
                 answer = await client.ask(client.request(method))
                 assert answer["error"]["code"] == NO_METHOD, (opened, method)
             if not opened:

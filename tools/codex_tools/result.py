@@ -147,7 +147,7 @@ def make_result(
         thread_id=turn.thread_id,
         final_response=None
         if turn.final_response is None
-        else shorten(turn.final_response, RESPONSE_LIMIT),
+        else shorten(turn.final_response, RESPONSE_LIMIT, run_uri(run_id)),
         structured_output=structured_output,
         usage=usage,
         cost_usd=cost_usd,
@@ -177,6 +177,11 @@ def make_result(
         next=_next(status, run_id, turn.thread_id if setting.can_resume else None, told),
     )
     return _fitted(result, turn.final_response)
+
+
+def run_uri(run_id: str | None) -> str | None:
+    """Return the address of a run's whole result, as the server's resource."""
+    return None if run_id is None else f"codex://runs/{run_id}"
 
 
 def interrupt(result: RunResult) -> RunResult:
@@ -245,7 +250,8 @@ def _fitted(result: RunResult, response: str | None, limit: int = RESULT_LIMIT) 
     while response and (over := _size(result) - limit) > 0 and room > 200:
         # Escapes make JSON longer than its text: cut in proportion, again if need be.
         room = max(room - over - 100, room * 2 // 3, 200)
-        result = result.model_copy(update={"final_response": shorten(response, room)})
+        short = shorten(response, room, run_uri(result.run_id))
+        result = result.model_copy(update={"final_response": short})
     return result
 
 
@@ -279,6 +285,30 @@ def tell_error(error: CodexError) -> RunError:
         hint=error.hint,
         retryable=retryable,
     )
+
+
+def error_text(result: RunResult) -> str:
+    """Return all that a caller needs who sees nothing but this text."""
+    lines: list[str] = []
+    if result.error is not None:
+        again = "yes" if result.error.retryable else "no"
+        lines += [
+            f"{result.error.kind}: {result.error.message}",
+            f"Hint: {result.error.hint}",
+            f"Worth trying again as it is: {again}",
+        ]
+    if result.thread_id is not None:
+        lines.append(f"thread_id: {result.thread_id}")
+    if result.run_id is not None:
+        lines.append(f"run_id: {result.run_id}")
+    if result.files_changed:
+        paths = ", ".join(f"{f.path} ({f.kind})" for f in result.files_changed[:10])
+        lines.append(f"files changed by then ({len(result.files_changed)}): {paths}")
+    if result.final_response:
+        end = result.final_response[-1500:]
+        cut = "…" if len(end) < len(result.final_response) else ""
+        lines.append(f"Codex's last message:\n{cut}{end}")
+    return "\n".join(lines)
 
 
 def _next(

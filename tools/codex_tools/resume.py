@@ -185,4 +185,6 @@ RESUME = Tool(
     call=resume,
     start=start,
     refuse=refuse,
+    search_hint="continue earlier Codex thread, follow up",
+    may_be_large=True,
 )

@@ -97,8 +97,13 @@ class RunRequest(TurnOptions):
     """Keep no record; the thread cannot be resumed"""
 
 
-async def start(request: RunRequest, context: Context) -> Run:
-    """Start a task in a new thread."""
+async def start(
+    request: RunRequest, context: Context, adapt: Callable[[TurnRequest], TurnRequest] | None = None
+) -> Run:
+    """Start a task in a new thread.
+
+    *adapt* may add to the turn what codex_run's arguments cannot say.
+    """
     check_depth(context)
     review = Review(context.policy)
     folder = existing_folder("cwd", request.cwd or str(context.default_cwd), review)
@@ -110,6 +115,7 @@ async def start(request: RunRequest, context: Context) -> Run:
         sandbox=review.sandbox(request.sandbox),
         ephemeral=request.ephemeral,
     )
+    turn = turn if adapt is None else adapt(turn)
     output = await make_output(request)
     program = await find_codex(context.codex_bin)
     if request.ephemeral:
@@ -260,4 +266,6 @@ RUN = Tool(
     call=run,
     start=start,
     refuse=refuse,
+    search_hint="delegate coding task to Codex agent, implement, fix, review, second opinion",
+    may_be_large=True,
 )

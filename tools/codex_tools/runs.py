@@ -31,13 +31,16 @@ from codex_tools.codex.errors import (
 )
 from codex_tools.codex.exec import TurnRequest
 from codex_tools.codex.fold import Fold, TurnResult
+from codex_tools.codex.masking import shorten
 from codex_tools.codex.pricing import Prices
 from codex_tools.codex.program import Program
 from codex_tools.codex.thread_state import ThreadState
 from codex_tools.codex.worktree import changes_since, take_snapshot
+from codex_tools.event_log import EventPage
 from codex_tools.outcome import Run, completed, failed, faulty, price_run
 from codex_tools.output_schema import Output
 from codex_tools.result import RunResult
+from codex_tools.span import span_of
 from codex_tools.store import Store, Stored, now
 from codex_tools.thread_lock import ThreadLock
 
@@ -48,6 +51,9 @@ KEPT_IN_MEMORY = 64
 
 PRUNE_AFTER_S = 5.0
 """Old files are removed so long after the start, which they must not delay."""
+
+ANSWER_LIMIT = 1_000_000
+"""The most characters of an answer told in full."""
 
 LOOK_EVERY_S = 0.5
 """How often the files of other servers' runs are looked at while waiting for them."""
@@ -140,6 +146,40 @@ class Runs:
         found = self.find(run_id)
         return found.result() if isinstance(found, Run) else found.result
 
+    def newest(self, count: int, before: str | None = None) -> list[RunResult]:
+        """Return up to *count* runs of this state folder, the newest first, those before *before*.
+
+        Those that end or go meanwhile may be missing from it.
+        """
+        results: list[RunResult] = []
+        for run_id in self._store.newest(count, before):
+            try:
+                results.append(self.result(run_id))
+            except UnknownRun:
+                continue
+        return results
+
+    def whole(self, run_id: str) -> RunResult:
+        """Return a run's result with its answer in full, as far as its event log goes.
+
+        Raises:
+            UnknownRun: There is none of that id.
+        """
+        result = self.result(run_id)
+        answer = self._store.read_answer(run_id)
+        if answer is None or len(answer) <= len(result.final_response or ""):
+            return result
+        return result.model_copy(update={"final_response": shorten(answer, ANSWER_LIMIT)})
+
+    def events(self, run_id: str, offset: int, room: int) -> EventPage:
+        """Return a page of a run's events, from byte *offset*, in *room* characters.
+
+        Raises:
+            UnknownRun: There is none of that id.
+        """
+        self.find(run_id)
+        return self._store.read_events(run_id, offset, room) or EventPage((), None, 0)
+
     async def wait(
         self, run_ids: Sequence[str], wait_s: float, until: Literal["all", "any"]
     ) -> list[RunResult]:
@@ -173,6 +213,10 @@ class Runs:
         return found.result()
 
     async def _work(self, run: Run, lock: ThreadLock | None) -> None:
+        with span_of(run):
+            await self._work_on(run, lock)
+
+    async def _work_on(self, run: Run, lock: ThreadLock | None) -> None:
         outcome: RunResult | None = None
         try:
             with ExitStack() as locks, run.scope:

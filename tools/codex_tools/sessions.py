@@ -20,6 +20,7 @@ from codex_tools.codex.turns import Turn as ReadTurn
 from codex_tools.codex.turns import read_turns
 from codex_tools.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
 from codex_tools.tool import Context, Folder, Tool
+from codex_tools.transcript import thread_uri
 
 Json = dict[str, Any]
 
@@ -219,16 +220,21 @@ def _one(
             f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."
         ) from error
     room = _ROOM // max(1, len(turns))
-    told = [_turn(turn, room) for turn in turns]
+    whole = thread_uri(session["thread_id"])
+    told = [_turn(turn, room, whole) for turn in turns]
     # Escapes make JSON longer than its text: cut in proportion, again if need be.
     while (size := len(orjson.dumps(told).decode())) > RESULT_LIMIT - 2000 and room > 100:
         room = min(room * 9 // 10, room * _ROOM // size)
-        told = [_turn(turn, room) for turn in turns]
+        whole = thread_uri(session["thread_id"])
+    told = [_turn(turn, room, whole) for turn in turns]
     return session, told, str(left) if left else None
 
 
-def _turn(turn: ReadTurn, room: int) -> Json:
-    """Return a turn as it is told, its texts in about *room* characters."""
+def _turn(turn: ReadTurn, room: int, whole: str) -> Json:
+    """Return a turn as it is told, its texts in about *room* characters.
+
+    *whole* is where they are to be had with less left out.
+    """
     commands: list[Json] = []
     left = room // 4
     for command, code, status in reversed(turn.commands):
@@ -253,7 +259,7 @@ def _turn(turn: ReadTurn, room: int) -> Json:
         "prompt": None if turn.prompt is None else shorten(turn.prompt, room // 8),
         "final_response": None
         if turn.final_response is None
-        else shorten(turn.final_response, room // 2),
+        else shorten(turn.final_response, room // 2, whole),
         "model": turn.model,
         "sandbox": turn.sandbox,
         "usage": tokens(input_, cached, output, reasoning),
@@ -281,6 +287,7 @@ SESSIONS = Tool(
     result=SessionsResult,
     call=sessions,
     refuse=refuse,
+    search_hint="find Codex threads, conversation history, transcript search",
     read_only=True,
     idempotent=True,
     open_world=False,

@@ -41,6 +41,7 @@ STOP = Tool(
     result=StopResult,
     call=stop,
     refuse=refuse,
+    search_hint="cancel Codex run, abort",
     idempotent=True,
     open_world=False,
 )

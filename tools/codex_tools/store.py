@@ -19,10 +19,11 @@ import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import orjson
 
+from codex_tools.event_log import EventLog, EventPage
 from codex_tools.result import RunResult, interrupt
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,6 @@ KEEP_S = 14 * 24 * 3600
 
 KEEP_BYTES = 512 * 1024 * 1024
 """How much is kept in all; the oldest go first."""
-
-LOG_LIMIT = 64 * 1024 * 1024
-"""Bytes of events kept of one run."""
 
 _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 _SERVER_ID = re.compile(r"[0-9a-f]{16}")
@@ -115,7 +113,39 @@ class Store:
 
     def open_log(self, run_id: str) -> EventLog:
         """Return a log for the run's events."""
-        return EventLog(self._folder(run_id) / "events.jsonl")
+        return self._log_of(run_id)
+
+    def read_events(self, run_id: str, offset: int, room: int) -> EventPage | None:
+        """Return a page of the run's events; None if there is no such run, or none was kept.
+
+        Args:
+            run_id: The run.
+            offset: The byte to begin at, as an earlier page told.
+            room: How many characters the page may have.
+        """
+        return self._log_of(run_id).page(offset, room)
+
+    def read_answer(self, run_id: str) -> str | None:
+        """Return the run's last agent message, whole; None if none was kept."""
+        return self._log_of(run_id).answer()
+
+    def newest(self, count: int, before: str | None = None) -> list[str]:
+        """Return the ids of up to *count* runs, the newest first.
+
+        Args:
+            count: How many.
+            before: Only runs older than this one, by the last change of each.
+        """
+        found: list[tuple[int, str]] = []
+        for entry in os.scandir(self._runs):
+            try:
+                found.append((Path(entry.path, "run.json").stat().st_mtime_ns, entry.name))
+            except OSError:
+                continue  # Another server has just removed it, or not yet written it.
+        found.sort(reverse=True)
+        names = [name for _, name in found if _RUN_ID.fullmatch(name)]
+        start = names.index(before) + 1 if before in names else 0
+        return names[start : start + count]
 
     def prune(self) -> None:
         """Remove what is too old, then what is too much; never a run at work."""
@@ -157,6 +187,9 @@ class Store:
             os.close(fd)
         return False
 
+    def _log_of(self, run_id: str) -> EventLog:
+        return EventLog(self._folder(run_id) / "events.jsonl")
+
     def _folder(self, run_id: str) -> Path:
         return self._runs / run_id
 
@@ -168,42 +201,6 @@ class Stored:
         self.result = result
         self.created_at = created_at
         self.updated_at = updated_at
-
-
-class EventLog:
-    """The events of one run; opened with the first, ended at LOG_LIMIT."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._size = 0
-
-    def add(self, line: bytes) -> None:
-        """Keep one more line, in a single write: a killed server leaves whole lines."""
-        self._size += len(line) + 1
-        if self._size > LOG_LIMIT:
-            return
-        try:
-            if self._file is None:
-                self._path.parent.mkdir(mode=0o700, exist_ok=True)
-                fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                self._file = os.fdopen(fd, "wb", buffering=0)
-            before = self._file.tell()
-            if self._file.write(line + b"\n") != len(line) + 1:
-                self._file.truncate(before)
-                raise OSError("the disk is full")
-        except OSError as error:
-            logger.warning("%s is not written on: %s", self._path, error)
-            self._size = LOG_LIMIT
-
-    def __enter__(self) -> EventLog:
-        """Return the log itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
 
 
 def now() -> str:

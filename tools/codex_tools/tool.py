@@ -106,7 +106,7 @@ class Tool(Generic[RequestT, ResultT]):
     """A tool as the server offers it."""
 
     name: str
-    title: str
+    title: str | None
     description: str
     request: type[RequestT]
     result: type[ResultT]
@@ -115,6 +115,10 @@ class Tool(Generic[RequestT, ResultT]):
     """Make a result of an error that came before there was one."""
     start: Callable[[RequestT, Context], Awaitable[Run]] | None = None
     """For a tool that runs Codex: start the run and return at once."""
+    search_hint: str | None = None
+    """Words by which a client finds the tool that does not show it to its model at once."""
+    may_be_large: bool = False
+    """Whether a result may hold structured output, which is never cut."""
     read_only: bool = False
     destructive: bool = True
     idempotent: bool = False
@@ -136,7 +140,8 @@ class Tool(Generic[RequestT, ResultT]):
                     raise PromptTooLarge(
                         len(arguments["prompt"]), fault.get("ctx", {}).get("max_length", 0)
                     ) from None
-                problems.append(_problem(fault, list(self.request.model_fields)))
+                fields = self.request.model_fields.items()
+                problems.append(_problem(fault, [field.alias or name for name, field in fields]))
             raise InvalidArguments(problems) from None
 
 
@@ -167,13 +172,15 @@ def _compact(schema: Json, *, optional: bool = True) -> Json:
     """Return *schema* without titles and the docstrings of classes.
 
     With *optional*, null is accepted for an absent argument without being
-    advertised. Without it, it is a result's schema: what its inner objects
-    always have, and have not besides, is left unsaid.
+    advertised. Without it, it is a result's schema: of its inner objects there
+    are only names and types, not what they always have, nor what it means.
     """
     for owner in (schema, *cast(dict[str, Json], schema.get("$defs", {})).values()):
         owner.pop("description", None)
         if owner is not schema and not optional:
             owner.pop("required", None)
+            for inner in cast(dict[str, Json], owner.get("properties", {})).values():
+                inner.pop("description", None)
     return cast(Json, _plain(schema, optional))
 
 
@@ -186,7 +193,7 @@ def _plain(node: object, optional: bool) -> object:
     for key, value in cast(Json, node).items():
         if key == "title" and isinstance(value, str):
             continue
-        if key == "default" and value is None:
+        if key == "default" and (value is None or not optional):
             continue
         if key == "additionalProperties" and value is False and not optional:
             continue
@@ -203,4 +210,7 @@ def _plain(node: object, optional: bool) -> object:
     elif not optional and [set(c) for c in choices] == [{"type"}, {"type"}]:
         del plain["anyOf"]
         plain = {"type": [c["type"] for c in choices], **plain}
+    elif not optional and [set(c) for c in choices] == [{"enum"}, {"type"}]:
+        del plain["anyOf"]
+        plain = {"enum": [*choices[0]["enum"], None], **plain}
     return plain

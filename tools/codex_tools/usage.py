@@ -118,6 +118,7 @@ USAGE = Tool(
     result=UsageResult,
     call=usage,
     refuse=refuse,
+    search_hint="Codex tokens, cost, spending, rate limits",
     read_only=True,
     idempotent=True,
     open_world=False,

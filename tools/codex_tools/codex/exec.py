@@ -62,6 +62,8 @@ class TurnRequest:
     """Pairs of a dotted key and its value in TOML."""
     skip_git_repo_check: bool = False
     ephemeral: bool = False
+    base_instructions: str | None = None
+    """What takes the place of Codex's own instructions to the model."""
     environment: EnvironmentRules = field(default_factory=EnvironmentRules)
     depth: int = 1
     """How many runs it is inside, itself counted."""
@@ -141,8 +143,13 @@ async def open_turn(
     _insist_unmoved(request)
     scratch = schema_file = None
     try:
-        if request.output_schema is not None or any("," in str(i) for i in request.images):
+        if (
+            request.output_schema is not None
+            or request.base_instructions is not None
+            or any("," in str(image) for image in request.images)
+        ):
             scratch = Path(tempfile.mkdtemp(prefix="mcp-server-codex-"))
+            request = _with_instructions(request, scratch)
             request = replace(request, images=_without_commas(request.images, scratch))
         if request.output_schema is not None and scratch is not None:
             schema_file = scratch / "output_schema.json"
@@ -186,6 +193,19 @@ def _insist_unmoved(request: TurnRequest) -> None:
             raise NotAllowed(
                 f"path {path}", "since it was checked, a link took its place", "--root"
             )
+
+
+def _with_instructions(request: TurnRequest, scratch: Path) -> TurnRequest:
+    """Return *request* with its instructions in a file, which Codex takes them from.
+
+    The first key is of 0.60.1, the second of 0.163.0 and 0.169.0; each lets the other be.
+    """
+    if request.base_instructions is None:
+        return request
+    file = scratch / "instructions.md"
+    file.write_bytes(request.base_instructions.encode("utf-8", "replace"))
+    keys = ("experimental_instructions_file", "model_instructions_file")
+    return replace(request, config=(*request.config, *((key, to_toml(str(file))) for key in keys)))
 
 
 def _without_commas(images: Sequence[Path], scratch: Path) -> tuple[Path, ...]:

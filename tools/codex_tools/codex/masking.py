@@ -55,13 +55,16 @@ def _known() -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if values else None
 
 
-def shorten(text: str, limit: int) -> str:
-    """Return *text*, or its head and tail around a marked gap, in *limit* characters."""
+def shorten(text: str, limit: int, whole: str | None = None) -> str:
+    """Return *text*, or its head and tail around a marked gap, in *limit* characters.
+
+    The gap says where the *whole* text is to be had, if anywhere.
+    """
     if len(text) <= limit:
         return text
-    gap = ""
+    gap, at = "", "" if whole is None else f", see {whole}"
     for _ in range(2):  # The number in the gap changes the gap's length.
-        gap = f"\n[… {len(text) - limit + len(gap):,} characters left out …]\n"
+        gap = f"\n[… {len(text) - limit + len(gap):,} characters left out{at} …]\n"
     room = max(limit - len(gap), 0)
     tail = room // 3
     return text[: room - tail] + gap + text[len(text) - tail :]

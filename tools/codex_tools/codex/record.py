@@ -31,8 +31,10 @@ class Record(BaseModel):
         properties: dict[str, Any] = handler.resolve_ref_schema(schema).get("properties", {})
         for owner in reversed(cls.__mro__):
             for name, text in _strings_under_fields(owner.__module__, owner.__name__).items():
-                if name in properties:
-                    properties[name]["description"] = text
+                field = cls.model_fields.get(name)
+                told = (field.alias if field is not None else None) or name
+                if told in properties:
+                    properties[told]["description"] = text
         return schema
 
 

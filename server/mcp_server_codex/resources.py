@@ -1,0 +1,232 @@
+"""What can be read besides tools' results, as MCP resources.
+
+codex://runs/{run_id}             a run's result as JSON, its answer in full
+codex://runs/{run_id}/events      its events, JSON lines of Codex's, secrets masked
+codex://threads/{thread_id}       a thread's transcript in Markdown, from any client
+
+The last two come page by page: what follows the page says where the next one
+is, and so does `next` in the result's _meta.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
+
+import anyio.to_thread
+import mcp_types as types
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+
+from codex_tools.codex.errors import CodexError
+from codex_tools.codex.history import History
+from codex_tools.codex.listing import COLD_FILES, Listing, ThreadQuery, enough_for
+from codex_tools.result import RunResult, run_uri
+from codex_tools.runs import Runs
+from codex_tools.transcript import read_transcript, thread_uri
+from mcp_server_codex.settings import Settings
+
+Call = ServerRequestContext[Runs, Any]
+T = TypeVar("T")
+
+RUNS_LISTED = 20
+"""Runs on a page of resources/list, which Claude Code asks for at each start."""
+
+EVENTS_ROOM = 40_000
+"""Characters on a page of events; Claude Code puts aside more than 50,000."""
+
+COMPLETIONS = 20
+"""The most values proposed for an argument; MCP allows 100."""
+
+RESOURCE_NOT_FOUND = -32002
+"""The code of protocols up to 2025-11-25; from 2026-07-28 on it is -32602."""
+
+TEMPLATES = (
+    types.ResourceTemplate(
+        name="run",
+        title="Result of a Codex run",
+        uri_template="codex://runs/{run_id}",
+        description="A run's result, its answer in full.",
+        mime_type="application/json",
+    ),
+    types.ResourceTemplate(
+        name="run-events",
+        title="Events of a Codex run",
+        uri_template="codex://runs/{run_id}/events{?offset}",
+        description="What Codex did, as JSON lines: each command with its output, each patch.",
+        mime_type="application/jsonl",
+    ),
+    types.ResourceTemplate(
+        name="thread",
+        title="Transcript of a Codex thread",
+        uri_template="codex://threads/{thread_id}{?before}",
+        description="The newest turns of a thread, whoever began it.",
+        mime_type="text/markdown",
+    ),
+)
+
+
+class Resources:
+    """The resources that one server offers."""
+
+    def __init__(self, history: History, settings: Settings) -> None:
+        self._history = history
+        self._state_dir = settings.state_dir
+
+    async def list(
+        self, call: Call, params: types.PaginatedRequestParams | None
+    ) -> types.ListResourcesResult:
+        """List the newest runs; all else is found by its template."""
+        cursor = params.cursor if params is not None else None
+        runs = call.lifespan_context
+        found = await _in_thread(functools.partial(runs.newest, RUNS_LISTED + 1, cursor))
+        told = found[:RUNS_LISTED]
+        more = len(found) > RUNS_LISTED
+        return types.ListResourcesResult(
+            resources=[_to_resource(result) for result in told],
+            next_cursor=told[-1].run_id if more else None,
+        )
+
+    async def templates(
+        self, _: Call, __: types.PaginatedRequestParams | None
+    ) -> types.ListResourceTemplatesResult:
+        """List what an address may look like."""
+        return types.ListResourceTemplatesResult(resource_templates=[*TEMPLATES])
+
+    async def read(
+        self, call: Call, params: types.ReadResourceRequestParams
+    ) -> types.ReadResourceResult:
+        """Read what an address names.
+
+        Raises:
+            MCPError: It names nothing.
+        """
+        try:
+            return await self._read(call.lifespan_context, params.uri)
+        except (CodexError, ValueError) as error:
+            modern = call.protocol_version >= "2026"
+            raise MCPError(
+                code=types.INVALID_PARAMS if modern else RESOURCE_NOT_FOUND,
+                message=error.message if isinstance(error, CodexError) else str(error),
+                data={"uri": params.uri[:500]},
+            ) from None
+
+    async def complete(self, call: Call, name: str, value: str) -> list[str]:
+        """Return ids that the argument *name* may be meant to have, given its beginning.
+
+        A thread is also found by words of its prompts, answers or name.
+        """
+        match name:
+            case "run_id":
+                listed = functools.partial(call.lifespan_context.newest, 100)
+                ids = [result.run_id or "" for result in await _in_thread(listed)]
+                return [run_id for run_id in ids if run_id.startswith(value)][:COMPLETIONS]
+            case "thread_id":
+                return await _in_thread(functools.partial(self._threads, value.strip()))
+            case _:
+                return []
+
+    async def _read(self, runs: Runs, uri: str) -> types.ReadResourceResult:
+        parts = urlsplit(uri)
+        options = parse_qs(parts.query)
+        match parts.scheme, parts.netloc, parts.path.strip("/").split("/"):
+            case "codex", "runs", [run_id] if run_id and not options:
+                result = await _in_thread(functools.partial(runs.whole, run_id))
+                return _one(uri, "application/json", result.model_dump_json(indent=2))
+            case "codex", "runs", [run_id, "events"]:
+                offset = _number(options, "offset") or 0
+                read = functools.partial(runs.events, run_id, offset, EVENTS_ROOM)
+                page = await _in_thread(read)
+                text = "".join(f"{line}\n" for line in page.lines)
+                at = page.next_offset
+                following = None if at is None else f"{run_uri(run_id)}/events?offset={at}"
+                return _one(uri, "application/jsonl", text, following)
+            case "codex", "threads", [thread_id] if thread_id:
+                before = _number(options, "before")
+                thread_id = str(UUID(thread_id))
+                state_dir = self._state_dir
+                read = functools.partial(
+                    read_transcript, self._history, state_dir, thread_id, before
+                )
+                text, left = await _in_thread(read)
+                earlier = thread_uri(thread_id, left) if left else None
+                return _one(uri, "text/markdown", text, earlier)
+            case _:
+                raise ValueError("Unknown resource: see the templates for what there is.")
+
+    def _threads(self, value: str) -> list[str]:
+        words = None if _begins_id(value) else value
+        query = ThreadQuery(words=words, limit=100 if words is None else COMPLETIONS)
+        try:
+            left = self._history.refresh(
+                None,
+                None if words else enough_for(query),
+                texts=bool(words),
+                patience=COLD_FILES,
+            )
+            page = Listing(self._history, self._state_dir, None).page(query, left)
+        except (CodexError, UnicodeEncodeError):
+            return []  # Nothing to propose is no error.
+        ids = [str(thread["thread_id"]) for thread in page.threads]
+        if words is None:
+            ids = [thread_id for thread_id in ids if thread_id.startswith(value.lower())]
+        return ids[:COMPLETIONS]
+
+
+def _begins_id(value: str) -> bool:
+    return all(letter in "0123456789abcdef-" for letter in value.lower())
+
+
+def _number(options: dict[str, list[str]], name: str) -> int | None:
+    """Return the one option that this address may have.
+
+    Raises:
+        ValueError: It has another one, or no number.
+    """
+    if not options:
+        return None
+    match options:
+        case {**only} if list(only) == [name] and only[name][0].isdecimal():
+            return int(only[name][0][:15])
+        case _:
+            raise ValueError(f"the only option here is {name}, a number")
+
+
+def _one(uri: str, mime_type: str, text: str, following: str | None = None) -> Any:
+    """Return *text* as the resource's content, and where the next page is.
+
+    The second content says so too: models see contents only.
+    """
+    contents: list[types.TextResourceContents | types.BlobResourceContents] = [
+        types.TextResourceContents(uri=uri, mime_type=mime_type, text=text)
+    ]
+    if following is not None:
+        more = f"More: {following}"
+        contents.append(
+            types.TextResourceContents(uri=following, mime_type="text/plain", text=more)
+        )
+    meta = None if following is None else {"next": following}
+    return types.ReadResourceResult(contents=contents, _meta=meta)
+
+
+def _to_resource(result: RunResult) -> types.Resource:
+    facts = [result.status, result.cwd]
+    if result.files_changed:
+        files = len(result.files_changed)
+        facts.append(f"{files} file{'s' if files > 1 else ''} changed")
+    if result.error is not None:
+        facts.append(result.error.kind)
+    return types.Resource(
+        name=result.run_id or "",
+        title=f"Codex run: {result.status.replace('_', ' ')}",
+        uri=run_uri(result.run_id) or "",
+        description=" · ".join(fact for fact in facts if fact),
+        mime_type="application/json",
+    )
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    return await anyio.to_thread.run_sync(work)
