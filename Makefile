@@ -40,6 +40,6 @@ clean:
 	    || { echo "Python 3.11 or later is needed (python3 is `python3 -V`)"; exit 1; }; \
 	  python3 -m venv .venv \
 	  && $(PY) -m pip install --quiet --disable-pip-version-check 'pip>=25.1' \
-	  && $(PY) -m pip install --quiet --disable-pip-version-check -e . --group dev; \
+	  && $(PY) -m pip install --quiet --disable-pip-version-check -e '.[otel]' --group dev; \
 	fi
 	@touch $@

@@ -46,13 +46,15 @@ def _serve(arguments: list[str]) -> None:
     from mcp_server_codex.log import log_to_stderr
     from mcp_server_codex.settings import read_settings
     from mcp_server_codex.stdio import serve
+    from mcp_server_codex.telemetry import start_traces
 
     settings = read_settings(arguments, os.environ, _fail)
     log_to_stderr(settings.log_level)
     server = make_server(settings)
+    end_traces = start_traces(os.environ)
     gc.freeze()
     gc.enable()
-    anyio.run(serve, server, wire)
+    anyio.run(serve, server, wire, end_traces)
 
 
 def _run_command(name: str, arguments: list[str]) -> int:

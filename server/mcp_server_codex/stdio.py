@@ -33,7 +33,7 @@ LAST_WORDS_WITHIN_S = 1.0
 Refuse = Callable[[types.JSONRPCError], Awaitable[None]]
 
 
-async def serve(server: Server[Any], wire: int) -> NoReturn:
+async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoReturn:
     """Serve until the client is gone or a signal arrives, then end the process.
 
     The SDK alone dies of SIGTERM without a cleanup, and after SIGINT waits for
@@ -42,6 +42,7 @@ async def serve(server: Server[Any], wire: int) -> NoReturn:
     Args:
         server: The server.
         wire: A private descriptor of stdout; descriptor 1 itself leads to stderr.
+        end: Called last of all; must be quick.
     """
     code = 0
     serving = anyio.CancelScope()
@@ -89,6 +90,7 @@ async def serve(server: Server[Any], wire: int) -> NoReturn:
         # From here, with the signals still heeded: one that came during Python's own end
         # would put its exit code in place of ours. Nor may a thread keep the process that
         # blocks on the pipe of a client that does not read.
+        end()
         os._exit(code)
     raise AssertionError("the process has ended")
 

@@ -26,6 +26,7 @@ WITHHELD = (
     *("GEMINI_*", "GOOGLE_API_KEY", "GOOGLE_GENERATIVE_AI_API_KEY", "XAI_*", "GROQ_API_KEY"),
     *("MISTRAL_*", "DEEPSEEK_*", "OPENROUTER_*", "COHERE_*", "TOGETHER_*", "FIREWORKS_*"),
     *("PERPLEXITY_*", "AWS_BEARER_TOKEN_BEDROCK", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+    "OTEL_EXPORTER_*HEADERS",
 )
 """Names, as globs in capitals, that Codex does not get: the client's and other agents' own."""
 
