@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Tests wait for other processes more than they work: two at a time for each of two processors.
 SIDE_BY_SIDE := -n 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test check bench prices format clean
+.PHONY: demo test check bench compat docs prices format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -20,6 +20,14 @@ check: .venv/ready
 
 bench: .venv/ready
 	@$(PY) tests/bench/bench.py $(ARGS)
+
+# The tests that meet a real Codex, on one version after the other: half an hour and 3 GB.
+compat: .venv/ready
+	@$(PY) tests/compat.py $(ARGS)
+
+# The parts of the README and docs/ that follow from the code.
+docs: .venv/ready
+	@$(PY) docs/generate.py
 
 # After an update of genai-prices: the table that spares importing it.
 prices: .venv/ready

@@ -1,0 +1,205 @@
+"""Write the parts of README.md and docs/ that follow from the code.
+
+They stand between `<!-- begin NAME -->` and `<!-- end NAME -->`. Run it by
+`make docs`; a test holds what it would write against what is there.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from codex_tools.codex.errors import (
+    Cancelled,
+    CodexError,
+    CodexNotFound,
+    CodexUnsupported,
+    InternalFault,
+    Interrupted,
+    InvalidArguments,
+    InvalidOutputSchema,
+    Kind,
+    NoAnswer,
+    NotAllowed,
+    OutputMismatch,
+    PromptTooLarge,
+    Stalled,
+    ThreadBusy,
+    ThreadNotFound,
+    TimedOut,
+    TooDeep,
+    TurnFailed,
+    UnknownRun,
+    WrongThread,
+)
+from codex_tools.codex.failure import classify, classify_exit
+from codex_tools.codex.fold import TurnResult
+from codex_tools.result import tell_error
+from codex_tools.tool import input_schema
+from mcp_server_codex.app import OLD_TOOLS, TOOLS
+from mcp_server_codex.settings import OPTIONS
+from mcp_server_codex.wire import AnyTool
+
+TOP = Path(__file__).parent.parent
+
+_NOTHING = TurnResult()
+_THREAD = "01a2064e-d936-7f60-b499-d8038e0e5977"
+
+
+def _said(message: str) -> TurnFailed:
+    return TurnFailed(classify(message), _NOTHING)
+
+
+ERRORS: tuple[CodexError, ...] = (
+    InvalidArguments(["unknown argument 'sandbx', did you mean 'sandbox'?"]),
+    NotAllowed("sandbox danger-full-access", "at most workspace-write", "--max-sandbox"),
+    TooDeep(1, 1),
+    PromptTooLarge(1_200_000, 1_000_000),
+    CodexNotFound("There is no codex on PATH."),
+    CodexUnsupported("--ephemeral", "0.60.1", "Update Codex."),
+    _said("401 Unauthorized: Incorrect API key provided"),
+    _said("You've hit your usage limit. Try again at 3:05 PM."),
+    _said("Rate limit reached. Please try again in 1.2s."),
+    _said("We're currently experiencing high demand."),
+    _said("stream disconnected before completion: error sending request"),
+    _said("Codex ran out of room in the model's context window."),
+    _said("The model `gpt-9` does not exist or you do not have access to it."),
+    _said("unexpected status 400 Bad Request: invalid_request_error"),
+    _said("invalid prompt: flagged as potentially violating our usage policy"),
+    _said("Not inside a trusted directory and --skip-git-repo-check was not specified."),
+    _said("Error loading config.toml: invalid type: string, expected a boolean"),
+    ThreadNotFound(f"There is no thread {_THREAD}."),
+    ThreadBusy(_THREAD),
+    WrongThread(_THREAD, "01a2064e-0000-7000-8000-000000000000", _NOTHING),
+    InvalidOutputSchema("$.properties.a", "'typ' is no type"),
+    OutputMismatch(["$.count: 'three' is not of type 'integer'"], _NOTHING),
+    NoAnswer(_NOTHING),
+    TimedOut(3600, None, _NOTHING),
+    Stalled(600, None, _NOTHING),
+    Cancelled(_NOTHING),
+    Interrupted(),
+    UnknownRun("run_44acc0d8142fc700"),
+    _said("Something that no version has said yet."),
+    TurnFailed(classify_exit(-11, "", None), _NOTHING),
+    InternalFault(),
+)
+"""One example of each kind, made by the code that makes the real ones."""
+
+
+def tools(offered: Iterable[AnyTool] = TOOLS) -> str:
+    """Return the tools with their arguments."""
+    parts: list[str] = []
+    for tool in offered:
+        schema = input_schema(tool.request)
+        needed = cast("list[str]", schema.get("required", []))
+        rows = [
+            (f"`{name}`{' *' if name in needed else ''}", _type(about), _about(about))
+            for name, about in cast("dict[str, dict[str, Any]]", schema["properties"]).items()
+        ]
+        parts.append(f"### {tool.name}\n\n{tool.description}\n")
+        parts.append(_table(("argument", "type", ""), rows))
+    return "\n".join(parts)
+
+
+def old_tools() -> str:
+    """Return the tools of old names."""
+    return tools(OLD_TOOLS)
+
+
+def options() -> str:
+    """Return the options with their defaults and variables."""
+    rows = [
+        (
+            f"`{option.flag} {option.metavar}`" + (" (repeatable)" if option.many else ""),
+            _default(option.default),
+            option.help.removesuffix(".") + ".",
+            ", ".join(f"`{variable}`" for variable in option.variables),
+        )
+        for option in OPTIONS
+    ]
+    return _table(("option", "default", "", "variable"), rows)
+
+
+def errors() -> str:
+    """Return the kinds of errors, each with an example as a caller gets it."""
+    told = [tell_error(error) for error in ERRORS]
+    if sorted(each.kind for each in told) != sorted(get_args(Kind)):
+        raise SystemExit("ERRORS must hold one example of each kind")
+    rows = [
+        (f"`{each.kind}`", each.message, each.hint, "yes" if each.retryable else "")
+        for each in told
+    ]
+    return _table(("kind", "for example", "what to do", "worth trying again"), rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "tools": tools,
+    "old tools": old_tools,
+    "options": options,
+    "errors": errors,
+}
+
+
+def fill(text: str) -> str:
+    """Return *text* with all its generated parts made anew."""
+
+    def made(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{PARTS[found[2]]().strip()}\n{found[3]}"
+
+    pattern = r"(<!-- begin ([a-z ]+) -->)\n.*?(<!-- end \2 -->)"
+    return re.sub(pattern, made, text, flags=re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Return all pages that may have generated parts."""
+    return [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _type(about: dict[str, Any]) -> str:
+    if "enum" in about:
+        return ", ".join(f"`{each}`" for each in about["enum"])
+    kind = str(about.get("type", "any"))
+    if kind == "array":
+        kind = f"{about['items'].get('type', 'any')}s"
+    bounds = [about.get("minimum", about.get("exclusiveMinimum")), about.get("maximum")]
+    if bounds[1] is not None:
+        return f"{kind}, {bounds[0]} to {bounds[1]}"
+    return kind
+
+
+def _about(about: dict[str, Any]) -> str:
+    parts = [str(about["description"]).removesuffix(".") + "."] if "description" in about else []
+    if about.get("default") not in (None, False):
+        parts.append(f"Default: `{about['default']}`.")
+    return " ".join(parts)
+
+
+def _default(value: object) -> str:
+    if value is None or value == ():
+        return ""
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def main() -> None:
+    """Fill all pages."""
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if (made := fill(text)) != text:
+            page.write_text(made, encoding="utf-8")
+            sys.stdout.write(f"{page.relative_to(TOP)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The README and docs/ say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import generate
+from codex_tools.result import RunResult
+from mcp_server_codex.prompts import PROMPTS
+from mcp_server_codex.resources import TEMPLATES
+from mcp_server_codex.settings import OPTIONS
+
+TOP = Path(__file__).parent.parent
+PAGES = generate.pages()
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@each_page
+def test_generated_parts_are_as_generated(page: Path) -> None:
+    text = page.read_text()
+    assert generate.fill(text) == text, "run `make docs`"
+    assert text.count("<!-- begin ") == text.count("<!-- end ")
+
+
+def test_every_generated_part_stands_somewhere() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    for name in generate.PARTS:
+        assert f"<!-- begin {name} -->" in text, name
+
+
+def test_a_generated_part_is_made_anew() -> None:
+    old = "a\n<!-- begin options -->\nold\n<!-- end options -->\nb\n"
+    made = generate.fill(old)
+    assert made.startswith("a\n<!-- begin options -->\n| option |")
+    assert made.endswith("|\n<!-- end options -->\nb\n")
+    assert generate.fill(made) == made
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith(("https://", "codex:")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            slugs = {
+                re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads
+            }
+            assert anchor in slugs, target
+
+
+@each_page
+def test_options_that_pages_name_exist(page: Path) -> None:
+    others = {"--help", "--version", "--json", "--live", "--thread-id", "--since", "--group-by"}
+    known = {option.flag for option in OPTIONS} | others
+    for flag in re.findall(r"`(?:mcp-server-codex )?(--[a-z][a-z-]*)[ `]", page.read_text()):
+        assert flag in known, flag
+
+
+def test_the_fields_of_a_result_are_described() -> None:
+    text = (TOP / "docs" / "results.md").read_text()
+    table = text.partition("## The result of a run")[2].partition("## Long runs")[0]
+    rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert named == list(RunResult.model_fields)
+
+
+def test_resources_and_prompts_are_described() -> None:
+    text = (TOP / "docs" / "results.md").read_text()
+    for template in TEMPLATES:
+        assert f"`{template.uri_template.partition('{?')[0]}`" in text
+    for prompt in PROMPTS:
+        assert f"`{prompt.name}`" in text
+
+
+def test_pages_keep_out_what_is_none_of_a_readers_business() -> None:
+    for page in PAGES:
+        assert not re.search(r"/root/|/home/(?!dev)|/work/", page.read_text()), page
