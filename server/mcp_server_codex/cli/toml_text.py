@@ -69,6 +69,8 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
         if not each.is_header and each.path == target[: len(each.path)]:
             return _replace(text, each, target, data, value)
     is_table = isinstance(value, dict)
+    if is_table and any(each.path[: len(target)] == target for each in found):
+        return put(remove(text, target), target, value)
     headers = [each for each in found if each.is_header and each.path == table]
     if headers and (len(target) > 2 or not is_table):
         inside = [each for each in found if each.path[:-1] == table and not each.is_header]
