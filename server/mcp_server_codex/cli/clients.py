@@ -269,7 +269,7 @@ CLIENTS = (
         note=(
             'Codex asks before it calls codex_run, and with approval_policy = "never", as in'
             ' `codex exec`, refuses it; default_tools_approval_mode = "approve" in the entry'
-            " allows it without asking."
+            " allows it without asking (0.147 and later)."
         ),
         shell_path=True,
     ),
