@@ -87,6 +87,16 @@ def test_claude_code_connects_until_it_is_taken_out(scope: str, code: ClaudeCode
     assert "nothing to do" in code.change("uninstall", scope)
 
 
+def test_claude_code_s_local_scope_is_found_below_the_repository(code: ClaudeCode) -> None:
+    repository = code.desk.project.parent
+    subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
+    code.change("install", "local")
+    assert list(code.state["projects"]) == [str(repository.resolve())]
+    assert "already" in code.change("install", "local")
+    code.change("uninstall", "local")
+    assert code.state["projects"][str(repository.resolve())]["mcpServers"] == {}
+
+
 def test_claude_code_s_other_server_is_left_alone_unless_forced(code: ClaudeCode) -> None:
     code.says("add", "-s", "user", "codex", "--", "/bin/false", "--other")
     done = code.desk.run("install", "claude-code", **code.env)

@@ -74,14 +74,11 @@ class Client:
             or any(Path(place).exists() for place in self.places)
         )
 
-    def servers_at(self, data: Json, scope: str, cwd: Path) -> tuple[str, ...]:
-        """Return where in *data* the servers of *scope* stand."""
-        if scope != "local":
-            return self.key_path
-        # Claude Code: under the project's folder, or that of the repository around it.
-        folders = [str(folder) for folder in (cwd, *cwd.parents)]
-        known = [folder for folder in folders if at_path(data, ("projects", folder)) is not None]
-        return ("projects", (known or folders)[0], *self.key_path)
+    def servers_at(self, scope: str, cwd: Path) -> tuple[str, ...]:
+        """Return where in the file of *scope* the servers stand."""
+        # Claude Code only: it has one file for all projects.
+        where = ("projects", str(_repository(cwd))) if scope == "local" else ()
+        return (*where, *self.key_path)
 
     def find_named(
         self, text: str, scope: str = "user", cwd: Path | None = None
@@ -92,7 +89,7 @@ class Client:
             ConfigError: The file is broken; says in which line.
         """
         data = self.format.parse(text)
-        servers = at_path(data, self.servers_at(data, scope, cwd or Path.cwd()))
+        servers = at_path(data, self.servers_at(scope, cwd or Path.cwd()))
         if not isinstance(servers, dict):
             return None
         entries = cast("Json", servers)
@@ -145,6 +142,23 @@ def _is_list(value: object) -> bool:
 def client_named(name: str) -> Client:
     """Return the client of that name, which is one of CLIENTS."""
     return next(each for each in CLIENTS if each.name == name)
+
+
+def _repository(folder: Path) -> Path:
+    """Return the folder that Claude Code takes for the project around *folder*.
+
+    That of the git repository, of a worktree the main one; without git, *folder*
+    itself (seen on 2.1.332).
+    """
+    folder = folder.resolve()
+    for each in (folder, *folder.parents):
+        mark = each / ".git"
+        if mark.is_file():
+            main, found, _ = mark.read_text().removeprefix("gitdir: ").partition("/.git/worktrees/")
+            return Path(main) if found else each
+        if mark.exists():
+            return each
+    return folder
 
 
 def _is_mac() -> bool:

@@ -64,8 +64,7 @@ class _Place:
     @property
     def at(self) -> tuple[str, ...]:
         """Where in the file its entry stands, or would."""
-        data = self.client.format.parse(self.text or "")
-        return (*self.client.servers_at(data, self.scope, self.cwd), self.name)
+        return (*self.client.servers_at(self.scope, self.cwd), self.name)
 
     @property
     def is_claude_s_own(self) -> bool:

@@ -80,7 +80,9 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
         return text[: after.end] + lead + line + text[after.end :]
     if len(table) > 1 and not any(each.path[: len(table)] == table for each in found):
         return put(text, table, {name: value})
-    return _append(text, target if is_table else table, value if is_table else {name: value}, eol)
+    if is_table:
+        return _append(text, target, cast("dict[str, Any]", value), eol)
+    return _append(text, table, {name: value}, eol)
 
 
 def _append(text: str, keys: Keys, table: dict[str, Any], eol: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from desk import PROJECT, USER
 from mcp_server_codex.cli.clients import CLIENTS, ConfigError, client_named, starts_this_server
+
+AUTHOR = ("-c", "user.name=A", "-c", "user.email=a@b.example")
 
 OURS: list[dict[str, Any]] = [
     {"command": "mcp-server-codex"},
@@ -64,15 +67,24 @@ def test_each_client_finds_the_entry_whatever_its_name(client: Any) -> None:
     assert raised.value.line == 2
 
 
-def test_claude_code_s_local_scope_is_that_of_the_project_or_its_repository() -> None:
+def test_claude_code_s_local_scope_is_that_of_the_repository(tmp_path: Path) -> None:
     client = client_named("claude-code")
-    projects = {"/work": {"mcpServers": {"codex": OURS[0]}}, "/work/other": {}}
-    text = json.dumps({"mcpServers": {}, "projects": projects})
-    assert client.find_entry(text) is None
-    assert client.find_entry(text, "local", Path("/work")) == OURS[0]
-    assert client.find_entry(text, "local", Path("/work/a/b")) == OURS[0]
-    assert client.find_entry(text, "local", Path("/work/other")) is None
-    assert client.find_entry(text, "local", Path("/elsewhere")) is None
+    repository, plain = tmp_path / "home" / "repository", tmp_path / "home"
+    (repository / "sub").mkdir(parents=True)
+    for words in (("init", "-q"), (*AUTHOR, "commit", "-q", "--allow-empty", "-m", "x")):
+        subprocess.run(["git", *words], cwd=repository, check=True)
+    tree = tmp_path / "tree"
+    subprocess.run(["git", "worktree", "add", "-q", tree], cwd=repository, check=True)
+
+    def found(**projects: Any) -> list[bool]:
+        text = json.dumps({"mcpServers": {}, "projects": projects})
+        assert client.find_entry(text) is None
+        folders = (repository, repository / "sub", tree, plain, tmp_path)
+        return [client.find_entry(text, "local", each) is not None for each in folders]
+
+    ours = {"mcpServers": {"codex": OURS[0]}}
+    assert found(**{str(repository): ours}) == [True, True, True, False, False]
+    assert found(**{str(plain): ours}) == [False, False, False, True, False]
 
 
 def test_every_scope_has_its_file(tmp_path: Path) -> None:

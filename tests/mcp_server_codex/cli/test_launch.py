@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from far_ends import server_program
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 # By what the package was installed from, what has to be installed to have it again.
-ORIGINS = {
+ORIGINS: dict[str, tuple[Any, str | None]] = {
     "index": (None, None),
     "folder": (
         {"url": "file:///src/repo", "dir_info": {}},
