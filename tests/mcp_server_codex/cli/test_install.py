@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -209,6 +210,17 @@ command = "docs-mcp"
     assert path.read_text() == '\n# the others\n[mcp_servers.docs]\ncommand = "docs-mcp"\n'
 
 
+@pytest.mark.parametrize("client", ["cursor", "codex"])
+def test_what_was_there_before_is_taken_out_too(client: str, desk: Desk) -> None:
+    desk.change("install", client)
+    path = desk.config(client)
+    made_by_hand = path.read_bytes()
+    desk.change("install", client, "--", *OPTIONS)
+    assert path.with_name(path.name + BACKUP).read_bytes() == made_by_hand
+    desk.change("uninstall", client)
+    assert not path.exists() or b"mcp-server-codex" not in path.read_bytes()
+
+
 def test_options_can_be_changed_and_the_file_still_goes_back(desk: Desk) -> None:
     case = next(each for each in CASES if case_id(each) == "zed-settings")
     path = desk.write("zed", before(case))
@@ -391,6 +403,17 @@ def test_without_claude_s_program_the_command_is_printed(scope: str, desk: Desk)
     printed = desk.change("install", "claude-code", "--scope", scope, "--print", "--", *OPTIONS)
     assert done.stdout in printed
     assert desk.files() == files
+
+
+@pytest.mark.parametrize("code", [3, 0])
+def test_when_claude_s_program_does_not_do_it_that_is_said(code: int, desk: Desk) -> None:
+    program = desk.home / "bin" / "claude"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho 'not today' >&2\nexit {code}\n")
+    program.chmod(0o755)
+    done = desk.run("install", "claude-code", PATH=f"{program.parent}:{os.defpath}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert ("not today" if code else "the server is not there") in done.stderr
 
 
 async def test_what_is_written_starts_the_server(mode: str, desk: Desk) -> None:
