@@ -68,9 +68,9 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
     eol = newline_of(text)
     node = _Reader(text, comments=True).document()
     if node is None:
-        whole = json.dumps(_nested(path, value), indent=2, ensure_ascii=False)
+        whole = _written(_nested(path, value), "", "  ", eol, spread=True)
         gap = eol if text.strip("\ufeff \t\r\n") and not text.endswith("\n") else ""
-        return f"{text}{gap}{whole}\n".replace("\r\n", "\n").replace("\n", eol)
+        return text + gap + whole + eol
     unit = _unit(text, node)
     for at, name in enumerate(path):
         if node.members is None:

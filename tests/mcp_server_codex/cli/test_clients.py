@@ -125,6 +125,22 @@ def test_xdg_folders_are_respected(tmp_path: Path) -> None:
         assert str(paths["user"]).startswith("/x/")
 
 
+def test_on_macos_applications_have_their_files_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    found = {each.name: each.config_paths(tmp_path, tmp_path, {})["user"] for each in CLIENTS}
+    assert {name: str(path.relative_to(tmp_path)) for name, path in found.items()} == {
+        "claude-code": ".claude.json",
+        "claude-desktop": "Library/Application Support/Claude/claude_desktop_config.json",
+        "cursor": ".cursor/mcp.json",
+        "vscode": "Library/Application Support/Code/User/mcp.json",
+        "codex": ".codex/config.toml",
+        "windsurf": ".codeium/windsurf/mcp_config.json",
+        "zed": ".config/zed/settings.json",
+    }
+
+
 def test_each_client_says_how_long_it_waits() -> None:
     for client in CLIENTS:
         assert client.limits.endswith(".")
