@@ -1,10 +1,11 @@
 # make demo: see it work. make test: all tests, several at a time; make test ARGS="-k x": some of
-# them, one by one. Everything they need goes into .venv.
+# them, one by one; make live: those with the real Codex and real clients. Everything they need
+# goes into .venv.
 PY := .venv/bin/python
 # Tests wait for other processes more than they work: two at a time for each of two processors.
 SIDE_BY_SIDE := -n 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test check bench prices format clean
+.PHONY: demo test live check bench prices format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -12,6 +13,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	@$(PY) -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
+
+live: .venv/ready
+	@$(PY) -m pytest tests/live $(or $(ARGS),$(SIDE_BY_SIDE))
 
 check: .venv/ready
 	@.venv/bin/ruff check .
