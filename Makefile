@@ -4,8 +4,13 @@
 PY := .venv/bin/python
 # Tests wait for other processes more than they work: two at a time for each of two processors.
 SIDE_BY_SIDE := -n 4 --dist loadscope --no-loadscope-reorder
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# What a bundle for Claude Desktop holds, where it goes, and its official packer.
+BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
+DIST := dist
+MCPB := npx --yes @anthropic-ai/mcpb@2.1.2
 
-.PHONY: demo test live check bench prices format clean
+.PHONY: demo test live check bundle bench prices format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -24,6 +29,12 @@ check: .venv/ready
 
 bench: .venv/ready
 	@$(PY) tests/bench/bench.py $(ARGS)
+
+bundle:
+	@rm -rf '$(DIST)/bundle' && mkdir -p '$(DIST)/bundle'
+	@tar -cf - --exclude=__pycache__ $(BUNDLED) | tar -xf - -C '$(DIST)/bundle'
+	@$(MCPB) pack '$(DIST)/bundle' '$(DIST)/mcp-server-codex-$(VERSION).mcpb'
+	@rm -rf '$(DIST)/bundle'
 
 # After an update of genai-prices: the table that spares importing it.
 prices: .venv/ready

@@ -20,8 +20,10 @@ _ALONE = (
     "tests/live/test_claude_code.py",
     "tests/live/test_codex_client.py",
     "tests/live/test_inspector.py",
+    "tests/test_bundle.py",
+    "tests/test_distribution.py",
 )
-"""Whose clients are heavy: one test of such a file at a time."""
+"""What is heavy, a client or what is to be installed: one test of such a file at a time."""
 
 _ORDER = ("live/test_accounting", "test_many", "test_hostile", "live/test_kill", "codex_tools/")
 """What takes longest, and comes first: else one worker is left at it when the others are done."""
