@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import cast
 
-from far_ends import Json, Lab, environment, from_npm, server_program
-from scripted_messages import ScriptedMessages
+import anyio.to_thread
+
+from far_ends import (
+    Json,
+    Lab,
+    commands,
+    environment,
+    from_npm,
+    marked,
+    server_program,
+    until,
+)
+from mcp_server_codex.cli.scripted_model import Shell, do, say
+from scripted_messages import ScriptedMessages, Use
 
 CLAUDE_CODE = "2.1.332"
 """The version that the tests fetch. It needs no Node, nor an account."""
@@ -19,6 +35,8 @@ MOST_SHOWN = 4096
 """Characters of a description, or of instructions, that Claude Code shows to its model."""
 
 _WITHIN_S = 300.0
+
+_SLEEP, _SLEEPERS = "(setsid sleep 602 &); sleep 600", {"sleep 600", "sleep 602"}
 
 
 @cache
@@ -70,6 +88,29 @@ class ClaudeCode:
             cwd=self.lab.project,
             env=self._environment() | {"FAR_END": mark} | env,
         )
+
+    async def end_in_mid_run(
+        self, tool: str, number: signal.Signals, *options: str, **env: str
+    ) -> None:
+        """Send it the signal *number* while Codex runs a command for *tool*.
+
+        Returns when nothing is left that it has started; fails if something stays.
+        """
+        mark = f"claude-{uuid.uuid4()}"
+        prompt = self.lab.script("sleep", do(Shell(_SLEEP)), say("never said"))
+        self.model.steps = (Use(tool, {"prompt": prompt}), "never said")
+        with self.start("Go.", *options, mark=mark, **env) as process:
+            try:
+                await until(lambda: {*commands(mark)} >= _SLEEPERS)
+                for part in ("mcp-server-codex", "/guard.", "codex exec"):
+                    assert any(part in command for command in commands(mark)), part
+                process.send_signal(number)
+                await anyio.to_thread.run_sync(process.communicate)
+                await until(lambda: commands(mark) == [])
+            finally:
+                for pid in marked(mark):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     @property
     def is_modern(self) -> bool:

@@ -20,6 +20,7 @@ _ALONE = (
     "tests/live/test_claude_code.py",
     "tests/live/test_codex_client.py",
     "tests/live/test_inspector.py",
+    "tests/live/test_plugin.py",
     "tests/test_bundle.py",
     "tests/test_distribution.py",
 )

@@ -23,8 +23,8 @@ TOP = Path(__file__).parent.parent
 
 @cache
 def uv() -> Path:
-    """Return the `uv` on PATH, else one from PyPI, kept in the cache."""
-    if found := shutil.which("uv"):
+    """Return the `uv` on PATH with its `uvx`, else one from PyPI, kept in the cache."""
+    if (found := shutil.which("uv")) and Path(found).with_name("uvx").exists():
         return Path(found)
     folder = CACHE / "uv-venv"
     program = folder / "bin" / "uv"

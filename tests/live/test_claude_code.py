@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import uuid
 from collections.abc import Generator
-from contextlib import suppress
 from pathlib import Path
 
-import anyio.to_thread
 import pytest
 
 from claude_code import MOST_SHOWN, ClaudeCode
-from far_ends import Json, Lab, commands, marked, until
+from far_ends import Json, Lab
 from mcp_server_codex.app import INSTRUCTIONS, TOOLS
-from mcp_server_codex.cli.scripted_model import Patch, Shell, api_error, do, say
+from mcp_server_codex.cli.scripted_model import Patch, api_error, do, say
 from mcp_server_codex.wire import to_tool
 from scripted_messages import ScriptedMessages, Step, Use
 
-SLEEP, SLEEPERS = "(setsid sleep 602 &); sleep 600", {"sleep 600", "sleep 602"}
 RUN, RESUME = "mcp__codex__codex_run", "mcp__codex__codex_resume"
 
 
@@ -138,21 +133,7 @@ def test_with_no_person_there_what_is_over_the_ceiling_is_refused(
 async def test_nothing_outlives_a_claude_code_that_is_ended(
     claude: ClaudeCode, lab: Lab, number: signal.Signals
 ) -> None:
-    mark = f"claude-{uuid.uuid4()}"
-    prompt = lab.script("sleep", do(Shell(SLEEP)), say("never said"))
-    claude.model.steps = (Use(RUN, {"prompt": prompt}), "never said")
-    with claude.start("Go.", mark=mark) as process:
-        try:
-            await until(lambda: {*commands(mark)} >= SLEEPERS)
-            for part in ("mcp-server-codex --codex-bin", "/guard.", "codex exec"):
-                assert any(part in command for command in commands(mark)), part
-            process.send_signal(number)
-            await anyio.to_thread.run_sync(process.communicate)
-            await until(lambda: marked(mark) == [])
-        finally:
-            for pid in marked(mark):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+    await claude.end_in_mid_run(RUN, number)
     # What was said so far is in the thread, and it can be gone on with.
     (rollout,) = lab.rollouts()
     lab.script("after", say("Here again."))
