@@ -59,7 +59,10 @@ def test_the_source_distribution_builds_the_same_wheel(
     wheel: Path, sdist: Path, tmp_path: Path
 ) -> None:
     assert contents(build("wheel", tmp_path, sdist)) == contents(wheel)
-    for name in ("README.md", "LICENSE", "CHANGELOG.md", "Makefile", "manifest.json", "icon.png"):
+    for name in (
+        *("README.md", "LICENSE", "CHANGELOG.md", "Makefile", "icon.png", "manifest.json"),
+        *("server.json", "plugin/.mcp.json", ".claude-plugin/marketplace.json", ".ci/run"),
+    ):
         assert (sdist / name).read_bytes() == (TOP / name).read_bytes()
     assert (sdist / "tests" / "test_distribution.py").is_file()
 
