@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from claude_code import MOST_SHOWN, ClaudeCode
-from far_ends import Json, Lab
+from far_ends import Json, Lab, real_codex
 from mcp_server_codex.app import INSTRUCTIONS, TOOLS
-from mcp_server_codex.cli.scripted_model import Patch, api_error, do, say
+from mcp_server_codex.cli.scripted_model import Patch, Shell, api_error, do, say
 from mcp_server_codex.wire import to_tool
 from scripted_messages import ScriptedMessages, Step, Use
 
@@ -127,6 +127,29 @@ def test_with_no_person_there_what_is_over_the_ceiling_is_refused(
     lines = (lab.state / "audit.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["declined", "refused"]
     assert lab.model.requests == []
+
+
+def test_the_commands_of_codex_see_nothing_of_claude_code(claude: ClaudeCode, lab: Lab) -> None:
+    prompt = lab.script("env", do(Shell("env; echo end-of-env")), say("Seen."))
+    ask(claude, Use(RUN, {"prompt": prompt}), "Good.")
+    seen = json.dumps(lab.model.requests[-1].body["input"])
+    assert "end-of-env" in seen
+    assert "FAR_END=" in seen
+    for name in ("ANTHROPIC_", "CLAUDE", "sk-scripted"):
+        assert name not in seen, name
+
+
+def test_a_run_that_is_silent_for_longer_than_the_idle_limit_is_waited_for(lab: Lab) -> None:
+    """Claude Code looks each half minute whether a server was silent for too long."""
+    prompt = lab.script("think", say("Thought it over.", delay_s=65))
+    with ScriptedMessages((Use(RUN, {"prompt": prompt}), "Good.")) as messages:
+        claude = ClaudeCode(lab, messages)
+        claude.add_server(real_codex("0.163.0"))
+        claude.ask("Go.", CLAUDE_CODE_MCP_TOOL_IDLE_TIMEOUT="20000")
+        (result,) = messages.tool_results
+    assert not result.is_error, result.text
+    assert result_of(result.text)["final_response"] == "Thought it over."
+    assert result_of(result.text)["duration_s"] > 60
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
