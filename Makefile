@@ -1,10 +1,16 @@
 # make demo: see it work. make test: all tests, several at a time; make test ARGS="-k x": some of
-# them, one by one. Everything they need goes into .venv.
+# them, one by one; make live: those with the real Codex and real clients. Everything they need
+# goes into .venv.
 PY := .venv/bin/python
 # Tests wait for other processes more than they work: two at a time for each of two processors.
 SIDE_BY_SIDE := -n 4 --dist loadscope --no-loadscope-reorder
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# What a bundle for Claude Desktop holds, where it goes, and its official packer.
+BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
+DIST := dist
+MCPB := npx --yes @anthropic-ai/mcpb@2.1.2
 
-.PHONY: demo test check bench compat docs prices format clean
+.PHONY: demo test live check bundle bench compat docs prices format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -12,6 +18,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	@$(PY) -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
+
+live: .venv/ready
+	@$(PY) -m pytest tests/live $(or $(ARGS),$(SIDE_BY_SIDE))
 
 check: .venv/ready
 	@.venv/bin/ruff check .
@@ -28,6 +37,13 @@ compat: .venv/ready
 # The parts of the README and docs/ that follow from the code.
 docs: .venv/ready
 	@$(PY) docs/generate.py
+
+# The extension for Claude Desktop.
+bundle:
+	@rm -rf '$(DIST)/bundle' && mkdir -p '$(DIST)/bundle'
+	@tar -cf - --exclude=__pycache__ $(BUNDLED) | tar -xf - -C '$(DIST)/bundle'
+	@$(MCPB) pack '$(DIST)/bundle' '$(DIST)/mcp-server-codex-$(VERSION).mcpb'
+	@rm -rf '$(DIST)/bundle'
 
 # After an update of genai-prices: the table that spares importing it.
 prices: .venv/ready

@@ -40,6 +40,8 @@ from codex_tools.codex.fold import TurnResult
 from codex_tools.result import tell_error
 from codex_tools.tool import input_schema
 from mcp_server_codex.app import OLD_TOOLS, TOOLS
+from mcp_server_codex.cli.clients import CLIENTS, NAME
+from mcp_server_codex.cli.formats import TOML
 from mcp_server_codex.settings import OPTIONS
 from mcp_server_codex.wire import AnyTool
 
@@ -135,9 +137,27 @@ def errors() -> str:
     return _table(("kind", "for example", "what to do", "worth trying again"), rows)
 
 
+def clients() -> str:
+    """Return the clients: their files on Linux, what `install` writes there, and their limits."""
+    parts: list[str] = []
+    for client in CLIENTS:
+        paths = client.config_paths(Path("~"), Path(), {})
+        places = ", ".join(f"{scope}: `{path}`" for scope, path in paths.items())
+        entry = client.entry("/path/to/mcp-server-codex", [])
+        shown = client.format.put("", (*client.key_path, NAME), entry).strip()
+        language = "toml" if client.format is TOML else "json"
+        parts.append(
+            f"## {client.title}\n\n`install {client.name}` ({places})\n\n"
+            f"```{language}\n{shown}\n```\n\n{client.limits} {client.note}".strip()
+            + "\n"
+        )
+    return "\n".join(parts)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "tools": tools,
     "old tools": old_tools,
+    "clients": clients,
     "options": options,
     "errors": errors,
 }

@@ -16,6 +16,16 @@ from pairs import beyond_pairs
 _SHARING = ("tests/codex_tools/", "tests/live/test_accounting.py", "tests/live/test_kill_matrix.py")
 """Where tests share what their file makes once, or keep the machine busy enough each for itself."""
 
+_ALONE = (
+    "tests/live/test_claude_code.py",
+    "tests/live/test_codex_client.py",
+    "tests/live/test_inspector.py",
+    "tests/live/test_plugin.py",
+    "tests/test_bundle.py",
+    "tests/test_distribution.py",
+)
+"""What is heavy, a client or what is to be installed: one test of such a file at a time."""
+
 _ORDER = ("live/test_accounting", "test_many", "test_hostile", "live/test_kill", "codex_tools/")
 """What takes longest, and comes first: else one worker is left at it when the others are done."""
 
@@ -24,6 +34,8 @@ class Scheduling(LoadScopeScheduling):
     """Gives each test to whoever is free, but those that share something to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(_ALONE):
+            return nodeid.partition("::")[0]
         if not nodeid.startswith(_SHARING):
             return nodeid
         versions = (version for version in VERSIONS if version in nodeid)

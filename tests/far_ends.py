@@ -332,6 +332,18 @@ def marked(tag: str) -> list[int]:
     return found
 
 
+def commands(tag: str) -> list[str]:
+    """Return the command lines of the processes whose environment holds *tag*."""
+    found: list[str] = []
+    for pid in marked(tag):
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        found.append(argv.replace(b"\0", b" ").decode(errors="replace").strip())
+    return found
+
+
 def thread_line(thread_id: str = "01a20000-0000-7000-8000-000000000001") -> Json:
     return {"type": "thread.started", "thread_id": thread_id}
 

@@ -7,7 +7,8 @@ import sys
 from typing import NoReturn
 
 _USAGE = """\
-usage: mcp-server-codex [OPTION]...       serve MCP on stdin and stdout
+usage: mcp-server-codex [OPTION]... [-- ROOT...]
+                                          serve MCP on stdin and stdout
        mcp-server-codex demo [--live]     see it work: the real Codex, a scripted model
        mcp-server-codex sessions [WORD..] find Codex's threads, or look into one
        mcp-server-codex usage             what Codex used and cost, by day or otherwise

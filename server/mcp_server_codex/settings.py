@@ -1,13 +1,15 @@
 """Options and environment -> one frozen Settings.
 
 Every option has an environment twin: `--max-runs` is MCP_SERVER_CODEX_MAX_RUNS.
-The option wins.
+The option wins. What follows a `--` are roots: bundles give them so, as Claude
+Desktop lists the folders that somebody chose as arguments, and no other way.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,10 @@ from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.policy import Policy
 
 PREFIX = "MCP_SERVER_CODEX_"
+
+_LEFT_BLANK = re.compile(r"\$\{user_config\.\w+\}")
+"""What Claude Desktop passes for a setting of its window that was left blank and has no
+default: its own placeholder (modelcontextprotocol/mcpb, issue 250)."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -195,6 +201,10 @@ def read_settings(
         environ: The environment.
         fail: Called with a sentence when they make no sense.
     """
+    if "--" in arguments:
+        end = arguments.index("--")
+        folders = (text for text in arguments[end + 1 :] if not _LEFT_BLANK.fullmatch(text))
+        arguments = [*arguments[:end], *(f"--root={folder}" for folder in folders)]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in OPTIONS:
         parser.add_argument(option.flag, action="append" if option.many else "store")
@@ -254,6 +264,6 @@ def _texts(
     if given is not None:
         return option.flag, given if isinstance(given, list) else [given]
     for variable in option.variables:
-        if text := environ.get(variable):
+        if (text := environ.get(variable)) and not _LEFT_BLANK.fullmatch(text):
             return variable, list(filter(None, text.split(os.pathsep))) if option.many else [text]
     return option.flag, []

@@ -139,6 +139,29 @@ def test_an_empty_variable_is_none(option: Option) -> None:
     assert read(**dict.fromkeys(option.variables, "")) == read()
 
 
+@by_flag
+def test_a_setting_that_claude_desktop_s_user_left_blank_is_none(option: Option) -> None:
+    placeholder = f"${{user_config.{option.name}}}"
+    assert read(**dict.fromkeys(option.variables, placeholder)) == read()
+
+
+def test_what_follows_two_dashes_are_roots(tmp_path: Path) -> None:
+    for name in ("one", "two", "--max-runs"):
+        (tmp_path / name).mkdir()
+    folders = (tmp_path / "one", tmp_path / "two")
+    assert read("--", *map(str, folders)).policy.roots == folders
+    settings = read("--root", str(tmp_path), "--max-runs", "2", "--", *map(str, folders))
+    assert settings.policy.roots == (tmp_path, *folders)
+    assert settings.max_runs == 2
+    assert read("--", "--max-runs").policy.roots == (tmp_path / "--max-runs",)
+    for none in ((), ("${user_config.roots}",)):
+        assert read("--", *none) == read()
+    with pytest.raises(Refused, match=r"--root: .*no-such is not a folder"):
+        read("--", str(folders[0]), str(tmp_path / "no-such"))
+    with pytest.raises(Refused, match="--root: '' is not a path"):
+        read("--", "")
+
+
 def test_codex_bin_works_too_but_the_server_s_own_variable_wins() -> None:
     assert read(CODEX_BIN="/a").codex_bin == "/a"
     assert read(CODEX_BIN="/a", MCP_SERVER_CODEX_CODEX_BIN="/b").codex_bin == "/b"

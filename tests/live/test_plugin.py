@@ -1,0 +1,167 @@
+"""The plugin for Claude Code: valid, true to the server, and at work in the real client."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import tomllib
+from collections.abc import Generator
+from pathlib import Path
+from typing import cast, get_args
+
+import pytest
+
+from claude_code import ClaudeCode, claude_code
+from codex_tools.codex.errors import Kind
+from codex_tools.codex.sandbox import WIDTH
+from far_ends import Json, Lab, real_codex
+from installs import TOP, build, clean_environment, uv
+from mcp_server_codex.app import INSTRUCTIONS, TOOLS
+from mcp_server_codex.cli.scripted_model import say
+from scripted_messages import ScriptedMessages, Use
+
+PLUGIN = TOP / "plugin"
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+COMMANDS = ("run", "review", "status")
+NAMED = "mcp__plugin_codex_codex__"
+"""What Claude Code puts before the name of a tool that comes with a plugin."""
+
+OPTIONS = ("--plugin-dir", str(PLUGIN), "--allowedTools", NAMED.removesuffix("__"))
+
+
+def read(path: str) -> Json:
+    return cast("Json", json.loads((TOP / path).read_text()))
+
+
+def claude(home: Path, *arguments: str) -> str:
+    """Run a command of Claude Code that needs no model; return what it says."""
+    done = subprocess.run(
+        [str(claude_code()), "plugin", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "DISABLE_AUTOUPDATER": "1"},
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_the_real_validator_finds_nothing_wrong(tmp_path: Path) -> None:
+    said = claude(tmp_path, "validate", "--strict", "--profile", "directory", str(PLUGIN))
+    assert "mcpServers: codex" in said
+    for part in ("skills: codex:delegate-to-codex", *(f"commands: codex:{n}" for n in COMMANDS)):
+        assert part in said
+    claude(tmp_path, "validate", "--strict", str(TOP))
+
+
+def test_it_can_be_installed_from_the_repository_as_a_marketplace(tmp_path: Path) -> None:
+    claude(tmp_path, "marketplace", "add", str(TOP))
+    claude(tmp_path, "install", "codex@mcp-server-codex")
+    assert f"codex {PROJECT['version']}" in claude(tmp_path, "details", "codex")
+
+
+def test_what_it_says_of_itself_is_what_the_project_says() -> None:
+    plugin, market = (
+        read("plugin/.claude-plugin/plugin.json"),
+        read(".claude-plugin/marketplace.json"),
+    )
+    (entry,) = market["plugins"]
+    assert plugin["version"] == entry["version"] == PROJECT["version"]
+    assert plugin["license"] == entry["license"] == PROJECT["license"]
+    assert plugin["description"] == entry["description"] == read("manifest.json")["description"]
+    assert plugin["author"] == market["owner"] == PROJECT["authors"][0]
+    assert plugin["name"] == entry["name"] == "codex"
+    assert (TOP / entry["source"]).resolve() == PLUGIN
+    (server,) = read("plugin/.mcp.json")["mcpServers"].values()
+    package = f"{PROJECT['name']}=={PROJECT['version']}"
+    assert server["args"] == ["--from", package, *PROJECT["scripts"]]
+    for copied, original in (("LICENSE", "LICENSE"), (".claude-plugin/icon.png", "icon.png")):
+        assert (PLUGIN / copied).read_bytes() == (TOP / original).read_bytes()
+
+
+def test_skill_and_commands_name_nothing_that_is_not_there() -> None:
+    skill = PLUGIN / "skills" / "delegate-to-codex" / "SKILL.md"
+    known = {tool.name for tool in TOOLS} | set(WIDTH) | {"running"} | set(get_args(Kind))
+    for tool in TOOLS:
+        known |= {*tool.request.model_fields, *tool.result.model_fields}
+    quoted = re.findall(r"`([a-z][\w-]*)(?:: [^`]*)?`", skill.read_text())
+    assert set(quoted) - known == set()
+    assert {*quoted} >= {tool.name for tool in TOOLS} - {"codex_usage"}
+    for name in COMMANDS:
+        text = (PLUGIN / "commands" / f"{name}.md").read_text().replace(NAMED, "")
+        assert {*re.findall(r"codex_[a-z]+", text)} <= {tool.name for tool in TOOLS}
+    assert {path.stem for path in (PLUGIN / "commands").iterdir()} == {*COMMANDS}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the variables with which uv finds the package, as if it were published.
+
+    What the plugin starts is started as it stands there; only the package comes
+    from a wheel of these sources.
+    """
+    folder = tmp_path_factory.mktemp("published")
+    build("wheel", folder)
+    env = clean_environment(folder / "home") | {"UV_FIND_LINKS": str(folder)}
+    (server,) = read("plugin/.mcp.json")["mcpServers"].values()
+    # Once before, so that no client has to wait for what it needs, nor gets an older wheel.
+    fresh = [str(uv().parent / "uvx"), "--refresh-package", PROJECT["name"], *server["args"]]
+    done = subprocess.run([*fresh, "--version"], capture_output=True, text=True, env=env)
+    assert done.stdout == f"mcp-server-codex {PROJECT['version']}\n", done.stderr
+    return {name: env[name] for name in env.keys() - {"HOME", "LANG"}}
+
+
+@pytest.fixture
+def client(lab: Lab, mode: str) -> Generator[ClaudeCode]:
+    with ScriptedMessages() as messages:
+        yield ClaudeCode(lab, messages, mode)
+
+
+def variables(client: ClaudeCode, published: dict[str, str], codex: Path) -> dict[str, str]:
+    """Return what tells the plugin's server of the lab, and lets it take its time to start."""
+    state = {"MCP_SERVER_CODEX_STATE_DIR": str(client.lab.state)}
+    return published | state | {"CODEX_BIN": str(codex), "MCP_TIMEOUT": "120000"}
+
+
+def test_its_command_hands_a_task_to_the_real_codex(
+    client: ClaudeCode, lab: Lab, codex: Path, published: dict[str, str], version: str
+) -> None:
+    lab.script("say hello", say("Hello from inside."))
+    client.model.steps = (Use(NAMED + "codex_run", {"prompt": "say hello"}), "It said hello.")
+    client.ask("/codex:run say hello to me", *OPTIONS, **variables(client, published, codex))
+    assert client.is_modern is (client.mode == "auto")
+    assert "Hand this task to Codex" in client.model.told
+    assert "say hello to me" in client.model.told
+    assert INSTRUCTIONS in client.model.told
+    assert client.model.offered.keys() >= {NAMED + tool.name for tool in TOOLS}
+    (result,) = client.model.tool_results
+    assert not result.is_error
+    assert json.loads(result.text)["final_response"] == "Hello from inside."
+    assert json.loads(result.text)["codex_version"] == version
+
+
+def test_its_status_needs_no_permission_and_starts_no_run(
+    client: ClaudeCode, lab: Lab, published: dict[str, str]
+) -> None:
+    client.model.steps = (
+        Use(NAMED + "codex_sessions", {"cwd": str(lab.project), "limit": 10}),
+        Use(NAMED + "codex_usage", {"since": "7d"}),
+        "Nothing yet.",
+    )
+    env = variables(client, published, real_codex("0.163.0"))
+    client.ask("/codex:status", "--plugin-dir", str(PLUGIN), **env)
+    threads, usage = client.model.tool_results
+    assert json.loads(threads.text)["sessions"] == []
+    assert json.loads(usage.text)["sessions_read"] == 0
+    assert lab.model.requests == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_nothing_outlives_claude_code_though_uvx_stands_between(
+    client: ClaudeCode, codex: Path, published: dict[str, str], number: signal.Signals
+) -> None:
+    env = variables(client, published, codex)
+    await client.end_in_mid_run(NAMED + "codex_run", number, *OPTIONS, **env)
