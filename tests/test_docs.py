@@ -65,17 +65,6 @@ def test_options_that_pages_name_exist(page: Path) -> None:
         *("--scope", "--print", "--strict", "--help", "--version"),
         *("--json", "--live", "--thread-id", "--since", "--group-by"),
     }
-        "--scope",
-        "--print",
-        "--strict",
-        "--help",
-        "--version",
-        "--json",
-        "--live",
-        "--thread-id",
-        "--since",
-        "--group-by",
-    }
     known = {option.flag for option in OPTIONS} | others
     for flag in re.findall(r"`(?:mcp-server-codex )?(--[a-z][a-z-]*)[ `]", page.read_text()):
         assert flag in known, flag
