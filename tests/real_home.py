@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -392,6 +393,14 @@ def make_threads(home: RealHome) -> None:
     )
     turn("talk on", say("On.", input_tokens=7_000), resume=long, options=narrow)
     assert sum(seen.prompt == "long talk" for seen in home.lab.model.requests) == 3
+
+
+def can_fork(version: str) -> bool:
+    """Return whether `codex exec` of *version* makes forks, which 0.147.0 does not yet."""
+    helped = subprocess.run(
+        [str(real_codex(version)), "exec", "--help"], capture_output=True, text=True, check=True
+    )
+    return re.search(r"^\s+fork\b", helped.stdout, re.MULTILINE) is not None
 
 
 def make_old_threads(home: RealHome) -> dict[str, str]:
