@@ -37,7 +37,7 @@ from mcp_server_codex import prompts, tasks
 from mcp_server_codex.question import Seals, Unanswered, find_asker
 from mcp_server_codex.resources import Resources
 from mcp_server_codex.settings import Settings
-from mcp_server_codex.wire import AnyTool, Progress, to_result, to_tool
+from mcp_server_codex.wire import AnyTool, Progress, caller_of, to_result, to_tool
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ async def _call(
     history: History,
     seals: Seals,
 ) -> types.CallToolResult | types.InputRequiredResult:
-    runs, caller = call.lifespan_context, _caller(call)
+    runs, caller = call.lifespan_context, caller_of(call.session)
 
     def refuse(error: CodexError) -> types.CallToolResult:
         facts = {"caller": caller, "tool": tool.name, "kind": error.kind}
@@ -220,13 +220,6 @@ async def _call(
 @functools.cache
 def _depth() -> int:
     return find_depth(os.environ)
-
-
-def _caller(call: Call) -> str:
-    client = call.session.client_params
-    if client is None:
-        return "unknown"
-    return f"{client.client_info.name} {client.client_info.version}"[:200]
 
 
 def _wait_s(call: Call, settings: Settings) -> float:

@@ -28,6 +28,7 @@ from codex_tools.result import RunResult, run_uri
 from codex_tools.runs import Runs
 from codex_tools.transcript import read_transcript, thread_uri
 from mcp_server_codex.settings import Settings
+from mcp_server_codex.wire import caller_of
 
 Call = ServerRequestContext[Runs, Any]
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Resources:
             MCPError: It names nothing.
         """
         try:
-            return await self._read(call.lifespan_context, params.uri)
+            result = await self._read(call.lifespan_context, params.uri)
         except (CodexError, ValueError) as error:
             modern = call.protocol_version >= "2026"
             raise MCPError(
@@ -113,6 +114,9 @@ class Resources:
                 message=error.message if isinstance(error, CodexError) else str(error),
                 data={"uri": params.uri[:500]},
             ) from None
+        facts = {"caller": caller_of(call.session), "uri": params.uri[:200]}
+        call.lifespan_context.audit.write("read", facts)
+        return result
 
     async def complete(self, call: Call, name: str, value: str) -> list[str]:
         """Return ids that the argument *name* may be meant to have, given its beginning.

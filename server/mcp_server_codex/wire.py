@@ -46,6 +46,14 @@ SAY_EVERY_S = 9.0
 """How often it is told though nothing has changed."""
 
 
+def caller_of(session: ServerSession) -> str:
+    """Return the client's name and version, as it tells them."""
+    client = session.client_params
+    if client is None:
+        return "unknown"
+    return f"{client.client_info.name} {client.client_info.version}"[:200]
+
+
 @functools.cache
 def to_tool(tool: AnyTool) -> types.Tool:
     """Return *tool* as MCP lists it."""

@@ -81,6 +81,11 @@ async def test_a_run_is_a_resource_while_its_result_is_kept(
         (text,), following = await read(client, listed.uri)
         assert json.loads(text) == result
         assert following is None
+        log = (lab.state / "audit.jsonl").read_text()
+        audit = [json.loads(line) for line in log.splitlines()]
+        (entry,) = [each for each in audit if each["event"] == "read"]
+        assert entry["uri"] == listed.uri
+        assert entry["caller"] == audit[0]["caller"]
     assert listed.uri == f"codex://runs/{result['run_id']}"
     assert str(lab.project) in (listed.description or "")
     async with connect(mode, fake.build(), lab) as client:  # Another server, later.
