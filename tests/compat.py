@@ -71,10 +71,10 @@ def draw(found: dict[str, dict[str, Counts]]) -> str:
     names = sorted({name for files in found.values() for name in files})
     head = ["tests", *found]
     rows = [
-        [_title(name), *(_cell(files.get(name, Counter())) for files in found.values())]
+        [_title(name), *(_cell(files.get(name, Counts())) for files in found.values())]
         for name in names
     ]
-    sums = ["**all**", *(_cell(sum(files.values(), Counter())) for files in found.values())]
+    sums = ["**all**", *(_cell(sum(files.values(), Counts())) for files in found.values())]
     table = "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows, sums))
     return (
         "# Compatibility\n\n"
