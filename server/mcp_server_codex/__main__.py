@@ -11,6 +11,7 @@ usage: mcp-server-codex [OPTION]...       serve MCP on stdin and stdout
        mcp-server-codex demo [--live]     see it work: the real Codex, a scripted model
        mcp-server-codex sessions [WORD..] find Codex's threads, or look into one
        mcp-server-codex usage             what Codex used and cost, by day or otherwise
+       mcp-server-codex doctor            what is wrong with this set-up, and what cures it
        mcp-server-codex --help | --version
 """
 
@@ -63,6 +64,10 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.demo import run_demo
 
         return run_demo(arguments)
+    if name == "doctor":
+        from mcp_server_codex.cli.doctor import run_doctor
+
+        return run_doctor(arguments)
     if name == "sessions":
         from mcp_server_codex.cli.sessions import run_sessions
 
