@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from far_ends import PINNED, FakeCodex, Lab, marked, real_codex, server_program
+from far_ends import PINNED, FakeCodex, Lab, cannot_have, marked, real_codex, server_program
 from mcp_server_codex.app import TOOLS
-from mcp_server_codex.cli.checks.self_test import _TOOLS  # pyright: ignore[reportPrivateUsage]
+from mcp_server_codex.cli.checks.self_test import TOOL_NAMES
 
 Json = dict[str, Any]
 
@@ -87,6 +88,7 @@ class Setup:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
+            timeout=150,
         )
         assert done.stdout, done.stderr
         assert marked(self.tag) == []
@@ -162,21 +164,26 @@ def test_a_set_up_that_works_has_no_problem(setup: Setup, version: str, lab: Lab
     assert setup.state.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_person_gets_a_line_for_each_check_and_the_cure(setup: Setup) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_person_gets_a_line_for_each_check_and_the_cure(setup: Setup, terminal: bool) -> None:
     setup.install()
+    setup.env |= {"COLUMNS": "100"} | ({"FORCE_COLOR": "1"} if terminal else {})
     done = subprocess.run(
         [server_program(), "doctor"], env=setup.env, cwd=setup.cwd, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ("\x1b[32mok" in done.stdout) is terminal
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    lines = [line.split() for line in plain.splitlines()]
     for name in ("system", "python", "settings", "codex", "sandbox", "protocol", "turn"):
-        assert ["ok", name] in [line[:2] for line in lines], done.stdout
-    assert "warning  login" in done.stdout
-    assert "→ codex login" in done.stdout
+        assert ["ok", name] in [line[:2] for line in lines], plain
+    assert "warning  login      Codex is not logged in." in plain
+    assert "→ codex login\n" in plain
+    assert plain.splitlines()[-1].endswith(("1 warning.", "2 warnings."))
 
 
 def test_the_self_test_insists_on_all_tools() -> None:
-    assert {tool.name for tool in TOOLS} == _TOOLS
+    assert {tool.name for tool in TOOLS} == TOOL_NAMES
 
 
 def test_help_says_what_it_does(setup: Setup) -> None:
@@ -277,6 +284,13 @@ def test_a_program_that_is_not_codex(setup: Setup) -> None:
     setup.write_codex("echo hello")
     found = setup.run()
     found.expect_problem("codex", "does not answer --version as Codex does", "npm install")
+
+
+def test_a_path_that_depends_on_the_folder(setup: Setup) -> None:
+    codex = setup.install()
+    found = setup.run("--codex-bin", "../bin/codex")
+    assert found.of("codex")["status"] == "warning"
+    assert f"{setup.cwd}/../bin/codex" in found.of("codex")["cure"], codex
 
 
 def test_several_on_path_are_told(setup: Setup) -> None:
@@ -420,6 +434,19 @@ def test_a_sandbox_that_does_not_work(setup: Setup, version: str) -> None:
     unsandboxed.expect_warning("sandbox", "Runs here are not sandboxed", "sandbox")
 
 
+def test_a_system_that_allows_no_sandbox(setup: Setup) -> None:
+    # In a user namespace of its own, in which no further one may be made.
+    script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    enter = ("/usr/bin/unshare", "-r", "/bin/sh", "-c", script, "sh")
+    if not Path(enter[0]).exists() or subprocess.run([*enter, "/bin/true"]).returncode:
+        cannot_have("a user namespace")
+    setup.install()
+    check = setup.run(command=(*enter, server_program())).of("sandbox")
+    assert check["status"] == "problem"
+    assert "bwrap" in check["message"]
+    assert check["cure"].startswith("sudo sysctl -w user.max_user_namespaces=")
+
+
 def test_a_sandbox_that_does_not_hold(setup: Setup) -> None:
     setup.write_codex(
         '[ "$1" = sandbox ] && { while [ "$1" != /bin/sh ]; do shift; done; exec "$@"; }'
@@ -457,7 +484,7 @@ def test_a_damaged_index_is_built_anew_and_no_problem(setup: Setup) -> None:
     assert found.exit_code == 0, found.text
     assert f"the index {index.name} is damaged" in found.of("state_dir")["message"]
     assert found.of("protocol")["status"] == "ok"
-    assert "damaged" not in setup.run().of("state_dir")["message"]
+    assert "is damaged" not in setup.run().of("state_dir")["message"]
 
 
 # Python and the settings.
@@ -531,6 +558,23 @@ def test_an_option_that_makes_no_sense(setup: Setup, options: tuple[str, ...], s
     assert found.of("settings")["status"] == "problem"
     assert says in found.of("settings")["message"]
     assert found.of("protocol")["status"] == "ok"
+
+
+def test_a_current_folder_that_is_gone(setup: Setup) -> None:
+    setup.env["CODEX_BIN"] = str(setup.root / "gone")
+    script = '/bin/rmdir "$PWD" && exec "$@"'
+    found = setup.run(command=("/bin/sh", "-c", script, "sh", server_program()))
+    assert set(found.names("problem")) == {"system", "codex"}
+    assert found.of("system")["cure"] == "cd ~"
+    assert found.of("protocol")["status"] == "ok"
+
+
+def test_a_configuration_that_is_a_pipe_holds_nothing_up(setup: Setup) -> None:
+    setup.install()
+    os.mkfifo(setup.home / "config.toml")
+    found = setup.run()
+    found.expect_problem("config", "is not a file", f"mv {setup.home / 'config.toml'}")
+    assert found.of("turn")["status"] == "ok"
 
 
 def test_inside_a_run_it_says_so(setup: Setup) -> None:

@@ -10,7 +10,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -59,11 +60,9 @@ def run_doctor(arguments: list[str]) -> int:
     options = [word for word in arguments if word != "--json"]
     environ = dict(os.environ)
     try:
-        report.add(check_system())
-        shadows = find_shadows(environ)
-        shut_out(shadows, environ)
-        report.add(*check_python(os.environ, shadows))
-        packages = check_packages()
+        report.add(*_begin(environ))
+        with report.looking("packages"):
+            packages = check_packages()
         report.add(packages)
         if packages.status != "problem":
             import anyio
@@ -75,6 +74,19 @@ def run_doctor(arguments: list[str]) -> int:
     if report.is_stuck:
         os._exit(code)  # A thread that hangs on a file must not hold the end.
     return code
+
+
+def _begin(environ: dict[str, str]) -> list[Check]:
+    """Look at what is around, and step out of it where it is in the way."""
+    checks = [check_system()]
+    try:
+        os.getcwd()  # noqa: PTH109 - as Python itself does
+    except OSError:
+        checks.append(problem("system", "The current folder is not there any more.", "cd ~"))
+        os.chdir("/")
+    shadows = find_shadows(environ)
+    shut_out(shadows, environ)
+    return [*checks, *check_python(os.environ, shadows)]
 
 
 class Report:
@@ -94,6 +106,17 @@ class Report:
             self._checks.append(shown)
             if not self._as_json:
                 _show(shown)
+
+    @contextmanager
+    def looking(self, name: str) -> Generator[None]:
+        """Show on a terminal what is being looked at."""
+        if self._as_json or not sys.stdout.isatty():
+            yield
+            return
+        from rich.console import Console
+
+        with Console().status(f"[dim]{name}[/dim]"):
+            yield
 
     def end(self) -> int:
         """Say how it stands in all; return the exit code."""
@@ -126,7 +149,9 @@ async def _examine(options: list[str], environ: dict[str, str], report: Report) 
         ):
             skipped.append(step.name)
         else:
-            report.add(*await _bounded(step, examination, report))
+            with report.looking(step.name):
+                checks = await _bounded(step, examination, report)
+            report.add(*checks)
     if skipped:
         said = f"Not looked at, for the problems above: {', '.join(skipped)}."
         report.add(Check("skipped", "ok", said, details={"skipped": skipped}))
@@ -183,14 +208,14 @@ def _mask(text: str) -> str:
 
 
 def _show(check: Check) -> None:
-    try:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-    except Exception:  # Broken, which then is what this is about.
-        cure = f"\n    {check.cure}" if check.cure else ""
+    if not sys.stdout.isatty() and not os.environ.get("FORCE_COLOR"):
+        cure = f"\n{'':20}→ {check.cure}" if check.cure else ""
         sys.stdout.write(f"{check.status:8} {check.name:10} {check.message}{cure}\n")
         return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     console, line = Console(highlight=False), Table.grid(padding=(0, 1))
     for width in (8, 10):
         line.add_column(width=width, no_wrap=True)

@@ -91,6 +91,10 @@ def _usable(examination: Examination, what: str, shown: str) -> Check:
 async def check_config(examination: Examination) -> list[Check]:
     """Let Codex read its configuration; without a Codex, see at least whether it is TOML."""
     file = examination.home / "config.toml"
+    if file.exists() and not file.is_file():
+        # A pipe, say, at which whoever reads it would wait for ever.
+        cure = f"mv {shlex.quote(str(file))} {shlex.quote(f'{file}.old')}"
+        return [problem("config", f"{file} is not a file.", cure)]
     if examination.codex is None:
         return [_parsed(file)]
     answer = await ask(

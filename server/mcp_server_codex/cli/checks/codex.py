@@ -76,6 +76,10 @@ async def check_codex(examination: Examination) -> list[Check]:
                 **about,
             )
         ]
+    configured = examination.settings.codex_bin
+    if configured and os.sep in configured and not configured.startswith(("/", "~")):
+        said += " Its path is relative to the folder in which the client starts the server."
+        return [warning("codex", said, f"Write {place} in its place.", **about)]
     return [ok("codex", said, **about)]
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
@@ -27,7 +28,14 @@ from mcp_server_codex.cli.scripted_model import Patch, ScriptedModel, Shell, do,
 from mcp_server_codex.settings import PREFIX
 
 _ERAS: tuple[Literal["auto", "legacy"], ...] = ("auto", "legacy")
-_TOOLS = {"codex_run", "codex_resume", "codex_wait", "codex_stop", "codex_sessions", "codex_usage"}
+TOOL_NAMES = {
+    "codex_run",
+    "codex_resume",
+    "codex_wait",
+    "codex_stop",
+    "codex_sessions",
+    "codex_usage",
+}
 
 _ANSWER_WITHIN_S = 60.0
 """For a large history, the first call of codex_sessions answers before all of it is read."""
@@ -39,7 +47,7 @@ _TAG = "CODEX_DOCTOR_TAG"
 
 _PROMPT = "Write two files, please."
 _SCRIPT = (
-    do(Shell("echo by a command > command.txt")),
+    do(Shell("echo by a command > command.txt", yield_ms=10_000)),
     do(Patch("*** Add File: patch.txt\n+by a patch")),
     say("Done."),
 )
@@ -68,7 +76,7 @@ async def check_protocol(examination: Examination) -> list[Check]:
                         answer = await client.call_tool("codex_sessions", {"limit": 1})
             except Exception as error:
                 return [_broken(f"in {era} mode", error, log)]
-            if missing := _TOOLS - {tool.name for tool in listed.tools}:
+            if missing := TOOL_NAMES - {tool.name for tool in listed.tools}:
                 said = f"The server does not offer {', '.join(sorted(missing))}."
                 return [problem("protocol", said, _REPORT)]
             if answer.is_error:
@@ -106,7 +114,10 @@ async def check_turn(examination: Examination) -> list[Check]:
         result = cast("Json", answer.structured_content)
         missing = [name for name in ("command", "patch") if not (work / f"{name}.txt").is_file()]
     left = await _left_over(tag)
-    return [_turn_finding(result, missing, left)]
+    finding = _turn_finding(result, missing, left)
+    if finding.status == "problem" and not examination.sandbox_holds:
+        return [replace(finding, cure="Cure the sandbox first, which may be the cause.")]
+    return [finding]
 
 
 def _turn_finding(result: Json, missing: list[str], left: list[int]) -> Check:
@@ -115,9 +126,9 @@ def _turn_finding(result: Json, missing: list[str], left: list[int]) -> Check:
         said = f"A turn with a scripted model fails ({error['kind']}): {error['message']}"
         return problem("turn", said, error["hint"], kind=error["kind"])
     if missing:
-        said = f"Codex completed a turn with a scripted model, but its {' and '.join(missing)}"
-        commands = [f"{each['command']} -> {each['exit_code']}" for each in result["commands"]]
-        said += " wrote nothing."
+        said = "Codex completed a turn with a scripted model, but the file that its"
+        said += f" {' and its '.join(missing)} had to write is not there."
+        commands = [f"{each['command']} -> exit {each['exit_code']}" for each in result["commands"]]
         return problem("turn", said, _REPORT, commands=commands)
     if left:
         said = f"After a turn with a scripted model, {len(left)} processes were left running."
