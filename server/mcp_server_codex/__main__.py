@@ -11,6 +11,8 @@ usage: mcp-server-codex [OPTION]...       serve MCP on stdin and stdout
        mcp-server-codex demo [--live]     see it work: the real Codex, a scripted model
        mcp-server-codex sessions [WORD..] find Codex's threads, or look into one
        mcp-server-codex usage             what Codex used and cost, by day or otherwise
+       mcp-server-codex install CLIENT    put it into a client's configuration
+       mcp-server-codex uninstall CLIENT  take it out again
        mcp-server-codex doctor            what is wrong with this set-up, and what cures it
        mcp-server-codex --help | --version
 """
@@ -76,6 +78,14 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.usage import run_usage
 
         return run_usage(arguments)
+    if name == "install":
+        from mcp_server_codex.cli.install import run_install
+
+        return run_install(arguments)
+    if name == "uninstall":
+        from mcp_server_codex.cli.install import run_uninstall
+
+        return run_uninstall(arguments)
     _fail(f"there is no command {name!r}")
 
 

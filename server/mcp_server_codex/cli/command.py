@@ -32,7 +32,7 @@ class Argument:
 
     name: str
     help: str = ""
-    kind: Literal["text", "number", "flag", "words"] = "text"
+    kind: Literal["text", "number", "flag", "word", "words"] = "text"
     """Words come without an option before them."""
     choices: tuple[str, ...] | None = None
 
@@ -94,17 +94,24 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     )
     for option in OPTIONS:
         parser.add_argument(option.flag, action="append", help=argparse.SUPPRESS)
-    for argument in command.arguments:
+    add_arguments(parser, command.arguments)
+    parser.add_argument("--json", action="store_true", help="the tool's structured result")
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[Argument]) -> None:
+    """Let *parser* take *arguments*."""
+    for argument in arguments:
         flag, about = _flag(argument.name), argument.help
         if argument.kind == "words":
             parser.add_argument(argument.name, nargs="*", default=None, help=about)
+        elif argument.kind == "word":
+            parser.add_argument(argument.name, choices=argument.choices, help=about)
         elif argument.kind == "flag":
             parser.add_argument(flag, action="store_true", default=None, help=about)
         else:
             metavar = None if argument.choices else "X"
             parser.add_argument(flag, metavar=metavar, choices=argument.choices, help=about)
-    parser.add_argument("--json", action="store_true", help="the tool's structured result")
-    return parser
 
 
 def _flag(name: str) -> str:
