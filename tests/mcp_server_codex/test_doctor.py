@@ -585,6 +585,63 @@ def test_inside_a_run_it_says_so(setup: Setup) -> None:
     assert found.of("turn")["status"] == "ok"
 
 
+# The clients.
+
+
+def cursor(setup: Setup, command: str, **entry: Any) -> Path:
+    """Configure this server in Cursor."""
+    file = setup.root / ".cursor" / "mcp.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"mcpServers": {"mine": {"command": command} | entry}}))
+    return file
+
+
+def test_a_client_that_starts_the_server(setup: Setup) -> None:
+    setup.install()
+    file = cursor(setup, server_program(), args=["--max-runs", "2"])
+    check = setup.run().of("clients")
+    assert check["status"] == "ok"
+    assert f"Cursor has this server as mine in {file}" in check["message"]
+    assert "leave --wait-s at auto" in check["message"]
+
+
+def test_a_client_without_the_server(setup: Setup) -> None:
+    setup.install()
+    (setup.root / ".cursor").mkdir()
+    setup.run().expect_warning("clients", "Cursor", "mcp-server-codex install cursor")
+
+
+def test_a_client_s_program_that_is_gone(setup: Setup) -> None:
+    setup.install()
+    command = str(setup.root / "old" / "mcp-server-codex")
+    file = cursor(setup, command)
+    found = setup.run()
+    found.expect_problem("clients", f"{command}, which", "mcp-server-codex install cursor")
+    assert str(file) in found.of("clients")["message"]
+
+
+@pytest.mark.parametrize(
+    "entry", [{"args": ["--max-runs", "zero"]}, {"env": {"MCP_SERVER_CODEX_MAX_RUNS": "zero"}}]
+)
+def test_a_client_s_options_that_make_no_sense(setup: Setup, entry: Json) -> None:
+    setup.install()
+    file = cursor(setup, server_program(), **entry)
+    setup.run().expect_problem("clients", "would refuse to start", f"Correct {file}")
+
+
+def test_a_client_s_entry_that_is_switched_off(setup: Setup) -> None:
+    setup.install()
+    file = cursor(setup, server_program(), disabled=True)
+    setup.run().expect_warning("clients", "switched off", f"in {file}")
+
+
+def test_a_client_s_file_that_is_broken(setup: Setup) -> None:
+    setup.install()
+    file = cursor(setup, server_program())
+    file.write_text('{"mcpServers": {\n"mine": \n')
+    setup.run().expect_warning("clients", "cannot be read: line", f"Correct {file}")
+
+
 # Its end.
 
 

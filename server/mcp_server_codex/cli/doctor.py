@@ -32,7 +32,8 @@ usage: mcp-server-codex doctor [--json] [OPTION]...
 
 Looks at all that the server needs, tries it out, and says what is wrong and what cures it. The
 server's own options, such as --codex-bin and --state-dir, and their variables are taken as well.
-Nothing of yours is changed, no account is used. Exit code 1 if there is a problem.
+Changes nothing but the folder for its own state; no account is used, and nothing is left running.
+Exit code 1 if there is a problem.
 """
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -159,6 +160,7 @@ async def _examine(options: list[str], environ: dict[str, str], report: Report) 
 
 def _steps() -> tuple[Step, ...]:
     from mcp_server_codex.cli.checks.account import check_config, check_home
+    from mcp_server_codex.cli.checks.clients import check_clients
     from mcp_server_codex.cli.checks.codex import check_codex
     from mcp_server_codex.cli.checks.machine import (
         check_git,
@@ -178,6 +180,7 @@ def _steps() -> tuple[Step, ...]:
         Step("state_dir", check_state, 20),
         Step("policy", check_policy, 10),
         Step("nesting", check_nesting, 20),
+        Step("clients", check_clients, 20),
         Step("protocol", check_protocol, 150),
         Step("turn", check_turn, 120, needs="codex"),
     )
