@@ -409,6 +409,15 @@ def test_secrets_are_never_shown(setup: Setup, version: str, ill_typed: bool) ->
     assert "planted" not in found.text, found.text
 
 
+def test_secrets_that_codex_shows_are_masked(setup: Setup) -> None:
+    setup.config('[mcp_servers.other]\ncommand = "x"\nenv = { PASSWORD = "planted-of-config" }\n')
+    setup.env["MY_PROVIDER_KEY"] = "planted-of-environment"
+    setup.write_codex('echo "planted-of-config and $MY_PROVIDER_KEY" >&2; exit 3')
+    found = setup.run()
+    assert "[secret] and [secret]" in found.of("codex")["message"]
+    assert "planted" not in found.text
+
+
 # The machine.
 
 
