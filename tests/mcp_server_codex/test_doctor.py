@@ -273,6 +273,15 @@ def test_codex_that_hangs_is_ended_with_all_that_it_started(setup: Setup) -> Non
     assert time.monotonic() - began < 60
 
 
+def test_codex_that_hangs_later_on(setup: Setup) -> None:
+    script = 'case "$*" in --version) echo codex-cli 0.163.0;; login*) sleep 600;; esac'
+    setup.write_codex(script)
+    (setup.bin / "sleep").symlink_to(str(shutil.which("sleep")))
+    check = setup.run().of("config")
+    assert check["status"] == "problem"
+    assert "does not answer `login status`" in check["message"]
+
+
 def test_codex_that_crashes(setup: Setup) -> None:
     setup.write_codex("echo 'out of luck' >&2; kill -SEGV $$")
     found = setup.run()

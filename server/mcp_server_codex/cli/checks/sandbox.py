@@ -67,9 +67,11 @@ def _finding(codex: Codex, answer: Answer, *, wrote: bool, escaped: bool, free: 
     if escaped:
         message = "Codex's sandbox does not hold: a command wrote outside of its folder."
         return problem("sandbox", message, _cure(codex, said), **about)
-    how = "did not end" if answer.returncode is None else f"exit code {answer.returncode}"
-    message = f"Codex's sandbox does not work here: a command could not write in its folder ({how}:"
-    message += f" {said})."
+    if answer.returncode is None:
+        message = "A command in Codex's sandbox does not begin or end: it had to be ended."
+        return problem("sandbox", message, codex.update, **about)
+    message = "Codex's sandbox does not work here: a command could not write in its folder"
+    message += f" (exit code {answer.returncode}: {said})."
     if free:
         return warning(
             "sandbox", f"{message} Runs here are not sandboxed.", _cure(codex, said), **about

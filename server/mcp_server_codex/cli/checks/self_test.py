@@ -39,7 +39,7 @@ TOOL_NAMES = {
 
 _ANSWER_WITHIN_S = 60.0
 """For a large history, the first call of codex_sessions answers before all of it is read."""
-_TURN_WITHIN_S = 60.0
+_TURN_WITHIN_S = 45.0
 _GONE_WITHIN_S = 5.0
 
 _TAG = "CODEX_DOCTOR_TAG"
@@ -107,7 +107,11 @@ async def check_turn(examination: Examination) -> list[Check]:
                 server = _connect("auto", _turn_options(codex, sandbox, env), env, work, log)
                 async with server as client:
                     request: Json = {"prompt": _PROMPT, "cwd": str(work), "sandbox": sandbox}
-                    request |= {"skip_git_repo_check": True, "timeout_s": _TURN_WITHIN_S}
+                    request |= {
+                        "skip_git_repo_check": True,
+                        "timeout_s": _TURN_WITHIN_S,
+                        "wait_s": 75,
+                    }
                     answer = await client.call_tool("codex_run", request)
         except Exception as error:
             return [_broken("during a turn", error, log, "turn")]
