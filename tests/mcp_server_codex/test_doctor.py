@@ -663,8 +663,9 @@ def test_a_client_s_file_that_is_broken(setup: Setup) -> None:
 # Its end.
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("where", ["--version", "exec"])
-def test_ctrl_c_leaves_nothing_running(setup: Setup, where: str) -> None:
+def test_a_signal_leaves_nothing_running(setup: Setup, where: str, number: signal.Signals) -> None:
     setup.write_codex(
         f'for word; do [ "$word" = {where} ] && {{ sleep 601 & sleep 602; }}; done'
         f'\nexec {real_codex(NEWEST)} "$@"'
@@ -683,9 +684,12 @@ def test_ctrl_c_leaves_nothing_running(setup: Setup, where: str) -> None:
             assert time.monotonic() < deadline
             assert doctor.poll() is None
             time.sleep(0.05)
-        doctor.send_signal(signal.SIGINT)
-        output, _ = doctor.communicate(timeout=20)
-    assert doctor.returncode == 130, output
+        doctor.send_signal(number)
+        try:
+            output, _ = doctor.communicate(timeout=20)
+        finally:
+            doctor.kill()
+    assert doctor.returncode == 128 + number, output
     assert b"Traceback" not in output
     while left := marked(setup.tag):
         assert time.monotonic() < deadline, left

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -68,7 +69,9 @@ def run_doctor(arguments: list[str]) -> int:
         if packages.status != "problem":
             import anyio
 
-            anyio.run(_examine, options, environ, report)
+            if number := anyio.run(_heed_signals, options, environ, report):
+                sys.stdout.flush()
+                os._exit(128 + number)  # Not to wait for a thread that hangs on a file.
     except KeyboardInterrupt:
         return 130
     code = report.end()
@@ -134,6 +137,30 @@ class Report:
             sys.stdout.write(f"\n{', '.join(counts) or 'All is well'}.\n")
         sys.stdout.flush()
         return 1 if status == "problem" else 0
+
+
+async def _heed_signals(options: list[str], environ: dict[str, str], report: Report) -> int:
+    """Examine until the end, or until a signal, whose number it returns.
+
+    Left to asyncio, Ctrl-C cancels through anyio's shields: the guard of a
+    program that is just being started would be killed, and its tree live on.
+    """
+    import anyio
+
+    came = 0
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with anyio.create_task_group() as tasks:
+
+            async def wait() -> None:
+                nonlocal came
+                async for number in signals:
+                    came = came or number
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(wait)
+            await _examine(options, environ, report)
+            tasks.cancel_scope.cancel()
+    return came
 
 
 async def _examine(options: list[str], environ: dict[str, str], report: Report) -> None:
