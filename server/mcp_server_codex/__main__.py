@@ -14,6 +14,7 @@ usage: mcp-server-codex [OPTION]... [-- ROOT...]
        mcp-server-codex usage             what Codex used and cost, by day or otherwise
        mcp-server-codex install CLIENT    put it into a client's configuration
        mcp-server-codex uninstall CLIENT  take it out again
+       mcp-server-codex doctor            what is wrong with this set-up, and what cures it
        mcp-server-codex --help | --version
 """
 
@@ -68,6 +69,10 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.demo import run_demo
 
         return run_demo(arguments)
+    if name == "doctor":
+        from mcp_server_codex.cli.doctor import run_doctor
+
+        return run_doctor(arguments)
     if name == "sessions":
         from mcp_server_codex.cli.sessions import run_sessions
 

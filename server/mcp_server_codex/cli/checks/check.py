@@ -1,0 +1,67 @@
+"""One finding of the doctor: what was looked at, how it is, what cures it.
+
+Imports the standard library alone, and little of it: it must load where other
+packages do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+Json = dict[str, Any]
+
+Status = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A finding."""
+
+    name: str
+    status: Status
+    message: str
+    cure: str | None = None
+    """The command or the edit that cures it; None if there is nothing to cure."""
+    details: Json = field(default_factory=dict[str, Any])
+
+    def masked(self, mask: Callable[[str], str]) -> Check:
+        """Return the finding with all of its texts put through *mask*."""
+        cure = mask(self.cure) if self.cure is not None else None
+        details = cast("Json", _masked(self.details, mask))
+        return Check(self.name, self.status, mask(self.message), cure, details)
+
+
+def ok(name: str, message: str, **details: Any) -> Check:
+    """Return the finding that all is well."""
+    return Check(name, "ok", message, None, details)
+
+
+def warning(name: str, message: str, cure: str, **details: Any) -> Check:
+    """Return a finding that can be lived with."""
+    return Check(name, "warning", message, cure, details)
+
+
+def problem(name: str, message: str, cure: str, **details: Any) -> Check:
+    """Return a finding that keeps the server, or Codex, from its work."""
+    return Check(name, "problem", message, cure, details)
+
+
+def worst(checks: list[Check]) -> Status:
+    """Return the worst status of *checks*."""
+    found = {check.status for check in checks}
+    return "problem" if "problem" in found else "warning" if "warning" in found else "ok"
+
+
+def _masked(value: object, mask: Callable[[str], str]) -> object:
+    match value:
+        case str():
+            return mask(value)
+        case list():
+            return [_masked(each, mask) for each in cast("list[object]", value)]
+        case dict():
+            pairs = cast("dict[str, object]", value).items()
+            return {key: _masked(each, mask) for key, each in pairs}
+        case _:
+            return value
