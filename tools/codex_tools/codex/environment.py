@@ -67,6 +67,8 @@ def read_config(home: Path, profile: str | None = None) -> CodexConfig:
     files = ["config.toml", *([f"{profile}.config.toml"] if profile else [])]
     for file in files:
         try:
+            if not (home / file).is_file():
+                continue  # A named pipe, for one, would be waited on for ever.
             config = tomllib.loads((home / file).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
