@@ -113,9 +113,14 @@ class ClaudeCode:
                         os.kill(pid, signal.SIGKILL)
 
     @property
-    def is_modern(self) -> bool:
-        """Whether it spoke the 2026 protocol, as it noted itself."""
-        return "on a modern connection" in self._log.read_text()
+    def spoke_as_asked(self) -> bool:
+        """Whether it spoke the protocol of its mode, as it noted itself.
+
+        On a busy machine it may give up the newer one, after 3 s without an answer.
+        """
+        log = self._log.read_text()
+        gave_up = "probe timed out" in log
+        return ('"protocolEra":"modern"' in log) is (self.mode == "auto") or gave_up
 
     @property
     def _servers(self) -> Path:

@@ -1,7 +1,8 @@
 """Run the tests that meet a real Codex with one version after the other; draw a table of it.
 
-`make compat` takes the versions below and the newest on npm, or ARGS="0.98.0 0.120.0".
-It writes docs/compatibility.md. Each version is fetched once, 300 to 400 MB.
+`make compat` takes the versions below and the newest on npm and writes
+docs/compatibility.md; ARGS="0.98.0 0.120.0" writes the columns of those anew. Each
+version is fetched once, 300 to 400 MB.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,18 +25,19 @@ PAGE = TOP / "docs" / "compatibility.md"
 VERSIONS = ("0.60.1", "0.77.0", "0.98.0", "0.120.0", "0.147.0", "0.163.0")
 """Where Codex's command line, events or files changed, and the newest on PyPI."""
 
-Counts = Counter[str]
+Column = dict[str, str]
+"""How the tests of one version ended, by what they are about."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run all versions; return the exit code."""
+    """Run the versions named, or all; return the exit code."""
     versions = [*arguments] or [*VERSIONS, newest()]
-    found = {version: run(version) for version in dict.fromkeys(versions)}
-    page = draw(found)
-    if not arguments:
-        PAGE.write_text(page, encoding="utf-8")
-    sys.stdout.write(page)
-    return int(any(counts["failed"] for files in found.values() for counts in files.values()))
+    columns = read() if arguments else {}
+    for version in versions:
+        columns[version] = run(version)
+    PAGE.write_text(draw(columns), encoding="utf-8")
+    sys.stdout.write(PAGE.read_text(encoding="utf-8"))
+    return int(any(" of " in cell for version in versions for cell in columns[version].values()))
 
 
 def newest() -> str:
@@ -45,8 +47,8 @@ def newest() -> str:
     return str(json.loads(said.stdout))
 
 
-def run(version: str) -> dict[str, Counts]:
-    """Return how the tests of *version* ended, by the file they stand in."""
+def run(version: str) -> Column:
+    """Run the tests of *version*."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         tests = [sys.executable, "-m", "pytest", "tests/live", "-q", "-k", version]
@@ -57,41 +59,52 @@ def run(version: str) -> dict[str, Counts]:
             env=os.environ | {"CODEX_VERSIONS": version, "EVERY_PAIR": "1", "CI": "1"},
             check=False,  # What failed is in the report.
         )
-        cases = ElementTree.parse(report).getroot().iter("testcase")
-        files: dict[str, Counts] = defaultdict(Counter)
-        for case in cases:
-            outcomes = {child.tag for child in case} & {"failure", "error", "skipped"}
-            ended = "failed" if outcomes & {"failure", "error"} else "skipped"
-            files[case.get("classname", "")][ended if outcomes else "passed"] += 1
-    return files
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for case in ElementTree.parse(report).getroot().iter("testcase"):
+            tags = {child.tag for child in case}
+            ended = "failed" if tags & {"failure", "error"} else "passed"
+            file = re.sub(r"^.*\btest_", "", case.get("classname", "")).replace("_", " ")
+            for name in (file, "**all**"):
+                counts[name]["skipped" if "skipped" in tags else ended] += 1
+    return {name: _cell(some) for name, some in counts.items()}
 
 
-def draw(found: dict[str, dict[str, Counts]]) -> str:
+def read() -> dict[str, Column]:
+    """Return the columns of the page as it is."""
+    rows = re.findall(r"^\| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    (_, *versions), _, *others = (row.split(" | ") for row in rows)
+    columns: dict[str, Column] = {version: {} for version in versions}
+    for name, *cells in others:
+        for version, cell in zip(versions, cells, strict=True):
+            columns[version][name] = cell
+    return columns
+
+
+def draw(columns: Mapping[str, Column]) -> str:
     """Return the page: a row for each file of tests, a column for each version."""
-    names = sorted({name for files in found.values() for name in files})
-    head = ["tests", *found]
-    rows = [
-        [_title(name), *(_cell(files.get(name, Counts())) for files in found.values())]
-        for name in names
-    ]
-    sums = ["**all**", *(_cell(sum(files.values(), Counts())) for files in found.values())]
-    table = "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows, sums))
+    versions = sorted(columns, key=lambda version: [int(part) for part in version.split(".")])
+    names = sorted({name for column in columns.values() for name in column}, key=_sums_last)
+    head = ["tests", *versions]
+    rows = [[name, *(columns[version].get(name, "-") for version in versions)] for name in names]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
     return (
         "# Compatibility\n\n"
-        "What `make compat` printed: the tests that meet a real Codex, by version, each in both"
-        " protocol\neras. A version that lacks a feature is tested for saying so.\n\n"
+        "What `make compat` found: the tests that meet a real Codex, by version, each in both"
+        " protocol\neras. A version that lacks a feature is tested for saying so; `-` stands where"
+        " there is\nnothing to test: only 0.60.1 has the `codex mcp-server` to compare with, and the"
+        " accounting\nneeds forks, which `codex exec` makes since some version after 0.147.0.\n\n"
         f"{table}\nRun on {sys.platform}, {datetime.now(UTC):%Y-%m-%d}.\n"
     )
 
 
-def _title(name: str) -> str:
-    return re.sub(r"^.*\btest_", "", name).replace("_", " ")
+def _sums_last(name: str) -> tuple[bool, str]:
+    return name.startswith("**"), name
 
 
-def _cell(counts: Counts) -> str:
+def _cell(counts: Counter[str]) -> str:
     done = counts["passed"] + counts["failed"]
     if not done:
-        return "" if not counts["skipped"] else "not run"
+        return "-"
     return str(done) if not counts["failed"] else f"{counts['passed']} of {done}"
 
 

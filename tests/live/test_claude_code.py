@@ -42,7 +42,7 @@ def ask(claude: ClaudeCode, *steps: Step) -> Json:
     """Let the model take *steps*; return the last line, in which Claude Code sums up."""
     claude.model.steps = steps
     lines = claude.ask("Go.")
-    assert claude.is_modern is (claude.mode == "auto")
+    assert claude.spoke_as_asked
     assert lines[-1]["type"] == "result"
     assert lines[-1]["permission_denials"] == []
     return lines[-1]

@@ -132,7 +132,7 @@ def test_its_command_hands_a_task_to_the_real_codex(
     lab.script("say hello", say("Hello from inside."))
     client.model.steps = (Use(NAMED + "codex_run", {"prompt": "say hello"}), "It said hello.")
     client.ask("/codex:run say hello to me", *OPTIONS, **variables(client, published, codex))
-    assert client.is_modern is (client.mode == "auto")
+    assert client.spoke_as_asked
     assert "Hand this task to Codex" in client.model.told
     assert "say hello to me" in client.model.told
     assert INSTRUCTIONS in client.model.told

@@ -110,6 +110,11 @@ def test_a_configuration_that_cannot_be_read_names_nothing(
     assert read_config(tmp_path) == CodexConfig()
 
 
+def test_a_named_pipe_in_place_of_the_configuration_is_not_waited_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.toml")
+    assert read_config(tmp_path) == CodexConfig()
+
+
 def test_commands_are_kept_from_what_is_there_and_from_nothing_else() -> None:
     none, config = EnvironmentRules(), CodexConfig()
     assert kept_from_commands(PLAIN, none, config) == []
