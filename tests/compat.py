@@ -90,9 +90,9 @@ def draw(columns: Mapping[str, Column]) -> str:
     return (
         "# Compatibility\n\n"
         "What `make compat` found: the tests that meet a real Codex, by version, each in both"
-        " protocol\neras. A version that lacks a feature is tested for saying so; `-` stands where"
-        " there is\nnothing to test: only 0.60.1 has the `codex mcp-server` to compare with, and the"
-        " accounting\nneeds forks, which `codex exec` makes since some version after 0.147.0.\n\n"
+        " protocol\neras. A version that lacks a feature is tested for saying so. Accounting needs"
+        " forks, which\n`codex exec` of 0.60.1 is known not to make and others make since some"
+        " version after 0.147.0;\n`-` stands where it could not be tested.\n\n"
         f"{table}\nRun on {sys.platform}, {datetime.now(UTC):%Y-%m-%d}.\n"
     )
 
