@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     columns = read() if arguments else {}
     for version in versions:
         columns[version] = run(version)
-    PAGE.write_text(draw(columns), encoding="utf-8")
+        PAGE.write_text(draw(columns), encoding="utf-8")
     sys.stdout.write(PAGE.read_text(encoding="utf-8"))
     return int(any(" of " in cell for version in versions for cell in columns[version].values()))
 
