@@ -27,6 +27,9 @@ Json = dict[str, Any]
 _ROOM = 40_000
 """Characters for the texts of all turns together."""
 
+_LINKED = 2_000
+"""With less room than this a turn does not say where its whole answer is."""
+
 
 class SessionsRequest(Record):
     """The arguments of codex_sessions."""
@@ -259,7 +262,7 @@ def _turn(turn: ReadTurn, room: int, whole: str) -> Json:
         "prompt": None if turn.prompt is None else shorten(turn.prompt, room // 8),
         "final_response": None
         if turn.final_response is None
-        else shorten(turn.final_response, room // 2, whole),
+        else shorten(turn.final_response, room // 2, whole if room > _LINKED else None),
         "model": turn.model,
         "sandbox": turn.sandbox,
         "usage": tokens(input_, cached, output, reasoning),

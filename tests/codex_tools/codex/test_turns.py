@@ -340,3 +340,12 @@ def test_of_many_commands_the_newest_are_kept(home: Path) -> None:
     commands = only(rollout).commands
     assert [code for _, code, _ in commands] == list(range(30, COMMANDS_KEPT + 30))
     assert commands[0][0] == "echo 30"
+
+
+def test_a_cut_answer_says_where_the_whole_one_is(home: Path, history: History) -> None:
+    rollout = Rollout(home)
+    rollout.ask("a long one")
+    rollout.answer("a" * 100_000)
+    rollout.save()
+    (turn,) = sessions(history, thread_id=rollout.id, turns=1)["turns"]
+    assert f", see codex://threads/{rollout.id} …]" in turn["final_response"]

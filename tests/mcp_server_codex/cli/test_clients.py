@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from desk import PROJECT, USER
+from far_ends import Lab
 from mcp_server_codex.cli.clients import CLIENTS, ConfigError, client_named, starts_this_server
 
 AUTHOR = ("-c", "user.name=A", "-c", "user.email=a@b.example")
@@ -67,19 +68,21 @@ def test_each_client_finds_the_entry_whatever_its_name(client: Any) -> None:
     assert raised.value.line == 2
 
 
-def test_claude_code_s_local_scope_is_that_of_the_repository(tmp_path: Path) -> None:
+def test_claude_code_s_local_scope_is_that_of_the_repository(lab: Lab) -> None:
     client = client_named("claude-code")
-    repository, plain = tmp_path / "home" / "repository", tmp_path / "home"
+    # Not below the temp folder, in which a sandboxed Codex may leave an empty .git.
+    top = lab.root
+    repository, plain = top / "home" / "repository", top / "home"
     (repository / "sub").mkdir(parents=True)
     for words in (("init", "-q"), (*AUTHOR, "commit", "-q", "--allow-empty", "-m", "x")):
         subprocess.run(["git", *words], cwd=repository, check=True)
-    tree = tmp_path / "tree"
+    tree = top / "tree"
     subprocess.run(["git", "worktree", "add", "-q", tree], cwd=repository, check=True)
 
     def found(**projects: Any) -> list[bool]:
         text = json.dumps({"mcpServers": {}, "projects": projects})
         assert client.find_entry(text) is None
-        folders = (repository, repository / "sub", tree, plain, tmp_path)
+        folders = (repository, repository / "sub", tree, plain, top)
         return [client.find_entry(text, "local", each) is not None for each in folders]
 
     ours = {"mcpServers": {"codex": OURS[0]}}
