@@ -228,8 +228,7 @@ def _one(
     # Escapes make JSON longer than its text: cut in proportion, again if need be.
     while (size := len(orjson.dumps(told).decode())) > RESULT_LIMIT - 2000 and room > 100:
         room = min(room * 9 // 10, room * _ROOM // size)
-        whole = thread_uri(session["thread_id"])
-    told = [_turn(turn, room, whole) for turn in turns]
+        told = [_turn(turn, room, whole) for turn in turns]
     return session, told, str(left) if left else None
 
 
