@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
+import anyio
 import anyio.to_thread
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
@@ -41,6 +42,10 @@ EVENTS_ROOM = 40_000
 
 COMPLETIONS = 20
 """The most values proposed for an argument; MCP allows 100."""
+
+COMPLETE_WITHIN_S = 2.0
+"""How long somebody who types is kept waiting, while a large home is read for the first time;
+the reading goes on meanwhile."""
 
 RESOURCE_NOT_FOUND = -32002
 """The code of protocols up to 2025-11-25; from 2026-07-28 on it is -32602."""
@@ -129,7 +134,10 @@ class Resources:
                 ids = [result.run_id or "" for result in await _in_thread(listed)]
                 return [run_id for run_id in ids if run_id.startswith(value)][:COMPLETIONS]
             case "thread_id":
-                return await _in_thread(functools.partial(self._threads, value.strip()))
+                find = functools.partial(self._threads, value.strip())
+                with anyio.move_on_after(COMPLETE_WITHIN_S):
+                    return await anyio.to_thread.run_sync(find, abandon_on_cancel=True)
+                return []
             case _:
                 return []
 
