@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import compat
 import generate
 from codex_tools.result import RunResult
+from mcp_server_codex.cli.checks.codex import NEWEST_TESTED
 from mcp_server_codex.prompts import PROMPTS
 from mcp_server_codex.resources import TEMPLATES
 from mcp_server_codex.settings import OPTIONS
@@ -89,3 +91,10 @@ def test_resources_and_prompts_are_described() -> None:
 def test_pages_keep_out_what_is_none_of_a_readers_business() -> None:
     for page in PAGES:
         assert not re.search(r"/root/|/home/(?!dev)|/work/", page.read_text()), page
+
+
+def test_the_newest_codex_that_was_tested_is_in_the_matrix() -> None:
+    columns = compat.read()
+    assert [*columns][-1] == ".".join(map(str, NEWEST_TESTED))
+    assert {*compat.VERSIONS} <= columns.keys()
+    assert not any(" of " in cell for column in columns.values() for cell in column.values())

@@ -16,6 +16,10 @@ from mcp_server_codex.cli.scripted_model import Shell, api_error, do, say
 Answer = Callable[[Any, types.ElicitRequestParams], Any]
 
 
+SHOW_ENVIRONMENT = do(Shell("env; echo end-of-env"), delay_s=1.0)
+"""Late enough for Codex to have its snapshot of the environment, which commands then begin with."""
+
+
 def audited(lab: Lab) -> list[Json]:
     lines = (lab.state / "audit.jsonl").read_text().splitlines()
     return [cast("Json", json.loads(line)) for line in lines]
@@ -122,7 +126,7 @@ SECRETS = {
 async def test_the_model_s_shell_sees_none_of_the_secrets(
     codex: Path, mode: str, lab: Lab, sandbox: str
 ) -> None:
-    prompt = lab.script("env", do(Shell("env; echo end-of-env")), say("ok"))
+    prompt = lab.script("env", SHOW_ENVIRONMENT, say("ok"))
     options = ("--max-sandbox", "danger-full-access", "--deny-env", "DENIED_*")
     env = SECRETS | {"MY_OWN": "kept"}
     async with connect(mode, codex, lab, *options, env=env) as client:
@@ -141,7 +145,7 @@ async def test_a_provider_s_key_goes_to_codex_and_not_to_its_shell(
 ) -> None:
     with (lab.home / "config.toml").open("a") as config:
         config.write('env_key = "OPENROUTER_API_KEY"\n')
-    prompt = lab.script("env", do(Shell("env; echo end-of-env")), say("ok"))
+    prompt = lab.script("env", SHOW_ENVIRONMENT, say("ok"))
     env = {"OPENROUTER_API_KEY": "planted-router"}
     async with connect(mode, codex, lab, env=env) as client:
         result = await call(client, "codex_run", prompt=prompt)

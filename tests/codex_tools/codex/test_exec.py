@@ -11,7 +11,7 @@ import pytest
 
 from codex_tools.codex.errors import CodexUnsupported
 from codex_tools.codex.exec import TurnRequest, build_argv
-from codex_tools.codex.program import Program
+from codex_tools.codex.program import Program, Version
 from codex_tools.codex.sandbox import Sandbox
 
 NEW = Program(Path("/bin/codex"), (0, 169, 0), "0.169.0", None, frozenset({"--ephemeral"}))
@@ -120,3 +120,19 @@ def test_variables_that_commands_must_not_get_are_told_before_what_the_caller_se
         "web_search=true",
     ]
     assert settings(build_argv(NEW, PLAIN, None, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "off"),
+    [
+        *(((0, 77, 0), False), ((0, 98, 0), True), ((0, 120, 0), True), ((0, 147, 0), True)),
+        *(((0, 163, 0), False), ((0, 171, 0), False), (None, True)),
+    ],
+)
+def test_no_snapshot_of_the_environment_gives_back_what_is_kept_from_commands(
+    version: Version | None, off: bool
+) -> None:
+    program = replace(NEW, version=version)
+    switch = "features.shell_snapshot=false"
+    assert (switch in build_argv(program, PLAIN, None, ["CODEX_API_KEY"])) is off
+    assert switch not in build_argv(program, PLAIN, None)

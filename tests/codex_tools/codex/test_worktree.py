@@ -117,6 +117,18 @@ async def test_what_commands_added_changed_and_deleted_is_told(repo: Repo) -> No
     assert await kinds(repo.root, change) == {"a": "update", "b": "delete", "new/deep/file": "add"}
 
 
+async def test_what_the_sandbox_leaves_behind_is_no_change(repo: Repo) -> None:
+    (repo.root / "part").mkdir()
+
+    def change() -> None:
+        for path in (".codex", ".agents", "part/.aws"):  # As 0.120.0 does.
+            (repo.root / path).touch()
+        repo.write_at("part/.codex", "model = 'x'\n")  # Not empty: somebody wrote it.
+        repo.write_at(".agents.md", "")
+
+    assert await kinds(repo.root, change) == {"part/.codex": "add", ".agents.md": "add"}
+
+
 async def test_nothing_done_is_nothing_told(repo: Repo) -> None:
     repo.write(a="dirty\n", untracked="u")
     (repo.root / "b").unlink()

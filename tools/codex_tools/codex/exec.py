@@ -99,6 +99,8 @@ def build_argv(
         argv += ["-m", request.model]
     if request.profile is not None:
         argv += ["-p", request.profile]
+    if kept and program.keeps_whole_snapshot:
+        argv += ["-c", "features.shell_snapshot=false"]
     for setting in _settings(request, kept):
         argv += ["-c", setting]
     if request.skip_git_repo_check:

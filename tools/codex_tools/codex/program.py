@@ -44,6 +44,15 @@ PACKED_THREADS: Version = (0, 163, 0)
 Seen with 0.163.0; 0.60.1 ends with "stream did not contain valid UTF-8".
 """
 
+WHOLE_SNAPSHOT: tuple[Version, Version] = ((0, 98, 0), (0, 163, 0))
+"""From here to before there, or a version between, commands get back what they shall not have.
+
+Codex takes a snapshot of a shell's whole environment when it starts and lets
+each command begin with it, whatever shell_environment_policy excludes: seen with
+0.120.0 and 0.147.0 once the snapshot was ready, not with 0.98.0, where it is
+off by default, nor with 0.163.0 and 0.171.0.
+"""
+
 _FLAG_SINCE: dict[str, Version] = {"--ephemeral": (0, 99, 0)}
 
 _ANSWER_WITHIN_S = 20.0
@@ -77,6 +86,12 @@ class Program:
     def knows_packed_threads(self) -> bool:
         """Whether it can resume a thread whose rollout is compressed."""
         return self.version is None or self.version >= PACKED_THREADS
+
+    @property
+    def keeps_whole_snapshot(self) -> bool:
+        """Whether its snapshot of the environment defeats what is kept from commands."""
+        since, before = WHOLE_SNAPSHOT
+        return self.version is None or since <= self.version < before
 
     def need(self, flag: str) -> None:
         """Insist on *flag*.

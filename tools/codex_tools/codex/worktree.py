@@ -77,6 +77,9 @@ _LISTED = re.compile(
 )
 _TIMES = b"ctime: %d:%d\n  mtime: %d:%d"
 
+_MOUNT_POINTS = (b".codex", b".agents", b".aws")
+"""Places that the sandbox keeps commands from, and makes where they are not there."""
+
 T = TypeVar("T")
 
 
@@ -316,6 +319,7 @@ def _compare(before: Snapshot, tree: Tree, after: dict[bytes, File]) -> Changes:
         elif not _is_same(tree, path, old, new, before.taken_ns):
             kinds[path] = "update"
     added = after.keys() - before.files.keys()
+    added -= {path for path in added if _is_mount_point(path, after[path])}
     kinds |= dict.fromkeys(added - _hidden(before, after, added, kinds), "add")
     return Changes(
         before.cwd,
@@ -371,6 +375,11 @@ def _hidden(
         if is_hidden:
             hidden.add(path)
     return hidden
+
+
+def _is_mount_point(path: bytes, file: File) -> bool:
+    """Return whether Codex's sandbox has left *path*: 0.120.0 does so with each run."""
+    return path.rpartition(b"/")[2] in _MOUNT_POINTS and not file.is_folder and file.size == 0
 
 
 def _shown(path: bytes) -> str:

@@ -17,7 +17,7 @@ from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.examination import Answer, Codex, Examination, ask, update_of
 from mcp_server_codex.settings import OPTIONS
 
-NEWEST_TESTED: Version = (0, 169, 0)
+NEWEST_TESTED: Version = (0, 171, 0)
 """The newest Codex that this server was tested on."""
 
 _INSTALL = 'npm install -g @openai/codex, or: uv tool install "mcp-server-codex[codex]"'
