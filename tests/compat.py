@@ -89,10 +89,10 @@ def draw(columns: Mapping[str, Column]) -> str:
     table = "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
     return (
         "# Compatibility\n\n"
-        "What `make compat` found: the tests that meet a real Codex, by version, each in both"
-        " protocol\neras. A version that lacks a feature is tested for saying so. Accounting needs"
-        " forks, which\n`codex exec` of 0.60.1 is known not to make and others make since some"
-        " version after 0.147.0;\n`-` stands where it could not be tested.\n\n"
+        "What `make compat` found: how many tests that meet a real Codex passed, by version, each"
+        " in both\nprotocol eras. A version that lacks a feature is tested for saying so. Most of the"
+        " accounting is\ntested where `codex exec` can make forks, as it can since some version after"
+        " 0.147.0, and on 0.60.1.\n\n"
         f"{table}\nRun on {sys.platform}, {datetime.now(UTC):%Y-%m-%d}.\n"
     )
 
