@@ -10,14 +10,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from codex_tools.codex.errors import HistoryUnavailable
+from codex_tools.codex.index import open_database
 from codex_tools.codex.report import UsageQuery, report
 from far_ends import cannot_have
 from histories import (
@@ -497,3 +500,20 @@ def test_an_index_is_for_nobody_else_s_eyes(home: Path, state: Path) -> None:
     answers(home, state)
     for path in (*state.iterdir(), *(state / "history").iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_new_index_can_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    start = threading.Barrier(4, timeout=60)
+
+    def open_all() -> None:
+        for number in range(60):
+            start.wait()
+            try:
+                open_database(tmp_path / f"{number}.sqlite").close()
+            except BaseException:
+                start.abort()  # Nobody waits for who will not come.
+                raise
+
+    with ThreadPoolExecutor(4) as pool:
+        for opened in [pool.submit(open_all) for _ in range(4)]:
+            opened.result()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from array import array
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -196,9 +197,23 @@ def open_database(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
     try:
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "temp_store = MEMORY"):
+        _use_wal(db)
+        for pragma in ("synchronous = NORMAL", "temp_store = MEMORY"):
             db.execute(f"PRAGMA {pragma}")
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Switch a new file to WAL, which SQLite gives up at once if another process does the same."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
