@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -21,7 +23,7 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from platformdirs import user_cache_path
 
-from codex_tools.codex.program import native_binary
+from codex_tools.codex.program import bundled_codex, native_binary
 from mcp_server_codex.cli.scripted_model import ScriptedModel, Step, model_name
 
 Json = dict[str, Any]
@@ -95,16 +97,10 @@ def npm_codex(version: str) -> Path:
 @cache
 def real_codex(version: str) -> Path:
     """Return the native binary of *version*: from PyPI if installed so, else from npm."""
-    try:
-        from importlib.metadata import version as installed
-
-        if installed("openai-codex-cli-bin") == version:
-            # The package carries no types.
-            from codex_cli_bin import bundled_codex_path  # pyright: ignore
-
-            return Path(str(bundled_codex_path()))  # pyright: ignore
-    except ImportError:
-        pass
+    with suppress(PackageNotFoundError):
+        bundled = bundled_codex()
+        if bundled is not None and installed("openai-codex-cli-bin") == version:
+            return bundled
     native = native_binary(npm_codex(version))
     assert native.suffix != ".js", f"no native binary behind {native}"
     return native

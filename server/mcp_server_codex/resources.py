@@ -130,8 +130,8 @@ class Resources:
         """
         match name:
             case "run_id":
-                listed = functools.partial(call.lifespan_context.newest, 100)
-                ids = [result.run_id or "" for result in await _in_thread(listed)]
+                listed = functools.partial(call.lifespan_context.newest_ids, 100)
+                ids = await _in_thread(listed)
                 return [run_id for run_id in ids if run_id.startswith(value)][:COMPLETIONS]
             case "thread_id":
                 find = functools.partial(self._threads, value.strip())
@@ -207,7 +207,9 @@ def _number(options: dict[str, list[str]], name: str) -> int | None:
             raise ValueError(f"the only option here is {name}, a number")
 
 
-def _one(uri: str, mime_type: str, text: str, following: str | None = None) -> Any:
+def _one(
+    uri: str, mime_type: str, text: str, following: str | None = None
+) -> types.ReadResourceResult:
     """Return *text* as the resource's content, and where the next page is.
 
     The second content says so too: models see contents only.

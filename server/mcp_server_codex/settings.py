@@ -19,6 +19,7 @@ from codex_tools.codex.environment import EnvironmentRules
 from codex_tools.codex.pricing import read_prices
 from codex_tools.codex.rollout import codex_home
 from codex_tools.codex.sandbox import WIDTH, Sandbox
+from codex_tools.paths import expand_home
 from codex_tools.policy import Policy
 
 PREFIX = "MCP_SERVER_CODEX_"
@@ -99,13 +100,8 @@ def _wait(text: str) -> float | str:
     return text if text == "auto" else 0.0 if text == "0" else _seconds(text)
 
 
-def _expanded(text: str) -> str:
-    # Path.expanduser raises RuntimeError where there is no such home; this leaves the "~".
-    return os.path.expanduser(text)  # noqa: PTH111
-
-
 def _path(text: str) -> Path:
-    path = _expanded(text)
+    path = expand_home(text)
     if not path or path.startswith("~"):
         raise ValueError(f"{text!r} is not a path")
     return Path(path).resolve()
@@ -237,7 +233,7 @@ def read_settings(
             stall_s=values["stall_s"],
             max_depth=values["max_depth"],
             environment=EnvironmentRules(values["pass_env"], values["deny_env"]),
-            home=Path(_expanded("~")),
+            home=Path(expand_home("~")),
             codex_home=codex_home(),
             state_dir=state_dir,
         ),

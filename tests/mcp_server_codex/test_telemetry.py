@@ -34,7 +34,7 @@ class Collector:
                 self.send_response(200)
                 self.end_headers()
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -152,12 +152,16 @@ class Runs:
         Those that end or go meanwhile may be missing from it.
         """
         results: list[RunResult] = []
-        for run_id in self._store.newest(count, before):
+        for run_id in self.newest_ids(count, before):
             try:
                 results.append(self.result(run_id))
             except UnknownRun:
                 continue
         return results
+
+    def newest_ids(self, count: int, before: str | None = None) -> list[str]:
+        """Return their ids alone."""
+        return self._store.newest(count, before)
 
     def whole(self, run_id: str) -> RunResult:
         """Return a run's result with its answer in full, as far as its event log goes.

@@ -134,7 +134,8 @@ class Store:
 
         Args:
             count: How many.
-            before: Only runs older than this one, by the last change of each.
+            before: Only runs older than this one, by the last change of each; none at all
+                if it is gone.
         """
         found: list[tuple[int, str]] = []
         for entry in os.scandir(self._runs):
@@ -144,7 +145,9 @@ class Store:
                 continue  # Another server has just removed it, or not yet written it.
         found.sort(reverse=True)
         names = [name for _, name in found if _RUN_ID.fullmatch(name)]
-        start = names.index(before) + 1 if before in names else 0
+        if before is None:
+            return names[:count]
+        start = names.index(before) + 1 if before in names else len(names)
         return names[start : start + count]
 
     def prune(self) -> None:

@@ -18,6 +18,7 @@ from codex_tools.codex.errors import CodexError
 from codex_tools.codex.history import History, Progress
 from codex_tools.codex.pricing import read_prices
 from codex_tools.codex.rollout import codex_home
+from codex_tools.paths import make_absolute
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
 
 Json = dict[str, Any]
@@ -137,8 +138,7 @@ def _typed(command: Command, values: Json, fail: Callable[[str], NoReturn]) -> J
                 fail(f"{_flag(key)}: must be a whole number")
             typed[key] = int(value)
         else:
-            # Takes `..` out and follows no link, which no method of Path does in one.
-            typed[key] = os.path.abspath(value) if key == "cwd" else value  # noqa: PTH100
+            typed[key] = make_absolute(value) if key == "cwd" else value
     return typed
 
 

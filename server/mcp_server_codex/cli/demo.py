@@ -124,7 +124,7 @@ def run_demo(arguments: list[str]) -> int:
         done = anyio.run(_play, console, folder, env, live)
     console.print(Rule(style="dim"))
     if done:
-        console.print("That was all. To use it in your own client, see README.md.")
+        console.print("That was all. To use it in your own client: mcp-server-codex install CLIENT")
     return 0 if done else 1
 
 

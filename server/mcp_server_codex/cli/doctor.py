@@ -14,6 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from mcp_server_codex.cli.checks.check import Check, problem, worst
@@ -84,7 +85,7 @@ def _begin(environ: dict[str, str]) -> list[Check]:
     """Look at what is around, and step out of it where it is in the way."""
     checks = [check_system()]
     try:
-        os.getcwd()  # noqa: PTH109 - as Python itself does
+        Path.cwd()
     except OSError:
         checks.append(problem("system", "The current folder is not there any more.", "cd ~"))
         os.chdir("/")

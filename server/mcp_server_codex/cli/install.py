@@ -157,7 +157,7 @@ def _install(place: _Place, options: list[str], given: argparse.Namespace) -> in
         place.file.back_up(place.text)
     try:
         place.file.write(changed, instead_of=place.text)
-    except BaseException:
+    except BaseException:  # Interrupted, too: a backup tells that there was something to undo.
         if first:
             place.file.backup.path.unlink(missing_ok=True)
         raise

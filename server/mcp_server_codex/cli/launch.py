@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from codex_tools.paths import make_absolute
 from mcp_server_codex.settings import OPTIONS, read_settings
 
 PACKAGE = "mcp-server-codex"
@@ -72,12 +73,15 @@ def read_options(words: Sequence[str], fail: Callable[[str], NoReturn]) -> list[
     kinds = {option.flag: option.metavar for option in OPTIONS}
     options: list[str] = []
     for word in words:
+        if "--" in options:  # Only roots follow.
+            options.append(word if word.startswith("~") else make_absolute(word))
+            continue
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         before = flag if equals else options[-1] if options else ""
         is_path = kinds.get(before) in ("DIR", "FILE") or (
             kinds.get(before) == "PATH" and "/" in value
         )
         if is_path and value and not value.startswith("~"):
-            value = os.path.abspath(value)  # noqa: PTH100 - follows no link, takes `..` out
+            value = make_absolute(value)
         options.append(f"{flag}{equals}{value}")
     return options

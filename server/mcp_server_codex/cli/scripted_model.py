@@ -239,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
     model: ScriptedModel
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named by the base class
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
         """Keep the terminal clean."""
 
     def do_GET(self) -> None:  # http.server's name

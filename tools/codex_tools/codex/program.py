@@ -7,6 +7,7 @@ binary itself: one process and about 0.15 s less per call, and signals arrive
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 import anyio
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
+from codex_tools.paths import expand_home
 
 Version = tuple[int, int, int]
 
@@ -135,21 +137,33 @@ async def find_codex(configured: str | None) -> Program:
 
 def _locate(configured: str | None) -> Path:
     if configured:
-        found = shutil.which(os.path.expanduser(configured))  # noqa: PTH111 - never fails
+        found = shutil.which(expand_home(configured))
         if found is None:
             raise CodexNotFound(f"The configured Codex, {configured}, is not a program.")
         return Path(found).absolute()
     found = shutil.which("codex")
     if found is not None:
         return Path(found).absolute()
-    try:
-        from codex_cli_bin import bundled_codex_path  # pyright: ignore  # optional dependency
-    except ImportError:
+    bundled = bundled_codex()
+    if bundled is None:
         raise CodexNotFound(
             "No Codex CLI was found on PATH, and openai-codex-cli-bin is not installed."
-        ) from None
+        )
+    return bundled
+
+
+def bundled_codex() -> Path | None:
+    """Return the Codex of the package openai-codex-cli-bin, an extra of this one, if it is there.
+
+    Raises:
+        CodexNotFound: The package is there, but not its binary.
+    """
     try:
-        return Path(str(bundled_codex_path()))  # pyright: ignore
+        package = importlib.import_module("codex_cli_bin")
+    except ImportError:
+        return None
+    try:
+        return Path(str(package.bundled_codex_path()))
     except OSError as error:
         raise CodexNotFound(str(error)) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from codex_tools.paths import expand_home
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.examination import Examination
 from mcp_server_codex.cli.clients import CLIENTS, Client, ConfigError
@@ -109,8 +109,7 @@ def _finding(entry: Entry, environ: Mapping[str, str]) -> Check:
 def _is_gone(command: str, environ: Mapping[str, str]) -> bool:
     if "$" in command:
         return False  # It depends on what only the client knows.
-    path = os.path.expanduser(command)  # noqa: PTH111 - never fails
-    return shutil.which(path, path=environ.get("PATH", "")) is None
+    return shutil.which(expand_home(command), path=environ.get("PATH", "")) is None
 
 
 def _refused(entry: Entry) -> str | None:

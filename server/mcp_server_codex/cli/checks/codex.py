@@ -6,13 +6,15 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from codex_tools.codex.errors import CodexError, CodexUnsupported
+from codex_tools.codex.errors import CodexError, CodexNotFound, CodexUnsupported
 from codex_tools.codex.failure import last_words
 from codex_tools.codex.masking import quote
-from codex_tools.codex.program import Version, find_codex, native_binary
+from codex_tools.codex.program import Version, bundled_codex, find_codex, native_binary
+from codex_tools.paths import expand_home
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.examination import Answer, Codex, Examination, ask, update_of
 from mcp_server_codex.settings import OPTIONS
@@ -87,7 +89,7 @@ def _locate(examination: Examination) -> tuple[Path | None, str, list[Check]]:
     configured = examination.settings.codex_bin
     if configured:
         source = _source(examination)
-        name = os.path.expanduser(configured)  # noqa: PTH111 - never fails
+        name = expand_home(configured)
         if (found := shutil.which(name)) is not None:
             return Path(found).absolute(), source, []
         path = Path(name).absolute()
@@ -100,12 +102,9 @@ def _locate(examination: Examination) -> tuple[Path | None, str, list[Check]]:
         return None, source, [problem("codex", said, cure, configured=configured, origin=source)]
     if (found := shutil.which("codex")) is not None:
         return Path(found).absolute(), "from PATH", []
-    try:
-        from codex_cli_bin import bundled_codex_path  # pyright: ignore  # optional dependency
-
-        return Path(str(bundled_codex_path())), f"from the package {_PACKAGE}", []  # pyright: ignore
-    except (ImportError, OSError):
-        pass
+    with suppress(CodexNotFound):
+        if (bundled := bundled_codex()) is not None:
+            return bundled, f"from the package {_PACKAGE}", []
     for folder in _folders():
         if (path := folder / "codex").is_file():
             said = f"{path} is on PATH but not executable, and there is no other Codex."

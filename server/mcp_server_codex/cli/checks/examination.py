@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 
 import anyio
 
-from codex_tools.codex.environment import CodexConfig, environment_for_codex, read_config
+from codex_tools.codex.environment import environment_for_codex, read_config
 from codex_tools.codex.masking import MASK, mask
 from codex_tools.codex.process import open_child
 from codex_tools.codex.program import Program
@@ -64,8 +64,7 @@ class Examination:
         return environment_for_codex(
             self.environ,
             self.settings.policy.environment,
-            # Not from a pipe, which would never end.
-            read_config(self.home) if (self.home / "config.toml").is_file() else CodexConfig(),
+            read_config(self.home),
             depth=1,
             search_path=self.codex.program.search_path if self.codex is not None else None,
         )

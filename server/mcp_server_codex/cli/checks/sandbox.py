@@ -103,9 +103,10 @@ def _cure(codex: Codex, said: str) -> str:
 
 
 def _is_container() -> bool:
-    if os.environ.get("container") or any(  # noqa: SIM112 - systemd's and podman's name
-        Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")
-    ):
+    # So called, in small letters, by systemd-nspawn and podman, which set it.
+    if "container" in os.environ:
+        return True
+    if any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")):
         return True
     try:
         groups = Path("/proc/1/cgroup").read_text(encoding="utf-8")

@@ -28,14 +28,6 @@ from mcp_server_codex.cli.scripted_model import Patch, ScriptedModel, Shell, do,
 from mcp_server_codex.settings import PREFIX
 
 _ERAS: tuple[Literal["auto", "legacy"], ...] = ("auto", "legacy")
-TOOL_NAMES = {
-    "codex_run",
-    "codex_resume",
-    "codex_wait",
-    "codex_stop",
-    "codex_sessions",
-    "codex_usage",
-}
 
 _ANSWER_WITHIN_S = 60.0
 """For a large history, the first call of codex_sessions answers before all of it is read."""
@@ -56,6 +48,8 @@ _REPORT = "mcp-server-codex --log-level debug shows more; report it as a bug if 
 
 async def check_protocol(examination: Examination) -> list[Check]:
     """Start the server as a client would, in both eras of MCP, and use it."""
+    from mcp_server_codex.app import TOOLS  # Here, so that a failure is this check's.
+
     arguments = [*examination.arguments]
     if examination.codex is None:
         # The protocol does without; what is wrong with Codex is said elsewhere.
@@ -76,7 +70,7 @@ async def check_protocol(examination: Examination) -> list[Check]:
                         answer = await client.call_tool("codex_sessions", {"limit": 1})
             except Exception as error:
                 return [_broken(f"in {era} mode", error, log)]
-            if missing := TOOL_NAMES - {tool.name for tool in listed.tools}:
+            if missing := {tool.name for tool in TOOLS} - {tool.name for tool in listed.tools}:
                 said = f"The server does not offer {', '.join(sorted(missing))}."
                 return [problem("protocol", said, _REPORT)]
             if answer.is_error:
