@@ -9,11 +9,11 @@ conversation already holds, so a request that is sent again is answered alike.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
+
+from mcp_server_codex.cli.loopback import Loopback, QuietHandler
 
 Json = dict[str, Any]
 
@@ -45,24 +45,21 @@ class ScriptedMessages:
     steps: Sequence[Step] = ("Nothing to do.",)
     requests: list[Json] = field(default_factory=list[Json])
     """The bodies of all requests for a message."""
-    _server: ThreadingHTTPServer | None = None
+    _server: Loopback | None = None
 
     def __enter__(self) -> ScriptedMessages:
-        handler = type("Handler", (_Handler,), {"model": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self._server = Loopback(_Handler, model=self)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.close()
 
     @property
     def base_url(self) -> str:
         """What ANTHROPIC_BASE_URL must be."""
         assert self._server is not None, "the scripted model is not serving"
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self._server.url
 
     @property
     def offered(self) -> dict[str, Json]:
@@ -104,19 +101,8 @@ def _text(content: list[Json] | str) -> str:
     return "\n".join(block["text"] for block in content if block["type"] == "text")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that is killed in mid-stream is no fault here."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     model: ScriptedMessages
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named by the base class
-        """Keep the terminal clean."""
 
     def do_POST(self) -> None:
         length = int(self.headers.get("content-length") or 0)

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import gzip
-import threading
+import json
+import socket
+import subprocess
+import sys
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from far_ends import FakeCodex, Json, Lab, answer_lines, call, connect, events, thread_line, until
+from far_ends import (
+    FakeCodex,
+    Json,
+    Lab,
+    answer_lines,
+    call,
+    connect,
+    environment,
+    events,
+    server_program,
+    thread_line,
+    until,
+)
+from mcp_server_codex.cli.loopback import Loopback, QuietHandler
+from mcp_server_codex.telemetry import start_traces
 
 PROMPT = "a prompt that nobody else may see"
 ANSWER = "an answer that nobody else may see"
+
+
+class _Handler(QuietHandler):
+    collector: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.collector.take(body)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
 
 
 class Collector:
@@ -23,22 +52,8 @@ class Collector:
     def __init__(self) -> None:
         self.spans: list[Json] = []
         self.raw = b""
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("Content-Encoding") == "gzip":
-                    body = gzip.decompress(body)
-                collector.take(body)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.server = Loopback(_Handler, collector=self)
+        self.url = self.server.url
 
     def take(self, body: bytes) -> None:
         self.raw += body
@@ -54,6 +69,7 @@ class Collector:
                             "name": span.name,
                             "id": span.span_id,
                             "parent": span.parent_span_id,
+                            "trace": span.trace_id.hex(),
                             "status": span.status.code,
                             **facts,
                         }
@@ -66,12 +82,8 @@ class Collector:
 @pytest.fixture
 def collector() -> Generator[Collector]:
     made = Collector()
-    thread = threading.Thread(target=made.server.serve_forever)
-    thread.start()
     yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+    made.server.close()
 
 
 async def test_each_run_has_a_span_below_that_of_its_call(
@@ -116,17 +128,48 @@ async def test_a_failed_run_is_a_failed_span(
     assert b"a private matter" not in collector.raw
 
 
-async def test_a_collector_that_never_answers_does_not_keep_the_server(
-    mode: str, lab: Lab, fake: FakeCodex
+def test_a_collector_that_never_answers_does_not_keep_the_server(lab: Lab) -> None:
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {}}
+    hello["clientInfo"] = {"name": "x", "version": "1"}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{mute.getsockname()[1]}",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "600",
+        }
+        done = subprocess.run(
+            [server_program(), "--state-dir", str(lab.state)],
+            input=json.dumps(request).encode() + b"\n",
+            capture_output=True,
+            env=environment(lab) | env,
+            cwd=lab.project,
+            timeout=60,
+        )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["id"] == 1
+
+
+async def test_a_run_belongs_to_the_trace_of_its_client(
+    mode: str, lab: Lab, fake: FakeCodex, collector: Collector
 ) -> None:
     fake.stdout = events(thread_line(), *answer_lines(ANSWER))
-    import socket
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    meta = cast("Any", {"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    async with connect(mode, fake.build(), lab, env=env) as client:
+        await client.call_tool("codex_run", {"prompt": PROMPT}, meta=meta)
+    await until(lambda: collector.named("invoke_agent codex"))
+    assert collector.named("invoke_agent codex")[0]["trace"] == trace
 
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{mute.getsockname()[1]}"}
-        async with connect(mode, fake.build(), lab, env=env) as client:
-            result = await call(client, "codex_run", prompt=PROMPT)
-    assert result["status"] == "completed"
+
+def test_what_cannot_be_exported_is_said_and_starts_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_traces({"OTEL_TRACES_EXPORTER": "carrier-pigeon"})()
+    assert "carrier-pigeon" in caplog.text
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    start_traces({"OTEL_TRACES_EXPORTER": "otlp"})()
+    assert "mcp-server-codex[otel]" in caplog.text
 
 
 async def test_the_console_exporter_writes_to_stderr(mode: str, lab: Lab, fake: FakeCodex) -> None:

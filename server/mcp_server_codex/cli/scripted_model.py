@@ -13,9 +13,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
+
+from mcp_server_codex.cli.loopback import Loopback, QuietHandler
 
 Json = dict[str, Any]
 
@@ -175,26 +176,23 @@ class ScriptedModel:
     _taken: dict[str, int] = field(default_factory=dict[str, int])
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    _server: ThreadingHTTPServer | None = None
+    _server: Loopback | None = None
 
     def __enter__(self) -> ScriptedModel:
         """Start to serve on a free loopback port."""
-        handler = type("Handler", (_Handler,), {"model": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self._server = Loopback(_Handler, model=self)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop to serve and free the port."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.close()
 
     @property
     def base_url(self) -> str:
         """The provider's `base_url`."""
         assert self._server is not None, "the scripted model is not serving"
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        return f"{self._server.url}/v1"
 
     def write_config(self, codex_home: Path, *, model: str = "gpt-5.5", extra: str = "") -> None:
         """Write a config.toml that makes this the only provider of *codex_home*."""
@@ -227,20 +225,8 @@ class ScriptedModel:
             return next(self._ids)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that is killed in mid-stream is no fault here."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     model: ScriptedModel
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
-        """Keep the terminal clean."""
 
     def do_GET(self) -> None:  # http.server's name
         """Answer the list of models that some versions ask for."""
