@@ -158,7 +158,7 @@ class Resources:
                 return _one(uri, "application/jsonl", text, following)
             case "codex", "threads", [thread_id] if thread_id:
                 before = _number(options, "before")
-                thread_id = str(UUID(thread_id))
+                thread_id = _uuid(thread_id)
                 state_dir = self._state_dir
                 read = functools.partial(
                     read_transcript, self._history, state_dir, thread_id, before
@@ -190,6 +190,18 @@ class Resources:
 
 def _begins_id(value: str) -> bool:
     return all(letter in "0123456789abcdef-" for letter in value.lower())
+
+
+def _uuid(text: str) -> str:
+    """Return the id of a thread as Codex writes it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise ValueError("A thread's id is a UUID; codex_sessions finds it.") from None
 
 
 def _number(options: dict[str, list[str]], name: str) -> int | None:

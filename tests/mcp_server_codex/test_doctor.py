@@ -18,8 +18,6 @@ from typing import Any
 import pytest
 
 from far_ends import PINNED, FakeCodex, Lab, cannot_have, marked, real_codex, server_program
-from mcp_server_codex.app import TOOLS
-from mcp_server_codex.cli.checks.self_test import TOOL_NAMES
 
 Json = dict[str, Any]
 
@@ -180,10 +178,6 @@ def test_a_person_gets_a_line_for_each_check_and_the_cure(setup: Setup, terminal
     assert "warning  login      Codex is not logged in." in plain
     assert "→ codex login\n" in plain
     assert plain.splitlines()[-1].endswith(("1 warning.", "2 warnings."))
-
-
-def test_the_self_test_insists_on_all_tools() -> None:
-    assert {tool.name for tool in TOOLS} == TOOL_NAMES
 
 
 def test_help_says_what_it_does(setup: Setup) -> None:

@@ -103,7 +103,7 @@ async def test_a_cut_answer_says_where_the_whole_one_is(
         data = cast("Json", result.structured_content)
         assert len(data["final_response"]) <= 40_000
         uri = f"codex://runs/{data['run_id']}"
-        assert f", see {uri} …]" in data["final_response"]
+        assert f" left out; all of it is in the resource {uri} …]" in data["final_response"]
         (link,) = result.content[1:]
         assert cast("Any", link).uri == uri
         (text,), _ = await read(client, uri)

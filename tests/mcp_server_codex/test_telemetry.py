@@ -129,9 +129,9 @@ async def test_a_failed_run_is_a_failed_span(
 
 
 def test_a_collector_that_never_answers_does_not_keep_the_server(lab: Lab) -> None:
-    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {}}
-    hello["clientInfo"] = {"name": "x", "version": "1"}
-    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    client = {"name": "x", "version": "1"}
+    hello: Json = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+    request: Json = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
     with socket.create_server(("127.0.0.1", 0)) as mute:
         env = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{mute.getsockname()[1]}",

@@ -68,7 +68,7 @@ class CodexReplyRequest(Record):
     @model_validator(mode="after")
     def _one_of(self) -> CodexReplyRequest:
         if (self.threadId is None) == (self.conversationId is None):
-            raise ValueError("give threadId")
+            raise ValueError("give threadId, as in the result of codex")
         return self
 
 

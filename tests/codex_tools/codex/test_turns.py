@@ -348,4 +348,4 @@ def test_a_cut_answer_says_where_the_whole_one_is(home: Path, history: History) 
     rollout.answer("a" * 100_000)
     rollout.save()
     (turn,) = sessions(history, thread_id=rollout.id, turns=1)["turns"]
-    assert f", see codex://threads/{rollout.id} …]" in turn["final_response"]
+    assert f"in the resource codex://threads/{rollout.id} …]" in turn["final_response"]

@@ -62,7 +62,7 @@ def shorten(text: str, limit: int, whole: str | None = None) -> str:
     """
     if len(text) <= limit:
         return text
-    gap, at = "", "" if whole is None else f", see {whole}"
+    gap, at = "", "" if whole is None else f"; all of it is in the resource {whole}"
     for _ in range(2):  # The number in the gap changes the gap's length.
         gap = f"\n[… {len(text) - limit + len(gap):,} characters left out{at} …]\n"
     room = max(limit - len(gap), 0)

@@ -115,9 +115,11 @@ async def check_config(examination: Examination) -> list[Check]:
     refused = _REFUSED.search(said)
     if refused is not None:
         return [_refusal(refused[1].strip(), file)]
+    login = await _login(examination, answer.returncode, said)
+    if answer.returncode != 0 and "not logged in" not in said.lower():
+        return [_parsed(file), *login]  # It may not have come so far as to read it.
     exists = file.is_file()
     found = f"Codex takes {file}." if exists else f"There is no {file}: Codex uses its defaults."
-    login = await _login(examination, answer.returncode, said)
     return [ok("config", found, path=str(file)), *login]
 
 
@@ -174,7 +176,7 @@ async def _login(examination: Examination, code: int, said: str) -> list[Check]:
         return [
             warning(
                 "login",
-                f"Codex cannot say whether it is logged in: {quote(said, 400)}",
+                f"Codex cannot say whether it is logged in (exit code {code}): {quote(said, 400)}",
                 f"{_word(examination)} logout; {_word(examination)} login",
             ),
             *network,
