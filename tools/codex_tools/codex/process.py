@@ -31,6 +31,9 @@ GRACE_MS = 200
 Claude Code gives a server 500 ms in all before it sends SIGKILL.
 """
 
+LAST_WORDS_WITHIN_S = 1.0
+"""How long the end of stderr is waited for: on macOS something that got away may hold it open."""
+
 _CHUNK = 64 * 1024
 
 
@@ -41,6 +44,7 @@ class Child:
         self._process = process
         self._stderr: deque[bytes] = deque()
         self._stderr_size = 0
+        self._stderr_read = anyio.Event()
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """Yield what the child prints, line by line, without the line feeds.
@@ -66,8 +70,14 @@ class Child:
             yield b"".join(parts)
 
     async def wait(self) -> int:
-        """Wait for the end of the whole tree; return the exit code, negative for a signal."""
-        return await self._process.wait()
+        """Wait for the end of the whole tree; return the exit code, negative for a signal.
+
+        Stderr has been read to its end by then, which may hold the reason.
+        """
+        returncode = await self._process.wait()
+        with anyio.move_on_after(LAST_WORDS_WITHIN_S):
+            await self._stderr_read.wait()
+        return returncode
 
     def stderr_end(self) -> str:
         """Return the end of what the child has written to stderr."""
@@ -81,6 +91,7 @@ class Child:
             self._stderr_size += len(chunk)
             while self._stderr_size - len(self._stderr[0]) >= STDERR_KEPT:
                 self._stderr_size -= len(self._stderr.popleft())
+        self._stderr_read.set()
 
 
 @asynccontextmanager
