@@ -7,7 +7,6 @@ says which ones were counted.
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from codex_tools.codex.account import each_request
-from codex_tools.codex.ledger import Ledger
+from codex_tools.codex.ledger import Ledger, facts_of
 from codex_tools.codex.line import Counts
 
 Json = dict[str, Any]
@@ -223,17 +222,18 @@ class Read:
 
 
 FACTS = (
-    *("thread_id", "known", "created_ms", "active_ms", "made_in", "source", "is_subagent"),
+    *("thread_id", "known", "created_ms", "active_ms", "source", "is_subagent"),
     *("parent_id", "forked_id", "cli_version", "git_branch", "is_paginated", "is_damaged"),
     *("model", "cwd", "title", "turns", "ending", "limits", "limits_ms", "bad_lines"),
     *("offset", "own_offset", "is_readable", "is_settled"),
 )
 
 
-def told_by(ledger: Ledger, models: Models, earlier: array[int] | None = None) -> Read:
-    requests = (earlier or array("q")) + ledger.requests
+def told_by(ledger: Ledger, models: Models, earlier: Sequence[int] | None = None) -> Read:
+    requests = [*(earlier or ()), *ledger.requests]
     found = [(ms, *models.known[n], tuple(used)) for ms, n, *used in each_request(requests)]
-    facts = {name: getattr(ledger, name) for name in FACTS}
+    facts: Json = {name: getattr(ledger, name) for name in FACTS}
+    facts["limits"] = json.loads(ledger.limits or "null")
     return Read([used[0] for *_, used in found], found, facts)
 
 
@@ -280,7 +280,7 @@ def resumed(data: bytes, cut: int) -> Read | None:
     if not first.is_settled:
         return None
     second = Ledger(THREAD, models)
-    second.restore(first.state(), "\n".join(first.responses))
+    second.restore(facts_of(first), first.state(), first.responses)
     second.feed(data[first.offset :])
     second.finish()
     return told_by(second, models, first.requests)

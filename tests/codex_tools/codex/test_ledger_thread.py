@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 
@@ -146,9 +147,9 @@ def test_a_thread_that_was_never_paginated_is_not_damaged(lines: tuple[Json, ...
 
 def percent(data: bytes) -> tuple[float, int] | None:
     ledger = fed(data)
-    if ledger.limits is None:
+    if ledger.limits is None or ledger.limits_ms is None:
         return None
-    return ledger.limits["primary"]["used_percent"], ledger.limits_ms
+    return json.loads(ledger.limits)["primary"]["used_percent"], ledger.limits_ms
 
 
 @pytest.mark.parametrize("form", [plain, spaced])

@@ -16,21 +16,20 @@ responses, and the request by which the TUI of 0.169 names a thread.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import orjson
 
 from codex_tools.codex.line import (
+    LAST_HEAD,
     RECORD_HEAD,
     Counts,
     Json,
     counts_of,
     inner,
     loads,
-    match_last,
-    match_response,
     ms_at,
     ms_of,
     text_of,
@@ -50,57 +49,60 @@ class Contexts(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
 class Account:
     """Whose thread it is, and its requests in the order of its rollout."""
 
     thread_id: str
-    known = False
+    _contexts: Contexts
+    known: bool = False
     """Whether the file says whose it is."""
     created_ms: int | None = None
-    made_in: str | None = None
     source: str | None = None
-    is_subagent = False
+    is_subagent: bool = False
     parent_id: str | None = None
     forked_id: str | None = None
     cli_version: str | None = None
     git_branch: str | None = None
-    is_paginated = False
+    is_paginated: bool = False
     model: str | None = None
     cwd: str | None = None
+    requests: list[int] = field(default_factory=lambda: [])
+    """What was used, REQUEST_FIELDS numbers each, since the last `restore`."""
+    responses: set[bytes] = field(default_factory=lambda: set())
+    """The ids of responses that are counted."""
     bad_lines: int = 0
-    limits: Json | None = None
-    """The newest rate limits that were filled in."""
-    limits_ms = 0
+    limits: bytes | None = None
+    """The newest rate limits that were filled in, as they were written: JSON, most likely."""
+    limits_ms: int | None = None
     counts: list[tuple[Counts, Counts]] | None = None
     """All readings of `token_count`, if `keep_counts` was called."""
+    _pending: list[tuple[Counts, Counts, tuple[int, ...] | None]] = field(
+        default_factory=lambda: []
+    )
     _context: int | None = None
     """The number of *model* in *cwd*, once it is known."""
-    _replay = False
+    _replay: bool = False
     """Whether the file begins with a copy of another thread."""
-    _own = False
+    _own: bool = False
     """Whether that copy is over."""
-    _plain = True
+    _plain: bool = True
     """Whether counts can be taken at once, being the thread's own."""
-    _total = b""
+    _total: bytes = b""
     """The last total_token_usage as it was written."""
+    _commas: int = 0
+    """How many commas it has: how many fields, less one."""
     _recorded: Counts | None = None
     """The usage of a record whose token_count is still to come."""
-    _limits_line = b""
+    _limits_line: bytes = b""
     """The newest line that has rate limits, to be parsed at the end."""
-    _record_head = b""
+    _record_head: bytes = b""
     """How a record of this thread begins."""
-    _doubtful = False
+    _doubtful: bool = False
     """Whether it may not come: the totals began anew."""
 
-    def __init__(self, thread_id: str, contexts: Contexts) -> None:
-        self.thread_id = thread_id
-        self._record_head = RECORD_HEAD % thread_id.encode()
-        self.requests: array[int] = array("q")
-        """What was used, REQUEST_FIELDS numbers each, since the last `restore`."""
-        self.responses: set[str] = set()
-        """The ids of responses that are counted."""
-        self._contexts = contexts
-        self._pending: list[tuple[Counts, Counts, tuple[int, ...] | None]] = []
+    def __post_init__(self) -> None:
+        self._record_head = RECORD_HEAD % self.thread_id.encode()
 
     @property
     def is_settled(self) -> bool:
@@ -128,45 +130,41 @@ class Account:
             self._replay = self._replay or id_ != self.thread_id
             self._plain = self.is_settled and self.counts is None
             return
+        get = payload.get
         self.known = True
-        self.thread_id = id_
-        self.created_ms = ms_of(payload.get("timestamp")) or ms
-        self.made_in = self.cwd = text_of(payload, "cwd")
-        source: object = payload.get("source")
+        if id_ != self.thread_id:
+            self.thread_id = id_
+            self._record_head = RECORD_HEAD % id_.encode()
+        self.created_ms = ms_of(get("timestamp")) or ms
+        self.cwd = text_of(payload, "cwd")
+        self.parent_id = text_of(payload, "parent_thread_id")
+        source: str | Json | None = get("source")
         if isinstance(source, str):
             self.source = source
         elif isinstance(source, dict) and source:
-            self.source = str(next(iter(cast(Json, source))))
-        spawn = inner(inner(payload, "source"), "subagent")
-        self.is_subagent = self.source == "subagent" or payload.get("thread_source") == "subagent"
-        self.parent_id = text_of(payload, "parent_thread_id") or text_of(
-            inner(spawn, "thread_spawn"), "parent_thread_id"
-        )
+            self.source = next(iter(source))
+            spawn = inner(inner(source, "subagent"), "thread_spawn")
+            self.parent_id = self.parent_id or text_of(spawn, "parent_thread_id")
+        self.is_subagent = self.source == "subagent" or get("thread_source") == "subagent"
         self.forked_id = text_of(payload, "forked_from_id")
         self.cli_version = text_of(payload, "cli_version")
         self.git_branch = text_of(inner(payload, "git"), "branch")
-        self.is_paginated = payload.get("history_mode") == "paginated"
-        self._replay = self.forked_id is not None and not payload.get("history_base")
-        self._plain = self.is_settled and self.counts is None
-        self._record_head = RECORD_HEAD % id_.encode()
+        self.is_paginated = get("history_mode") == "paginated"
+        self._replay = self.forked_id is not None and not get("history_base")
+        self._plain = not self._replay and self.counts is None
 
     def _take_count(self, line: bytes, total: bytes, after: int) -> bool:
         """Take a token_count with a new total by its slices; *after* is where the total ends.
 
         Returns whether it has the shape that is expected.
         """
-        if self._plain and line.find(b'"primary":{', after) >= 0:
-            self._limits_line = line
-        if self._plain and self._recorded and not self._doubtful and not self._is_same(total):
-            self._total, self._recorded = total, None
-            return True
-        numbers = match_last(line, after)
+        last = None
+        if line.startswith(LAST_HEAD, after):
+            last = counts_of(loads(line[after + len(LAST_HEAD) : line.find(b"}", after) + 1]))
         ms = ms_at(line)
-        if numbers is None or not ms:
+        if last is None or not ms:
             return False
-        input_, cached, write, output, reasoning = numbers.groups(b"0")
-        last = (int(input_), int(cached), int(write), int(output), int(reasoning))
-        if self._recorded is None and self._plain and not self._is_same(total):
+        if self._plain and self._recorded is None and total.count(b",") == self._commas:
             self._total = total
             if last[0] or last[3]:
                 self.requests.extend((ms, self._number(), *last))
@@ -176,18 +174,29 @@ class Account:
 
     def _take_record(self, line: bytes, at: int) -> bool:
         """Take a token_usage_record by its slices; return whether that was possible."""
-        if line.startswith(self._record_head, at):
-            found = match_response(line, line.find(b'"response_id":"', at + 60))
-            if found is not None and (ms := ms_at(line)):
-                response, input_, cached, write, output, reasoning = found.groups(b"0")
-                usage = (int(input_), int(cached), int(write), int(output), int(reasoning))
-                self._record(usage, response.decode("utf-8", "replace"), ms)
-                return True
-        return False
+        start = line.find(b'"response_id":"', at + 60) + 15
+        end = line.find(b'"', start)
+        response = line[start:end]
+        if (
+            start < 15
+            or not line.startswith(self._record_head, at)
+            or not line.startswith(b'","usage":', end)
+            or response.find(b"\\") >= 0
+        ):
+            return False
+        usage = counts_of(loads(line[end + 10 : line.find(b"}", end) + 1]))
+        ms = ms_at(line)
+        if usage is None or not ms:
+            return False
+        self._recorded, self._doubtful = usage, False
+        if response not in self.responses:
+            self.responses.add(response)
+            self.requests.extend((ms, self._number(), *usage))
+        return True
 
     def _take_odd_count(self, payload: Json, ms: int) -> None:
         if isinstance(inner(payload, "rate_limits").get("primary"), dict):
-            self.limits, self.limits_ms = payload["rate_limits"], ms
+            self.limits, self.limits_ms = orjson.dumps(payload["rate_limits"]), ms
             self._limits_line = b""
         info: object = payload.get("info")
         if info is None:
@@ -201,27 +210,30 @@ class Account:
         self._count(orjson.dumps(total), last, ms)
 
     def _keep_limits(self, line: bytes) -> None:
-        entry = loads(line)
-        limits = inner(inner(entry or {}, "payload"), "rate_limits")
-        if isinstance(limits.get("primary"), dict):
-            self.limits, self.limits_ms = limits, ms_at(line)
+        start = line.find(b'"rate_limits":') + 14
+        # Mostly the line's last object: nobody but a report of the newest looks into it.
+        text = line[start:-3]
+        if start < 14 or not line.endswith(b"}}}\n"):
+            text = orjson.dumps(inner(inner(loads(line) or {}, "payload"), "rate_limits"))
+        self.limits, self.limits_ms = text, ms_at(line)
         self._limits_line = b""
 
     def _record(self, usage: Counts, response: str | None, ms: int) -> None:
         """Count a response of this thread."""
         self._recorded, self._doubtful = usage, False
         if response is not None:
-            if response in self.responses:
+            id_ = response.encode("utf-8", "replace")
+            if id_ in self.responses:
                 return
-            self.responses.add(response)
+            self.responses.add(id_)
         self.requests.extend((ms, self._number(), *usage))
 
     def _forget_total(self) -> None:
-        self._total, self._doubtful = b"", True
+        self._total, self._commas, self._doubtful = b"", 0, True
 
     def _count(self, total: bytes, last: Counts, ms: int) -> None:
         changed = total != self._total and not self._is_same(total)
-        self._total = total
+        self._total, self._commas = total, total.count(b",")
         request: tuple[int, ...] | None = None
         if changed and not self._was_recorded(last) and (last[0] or last[3]):
             request = (ms, self._number(), *last)
@@ -239,7 +251,7 @@ class Account:
 
     def _is_same(self, total: bytes) -> bool:
         """Return whether *total* is the last one, written by another version."""
-        if not self._total or total.count(b",") == self._total.count(b","):
+        if not self._total or total.count(b",") == self._commas:
             return False
         former = counts_of(loads(self._total))
         return former is not None and former == counts_of(loads(total))
@@ -270,6 +282,6 @@ class Account:
                 self.requests.extend(request)
 
 
-def each_request(requests: array[int]) -> Iterator[tuple[int, ...]]:
+def each_request(requests: Iterable[int]) -> Iterator[tuple[int, ...]]:
     """Yield the requests of `Ledger.requests` one by one."""
     return zip(*[iter(requests)] * REQUEST_FIELDS, strict=True)

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from array import array
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
@@ -21,7 +21,7 @@ from codex_tools.codex.account import each_request
 from codex_tools.codex.price import Price
 from codex_tools.codex.pricing import Prices
 
-SCHEMA = 1
+SCHEMA = 2
 """Raise it with any change of the tables or of what a ledger reads: all is read anew."""
 
 BUSY_S = 30.0
@@ -35,16 +35,18 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT);
 CREATE TABLE file (
     id INTEGER PRIMARY KEY, folder TEXT NOT NULL, name TEXT NOT NULL,
-    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, problem TEXT, bad_lines INTEGER NOT NULL,
-    state BLOB, seal INTEGER NOT NULL, own_offset INTEGER NOT NULL,
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, problem TEXT,
+    state BLOB NOT NULL, seal INTEGER NOT NULL,
     text_offset INTEGER NOT NULL, text_size INTEGER NOT NULL,
-    thread_id TEXT NOT NULL, shadowed INTEGER NOT NULL, archived INTEGER NOT NULL,
-    created_ms INTEGER, active_ms INTEGER NOT NULL, cwd TEXT, git_branch TEXT, source TEXT,
-    subagent INTEGER NOT NULL, model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT,
-    title TEXT, turns INTEGER NOT NULL, ending TEXT NOT NULL, paginated INTEGER NOT NULL,
-    damaged INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
-    cached INTEGER NOT NULL, output INTEGER NOT NULL, reasoning INTEGER NOT NULL,
-    cost REAL NOT NULL, unpriced INTEGER NOT NULL, limits_ms INTEGER, limits TEXT,
+    shadowed INTEGER NOT NULL, archived INTEGER NOT NULL, active_ms INTEGER NOT NULL,
+    requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
+    output INTEGER NOT NULL, reasoning INTEGER NOT NULL, cost REAL NOT NULL,
+    unpriced INTEGER NOT NULL,
+    thread_id TEXT NOT NULL, created_ms INTEGER, cwd TEXT, git_branch TEXT, source TEXT,
+    is_subagent INTEGER NOT NULL, model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT,
+    title TEXT, turns INTEGER NOT NULL, ending TEXT NOT NULL, is_paginated INTEGER NOT NULL,
+    is_damaged INTEGER NOT NULL, own_offset INTEGER NOT NULL, bad_lines INTEGER NOT NULL,
+    limits_ms INTEGER, limits BLOB,
     UNIQUE (folder, name)
 );
 CREATE INDEX file_thread ON file (thread_id);
@@ -54,7 +56,7 @@ CREATE INDEX file_used ON file (id) WHERE requests > 0 AND shadowed = 0;
 CREATE INDEX file_copy ON file (id) WHERE shadowed = 1;
 CREATE INDEX file_untold ON file (id) WHERE text_size < size;
 CREATE INDEX file_limits ON file (limits_ms) WHERE limits_ms IS NOT NULL;
-CREATE TABLE detail (file INTEGER PRIMARY KEY, requests BLOB NOT NULL, responses TEXT NOT NULL);
+CREATE TABLE detail (file INTEGER PRIMARY KEY, requests BLOB NOT NULL, responses BLOB NOT NULL);
 CREATE TABLE bucket (
     quarter INTEGER NOT NULL, file INTEGER NOT NULL, context INTEGER NOT NULL,
     requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
@@ -68,7 +70,7 @@ CREATE VIRTUAL TABLE text USING fts5 (words, tokenize = 'unicode61 remove_diacri
 """
 
 _FILE_COLUMNS = 39
-PUT_FILE = f"INSERT OR REPLACE INTO file VALUES ({', '.join('?' * _FILE_COLUMNS)})"
+ADD_FILE = f"INSERT INTO file VALUES ({', '.join('?' * _FILE_COLUMNS)})"
 PUT_BUCKET = """
 INSERT INTO bucket VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
@@ -99,7 +101,7 @@ def text_rows(file: int) -> tuple[int, int]:
 
 
 def buckets_of(
-    file: int, requests: array[int], prices: Prices, models: Mapping[int, str | None]
+    file: int, requests: Iterable[int], prices: Prices, models: Mapping[int, str | None]
 ) -> list[list[Any]]:
     """Return a file's rows of `bucket`."""
     rows: dict[tuple[int, int], list[Any]] = {}

@@ -16,16 +16,16 @@ import orjson
 
 from codex_tools.codex.account import Contexts
 from codex_tools.codex.index import (
+    ADD_FILE,
     AMBIGUOUS,
     PUT_BUCKET,
-    PUT_FILE,
     buckets_of,
     drop_buckets,
     text_rows,
     totals_of,
     transaction,
 )
-from codex_tools.codex.ledger import Ledger
+from codex_tools.codex.ledger import FACTS, Ledger, facts_of
 from codex_tools.codex.line import Counts
 from codex_tools.codex.pricing import Prices
 from codex_tools.codex.rollout import (
@@ -71,9 +71,10 @@ class Batch:
         self._root = str(home)
         self._next = db.execute("SELECT ifnull(max(id), 0) + 1 FROM file").fetchone()[0]
         self.files: list[tuple[Any, ...]] = []
-        self._details: list[tuple[int, bytes, str]] = []
+        self._details: list[tuple[int, bytes, bytes]] = []
         self._buckets: list[list[Any]] = []
         self._gone: list[int] = []
+        self._grown: list[tuple[int]] = []
         self._threads: set[str] = set()
 
     def read(self, found: Found) -> None:
@@ -94,7 +95,7 @@ class Batch:
             problem = error.strerror or str(error)
         if found.file is not None:
             self._gone.append(found.file)
-        self._take(found, self._number(), ledger, seal, array("q"), (0, 0), False, problem)
+        self._take(found, self._number(), ledger, seal, (), (0, 0), False, problem)
 
     def commit(self, gone: Iterable[int]) -> None:
         """Bring all in at once."""
@@ -104,8 +105,10 @@ class Batch:
             for id_ in (*self._gone, *gone):
                 self._remove(id_)
             db.executemany("INSERT INTO context VALUES (?, ?, ?)", self._contexts.new)
-            db.executemany(PUT_FILE, self.files)
-            db.executemany("INSERT OR REPLACE INTO detail VALUES (?, ?, ?)", self._details)
+            db.executemany("DELETE FROM file WHERE id = ?", self._grown)
+            db.executemany("DELETE FROM detail WHERE file = ?", self._grown)
+            db.executemany(ADD_FILE, self.files)
+            db.executemany("INSERT INTO detail VALUES (?, ?, ?)", self._details)
             self._buckets.sort()
             db.executemany(PUT_BUCKET, self._buckets)
             threads = orjson.dumps([*self._threads])
@@ -121,8 +124,8 @@ class Batch:
         if found.file is None or found.name.endswith(PACKED):
             return None
         row = self._db.execute(
-            "SELECT size, seal, state, text_offset, text_size, shadowed FROM file"
-            " WHERE id = ? AND problem IS NULL",
+            "SELECT size, seal, state, text_offset, text_size, shadowed,"
+            f" {', '.join(FACTS)} FROM file WHERE id = ? AND problem IS NULL",
             (found.file,),
         ).fetchone()
         return row if row is not None and row[0] < found.size else None
@@ -131,13 +134,13 @@ class Batch:
         self, path: str, found: Found, former: tuple[Any, ...]
     ) -> tuple[int, Ledger, int, array[int], tuple[int, int], bool, None] | None:
         """Read what was added to a file; None if it is another one than it was."""
-        _, seal, state, text_offset, text_size, shadowed = former
+        _, seal, state, text_offset, text_size, shadowed, *facts = former
         assert found.file is not None
         blob, responses = self._db.execute(
             "SELECT requests, responses FROM detail WHERE file = ?", (found.file,)
         ).fetchone()
         ledger = Ledger(thread_id_of(found.name), self._contexts)
-        ledger.restore(state, responses)
+        ledger.restore(facts, state, responses.split(b"\n") if responses else ())
         if not ledger.is_settled:
             return None
         with _opened(path) as fd:
@@ -146,6 +149,7 @@ class Batch:
             _feed(ledger, fd, ledger.offset, found.size)
             ledger.finish()
             seal = _seal(fd, ledger.offset)
+        self._grown.append((found.file,))
         told = (text_offset, text_size)
         return found.file, ledger, seal, array("q", blob), told, bool(shadowed), None
 
@@ -171,32 +175,27 @@ class Batch:
         id_: int,
         ledger: Ledger,
         seal: int,
-        earlier: array[int],
+        earlier: Sequence[int],
         told: tuple[int, int],
         shadowed: bool,
         problem: str | None,
     ) -> None:
-        requests = earlier + ledger.requests
+        requests = ledger.requests
         new = buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
         if earlier:
-            new = buckets_of(id_, ledger.requests, self._prices, self._contexts.models)
+            requests = [*earlier, *requests]
+            buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
         if not shadowed:
             self._buckets += new
         self._threads.add(ledger.thread_id)
-        self._details.append((id_, requests.tobytes(), "\n".join(ledger.responses)))
-        limits = ledger.limits
+        responses = b"\n".join(ledger.responses)
+        self._details.append((id_, array("q", requests).tobytes(), responses))
         self.files.append(
             (
                 id_, found.folder, found.name, found.size, found.mtime_ns,
-                problem, ledger.bad_lines, ledger.state(), seal, ledger.own_offset, *told,
-                ledger.thread_id, shadowed, found.folder.startswith(ARCHIVE),
-                ledger.created_ms, ledger.active_ms or found.mtime_ns // 1_000_000,
-                ledger.cwd, ledger.git_branch, ledger.source, ledger.is_subagent, ledger.model,
-                ledger.cli_version, ledger.parent_id, ledger.forked_id, ledger.title,
-                ledger.turns, ledger.ending, ledger.is_paginated, ledger.is_damaged,
-                *totals_of(buckets),
-                ledger.limits_ms if limits is not None else None,
-                orjson.dumps(limits).decode() if limits is not None else None,
+                problem, ledger.state(), seal, *told, shadowed, found.folder.startswith(ARCHIVE),
+                ledger.active_ms or found.mtime_ns // 1_000_000,
+                *totals_of(buckets), *facts_of(ledger),
             )
         )  # fmt: skip
 

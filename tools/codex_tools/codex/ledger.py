@@ -7,29 +7,35 @@ result. A line that makes no sense is counted and left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import repeat
 from operator import attrgetter
 from typing import cast
 
 import orjson
 
-from codex_tools.codex.account import REQUEST_FIELDS, Account, Contexts
+from codex_tools.codex.account import REQUEST_FIELDS, Account
 from codex_tools.codex.line import (
+    AGENT,
+    COMPLETED,
     CONTEXT,
     COUNT,
     COUNT_HEAD,
-    EVENT,
     FLAT,
     HEAD_BYTES,
     ITEM,
     KNOWN_KINDS,
+    LIMITS,
     META,
     NOWHERE,
     ODD,
     PASS,
+    PROMPT,
     RECORD,
     RECORD_HEAD,
+    STARTED,
     Counts,
     Json,
     counts_of,
@@ -53,19 +59,26 @@ _CALLS = (
     b'"payload":{"type":"custom_tool_call',
     b'"payload":{"type":"local_shell_call',
 )
+_USER_ITEM = b'"item":{"type":"UserMessage"'
 _ANSWER = b'"payload":{"type":"message","role":"assistant"'
 _UNMARKED = ("asked", "said", "answered")
-_PERSISTED = (
-    *("offset", "own_offset", "thread_id", "known", "created_ms", "active_ms", "made_in", "source"),
-    *("is_subagent", "parent_id", "forked_id", "cli_version", "git_branch", "is_paginated"),
-    *("is_damaged", "model", "cwd", "title", "turns", "ending", "limits", "limits_ms"),
-    *("bad_lines", "_in_turn", "_replay", "_own", "_recorded", "_doubtful", "_skipping"),
-    *("_prompted", "_added"),
+FACTS = (
+    *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
+    *("cli_version", "parent_id", "forked_id", "title", "turns", "ending", "is_paginated"),
+    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits"),
+)
+"""What a ledger tells of its thread, by the names of its attributes."""
+_STATE = (
+    *("offset", "known", "active_ms", "_in_turn", "_replay", "_own", "_recorded", "_doubtful"),
+    *("_skipping", "_prompted", "_added"),
 )
 
-_persisted = attrgetter(*_PERSISTED)
+facts_of = attrgetter(*FACTS)
+"""Returns the FACTS of a ledger."""
+_state_of = attrgetter(*_STATE)
 
 
+@dataclass(slots=True, eq=False)
 class Ledger(Account):
     """One rollout as far as it has been read; its attributes are for reading.
 
@@ -73,35 +86,31 @@ class Ledger(Account):
     let a later reader go on at `offset`.
     """
 
-    offset = 0
+    offset: int = 0
     """Bytes taken, whole lines only."""
-    own_offset = 0
+    own_offset: int = 0
     """Where the thread's own part begins."""
     active_ms: int | None = None
-    is_damaged = False
+    is_damaged: bool = False
     """Whether an old Codex has written into paginated history: no Codex resumes it again."""
     title: str | None = None
     """The first prompt."""
-    turns = 0
-    ending = ""
+    turns: int = 0
+    ending: str = ""
     """How the last turn stands: open, completed, failed, interrupted; where this Codex
     does not mark a turn's end (before 0.98), asked, said or answered."""
-    _context_line = b""
-    _in_turn = False
-    _prompted = False
+    marks: list[tuple[int, int, int]] = field(default_factory=lambda: [])
+    """Each turn's offset, time (ms) and number of requests before it."""
+    _context_line: bytes = b""
+    _in_turn: bool = False
+    _prompted: bool = False
     """Whether the turn has its prompt."""
     _added: tuple[int, int] | None = None
     """Time (ms) and offset of the newest prompt after it."""
-    _answered_at = -1
-    _rest = b""
-    _base = 0
-    _skipping = False
-
-    def __init__(self, thread_id: str, contexts: Contexts) -> None:
-        """Begin with an unread file; *thread_id* is the one in its name."""
-        super().__init__(thread_id, contexts)
-        self.marks: list[tuple[int, int, int]] = []
-        """Each turn's offset, time (ms) and number of requests before it."""
+    _answered_at: int = -1
+    _rest: bytes = b""
+    _base: int = 0
+    _skipping: bool = False
 
     @property
     def is_readable(self) -> bool:
@@ -109,18 +118,19 @@ class Ledger(Account):
         return self.known or bool(self.requests)
 
     def state(self) -> bytes:
-        """Return what `restore` needs."""
-        return orjson.dumps((*_persisted(self), self._total.decode("utf-8", "replace")))
+        """Return what `restore` needs besides the facts and the ids of responses."""
+        return orjson.dumps((*_state_of(self), self._total.decode("utf-8", "replace")))
 
-    def restore(self, state: bytes, responses: str) -> None:
+    def restore(self, facts: Sequence[object], state: bytes, responses: Iterable[bytes]) -> None:
         """Go on from where another ledger was."""
         *values, total = orjson.loads(state)
-        for name, value in zip(_PERSISTED, values, strict=True):
+        for name, value in zip((*FACTS, *_STATE), (*facts, *values), strict=True):
             setattr(self, name, value)
         self._total = total.encode()
+        self._commas = self._total.count(b",")
         self._recorded = None if self._recorded is None else cast(Counts, tuple(self._recorded))
         self._record_head = RECORD_HEAD % self.thread_id.encode()
-        self.responses.update(responses.split("\n") if responses else ())
+        self.responses.update(responses)
 
     def feed(self, block: bytes) -> None:
         """Take the next bytes of the file.
@@ -135,17 +145,17 @@ class Ledger(Account):
                 return
             self._skipping, block = False, block[end:]
         data = self._rest + block if self._rest else block
-        self._rest = data[data.rfind(b"\n") + 1 :]
+        self._rest = b"" if data.endswith(b"\n") else data[data.rfind(b"\n") + 1 :]
         is_torn = bool(self._rest)
         self._base = self.offset
         self._answered_at = -1
         known = KNOWN_KINDS.get
-        cut, at, is_flat = NOWHERE, 0, True
+        line, cut, at, is_flat = b"", NOWHERE, 0, True
         # One line exists at a time, and in C: splitting the block costs twice as much.
         lines = BytesIO(data)
         for line in lines:
             kind = known(line[cut])
-            if kind is None or (not is_flat and line[41] != 0x6F):  # The o of an ordinal.
+            if kind is None:
                 if is_torn and line[-1] != 0x0A:
                     break
                 kind, cut = self._sort(line)
@@ -158,11 +168,21 @@ class Ledger(Account):
                 # From token_count","info":{"total_token_usage":{ on.
                 if line[at + 30 : at + 72] == COUNT_HEAD:
                     total = line[at + 71 : line.find(b"}", at) + 1]
-                    # Most tell nothing new: a re-emission, or what a record has told.
-                    if total == self._total and self._plain:
-                        if b'"primary":{' in line:
+                    if self._plain:
+                        if line.find(LIMITS, at + 200) >= 0:
                             self._limits_line = line
-                    elif not self._take_count(line, total, at + 71 + len(total)):
+                        # Most tell nothing new: a re-emission, or what a record has told.
+                        if total == self._total:
+                            continue
+                        commas = total.count(b",")
+                        if (
+                            self._recorded is not None
+                            and not self._doubtful
+                            and (commas == self._commas or not self._is_same(total))
+                        ):
+                            self._total, self._commas, self._recorded = total, commas, None
+                            continue
+                    if not self._take_count(line, total, at + 71 + len(total)):
                         self._take_line(line, 0)
                 else:
                     self._take_rare_count(line, at + 30)
@@ -170,28 +190,38 @@ class Ledger(Account):
                 if not self._take_record(line, at):
                     self._take_line(line, 0)
             elif kind == ITEM:
-                if self.title is None and b'"item":{"type":"UserMessage"' in line[at : at + 270]:
+                if self.title is None and line.find(_USER_ITEM, at, at + 270) >= 0:
                     self._take_line(line, 0)
             elif kind == CONTEXT and line[at:] == self._context_line:
                 pass  # 0.60.1 repeats it before each request.
+            elif kind == COMPLETED and self._plain and line.find(b'"error":', at) < 0:
+                self._in_turn, self.ending = False, "completed"
             else:
                 pos = lines.tell() - len(line)
-                if kind == EVENT:
-                    self._take_event(line, at + 30, pos)
-                elif kind == CONTEXT:
-                    self._context_line = line[at:]
-                    self._take_line(line, pos)
+                if kind == AGENT:
+                    if self.ending in _UNMARKED and line.startswith(b"agent_message", at + 30):
+                        self.ending, self._answered_at = "said", pos
+                elif kind == STARTED and self._plain and (ms := ms_at(line)):
+                    self._begin_task(ms, pos)
+                elif kind == PROMPT and self.title is not None and (ms := ms_at(line)):
+                    if self.is_settled:
+                        self._take_prompt(ms, pos)
                 elif kind == META:
                     self._take_line(without_instructions(line), pos)
                     if is_flat:
                         cut = NOWHERE  # It may tell that lines without ordinals are wrong.
-                else:
+                elif kind == ODD:
                     self._take_odd(line, pos)
-        if ms := ms_at(self._newest(data)):
+                else:
+                    if kind == CONTEXT:
+                        self._context_line = line[at:]
+                    self._take_line(line, pos)
+        newest = line if start_of(line) >= 0 and not is_torn else self._newest(data)
+        if ms := ms_at(newest):
             self.active_ms = ms
         if self.ending in ("said", "answered"):
             since = max(self._answered_at, 0)
-            if any(data.find(call, since) >= 0 for call in _CALLS):
+            if max(map(data.find, _CALLS, repeat(since))) >= 0:
                 self.ending = "asked"
             elif data.find(_ANSWER, since) >= 0:
                 self.ending = "answered"
@@ -265,24 +295,9 @@ class Ledger(Account):
         """Take a line that counts and is not frequent."""
         self._take_entry(loads(line), ms_at(line), pos)
 
-    def _take_event(self, line: bytes, at: int, pos: int) -> None:
-        """Take an event of a turn; one that tells by being there is not parsed."""
-        what = line[at : at + 6]
-        if what == b"agent_":
-            if self.ending in _UNMARKED and line.startswith(b"agent_message", at):
-                self.ending, self._answered_at = "said", pos
-        elif what == b"task_c" and self._plain and line.find(b'"error":', at) < 0:
-            self._in_turn, self.ending = False, "completed"
-        elif what == b"task_s" and self._plain and (ms := ms_at(line)):
-            self._begin_task(ms, pos)
-        elif what != b"user_m" or not self._in_turn or self.title is None:
-            self._take_line(line, pos)
-        else:
-            self._add_prompt(ms_at(line), pos)
-
     def _take_entry(self, entry: Json | None, ms: int, pos: int) -> None:
         kind = entry.get("type") if entry is not None else None
-        payload: object = entry.get("payload") if entry is not None else None
+        payload: Json | None = entry.get("payload") if entry is not None else None
         if entry is None or not isinstance(kind, str) or not isinstance(payload, dict):
             self.bad_lines += 1
             return
@@ -290,7 +305,7 @@ class Ledger(Account):
             found = ms_of(entry.get("timestamp"))
             self.active_ms = found or self.active_ms
             ms = found or self.active_ms or 0
-        self._take(kind, cast(Json, payload), ms, pos)
+        self._take(kind, payload, ms, pos)
 
     def _take_rare_count(self, line: bytes, at: int) -> None:
         if line.startswith(b'token_count","info":null,', at) and b'"primary":{' not in line:
@@ -336,11 +351,7 @@ class Ledger(Account):
             case "turn_aborted" if self.is_settled:
                 self._in_turn, self.ending = False, "interrupted"
             case "user_message" if self.is_settled:
-                if self._in_turn:
-                    self._add_prompt(ms, pos)
-                else:
-                    self._begin_turn(ms, self._base + pos)
-                    self.ending = "asked"
+                self._take_prompt(ms, pos)
                 self._entitle(text_of(payload, "message"))
             case "agent_message" if self.ending in _UNMARKED:
                 self.ending, self._answered_at = "said", pos
@@ -370,8 +381,12 @@ class Ledger(Account):
         self._in_turn, self.ending = True, "open"
         self._prompted, self._added = False, None
 
-    def _add_prompt(self, ms: int, pos: int) -> None:
-        """Take a prompt inside of a turn: its own, or what a person adds to it."""
+    def _take_prompt(self, ms: int, pos: int) -> None:
+        """Take a prompt: a turn's own, or what a person adds to it."""
+        if not self._in_turn:
+            self._begin_turn(ms, self._base + pos)
+            self.ending = "asked"
+            return
         if self._prompted:
             self._added = (ms, self._base + pos)
         self._prompted = True

@@ -6,9 +6,10 @@ and by slices: parsing each would take several times as long.
 
 from __future__ import annotations
 
-import re
+import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, cast
 
 import orjson
@@ -17,7 +18,7 @@ Json = dict[str, Any]
 Counts = tuple[int, int, int, int, int]
 """Input, cached, cache-write, output and reasoning tokens of one reading."""
 
-_MOST = 10**15
+_MOST = 2**50
 _MOST_KEPT = 10_000
 
 HEAD_BYTES = 44
@@ -25,16 +26,18 @@ HEAD_BYTES = 44
 NOWHERE = slice(0, 0)
 FLAT = slice(40, 40 + HEAD_BYTES)
 """Where the type stands without an ordinal: {"timestamp":"2026-11-22T15:21:59.595Z","type":"""
-PASS, COUNT, RECORD, CONTEXT, ITEM, EVENT, META, ODD = range(8)
+PASS, COUNT, RECORD, CONTEXT, ITEM, PROMPT, AGENT, STARTED, COMPLETED, ABORTED, META, ODD = range(
+    12
+)
 """What a line is to a ledger."""
 _KINDS = (
     (b'"type":"event_msg","payload":{"type":"token_', COUNT),
     (b'"type":"event_msg","payload":{"type":"item_c', ITEM),
-    (b'"type":"event_msg","payload":{"type":"user_m', EVENT),
-    (b'"type":"event_msg","payload":{"type":"agent_', EVENT),
-    (b'"type":"event_msg","payload":{"type":"task_s', EVENT),
-    (b'"type":"event_msg","payload":{"type":"task_c', EVENT),
-    (b'"type":"event_msg","payload":{"type":"turn_a', EVENT),
+    (b'"type":"event_msg","payload":{"type":"user_m', PROMPT),
+    (b'"type":"event_msg","payload":{"type":"agent_', AGENT),
+    (b'"type":"event_msg","payload":{"type":"task_s', STARTED),
+    (b'"type":"event_msg","payload":{"type":"task_c', COMPLETED),
+    (b'"type":"event_msg","payload":{"type":"turn_a', ABORTED),
     (b'"type":"token', RECORD),
     (b'"type":"turn_', CONTEXT),
 )
@@ -45,19 +48,18 @@ COUNT_HEAD = b'token_count","info":{"total_token_usage":{'
 RECORD_HEAD = b'token_usage_record","payload":{"thread_id":"%b",'
 COMPACTED = "Compact task completed"
 """What 0.60.1 lets the agent say after a compaction; it is no answer."""
-_NUMBERS = (
-    rb'"input_tokens":(\d{1,15}),"cached_input_tokens":(\d{1,15}),'
-    rb'(?:"cache_write_input_tokens":(\d{1,15}),)?'
-    rb'"output_tokens":(\d{1,15}),"reasoning_output_tokens":(\d{1,15})[,}]'
-)
-match_last = re.compile(rb',"last_token_usage":\{' + _NUMBERS).match
-match_response = re.compile(rb'"response_id":"([^"\\]+)","usage":\{' + _NUMBERS).match
-
+LAST_HEAD = b',"last_token_usage":'
+LIMITS = b'"primary":{'
+"""What a token_count has where rate limits are filled in."""
 _hours: dict[bytes, int] = {}
 """When an hour begins (ms), by the 28 bytes of a line that tell it."""
 _MINUTES = {b"%02d" % n: n * 60_000 for n in range(60)}
 _SECONDS = {b"%02d" % n: n * 1000 for n in range(60)}
 _MILLIS = {b"%03d" % n: n for n in range(1000)}
+_time_parts = struct.Struct("28s2sx2sx3s").unpack_from
+_main_counts = itemgetter(
+    "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens"
+)
 
 
 def user_text(item: Mapping[str, Any]) -> str | None:
@@ -81,28 +83,26 @@ def without_instructions(line: bytes) -> bytes:
 def loads(data: bytes) -> Json | None:
     """Return *data* parsed, or None if it is no JSON object."""
     try:
-        value: object = orjson.loads(data)
+        value: Json | None = orjson.loads(data)
     except orjson.JSONDecodeError:
         return None
-    return cast(Json, value) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def counts_of(usage: object) -> Counts | None:
+def counts_of(usage: Any) -> Counts | None:
     """Return the numbers of a usage, or None if they make no sense."""
-    if not isinstance(usage, dict):
+    try:
+        input_, cached, output, reasoning = _main_counts(usage)
+        write = usage.get("cache_write_input_tokens", 0)
+    except (KeyError, TypeError):
         return None
-    get = cast(Json, usage).get
-    values = (
-        get("input_tokens"),
-        get("cached_input_tokens"),
-        get("cache_write_input_tokens", 0),
-        get("output_tokens"),
-        get("reasoning_output_tokens"),
-    )
-    for value in values:
-        if type(value) is not int or not 0 <= value < _MOST:
-            return None
-    return cast(Counts, values)
+    # A union below 0 or too large tells of any that is.
+    if (
+        type(input_) is type(cached) is type(write) is type(output) is type(reasoning) is int
+        and 0 <= input_ | cached | write | output | reasoning < _MOST
+    ):
+        return input_, cached, write, output, reasoning
+    return None
 
 
 def text_of(data: Mapping[str, Any], key: str) -> str | None:
@@ -113,8 +113,8 @@ def text_of(data: Mapping[str, Any], key: str) -> str | None:
 
 def inner(data: Mapping[str, Any], key: str) -> Json:
     """Return the object under *key*; an empty one for anything else."""
-    value: object = data.get(key)
-    return cast(Json, value) if isinstance(value, dict) else {}
+    value: Json | None = data.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def start_of(line: bytes) -> int:
@@ -142,13 +142,9 @@ def kind_of(head: bytes) -> int:
 def ms_at(line: bytes) -> int:
     """Return the time of a line that begins as Codex writes them, in ms since 1970, or 0."""
     try:
-        return (
-            (_hours.get(line[:28]) or _hour(line[:28]))
-            + _MINUTES[line[28:30]]
-            + _SECONDS[line[31:33]]
-            + _MILLIS[line[34:37]]
-        )
-    except (KeyError, ValueError):
+        hour, minute, second, ms = _time_parts(line)
+        return (_hours.get(hour) or _hour(hour)) + _MINUTES[minute] + _SECONDS[second] + _MILLIS[ms]
+    except (KeyError, ValueError, struct.error):
         return 0
 
 

@@ -34,8 +34,8 @@ _LATE_MS = 2000
 _COLUMNS = (
     "f.thread_id, f.folder, f.name, f.title, f.cwd, f.git_branch, f.source, f.model,"
     " f.cli_version, f.created_ms, f.active_ms, f.turns, f.ending, f.input, f.cached, f.output,"
-    " f.reasoning, f.cost, f.unpriced, f.parent_id, f.forked_id, f.archived, f.paginated,"
-    " f.damaged, f.mtime_ns, (SELECT n.name FROM name n WHERE n.thread_id = f.thread_id)"
+    " f.reasoning, f.cost, f.unpriced, f.parent_id, f.forked_id, f.archived, f.is_paginated,"
+    " f.is_damaged, f.mtime_ns, (SELECT n.name FROM name n WHERE n.thread_id = f.thread_id)"
 )
 
 
@@ -192,7 +192,7 @@ def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
     if not query.include_archived:
         add("f.archived = 0")
     if not query.include_subagents and query.source != "subagent":
-        add("f.subagent = 0")
+        add("f.is_subagent = 0")
     if query.cwd:
         below: list[Any] = []
         for folder in (cwd.rstrip("/") for cwd in query.cwd):

@@ -21,6 +21,7 @@ from codex_tools.codex.account import REQUEST_FIELDS
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.history import History, Progress
 from codex_tools.codex.index import PUT_BUCKET, QUARTER_MS, buckets_of
+from codex_tools.codex.line import loads
 from codex_tools.codex.period import Unit, instant, iso, period_of, zone_of
 
 Json = dict[str, Any]
@@ -294,13 +295,17 @@ _UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL ORDER BY id LIMIT
 
 def newest_limits(db: sqlite3.Connection) -> Json | None:
     """Return the newest rate limits that Codex was told of, in any thread."""
-    row = db.execute(
-        "SELECT limits_ms, limits FROM file WHERE limits_ms IS NOT NULL"
-        " ORDER BY limits_ms DESC LIMIT 1"
-    ).fetchone()
-    if row is None:
-        return None
-    at_ms, limits = row[0], cast(Json, orjson.loads(row[1]))
+    rows = db.execute(
+        "SELECT limits_ms, limits FROM file WHERE limits_ms IS NOT NULL ORDER BY limits_ms DESC"
+    )
+    for at_ms, text in rows:
+        limits = loads(text) or {}
+        if isinstance(limits.get("primary"), dict):
+            return _limits(limits, at_ms)
+    return None
+
+
+def _limits(limits: Json, at_ms: int) -> Json:
     now = time.time()
     account: object = limits.get("credits")
     return {
