@@ -72,7 +72,7 @@ class Account:
     responses: set[bytes] = field(default_factory=lambda: set())
     """The ids of responses that are counted."""
     bad_lines: int = 0
-    limits: bytes | None = None
+    limits: str | None = None
     """The newest rate limits that were filled in, as they were written: JSON, most likely."""
     limits_ms: int | None = None
     counts: list[tuple[Counts, Counts]] | None = None
@@ -120,7 +120,7 @@ class Account:
             self._context = self._contexts.number(self.model, self.cwd)
         return self._context
 
-    def _take_meta(self, payload: Json, ms: int) -> None:
+    def _take_meta(self, payload: Json) -> None:
         id_ = text_of(payload, "id")
         if id_ is None:
             self.bad_lines += 1
@@ -135,7 +135,7 @@ class Account:
         if id_ != self.thread_id:
             self.thread_id = id_
             self._record_head = RECORD_HEAD % id_.encode()
-        self.created_ms = ms_of(get("timestamp")) or ms
+        self.created_ms = ms_of(get("timestamp"))
         self.cwd = text_of(payload, "cwd")
         self.parent_id = text_of(payload, "parent_thread_id")
         source: str | Json | None = get("source")
@@ -164,10 +164,11 @@ class Account:
         ms = ms_at(line)
         if last is None or not ms:
             return False
-        if self._plain and self._recorded is None and total.count(b",") == self._commas:
-            self._total = total
+        commas = total.count(b",")
+        if self._plain and self._recorded is None and commas == (self._commas or commas):
+            self._total, self._commas = total, commas
             if last[0] or last[3]:
-                self.requests.extend((ms, self._number(), *last))
+                self.requests.extend((ms, self._context or self._number(), *last))
         else:
             self._count(total, last, ms)
         return True
@@ -191,12 +192,12 @@ class Account:
         self._recorded, self._doubtful = usage, False
         if response not in self.responses:
             self.responses.add(response)
-            self.requests.extend((ms, self._number(), *usage))
+            self.requests.extend((ms, self._context or self._number(), *usage))
         return True
 
     def _take_odd_count(self, payload: Json, ms: int) -> None:
         if isinstance(inner(payload, "rate_limits").get("primary"), dict):
-            self.limits, self.limits_ms = orjson.dumps(payload["rate_limits"]), ms
+            self.limits, self.limits_ms = orjson.dumps(payload["rate_limits"]).decode(), ms
             self._limits_line = b""
         info: object = payload.get("info")
         if info is None:
@@ -215,7 +216,7 @@ class Account:
         text = line[start:-3]
         if start < 14 or not line.endswith(b"}}}\n"):
             text = orjson.dumps(inner(inner(loads(line) or {}, "payload"), "rate_limits"))
-        self.limits, self.limits_ms = text, ms_at(line)
+        self.limits, self.limits_ms = text.decode("utf-8", "replace"), ms_at(line)
         self._limits_line = b""
 
     def _record(self, usage: Counts, response: str | None, ms: int) -> None:

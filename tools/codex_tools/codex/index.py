@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from array import array
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from codex_tools.codex.account import each_request
+from codex_tools.codex.ledger import FACTS
 from codex_tools.codex.price import Price
 from codex_tools.codex.pricing import Prices
 
@@ -36,7 +38,7 @@ CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT);
 CREATE TABLE file (
     id INTEGER PRIMARY KEY, folder TEXT NOT NULL, name TEXT NOT NULL,
     size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, problem TEXT,
-    state BLOB NOT NULL, seal INTEGER NOT NULL,
+    state TEXT NOT NULL, seal INTEGER NOT NULL,
     text_offset INTEGER NOT NULL, text_size INTEGER NOT NULL,
     shadowed INTEGER NOT NULL, archived INTEGER NOT NULL, active_ms INTEGER NOT NULL,
     requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
@@ -46,7 +48,7 @@ CREATE TABLE file (
     is_subagent INTEGER NOT NULL, model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT,
     title TEXT, turns INTEGER NOT NULL, ending TEXT NOT NULL, is_paginated INTEGER NOT NULL,
     is_damaged INTEGER NOT NULL, own_offset INTEGER NOT NULL, bad_lines INTEGER NOT NULL,
-    limits_ms INTEGER, limits BLOB,
+    limits_ms INTEGER, limits TEXT,
     UNIQUE (folder, name)
 );
 CREATE INDEX file_thread ON file (thread_id);
@@ -56,7 +58,7 @@ CREATE INDEX file_used ON file (id) WHERE requests > 0 AND shadowed = 0;
 CREATE INDEX file_copy ON file (id) WHERE shadowed = 1;
 CREATE INDEX file_untold ON file (id) WHERE text_size < size;
 CREATE INDEX file_limits ON file (limits_ms) WHERE limits_ms IS NOT NULL;
-CREATE TABLE detail (file INTEGER PRIMARY KEY, requests BLOB NOT NULL, responses BLOB NOT NULL);
+CREATE TABLE detail (file INTEGER PRIMARY KEY, requests TEXT NOT NULL, responses TEXT NOT NULL);
 CREATE TABLE bucket (
     quarter INTEGER NOT NULL, file INTEGER NOT NULL, context INTEGER NOT NULL,
     requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
@@ -69,8 +71,24 @@ CREATE TABLE name (
 CREATE VIRTUAL TABLE text USING fts5 (words, tokenize = 'unicode61 remove_diacritics 2');
 """
 
-_FILE_COLUMNS = 39
-ADD_FILE = f"INSERT INTO file VALUES ({', '.join('?' * _FILE_COLUMNS)})"
+FILE_COLUMNS = (
+    *("id", "folder", "name", "size", "mtime_ns", "problem", "state", "seal", "text_offset"),
+    *("text_size", "shadowed", "archived", "active_ms", "requests", "input", "cached", "output"),
+    *("reasoning", "cost", "unpriced", *FACTS),
+)
+_VALUES = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(
+    (
+        *("problem", "created_ms", "cwd", "git_branch", "source", "model", "cli_version"),
+        *("parent_id", "forked_id", "title", "limits_ms", "limits"),
+    ),
+    "nullif(?, 0)",
+)
+ADD_FILE = f"""
+INSERT INTO file ({", ".join(FILE_COLUMNS)})
+VALUES ({", ".join(_VALUES.get(column, "?") for column in FILE_COLUMNS)})
+"""
+"""Takes numbers and text alone: for values of each other type, None and bool as well,
+sqlite3 looks for an adapter, which takes longer than to store them. So 0 stands for none."""
 PUT_BUCKET = """
 INSERT INTO bucket VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
@@ -105,28 +123,42 @@ def buckets_of(
 ) -> list[list[Any]]:
     """Return a file's rows of `bucket`."""
     rows: dict[tuple[int, int], list[Any]] = {}
-    price_of = prices.of
-    row: list[Any] = []
-    start, last = inf, -1
+    start, quarter, last = inf, 0, -1
+    count = unpriced = inputs = caches = outputs = reasonings = 0
+    cost = 0.0
     price: Price | None = None
     for ms, context, input_, cached, write, output, reasoning in each_request(requests):
         if context != last or not 0 <= ms - start < QUARTER_MS:
+            sums = [count, inputs, caches, outputs, reasonings, cost, unpriced]
+            _add_to(rows, quarter, file, last, sums)
+            count = unpriced = inputs = caches = outputs = reasonings = 0
+            cost = 0.0
             # Prices change at midnight at the earliest, so never within a row.
             quarter, last = ms // QUARTER_MS, context
             start = quarter * QUARTER_MS
-            price = price_of(models[context], ms)
-            fresh = [quarter, file, context, 0, 0, 0, 0, 0, 0.0, 0]
-            row = rows.setdefault((quarter, context), fresh)
-        row[3] += 1
-        row[4] += input_
-        row[5] += cached
-        row[6] += output
-        row[7] += reasoning
+            price = prices.of(models[context], ms)
+        count += 1
+        inputs += input_
+        caches += cached
+        outputs += output
+        reasonings += reasoning
         if price is None:
-            row[9] += 1
+            unpriced += 1
         else:
-            row[8] += price.cost(input_, cached, write, output)
+            cost += price.cost(input_, cached, write, output)
+    sums = [count, inputs, caches, outputs, reasonings, cost, unpriced]
+    _add_to(rows, quarter, file, last, sums)
     return list(rows.values())
+
+
+def _add_to(
+    rows: dict[tuple[int, int], list[Any]], quarter: int, file: int, context: int, sums: list[Any]
+) -> None:
+    if sums[0]:
+        row = rows.get((quarter, context))
+        if row is not None:
+            sums = [former + new for former, new in zip(row[3:], sums, strict=True)]
+        rows[quarter, context] = [quarter, file, context, *sums]
 
 
 def totals_of(buckets: list[list[Any]]) -> list[Any]:
@@ -140,7 +172,7 @@ def drop_buckets(db: sqlite3.Connection, id_: int) -> None:
     """Take a file's sums away; its requests stay."""
     row = db.execute("SELECT requests FROM detail WHERE file = ?", (id_,)).fetchone()
     if row is not None:
-        keys = {(r[0] // QUARTER_MS, id_, r[1]) for r in each_request(array("q", row[0]))}
+        keys = {(r[0] // QUARTER_MS, id_, r[1]) for r in each_request(orjson.loads(row[0]))}
         db.executemany("DELETE FROM bucket WHERE quarter = ? AND file = ? AND context = ?", keys)
 
 

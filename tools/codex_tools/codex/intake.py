@@ -6,7 +6,6 @@ import gc
 import os
 import sqlite3
 import zlib
-from array import array
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +70,7 @@ class Batch:
         self._root = str(home)
         self._next = db.execute("SELECT ifnull(max(id), 0) + 1 FROM file").fetchone()[0]
         self.files: list[tuple[Any, ...]] = []
-        self._details: list[tuple[int, bytes, bytes]] = []
+        self._details: list[tuple[int, str, str]] = []
         self._buckets: list[list[Any]] = []
         self._gone: list[int] = []
         self._grown: list[tuple[int]] = []
@@ -132,15 +131,15 @@ class Batch:
 
     def _read_on(
         self, path: str, found: Found, former: tuple[Any, ...]
-    ) -> tuple[int, Ledger, int, array[int], tuple[int, int], bool, None] | None:
+    ) -> tuple[int, Ledger, int, list[int], tuple[int, int], bool, None] | None:
         """Read what was added to a file; None if it is another one than it was."""
         _, seal, state, text_offset, text_size, shadowed, *facts = former
         assert found.file is not None
-        blob, responses = self._db.execute(
+        known, responses = self._db.execute(
             "SELECT requests, responses FROM detail WHERE file = ?", (found.file,)
         ).fetchone()
         ledger = Ledger(thread_id_of(found.name), self._contexts)
-        ledger.restore(facts, state, responses.split(b"\n") if responses else ())
+        ledger.restore(facts, state, responses.encode().split(b"\n") if responses else ())
         if not ledger.is_settled:
             return None
         with _opened(path) as fd:
@@ -151,7 +150,7 @@ class Batch:
             seal = _seal(fd, ledger.offset)
         self._grown.append((found.file,))
         told = (text_offset, text_size)
-        return found.file, ledger, seal, array("q", blob), told, bool(shadowed), None
+        return found.file, ledger, seal, orjson.loads(known), told, bool(shadowed), None
 
     def _counts_of(self, thread_id: str) -> list[tuple[Counts, Counts]] | None:
         """Return the readings of a thread that a fork was copied from; of copies, the longest."""
@@ -188,14 +187,15 @@ class Batch:
         if not shadowed:
             self._buckets += new
         self._threads.add(ledger.thread_id)
-        responses = b"\n".join(ledger.responses)
-        self._details.append((id_, array("q", requests).tobytes(), responses))
+        responses = b"\n".join(ledger.responses).decode("utf-8", "replace")
+        self._details.append((id_, orjson.dumps(requests).decode(), responses))
         self.files.append(
             (
                 id_, found.folder, found.name, found.size, found.mtime_ns,
-                problem, ledger.state(), seal, *told, shadowed, found.folder.startswith(ARCHIVE),
-                ledger.active_ms or found.mtime_ns // 1_000_000,
-                *totals_of(buckets), *facts_of(ledger),
+                problem or 0, ledger.state(), seal, *told, int(shadowed),
+                int(found.folder.startswith(ARCHIVE)),
+                ledger.active_ms or found.mtime_ns // 1_000_000, *totals_of(buckets),
+                *[1 if fact is True else fact or 0 for fact in facts_of(ledger)],
             )
         )  # fmt: skip
 
@@ -224,8 +224,8 @@ class Batch:
             if place:
                 drop_buckets(db, id_)
             else:
-                blob = db.execute("SELECT requests FROM detail WHERE file = ?", (id_,)).fetchone()
-                requests = array("q", blob[0])
+                row = db.execute("SELECT requests FROM detail WHERE file = ?", (id_,)).fetchone()
+                requests = orjson.loads(row[0])
                 db.executemany(
                     PUT_BUCKET, buckets_of(id_, requests, self._prices, self._contexts.models)
                 )
@@ -286,8 +286,8 @@ def price_anew(db: sqlite3.Connection, prices: Prices, count: int) -> None:
     while some := rows.fetchmany(count):
         new: list[list[Any]] = []
         costs: list[tuple[float, int, int]] = []
-        for id_, blob, shadowed in some:
-            buckets = buckets_of(id_, array("q", blob), prices, models)
+        for id_, requests, shadowed in some:
+            buckets = buckets_of(id_, orjson.loads(requests), prices, models)
             *_, cost, unpriced = totals_of(buckets)
             costs.append((cost, unpriced, id_))
             new += [] if shadowed else buckets

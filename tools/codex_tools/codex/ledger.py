@@ -117,11 +117,11 @@ class Ledger(Account):
         """Whether this is a rollout at all."""
         return self.known or bool(self.requests)
 
-    def state(self) -> bytes:
+    def state(self) -> str:
         """Return what `restore` needs besides the facts and the ids of responses."""
-        return orjson.dumps((*_state_of(self), self._total.decode("utf-8", "replace")))
+        return orjson.dumps((*_state_of(self), self._total.decode("utf-8", "replace"))).decode()
 
-    def restore(self, facts: Sequence[object], state: bytes, responses: Iterable[bytes]) -> None:
+    def restore(self, facts: Sequence[object], state: str, responses: Iterable[bytes]) -> None:
         """Go on from where another ledger was."""
         *values, total = orjson.loads(state)
         for name, value in zip((*FACTS, *_STATE), (*facts, *values), strict=True):
@@ -150,7 +150,7 @@ class Ledger(Account):
         self._base = self.offset
         self._answered_at = -1
         known = KNOWN_KINDS.get
-        line, cut, at, is_flat = b"", NOWHERE, 0, True
+        line, cut, at = b"", NOWHERE, 0
         # One line exists at a time, and in C: splitting the block costs twice as much.
         lines = BytesIO(data)
         for line in lines:
@@ -159,7 +159,7 @@ class Ledger(Account):
                 if is_torn and line[-1] != 0x0A:
                     break
                 kind, cut = self._sort(line)
-                at, is_flat = cut.start + 8, cut is FLAT
+                at = cut.start + 8
             if kind == PASS:
                 continue
             if is_torn and line[-1] != 0x0A:
@@ -206,15 +206,20 @@ class Ledger(Account):
                 elif kind == PROMPT and self.title is not None and (ms := ms_at(line)):
                     if self.is_settled:
                         self._take_prompt(ms, pos)
+                elif kind == CONTEXT:
+                    self._context_line = line[at:]
+                    if (payload := self._payload_of(loads(line))) is not None:
+                        self._take_context(payload, pos)
                 elif kind == META:
-                    self._take_line(without_instructions(line), pos)
-                    if is_flat:
-                        cut = NOWHERE  # It may tell that lines without ordinals are wrong.
+                    payload = self._payload_of(loads(without_instructions(line)))
+                    if payload is not None:
+                        self._take_meta(payload)
+                        self.created_ms = self.created_ms or ms_at(line)
+                    if self.is_paginated:
+                        cut = NOWHERE  # Lines without ordinals are wrong from here on.
                 elif kind == ODD:
                     self._take_odd(line, pos)
                 else:
-                    if kind == CONTEXT:
-                        self._context_line = line[at:]
                     self._take_line(line, pos)
         newest = line if start_of(line) >= 0 and not is_torn else self._newest(data)
         if ms := ms_at(newest):
@@ -297,18 +302,25 @@ class Ledger(Account):
 
     def _take_entry(self, entry: Json | None, ms: int, pos: int) -> None:
         kind = entry.get("type") if entry is not None else None
-        payload: Json | None = entry.get("payload") if entry is not None else None
-        if entry is None or not isinstance(kind, str) or not isinstance(payload, dict):
-            self.bad_lines += 1
+        payload = self._payload_of(entry if isinstance(kind, str) else None)
+        if entry is None or payload is None:
             return
         if not ms:
             found = ms_of(entry.get("timestamp"))
             self.active_ms = found or self.active_ms
             ms = found or self.active_ms or 0
-        self._take(kind, payload, ms, pos)
+        self._take(cast(str, kind), payload, ms, pos)
+
+    def _payload_of(self, entry: Json | None) -> Json | None:
+        """Return the payload of a line; count the line as bad if it has none."""
+        payload: Json | None = entry.get("payload") if entry is not None else None
+        if isinstance(payload, dict):
+            return payload
+        self.bad_lines += 1
+        return None
 
     def _take_rare_count(self, line: bytes, at: int) -> None:
-        if line.startswith(b'token_count","info":null,', at) and b'"primary":{' not in line:
+        if line.startswith(b'token_count","info":null,', at) and line.find(LIMITS) < 0:
             self._forget_total()
         elif line.startswith(b'token_count"', at):
             self._take_line(line, 0)
@@ -316,14 +328,10 @@ class Ledger(Account):
     def _take(self, kind: str, payload: Json, ms: int, pos: int) -> None:
         match kind:
             case "session_meta":
-                self._take_meta(payload, ms)
+                self._take_meta(payload)
+                self.created_ms = self.created_ms or ms
             case "turn_context":
-                self._begin_own(payload, pos)
-                self.model = text_of(payload, "model")
-                self.cwd = text_of(payload, "cwd") or self.cwd
-                self._context = None
-                if self._in_turn and "turn_id" not in payload:
-                    self._leave_task()
+                self._take_context(payload, pos)
             case "token_usage_record":
                 usage = counts_of(payload.get("usage"))
                 if usage is None:
@@ -336,6 +344,14 @@ class Ledger(Account):
                 self._take_message(payload, ms, pos)
             case _:
                 pass
+
+    def _take_context(self, payload: Json, pos: int) -> None:
+        self._begin_own(payload, pos)
+        self.model = text_of(payload, "model")
+        self.cwd = text_of(payload, "cwd") or self.cwd
+        self._context = None
+        if self._in_turn and "turn_id" not in payload:
+            self._leave_task()
 
     def _take_message(self, payload: Json, ms: int, pos: int) -> None:
         match payload.get("type"):

@@ -53,10 +53,9 @@ LIMITS = b'"primary":{'
 """What a token_count has where rate limits are filled in."""
 _hours: dict[bytes, int] = {}
 """When an hour begins (ms), by the 28 bytes of a line that tell it."""
-_MINUTES = {b"%02d" % n: n * 60_000 for n in range(60)}
-_SECONDS = {b"%02d" % n: n * 1000 for n in range(60)}
+_SECONDS = {b"%02d:%02d" % divmod(n, 60): n * 1000 for n in range(3600)}
 _MILLIS = {b"%03d" % n: n for n in range(1000)}
-_time_parts = struct.Struct("28s2sx2sx3s").unpack_from
+_time_parts = struct.Struct("28s5sx3s").unpack_from
 _main_counts = itemgetter(
     "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens"
 )
@@ -80,7 +79,7 @@ def without_instructions(line: bytes) -> bytes:
     return line
 
 
-def loads(data: bytes) -> Json | None:
+def loads(data: bytes | str) -> Json | None:
     """Return *data* parsed, or None if it is no JSON object."""
     try:
         value: Json | None = orjson.loads(data)
@@ -142,8 +141,8 @@ def kind_of(head: bytes) -> int:
 def ms_at(line: bytes) -> int:
     """Return the time of a line that begins as Codex writes them, in ms since 1970, or 0."""
     try:
-        hour, minute, second, ms = _time_parts(line)
-        return (_hours.get(hour) or _hour(hour)) + _MINUTES[minute] + _SECONDS[second] + _MILLIS[ms]
+        hour, second, ms = _time_parts(line)
+        return (_hours.get(hour) or _hour(hour)) + _SECONDS[second] + _MILLIS[ms]
     except (KeyError, ValueError, struct.error):
         return 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -17,7 +16,7 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from codex_tools.codex.account import REQUEST_FIELDS
+from codex_tools.codex.account import each_request
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.history import History, Progress
 from codex_tools.codex.index import PUT_BUCKET, QUARTER_MS, buckets_of
@@ -181,12 +180,11 @@ class _Report:
         contexts = dict(db.execute("SELECT id, model FROM context").fetchall())
         put = PUT_BUCKET.replace("INTO bucket", "INTO temp.part")
         for (file,) in files.fetchall():
-            blob = db.execute("SELECT requests FROM detail WHERE file = ?", (file,)).fetchone()
-            requests = array("q", blob[0])
-            some = array("q")
-            for at in range(0, len(requests), REQUEST_FIELDS):
-                if since <= requests[at] < until:
-                    some += requests[at : at + REQUEST_FIELDS]
+            row = db.execute("SELECT requests FROM detail WHERE file = ?", (file,)).fetchone()
+            some: list[int] = []
+            for request in each_request(orjson.loads(row[0])):
+                if since <= request[0] < until:
+                    some += request
             rows = buckets_of(file, some, self._history.prices, contexts)
             db.executemany(put, rows)
 
