@@ -90,12 +90,10 @@ class Account:
     """Whether counts can be taken at once, being the thread's own."""
     _total: bytes = b""
     """The last total_token_usage as it was written."""
-    _commas: int = 0
-    """How many commas it has: how many fields, less one."""
     _recorded: Counts | None = None
     """The usage of a record whose token_count is still to come."""
-    _limits_line: bytes = b""
-    """The newest line that has rate limits, to be parsed at the end."""
+    _count_lines: list[bytes] = field(default_factory=lambda: [])
+    """Lines that may have the newest rate limits, looked into at the end."""
     _record_head: bytes = b""
     """How a record of this thread begins."""
     _doubtful: bool = False
@@ -164,9 +162,8 @@ class Account:
         ms = ms_at(line)
         if last is None or not ms:
             return False
-        commas = total.count(b",")
-        if self._plain and self._recorded is None and commas == (self._commas or commas):
-            self._total, self._commas = total, commas
+        if self._plain and self._recorded is None and not self._is_same(total):
+            self._total = total
             if last[0] or last[3]:
                 self.requests.extend((ms, self._context or self._number(), *last))
         else:
@@ -198,7 +195,7 @@ class Account:
     def _take_odd_count(self, payload: Json, ms: int) -> None:
         if isinstance(inner(payload, "rate_limits").get("primary"), dict):
             self.limits, self.limits_ms = orjson.dumps(payload["rate_limits"]).decode(), ms
-            self._limits_line = b""
+            self._count_lines.clear()
         info: object = payload.get("info")
         if info is None:
             self._forget_total()
@@ -217,7 +214,6 @@ class Account:
         if start < 14 or not line.endswith(b"}}}\n"):
             text = orjson.dumps(inner(inner(loads(line) or {}, "payload"), "rate_limits"))
         self.limits, self.limits_ms = text.decode("utf-8", "replace"), ms_at(line)
-        self._limits_line = b""
 
     def _record(self, usage: Counts, response: str | None, ms: int) -> None:
         """Count a response of this thread."""
@@ -230,11 +226,11 @@ class Account:
         self.requests.extend((ms, self._number(), *usage))
 
     def _forget_total(self) -> None:
-        self._total, self._commas, self._doubtful = b"", 0, True
+        self._total, self._doubtful = b"", True
 
     def _count(self, total: bytes, last: Counts, ms: int) -> None:
         changed = total != self._total and not self._is_same(total)
-        self._total, self._commas = total, total.count(b",")
+        self._total = total
         request: tuple[int, ...] | None = None
         if changed and not self._was_recorded(last) and (last[0] or last[3]):
             request = (ms, self._number(), *last)
@@ -252,7 +248,8 @@ class Account:
 
     def _is_same(self, total: bytes) -> bool:
         """Return whether *total* is the last one, written by another version."""
-        if not self._total or total.count(b",") == self._commas:
+        # Not with equal fields, then: a name alone is longer than that.
+        if not self._total or -10 < len(total) - len(self._total) < 10:
             return False
         former = counts_of(loads(self._total))
         return former is not None and former == counts_of(loads(total))

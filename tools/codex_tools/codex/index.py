@@ -29,6 +29,9 @@ SCHEMA = 2
 BUSY_S = 30.0
 """How long a connection waits for another's transaction."""
 
+PAGE_BYTES = 8192
+"""Of a new index: half as many pages to write, each by two calls."""
+
 QUARTER_MS = 15 * 60 * 1000
 """Usage is summed up by quarters of an hour: no time zone of today has finer borders."""
 
@@ -129,8 +132,9 @@ def buckets_of(
     price: Price | None = None
     for ms, context, input_, cached, write, output, reasoning in each_request(requests):
         if context != last or not 0 <= ms - start < QUARTER_MS:
-            sums = [count, inputs, caches, outputs, reasonings, cost, unpriced]
-            _add_to(rows, quarter, file, last, sums)
+            if count:
+                sums = [count, inputs, caches, outputs, reasonings, cost, unpriced]
+                _add_to(rows, quarter, file, last, sums)
             count = unpriced = inputs = caches = outputs = reasonings = 0
             cost = 0.0
             # Prices change at midnight at the earliest, so never within a row.
@@ -146,19 +150,19 @@ def buckets_of(
             unpriced += 1
         else:
             cost += price.cost(input_, cached, write, output)
-    sums = [count, inputs, caches, outputs, reasonings, cost, unpriced]
-    _add_to(rows, quarter, file, last, sums)
+    if count:
+        sums = [count, inputs, caches, outputs, reasonings, cost, unpriced]
+        _add_to(rows, quarter, file, last, sums)
     return list(rows.values())
 
 
 def _add_to(
     rows: dict[tuple[int, int], list[Any]], quarter: int, file: int, context: int, sums: list[Any]
 ) -> None:
-    if sums[0]:
-        row = rows.get((quarter, context))
-        if row is not None:
-            sums = [former + new for former, new in zip(row[3:], sums, strict=True)]
-        rows[quarter, context] = [quarter, file, context, *sums]
+    row = rows.get((quarter, context))
+    if row is not None:
+        sums = [former + new for former, new in zip(row[3:], sums, strict=True)]
+    rows[quarter, context] = [quarter, file, context, *sums]
 
 
 def totals_of(buckets: list[list[Any]]) -> list[Any]:
@@ -231,6 +235,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
     try:
+        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         _use_wal(db)
         for pragma in ("synchronous = NORMAL", "temp_store = MEMORY"):
             db.execute(f"PRAGMA {pragma}")

@@ -42,13 +42,24 @@ _SEAL_BYTES = 256
 
 
 class Numbers:
-    """The numbers of models in folders, as the index has them."""
+    """The numbers of models in folders, as the index has them, and which threads it has."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         rows = db.execute("SELECT model, cwd, id FROM context").fetchall()
         self._numbers = {(model, cwd): id_ for model, cwd, id_ in rows}
         self.models = {id_: model for model, _, id_ in rows}
         self.new: list[tuple[int, str | None, str | None]] = []
+        self._threads: set[str] | None = None
+        """All threads, where the index had none before."""
+        if db.execute("SELECT 1 FROM file LIMIT 1").fetchone() is None:
+            self._threads = set()
+
+    def may_have(self, thread_id: str) -> bool:
+        """Return whether another file may be of the same thread; take note of this one."""
+        if self._threads is None or thread_id in self._threads:
+            return True
+        self._threads.add(thread_id)
+        return False
 
     def number(self, model: str | None, cwd: str | None) -> int:
         """Return the number of a model in a folder, a new one if need be."""
@@ -110,9 +121,10 @@ class Batch:
             db.executemany("INSERT INTO detail VALUES (?, ?, ?)", self._details)
             self._buckets.sort()
             db.executemany(PUT_BUCKET, self._buckets)
-            threads = orjson.dumps([*self._threads])
-            for (thread_id,) in db.execute(AMBIGUOUS, (threads,)).fetchall():
-                self._choose(thread_id)
+            if self._threads:
+                threads = orjson.dumps([*self._threads])
+                for (thread_id,) in db.execute(AMBIGUOUS, (threads,)).fetchall():
+                    self._choose(thread_id)
         self._contexts.new.clear()
 
     def _number(self) -> int:
@@ -186,7 +198,8 @@ class Batch:
             buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
         if not shadowed:
             self._buckets += new
-        self._threads.add(ledger.thread_id)
+        if self._contexts.may_have(ledger.thread_id):
+            self._threads.add(ledger.thread_id)
         responses = b"\n".join(ledger.responses).decode("utf-8", "replace")
         self._details.append((id_, orjson.dumps(requests).decode(), responses))
         self.files.append(
@@ -344,10 +357,10 @@ def _feed(ledger: Ledger, fd: int, start: int, end: int) -> bytes:
 def _seal(fd: int, offset: int) -> int:
     """Return a mark of a file's beginning and of what stands before *offset*."""
     length = min(_SEAL_BYTES, offset)
-    return zlib.crc32(os.pread(fd, length, offset - length), zlib.crc32(os.pread(fd, length, 0)))
+    return zlib.crc32(os.pread(fd, length, 0) + os.pread(fd, length, offset - length))
 
 
 def _seal_in(start: bytes, offset: int) -> int:
     """Return what `_seal` does, from a file's first bytes."""
     length = min(_SEAL_BYTES, offset)
-    return zlib.crc32(start[offset - length : offset], zlib.crc32(start[:length]))
+    return zlib.crc32(start[:length] + start[offset - length : offset])

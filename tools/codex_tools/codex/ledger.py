@@ -127,7 +127,6 @@ class Ledger(Account):
         for name, value in zip((*FACTS, *_STATE), (*facts, *values), strict=True):
             setattr(self, name, value)
         self._total = total.encode()
-        self._commas = self._total.count(b",")
         self._recorded = None if self._recorded is None else cast(Counts, tuple(self._recorded))
         self._record_head = RECORD_HEAD % self.thread_id.encode()
         self.responses.update(responses)
@@ -150,6 +149,7 @@ class Ledger(Account):
         self._base = self.offset
         self._answered_at = -1
         known = KNOWN_KINDS.get
+        counts = self._count_lines
         line, cut, at = b"", NOWHERE, 0
         # One line exists at a time, and in C: splitting the block costs twice as much.
         lines = BytesIO(data)
@@ -166,26 +166,23 @@ class Ledger(Account):
                 break
             if kind == COUNT:
                 # From token_count","info":{"total_token_usage":{ on.
-                if line[at + 30 : at + 72] == COUNT_HEAD:
-                    total = line[at + 71 : line.find(b"}", at) + 1]
-                    if self._plain:
-                        if line.find(LIMITS, at + 200) >= 0:
-                            self._limits_line = line
-                        # Most tell nothing new: a re-emission, or what a record has told.
-                        if total == self._total:
-                            continue
-                        commas = total.count(b",")
-                        if (
-                            self._recorded is not None
-                            and not self._doubtful
-                            and (commas == self._commas or not self._is_same(total))
-                        ):
-                            self._total, self._commas, self._recorded = total, commas, None
-                            continue
-                    if not self._take_count(line, total, at + 71 + len(total)):
-                        self._take_line(line, 0)
-                else:
+                total = line[at + 71 : line.find(b"}", at) + 1]
+                if self._plain:
+                    counts.append(line)
+                    # Most tell nothing new: a re-emission, or what a record has told.
+                    if total == self._total and total:
+                        continue
+                if line[at + 30 : at + 72] != COUNT_HEAD:
                     self._take_rare_count(line, at + 30)
+                elif (
+                    self._recorded is not None
+                    and self._plain
+                    and not self._doubtful
+                    and not self._is_same(total)
+                ):
+                    self._total, self._recorded = total, None
+                elif not self._take_count(line, total, at + 71 + len(total)):
+                    self._take_line(line, 0)
             elif kind == RECORD:
                 if not self._take_record(line, at):
                     self._take_line(line, 0)
@@ -221,6 +218,9 @@ class Ledger(Account):
                     self._take_odd(line, pos)
                 else:
                     self._take_line(line, pos)
+        while counts and counts[-1].find(LIMITS) < 0:
+            counts.pop()
+        del counts[:-1]
         newest = line if start_of(line) >= 0 and not is_torn else self._newest(data)
         if ms := ms_at(newest):
             self.active_ms = ms
@@ -250,8 +250,8 @@ class Ledger(Account):
             else:
                 self.feed(b"\n")
                 self.offset -= 1
-        if self._limits_line:
-            self._keep_limits(self._limits_line)
+        if self._count_lines:
+            self._keep_limits(self._count_lines.pop())
         if self._pending:
             self._settle(parent)
 
