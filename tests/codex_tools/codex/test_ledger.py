@@ -412,7 +412,7 @@ def test_the_account_of_a_home_is_exact_for_each_thread(
             assert len(copied) < len(session.requests)
     for name in truth.unreadable:
         ledger = Ledger(THREAD, Models())
-        feed_file(ledger, tmp_path / name)
+        feed_file(ledger, str(tmp_path / name))
         assert not ledger.is_readable
     assert truth.total.requests == sum(used.requests for used in truth.by_session.values())
 
@@ -420,7 +420,7 @@ def test_the_account_of_a_home_is_exact_for_each_thread(
 def read_file(path: Path, session: Session) -> Read:
     models = Models()
     ledger = Ledger(session.thread_id, models)
-    feed_file(ledger, path)
+    feed_file(ledger, str(path))
     return told_by(ledger, models)
 
 

@@ -368,7 +368,7 @@ class History:
         done = 0
         progress(0, total)
         while changes.found or changes.gone:
-            batch = Batch(db, self.home, self.prices, contexts)
+            batch = Batch(db, str(self.home), self.prices, contexts, changes)
             size = 0
             while done < total and len(batch.files) < BATCH_FILES and size < BATCH_BYTES:
                 batch.read(changes.found[done])

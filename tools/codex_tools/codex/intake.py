@@ -31,12 +31,10 @@ from codex_tools.codex.rollout import (
     ARCHIVE,
     BLOCK,
     PACKED,
-    find_archived,
-    find_rollout,
     thread_id_of,
     unpacked,
 )
-from codex_tools.codex.scan import Found
+from codex_tools.codex.scan import Changes, Found
 
 _SEAL_BYTES = 256
 
@@ -75,10 +73,15 @@ class Batch:
     """Some files that are read, to be brought in by one transaction."""
 
     def __init__(
-        self, db: sqlite3.Connection, home: Path, prices: Prices, contexts: Numbers
+        self,
+        db: sqlite3.Connection,
+        root: str,
+        prices: Prices,
+        contexts: Numbers,
+        changes: Changes,
     ) -> None:
-        self._db, self._home, self._prices, self._contexts = db, home, prices, contexts
-        self._root = str(home)
+        self._db, self._root, self._prices, self._contexts = db, root, prices, contexts
+        self._changes = changes
         self._next = db.execute("SELECT ifnull(max(id), 0) + 1 FROM file").fetchone()[0]
         self.files: list[tuple[Any, ...]] = []
         self._details: list[tuple[int, str, str]] = []
@@ -166,11 +169,12 @@ class Batch:
 
     def _counts_of(self, thread_id: str) -> list[tuple[Counts, Counts]] | None:
         """Return the readings of a thread that a fork was copied from; of copies, the longest."""
+        places = self._db.execute("SELECT folder, name FROM file WHERE thread_id = ?", (thread_id,))
+        paths = {f"{self._root}/{folder}/{name}" for folder, name in places}
+        for new in self._changes.found_of(thread_id):
+            paths.add(f"{self._root}/{new.folder}/{new.name}")
         found: list[list[tuple[Counts, Counts]]] = []
-        for find in (find_rollout, find_archived):
-            path = find(self._home, thread_id)
-            if path is None:
-                continue
+        for path in paths:
             ledger = Ledger(thread_id, self._contexts)
             ledger.keep_counts()
             try:
@@ -273,13 +277,12 @@ def read_ledger(
     return ledger, seal
 
 
-def feed_file(ledger: Ledger, path: str | Path) -> None:
+def feed_file(ledger: Ledger, path: str) -> None:
     """Feed the whole of a rollout to *ledger*, and finish it.
 
     Raises:
         OSError: It cannot be read, or its compression is damaged.
     """
-    path = str(path)
     with _opened(path) as fd:
         if path.endswith(PACKED):
             _unpack(ledger, fd)

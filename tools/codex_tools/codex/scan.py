@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codex_tools.codex.rollout import ARCHIVE, SESSIONS, is_rollout
+from codex_tools.codex.rollout import ARCHIVE, SESSIONS, is_rollout, thread_id_of
 
 Entry = tuple[str, int, int]
 """A file's name, size in bytes, modification time in ns."""
@@ -33,6 +33,14 @@ class Changes:
 
     found: list[Found] = field(default_factory=list[Found])
     gone: list[int] = field(default_factory=list[int])
+    _by_thread: dict[str, list[Found]] = field(default_factory=dict[str, list[Found]])
+
+    def found_of(self, thread_id: str) -> list[Found]:
+        """Return what was found of one thread, as the files' names tell."""
+        if not self._by_thread:
+            for found in self.found:
+                self._by_thread.setdefault(thread_id_of(found.name), []).append(found)
+        return self._by_thread.get(thread_id, [])
 
 
 def scan(home: Path) -> Iterator[tuple[str, list[Entry]]]:
