@@ -27,7 +27,7 @@ from codex_tools.codex.line import (
     RECORD_HEAD,
     Counts,
     Json,
-    counts_of,
+    counts_in,
     inner,
     loads,
     ms_at,
@@ -158,7 +158,7 @@ class Account:
         """
         last = None
         if line.startswith(LAST_HEAD, after):
-            last = counts_of(loads(line[after + len(LAST_HEAD) : line.find(b"}", after) + 1]))
+            last = counts_in(line[after + len(LAST_HEAD) : line.find(b"}", after) + 1])
         ms = ms_at(line)
         if last is None or not ms:
             return False
@@ -182,7 +182,7 @@ class Account:
             or response.find(b"\\") >= 0
         ):
             return False
-        usage = counts_of(loads(line[end + 10 : line.find(b"}", end) + 1]))
+        usage = counts_in(line[end + 10 : line.find(b"}", end) + 1])
         ms = ms_at(line)
         if usage is None or not ms:
             return False
@@ -201,7 +201,7 @@ class Account:
             self._forget_total()
             return
         total = inner(payload, "info").get("total_token_usage")
-        last = counts_of(inner(payload, "info").get("last_token_usage"))
+        last = counts_in(orjson.dumps(inner(payload, "info").get("last_token_usage")))
         if last is None or not isinstance(total, dict):
             self.bad_lines += 1
             return
@@ -238,7 +238,7 @@ class Account:
             if request is not None:
                 self.requests.extend(request)
             return
-        reading = counts_of(loads(total)) or (0, 0, 0, 0, 0)
+        reading = counts_in(total) or (0, 0, 0, 0, 0)
         if self.counts is not None:
             self.counts.append((reading, last))
         if not self.is_settled:
@@ -251,8 +251,8 @@ class Account:
         # Not with equal fields, then: a name alone is longer than that.
         if not self._total or -10 < len(total) - len(self._total) < 10:
             return False
-        former = counts_of(loads(self._total))
-        return former is not None and former == counts_of(loads(total))
+        former = counts_in(self._total)
+        return former is not None and former == counts_in(total)
 
     def _was_recorded(self, last: Counts) -> bool:
         """Return whether a record has told of this reading already; each tells of one."""

@@ -38,7 +38,7 @@ from codex_tools.codex.line import (
     STARTED,
     Counts,
     Json,
-    counts_of,
+    counts_in,
     inner,
     kind_of,
     loads,
@@ -187,8 +187,12 @@ class Ledger(Account):
                 if not self._take_record(line, at):
                     self._take_line(line, 0)
             elif kind == ITEM:
-                if self.title is None and line.find(_USER_ITEM, at, at + 270) >= 0:
-                    self._take_line(line, 0)
+                if (
+                    self.title is None
+                    and line.find(_USER_ITEM, at, at + 270) >= 0
+                    and (payload := self._payload_of(loads(line))) is not None
+                ):
+                    self._take_item(payload)
             elif kind == CONTEXT and line[at:] == self._context_line:
                 pass  # 0.60.1 repeats it before each request.
             elif kind == COMPLETED and self._plain and line.find(b'"error":', at) < 0:
@@ -200,9 +204,10 @@ class Ledger(Account):
                         self.ending, self._answered_at = "said", pos
                 elif kind == STARTED and self._plain and (ms := ms_at(line)):
                     self._begin_task(ms, pos)
-                elif kind == PROMPT and self.title is not None and (ms := ms_at(line)):
-                    if self.is_settled:
-                        self._take_prompt(ms, pos)
+                elif kind == PROMPT and (ms := ms_at(line)):
+                    payload = {} if self.title else self._payload_of(loads(line))
+                    if payload is not None:
+                        self._take_prompt(payload, ms, pos)
                 elif kind == CONTEXT:
                     self._context_line = line[at:]
                     if (payload := self._payload_of(loads(line))) is not None:
@@ -333,7 +338,7 @@ class Ledger(Account):
             case "turn_context":
                 self._take_context(payload, pos)
             case "token_usage_record":
-                usage = counts_of(payload.get("usage"))
+                usage = counts_in(orjson.dumps(payload.get("usage")))
                 if usage is None:
                     self.bad_lines += 1
                 elif payload.get("thread_id") == self.thread_id:
@@ -366,15 +371,12 @@ class Ledger(Account):
                 self.ending = "failed" if payload.get("error") else "completed"
             case "turn_aborted" if self.is_settled:
                 self._in_turn, self.ending = False, "interrupted"
-            case "user_message" if self.is_settled:
-                self._take_prompt(ms, pos)
-                self._entitle(text_of(payload, "message"))
+            case "user_message":
+                self._take_prompt(payload, ms, pos)
             case "agent_message" if self.ending in _UNMARKED:
                 self.ending, self._answered_at = "said", pos
-            case "item_completed" if self.is_settled:
-                item = inner(payload, "item")
-                if item.get("type") == "UserMessage":
-                    self._entitle(user_text(item))
+            case "item_completed":
+                self._take_item(payload)
             case _:
                 pass
 
@@ -397,15 +399,23 @@ class Ledger(Account):
         self._in_turn, self.ending = True, "open"
         self._prompted, self._added = False, None
 
-    def _take_prompt(self, ms: int, pos: int) -> None:
+    def _take_prompt(self, payload: Json, ms: int, pos: int) -> None:
         """Take a prompt: a turn's own, or what a person adds to it."""
+        if not self.is_settled:
+            return
         if not self._in_turn:
             self._begin_turn(ms, self._base + pos)
             self.ending = "asked"
-            return
-        if self._prompted:
+        elif self._prompted:
             self._added = (ms, self._base + pos)
-        self._prompted = True
+        else:
+            self._prompted = True
+        self._entitle(text_of(payload, "message"))
+
+    def _take_item(self, payload: Json) -> None:
+        item = inner(payload, "item")
+        if self.is_settled and item.get("type") == "UserMessage":
+            self._entitle(user_text(item))
 
     def _leave_task(self) -> None:
         """Give up a turn that was killed: a Codex without turn ids goes on with the thread."""

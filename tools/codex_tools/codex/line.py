@@ -88,12 +88,13 @@ def loads(data: bytes | str) -> Json | None:
     return value if isinstance(value, dict) else None
 
 
-def counts_of(usage: Any) -> Counts | None:
-    """Return the numbers of a usage, or None if they make no sense."""
+def counts_in(text: bytes) -> Counts | None:
+    """Return the numbers of a usage in JSON, or None if they make no sense."""
     try:
+        usage = orjson.loads(text)
         input_, cached, output, reasoning = _main_counts(usage)
         write = usage.get("cache_write_input_tokens", 0)
-    except (KeyError, TypeError):
+    except (orjson.JSONDecodeError, KeyError, TypeError):
         return None
     # A union below 0 or too large tells of any that is.
     if (
