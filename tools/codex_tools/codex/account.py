@@ -151,6 +151,14 @@ class Account:
         self._replay = self.forked_id is not None and not get("history_base")
         self._plain = not self._replay and self.counts is None
 
+    def _payload_of(self, entry: Json | None) -> Json | None:
+        """Return the payload of a line; count the line as bad if it has none."""
+        payload: Json | None = entry.get("payload") if entry is not None else None
+        if isinstance(payload, dict):
+            return payload
+        self.bad_lines += 1
+        return None
+
     def _take_count(self, line: bytes, total: bytes, after: int) -> bool:
         """Take a token_count with a new total by its slices; *after* is where the total ends.
 

@@ -24,7 +24,6 @@ from codex_tools.codex.line import (
     COUNT,
     COUNT_HEAD,
     FLAT,
-    HEAD_BYTES,
     ITEM,
     KNOWN_KINDS,
     LIMITS,
@@ -38,9 +37,10 @@ from codex_tools.codex.line import (
     STARTED,
     Counts,
     Json,
+    classify,
     counts_in,
     inner,
-    kind_of,
+    last_usual,
     loads,
     ms_at,
     ms_of,
@@ -62,6 +62,7 @@ _CALLS = (
 _USER_ITEM = b'"item":{"type":"UserMessage"'
 _ANSWER = b'"payload":{"type":"message","role":"assistant"'
 _UNMARKED = ("asked", "said", "answered")
+
 FACTS = (
     *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
     *("cli_version", "parent_id", "forked_id", "title", "turns", "ending", "is_paginated"),
@@ -158,8 +159,10 @@ class Ledger(Account):
             if kind is None:
                 if is_torn and line[-1] != 0x0A:
                     break
-                kind, cut = self._sort(line)
+                kind, cut = classify(line)
                 at = cut.start + 8
+                if cut is FLAT and self.is_paginated:
+                    self.is_damaged = True
             if kind == PASS:
                 continue
             if is_torn and line[-1] != 0x0A:
@@ -220,15 +223,16 @@ class Ledger(Account):
                     if self.is_paginated:
                         cut = NOWHERE  # Lines without ordinals are wrong from here on.
                 elif kind == ODD:
-                    self._take_odd(line, pos)
+                    if line.strip():
+                        self._take_entry(loads(line), 0, pos)
                 else:
                     self._take_line(line, pos)
         while counts and counts[-1].find(LIMITS) < 0:
             counts.pop()
         del counts[:-1]
-        newest = line if start_of(line) >= 0 and not is_torn else self._newest(data)
-        if ms := ms_at(newest):
-            self.active_ms = ms
+        if is_torn or start_of(line) < 0:
+            line = last_usual(data, len(data) - len(self._rest))
+        self.active_ms = ms_at(line) or self.active_ms
         if self.ending in ("said", "answered"):
             since = max(self._answered_at, 0)
             if max(map(data.find, _CALLS, repeat(since))) >= 0:
@@ -274,33 +278,6 @@ class Ledger(Account):
         self.offset += len(self._rest)
         self._rest = b""
 
-    def _newest(self, data: bytes) -> bytes:
-        """Return the last whole line of *data* that begins as Codex writes them."""
-        end = len(data) - len(self._rest)
-        while end > 0:
-            begin = data.rfind(b"\n", 0, end - 1) + 1
-            head = data[begin : min(end, begin + 100)]
-            if start_of(head) >= 0:
-                return head
-            end = begin
-        return b""
-
-    def _sort(self, line: bytes) -> tuple[int, slice]:
-        """Return what *line* is, and where its head is: most likely the next one's too."""
-        start = start_of(line)
-        if start < 0:
-            return ODD, NOWHERE
-        if start == 40 and self.is_paginated:
-            self.is_damaged = True
-        return kind_of(line[start : start + HEAD_BYTES]), (
-            FLAT if start == 40 else slice(start, start + HEAD_BYTES)
-        )
-
-    def _take_odd(self, line: bytes, pos: int) -> None:
-        """Take a line that does not begin as Codex writes them now."""
-        if line.strip():
-            self._take_entry(loads(line), 0, pos)
-
     def _take_line(self, line: bytes, pos: int) -> None:
         """Take a line that counts and is not frequent."""
         self._take_entry(loads(line), ms_at(line), pos)
@@ -315,14 +292,6 @@ class Ledger(Account):
             self.active_ms = found or self.active_ms
             ms = found or self.active_ms or 0
         self._take(cast(str, kind), payload, ms, pos)
-
-    def _payload_of(self, entry: Json | None) -> Json | None:
-        """Return the payload of a line; count the line as bad if it has none."""
-        payload: Json | None = entry.get("payload") if entry is not None else None
-        if isinstance(payload, dict):
-            return payload
-        self.bad_lines += 1
-        return None
 
     def _take_rare_count(self, line: bytes, at: int) -> None:
         if line.startswith(b'token_count","info":null,', at) and line.find(LIMITS) < 0:

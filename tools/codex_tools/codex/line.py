@@ -26,9 +26,7 @@ HEAD_BYTES = 44
 NOWHERE = slice(0, 0)
 FLAT = slice(40, 40 + HEAD_BYTES)
 """Where the type stands without an ordinal: {"timestamp":"2026-11-22T15:21:59.595Z","type":"""
-PASS, COUNT, RECORD, CONTEXT, ITEM, PROMPT, AGENT, STARTED, COMPLETED, ABORTED, META, ODD = range(
-    12
-)
+PASS, COUNT, RECORD, CONTEXT, ITEM, PROMPT, AGENT, STARTED, COMPLETED, RARE, META, ODD = range(12)
 """What a line is to a ledger."""
 _KINDS = (
     (b'"type":"event_msg","payload":{"type":"token_', COUNT),
@@ -37,7 +35,7 @@ _KINDS = (
     (b'"type":"event_msg","payload":{"type":"agent_', AGENT),
     (b'"type":"event_msg","payload":{"type":"task_s', STARTED),
     (b'"type":"event_msg","payload":{"type":"task_c', COMPLETED),
-    (b'"type":"event_msg","payload":{"type":"turn_a', ABORTED),
+    (b'"type":"event_msg","payload":{"type":"turn_a', RARE),
     (b'"type":"token', RECORD),
     (b'"type":"turn_', CONTEXT),
 )
@@ -53,9 +51,10 @@ LIMITS = b'"primary":{'
 """What a token_count has where rate limits are filled in."""
 _hours: dict[bytes, int] = {}
 """When an hour begins (ms), by the 28 bytes of a line that tell it."""
-_SECONDS = {b"%02d:%02d" % divmod(n, 60): n * 1000 for n in range(3600)}
+_MINUTES = {b"%02d" % n: n * 60_000 for n in range(60)}
+_SECONDS = {b"%02d" % n: n * 1000 for n in range(60)}
 _MILLIS = {b"%03d" % n: n for n in range(1000)}
-_time_parts = struct.Struct("28s5sx3s").unpack_from
+_time_parts = struct.Struct("28s2sx2sx3s").unpack_from
 _main_counts = itemgetter(
     "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens"
 )
@@ -126,7 +125,27 @@ def start_of(line: bytes) -> int:
     return line.find(b'"type":"', 50, 80) if tag == b'"ordinal' else -1
 
 
-def kind_of(head: bytes) -> int:
+def last_usual(data: bytes, end: int) -> bytes:
+    """Return the start of the last line before *end* that begins as Codex writes them."""
+    while end > 0:
+        begin = data.rfind(b"\n", 0, end - 1) + 1
+        head = data[begin : min(end, begin + 100)]
+        if start_of(head) >= 0:
+            return head
+        end = begin
+    return b""
+
+
+def classify(line: bytes) -> tuple[int, slice]:
+    """Return what *line* is, and where its head is: most likely the next one's too."""
+    start = start_of(line)
+    if start < 0:
+        return ODD, NOWHERE
+    head = FLAT if start == FLAT.start else slice(start, start + HEAD_BYTES)
+    return _kind_of(line[head]), head
+
+
+def _kind_of(head: bytes) -> int:
     """Return what lines are that have *head*, and keep it."""
     kind = KNOWN_KINDS.get(head)
     if kind is not None:
@@ -142,8 +161,9 @@ def kind_of(head: bytes) -> int:
 def ms_at(line: bytes) -> int:
     """Return the time of a line that begins as Codex writes them, in ms since 1970, or 0."""
     try:
-        hour, second, ms = _time_parts(line)
-        return (_hours.get(hour) or _hour(hour)) + _SECONDS[second] + _MILLIS[ms]
+        hour, minute, second, ms = _time_parts(line)
+        start = _hours.get(hour) or _hour(hour)
+        return start + _MINUTES[minute] + _SECONDS[second] + _MILLIS[ms]
     except (KeyError, ValueError, struct.error):
         return 0
 
