@@ -49,6 +49,15 @@ def history(home: Path, tmp_path: Path) -> Generator[History]:
         yield opened
 
 
+def test_what_is_not_known_is_null_and_a_zero_is_a_text(home: Path, history: History) -> None:
+    Rollout(home, 1, cwd="", meta={"source": None, "git": {"branch": "0"}}).save()
+    Rollout(home, 2, cwd="0", model="0").ask("0").save()
+    known, unknown = sessions(history)["sessions"]
+    fields = ("title", "cwd", "model", "git_branch", "source", "parent_thread_id")
+    assert [known[name] for name in fields] == ["0", "0", "0", None, "exec", None]
+    assert [unknown[name] for name in fields] == [None, None, None, "0", None, None]
+
+
 # Words.
 
 

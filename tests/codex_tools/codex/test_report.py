@@ -320,6 +320,18 @@ def test_the_newest_rate_limits_of_all_threads_are_told(tmp_path: Path) -> None:
         assert (told["plan_type"], told["secondary"], told["credits_balance"]) == (None, None, None)
 
 
+def test_limits_whose_line_was_cut_off_leave_those_of_another_thread(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    older = Rollout(home, 1).ask("Go.").use(1, limits=limits(50, 1795364521)).save()
+    newer = Rollout(home, 2, ms=older.ms).ask("Go.").use(1, limits=limits(99, 1795364521))
+    newer.lines[-1] = newer.lines[-1][:-20]
+    newer.answer("Gone.").save()
+    with open_history(home, tmp_path / "state") as history:
+        assert usage(history)["rate_limits"]["primary"]["used_percent"] == 50
+        older.path.unlink()
+        assert usage(history)["rate_limits"] is None
+
+
 @pytest.mark.parametrize(
     "resets_at", [None, "soon", [], {}, -1, 0, True, 1.5, 1795364521, 10**10, 10**12, 10**15, 1e300]
 )

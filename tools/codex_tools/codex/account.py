@@ -216,9 +216,9 @@ class Account:
         self._count(orjson.dumps(total), last, ms)
 
     def _keep_limits(self, line: bytes) -> None:
+        """Keep the limits of *line*, unread: only a report looks into the newest of all."""
         start = line.find(b'"rate_limits":') + 14
-        # Mostly the line's last object: nobody but a report of the newest looks into it.
-        text = line[start:-3]
+        text = line[start:-3]  # As Codex writes it, they end the line.
         if start < 14 or not line.endswith(b"}}}\n"):
             text = orjson.dumps(inner(inner(loads(line) or {}, "payload"), "rate_limits"))
         self.limits, self.limits_ms = text.decode("utf-8", "replace"), ms_at(line)
