@@ -336,7 +336,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
         data = written(*lines)
         models, requests = Models(), list[int]()
         marks = list[tuple[int, int, int]]()
-        kept: tuple[tuple[object, ...], bytes, set[bytes]] | None = None
+        kept: tuple[tuple[object, ...], str, set[bytes]] | None = None
         ledger = Ledger(THREAD, models)
         for end in range(0, len(data) + 150, 150):
             ledger = Ledger(THREAD, models)
