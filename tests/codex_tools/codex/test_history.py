@@ -500,6 +500,27 @@ def test_a_fork_of_a_thread_in_two_places_has_copied_the_longer_one(tmp_path: Pa
         assert rows(usage(history, group_by="thread")) == {stale.id: (2, 120, 0, 14, 0)}
 
 
+@pytest.mark.parametrize("place", ["with it", "read before", "archived since", "gone"])
+def test_what_a_fork_uses_at_once_is_told_from_its_copy_by_the_parent(
+    tmp_path: Path, place: str
+) -> None:
+    parent = Rollout(tmp_path / "home").ask("Begin.").use(100).answer("Begun.").save()
+    fork = legacy_fork(parent)
+    with open_history(parent.home, tmp_path / "state") as history:
+        if place != "with it":
+            usage(history)
+            parent.path.unlink()
+        if place == "read before":
+            parent.save()
+        elif place == "archived since":
+            parent.archived = True
+            parent.save()
+        fork.use(7).save()
+        used = rows(usage(history, group_by="thread"))
+    own = {fork.id: (1, 7, 0, 7, 0)} if place != "gone" else {}
+    assert used == own | ({parent.id: (1, 100, 0, 7, 0)} if place != "gone" else {})
+
+
 # Prices.
 
 
