@@ -115,8 +115,7 @@ def make_server(settings: Settings) -> Server[Runs]:
             return await _call(tool, call, params, settings, history, seals)
         except Unanswered as question:
             return question.result
-        except Exception:  # One of the server's two outer walls; the other: Runs.
-            # What went wrong is for the operator's log; the SDK would send its text to the client.
+        except Exception:  # Any fault is for the log: the SDK would send its text to the client.
             logger.exception("%s met an internal fault", tool.name)
             return to_result(tool, tool.refuse(InternalFault()))
 

@@ -156,5 +156,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (pytest.skip.Exception, pytest.fail.Exception) as reason:  # Of real_codex.
+    except (pytest.skip.Exception, pytest.fail.Exception) as reason:  # As tests give up on a Codex.
         sys.exit(str(reason))  # It says which Codex cannot be had here.

@@ -510,8 +510,8 @@ def test_a_new_index_can_be_opened_by_several_at_once(tmp_path: Path) -> None:
             start.wait()
             try:
                 open_database(tmp_path / f"{number}.sqlite").close()
-            except BaseException:
-                start.abort()  # Nobody waits for who will not come.
+            except BaseException:  # Whatever it is: the others wait for this thread.
+                start.abort()
                 raise
 
     with ThreadPoolExecutor(4) as pool:

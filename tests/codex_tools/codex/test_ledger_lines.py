@@ -354,7 +354,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
         assert marks == fed(data).marks
 
 
-def test_a_state_is_plain_bytes_and_comes_back_as_it_was() -> None:
+def test_a_state_is_a_text_and_comes_back_as_it_was() -> None:
     ledger = fed(written(*MIXED))
     again = Ledger(THREAD, Models())
     again.restore(facts_of(ledger), ledger.state(), ledger.responses)

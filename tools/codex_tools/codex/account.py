@@ -170,12 +170,7 @@ class Account:
         ms = ms_at(line)
         if last is None or not ms:
             return False
-        if self._plain and self._recorded is None and not self._is_same(total):
-            self._total = total
-            if last[0] or last[3]:
-                self.requests.extend((ms, self._context or self._number(), *last))
-        else:
-            self._count(total, last, ms)
+        self._count(total, last, ms)
         return True
 
     def _take_record(self, line: bytes, at: int) -> bool:
@@ -194,10 +189,7 @@ class Account:
         ms = ms_at(line)
         if usage is None or not ms:
             return False
-        self._recorded, self._doubtful = usage, False
-        if response not in self.responses:
-            self.responses.add(response)
-            self.requests.extend((ms, self._context or self._number(), *usage))
+        self._record(usage, response, ms)
         return True
 
     def _take_odd_count(self, payload: Json, ms: int) -> None:
@@ -223,14 +215,13 @@ class Account:
             text = orjson.dumps(inner(inner(loads(line) or {}, "payload"), "rate_limits"))
         self.limits, self.limits_ms = text.decode("utf-8", "replace"), ms_at(line)
 
-    def _record(self, usage: Counts, response: str | None, ms: int) -> None:
+    def _record(self, usage: Counts, response: bytes | None, ms: int) -> None:
         """Count a response of this thread."""
         self._recorded, self._doubtful = usage, False
         if response is not None:
-            id_ = response.encode("utf-8", "replace")
-            if id_ in self.responses:
+            if response in self.responses:
                 return
-            self.responses.add(id_)
+            self.responses.add(response)
         self.requests.extend((ms, self._number(), *usage))
 
     def _forget_total(self) -> None:

@@ -74,7 +74,7 @@ CREATE TABLE name (
 CREATE VIRTUAL TABLE text USING fts5 (words, tokenize = 'unicode61 remove_diacritics 2');
 """
 
-FILE_COLUMNS = (
+_FILE_COLUMNS = (
     *("id", "folder", "name", "size", "mtime_ns", "problem", "state", "seal", "text_offset"),
     *("text_size", "shadowed", "archived", "active_ms", "requests", "input", "cached", "output"),
     *("reasoning", "cost", "unpriced", *FACTS),
@@ -87,8 +87,8 @@ _VALUES = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(
     "nullif(?, 0)",
 )
 ADD_FILE = f"""
-INSERT INTO file ({", ".join(FILE_COLUMNS)})
-VALUES ({", ".join(_VALUES.get(column, "?") for column in FILE_COLUMNS)})
+INSERT INTO file ({", ".join(_FILE_COLUMNS)})
+VALUES ({", ".join(_VALUES.get(column, "?") for column in _FILE_COLUMNS)})
 """
 """Takes numbers and text alone: for values of each other type, None and bool as well,
 sqlite3 looks for an adapter, which takes longer than to store them. So 0 stands for none."""
@@ -126,43 +126,28 @@ def buckets_of(
 ) -> list[list[Any]]:
     """Return a file's rows of `bucket`."""
     rows: dict[tuple[int, int], list[Any]] = {}
-    start, quarter, last = inf, 0, -1
-    count = unpriced = inputs = caches = outputs = reasonings = 0
-    cost = 0.0
+    price_of = prices.of
+    row: list[Any] = []
+    start, last = inf, -1
     price: Price | None = None
     for ms, context, input_, cached, write, output, reasoning in each_request(requests):
         if context != last or not 0 <= ms - start < QUARTER_MS:
-            if count:
-                sums = [count, inputs, caches, outputs, reasonings, cost, unpriced]
-                _add_to(rows, quarter, file, last, sums)
-            count = unpriced = inputs = caches = outputs = reasonings = 0
-            cost = 0.0
             # Prices change at midnight at the earliest, so never within a row.
             quarter, last = ms // QUARTER_MS, context
             start = quarter * QUARTER_MS
-            price = prices.of(models[context], ms)
-        count += 1
-        inputs += input_
-        caches += cached
-        outputs += output
-        reasonings += reasoning
+            price = price_of(models[context], ms)
+            fresh = [quarter, file, context, 0, 0, 0, 0, 0, 0.0, 0]
+            row = rows.setdefault((quarter, context), fresh)
+        row[3] += 1
+        row[4] += input_
+        row[5] += cached
+        row[6] += output
+        row[7] += reasoning
         if price is None:
-            unpriced += 1
+            row[9] += 1
         else:
-            cost += price.cost(input_, cached, write, output)
-    if count:
-        sums = [count, inputs, caches, outputs, reasonings, cost, unpriced]
-        _add_to(rows, quarter, file, last, sums)
+            row[8] += price.cost(input_, cached, write, output)
     return list(rows.values())
-
-
-def _add_to(
-    rows: dict[tuple[int, int], list[Any]], quarter: int, file: int, context: int, sums: list[Any]
-) -> None:
-    row = rows.get((quarter, context))
-    if row is not None:
-        sums = [former + new for former, new in zip(row[3:], sums, strict=True)]
-    rows[quarter, context] = [quarter, file, context, *sums]
 
 
 def totals_of(buckets: list[list[Any]]) -> list[Any]:

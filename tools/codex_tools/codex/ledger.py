@@ -311,7 +311,8 @@ class Ledger(Account):
                 if usage is None:
                     self.bad_lines += 1
                 elif payload.get("thread_id") == self.thread_id:
-                    self._record(usage, text_of(payload, "response_id"), ms)
+                    response = text_of(payload, "response_id")
+                    self._record(usage, response.encode() if response else None, ms)
                 else:
                     self._recorded, self._doubtful = usage, False
             case "event_msg":

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codex_tools.codex.rollout import ARCHIVE, ENDINGS, SESSIONS, thread_id_of
+from codex_tools.codex.rollout import ARCHIVE, SESSIONS, is_rollout, thread_id_of
 
 Entry = tuple[str, int, int]
 """A file's name, size in bytes, modification time in ns."""
@@ -64,7 +64,7 @@ def _scan(path: str, folder: str) -> Iterator[tuple[str, list[Entry]]]:
                 if not name.isascii():
                     continue  # None of Codex's: it names nothing so.
                 if name.startswith("rollout-"):
-                    if name.endswith(ENDINGS) and entry.is_file(follow_symlinks=False):
+                    if is_rollout(name) and entry.is_file(follow_symlinks=False):
                         stat = entry.stat(follow_symlinks=False)
                         entries.append((name, stat.st_size, stat.st_mtime_ns))
                 elif entry.is_dir(follow_symlinks=False):
