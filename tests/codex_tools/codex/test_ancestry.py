@@ -138,6 +138,28 @@ print(len(found), *sorted(set(found)))
     assert found == [str(HERE + 1)]
 
 
+def test_a_parent_that_linux_is_about_to_forget_does_not_end_the_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parent's own parent is 0 in that moment; recorded from Linux 6.18."""
+    shown = {
+        "self": ["S 30", "S 30", "S 20"],
+        "30": ["S 20", "X 0", ""],
+        "20": ["S 1"],
+        "1": ["S 0"],
+    }
+    environs = {"20": f"A=b\0{DEPTH_VARIABLE}=1\0"}
+
+    def content(pid: str, file: str, size: int = -1) -> bytes:
+        if file == "stat":
+            now = shown[pid].pop(0) if len(shown[pid]) > 1 else shown[pid][0]
+            return f"9 (sh) {now} {'0 ' * 17}77 0".encode() if now else b""
+        return environs.get(pid, "").encode() if file == "environ" else b""
+
+    monkeypatch.setattr("codex_tools.codex.ancestry._content", content)
+    assert [ancestor.told for ancestor in from_proc()] == [1, 0]
+
+
 @pytest.mark.skipif(not LINUX, reason="elsewhere the user's environments are read on macOS only")
 def test_a_variable_that_was_taken_off_is_found_above() -> None:
     shed = f'env -u {DEPTH_VARIABLE} {PYTHON} -c "$TELL"; exit $?'

@@ -94,6 +94,9 @@ def from_proc() -> list[Ancestor]:
     One may end meanwhile, and its id be given to a stranger. So what was read of
     it counts only if it still is the parent of the one below; else that one,
     which somebody has adopted, is asked anew. None that lives on is missed.
+
+    One that Linux is about to forget (6.18, once its exit status was taken) is
+    still shown, started as before but with parent 0: it counts as gone.
     """
     # Not by this process's id: /proc may number the processes of an outer
     # namespace, as it does where a sandbox could not mount its own.
@@ -102,7 +105,7 @@ def from_proc() -> list[Ancestor]:
     while (below := chain[-1]).parent > 0:
         above = _look(str(below.parent))
         parent, started = _parent(below.pid)
-        if started != below.started:
+        if len(chain) > 1 and (started != below.started or parent == 0):
             seen.discard(chain.pop().pid)
         elif parent != below.parent:
             below.parent = parent
