@@ -81,7 +81,7 @@ def exec_at_work(lab: Lab, codex: Path, prompt: str) -> Generator[subprocess.Pop
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def was_asked(lab: Lab, prompt: str) -> bool:

@@ -685,7 +685,7 @@ def test_a_signal_leaves_nothing_running(setup: Setup, where: str, number: signa
             time.sleep(0 if where == "while it starts" else 0.05)
         doctor.send_signal(number)
         try:
-            output, _ = doctor.communicate(timeout=20)
+            output, _ = doctor.communicate(timeout=60)
         finally:
             doctor.kill()
     assert doctor.returncode == 128 + number, output

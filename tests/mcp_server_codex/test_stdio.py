@@ -289,7 +289,7 @@ async def test_no_request_is_dropped_for_the_depth_of_its_params(mode: str, lab:
             # Served or refused, under its own id or none: but not passed over.
             await client.answer(depth)
             if not client.aside:
-                with anyio.move_on_after(2):
+                with anyio.move_on_after(HANGS_S):
                     client.aside.append(await client.read())
             assert [each["id"] in ("deep", None) for each in client.aside] == [True], depth
             client.aside.clear()
@@ -498,7 +498,7 @@ async def test_a_client_that_does_not_read_holds_up_neither_the_end_nor_the_kill
         else:
             client.process.send_signal(signal.SIGTERM)
         await until(lambda: set(marked(str(lab.home))) <= {client.process.pid}, within_s=30)
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANGS_S):
             code = await client.process.wait()
     assert code == (0 if ending == "EOF" else 128 + signal.SIGTERM)
 

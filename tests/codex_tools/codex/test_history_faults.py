@@ -189,7 +189,7 @@ def test_processes_that_index_a_home_at_once_are_each_exact(
 
 
 def wait_for_stop(pid: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -206,7 +206,7 @@ def test_a_process_that_waits_for_one_that_stands_still_says_so_in_time(
         began = time.monotonic()
         waiting = indexers.start(home, state, wait_s=1, out=str(out))
         assert indexers.ended(waiting) == UNAVAILABLE
-        assert 1 <= time.monotonic() - began < 20
+        assert 1 <= time.monotonic() - began < 60
         assert "another process has locked it" in json.loads(out.read_text())["error"]
     finally:
         os.kill(stopped, signal.SIGKILL)

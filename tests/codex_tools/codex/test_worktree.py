@@ -326,7 +326,7 @@ async def test_a_pipe_is_no_file_and_is_not_waited_for(repo: Repo) -> None:
         os.mkfifo(repo.root / "a")
         os.mkfifo(repo.root / "pipe")
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         assert await kinds(repo.root, change) == {"a": "delete"}
 
 
@@ -742,7 +742,7 @@ async def test_a_git_that_misbehaves_is_no_look_and_is_left_by_nobody(
     fake_git(tmp_path, monkeypatch, code)
     monkeypatch.setattr(worktree, "FIRST_LOOK_S", 0.5)
     monkeypatch.setattr(worktree, "SECOND_LOOK_S", 0.5)
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         assert await take_snapshot(repo.root) is None
         assert await changes_since(replace(before, git=tmp_path / "bin" / "git")) is None
     assert psutil.Process().children() == []

@@ -89,7 +89,7 @@ class _Process:
 
 
 def from_proc() -> list[Ancestor]:
-    """Return the ancestors, nearest first, as Linux shows them; takes under a millisecond.
+    """Return the ancestors, nearest first, as Linux shows them; reads four small files of each.
 
     One may end meanwhile, and its id be given to a stranger. So what was read of
     it counts only if it still is the parent of the one below; else that one,
