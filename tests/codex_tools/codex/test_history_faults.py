@@ -221,9 +221,9 @@ def test_a_process_waits_longer_for_one_that_gets_on(
     first = indexers.start(home, state, batch=10, stop_after=0)
     wait_for_stop(first)
     out = tmp_path / "out.json"
-    second = indexers.start(home, state, wait_s=0.6, out=str(out))
-    for _ in range(5):
-        time.sleep(0.3)
+    second = indexers.start(home, state, wait_s=4, out=str(out))
+    for _ in range(6):
+        time.sleep(1)
         os.kill(first, signal.SIGCONT)
         wait_for_stop(first)
     os.kill(first, signal.SIGKILL)
