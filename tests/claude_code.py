@@ -137,10 +137,13 @@ class ClaudeCode:
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC",
         )
         era = {"MCP_PROTOCOL_NEGOTIATION": "legacy"} if self.mode == "legacy" else {}
+        # Else it begins without a server that is slow to start; a plugin's, sooner than others.
+        patience = dict.fromkeys(("MCP_TIMEOUT", "CLAUDE_CODE_MCP_STARTUP_WAIT_MS"), "120000")
         return {
             **environment(self.lab),
             **dict.fromkeys(alone, "1"),
             **era,
+            **patience,
             "ANTHROPIC_BASE_URL": self.model.base_url,
             "ANTHROPIC_API_KEY": "sk-scripted",
             "TMPDIR": str(self.lab.root),

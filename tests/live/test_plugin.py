@@ -121,9 +121,9 @@ def client(lab: Lab, mode: str) -> Generator[ClaudeCode]:
 
 
 def variables(client: ClaudeCode, published: dict[str, str], codex: Path) -> dict[str, str]:
-    """Return what tells the plugin's server of the lab, and lets it take its time to start."""
+    """Return what tells the plugin's server of the lab."""
     state = {"MCP_SERVER_CODEX_STATE_DIR": str(client.lab.state)}
-    return published | state | {"CODEX_BIN": str(codex), "MCP_TIMEOUT": "120000"}
+    return published | state | {"CODEX_BIN": str(codex)}
 
 
 def test_its_command_hands_a_task_to_the_real_codex(
