@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import zstandard
 
+from codex_tools.codex.errors import HistoryUnavailable
 from codex_tools.codex.history import History
 from codex_tools.codex.pricing import Prices, read_prices
 from histories import (
@@ -720,3 +723,22 @@ def test_an_index_that_is_closed_while_it_reads_on_ends_at_once(
         history.close()
     assert len({*rollouts_in(seen)}) < len(truth.sessions)
     assert_exact(answers(home, tmp_path / "state"), truth)
+
+
+def test_an_index_that_is_closed_before_it_reads_on_is_not_opened_again(
+    large: tuple[Path, Truth], tmp_path: Path
+) -> None:
+    home, _ = large
+    history = History(home, tmp_path / "state", PRICES)
+    history.refresh(enough=lambda db, next_ns: True)
+    with history.opened():
+        history.finish_later()
+        (reader,) = (each for each in threading.enumerate() if each.name == "history")
+        time.sleep(0.2)  # It waits for this thread to be done.
+    history.close()
+    reader.join(60)
+    assert not reader.is_alive()
+    with pytest.raises(HistoryUnavailable, match="ending"):
+        history.refresh()
+    opened = [each.path for each in psutil.Process().open_files()]
+    assert [path for path in opened if path.startswith(str(tmp_path))] == []

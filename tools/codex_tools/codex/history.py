@@ -157,7 +157,7 @@ class History:
 
     def _read_on(self) -> None:
         left = 1
-        while left and not self._leave.is_set():
+        while left:
             while self._waiting:
                 time.sleep(0.05)
             try:
@@ -218,6 +218,7 @@ class History:
             return left
 
     def _connect(self) -> sqlite3.Connection:
+        self._check_leave()  # Who waited for the mutex while it was closed opens none anew.
         path = self._path()
         if self._db is not None and self._inode == inode_of(path):
             return self._db
@@ -367,7 +368,7 @@ class History:
         contexts = Numbers(db)
         done = 0
         progress(0, total)
-        while changes.found or changes.gone:
+        while done < total or changes.gone:
             batch = Batch(db, str(self.home), self.prices, contexts, changes)
             size = 0
             while done < total and len(batch.files) < BATCH_FILES and size < BATCH_BYTES:
@@ -378,11 +379,9 @@ class History:
             batch.commit(changes.gone)
             changes.gone = []
             progress(done, total)
-            if done == total:
-                return 0
-            if enough is not None and enough(db, changes.found[done].mtime_ns):
-                return total - done
-        return 0
+            if done < total and enough is not None and enough(db, changes.found[done].mtime_ns):
+                break
+        return total - done
 
     def _read_texts(self, db: sqlite3.Connection, progress: Progress) -> None:
         def tell(done: int, total: int) -> None:
