@@ -38,7 +38,8 @@ SANDBOXES = ("workspace-write", "danger-full-access")
 AT_ONCE = 3
 GONE_WITHIN_S = 20.0
 WAIT_S = 60.0
-RUN_ID = re.compile(r"run_[0-9a-f]{16}")
+RUN_ID = re.compile(r"run_id (run_[0-9a-f]{16})")
+THREAD_ID = re.compile(r"thread_id (\S{36})")
 
 
 @asynccontextmanager
@@ -107,12 +108,12 @@ class Server:
         """Call *tool* and return its structured result."""
         return (await self.answer(self.ask(tool, **arguments)))["structuredContent"]
 
-    async def run_id(self) -> str:
-        """Return the id of the run that the server tells of first."""
+    async def told(self, id_: re.Pattern[str]) -> str:
+        """Return the id that the server's progress tells first."""
         with anyio.fail_after(WAIT_S):
-            while (found := RUN_ID.search(" ".join(self._told))) is None:
+            while (found := id_.search(" ".join(self._told))) is None:
                 await self._receive()
-        return found[0]
+        return found[1]
 
     def _request(self, method: str, params: Json) -> int:
         self._last_id += 1
@@ -299,7 +300,9 @@ async def play(end: End, ending: Ending, codex: Path) -> None:
                 limit = {} if end.timeout_s is None else {"timeout_s": end.timeout_s}
                 asked_at = anyio.current_time()
                 request = server.ask("codex_run", prompt=prompt, sandbox=ending.sandbox, **limit)
-                run_id = await server.run_id()
+                run_id = await server.told(RUN_ID)
+                # Codex may begin before a server on a busy machine has read of its thread.
+                thread_id = await server.told(THREAD_ID)
                 await sleep_all(tag)
                 began = max(anyio.current_time(), asked_at + (end.timeout_s or 0))
                 with anyio.fail_after(WAIT_S):
@@ -307,8 +310,7 @@ async def play(end: End, ending: Ending, codex: Path) -> None:
                         tasks.start_soon(end.bring, server, request, run_id)
                         await watch(ending, server.process, tag, began)
                 assert ending.left == {}
-                (rollout,) = lab.rollouts()
-                thread_id = rollout.stem[-36:]
+                assert [rollout.stem[-36:] for rollout in lab.rollouts()] == [thread_id]
                 if not end.exit_codes:
                     # A cancel is not answered; before the run has ended, its thread is busy.
                     ended = (await server.call("codex_wait", run_ids=[run_id]))["runs"][0]
