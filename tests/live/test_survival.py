@@ -67,11 +67,16 @@ async def are_at_work(client: Client, lab: Lab, runs: list[Json]) -> list[Json]:
     """Wait until the model was asked in each of *runs*; return how they stand."""
     asked = set(AT_WORK)
     await until(lambda: asked <= {request.prompt for request in lab.model.requests})
+    return await read_of(client, runs, len(IN_A_COMMAND))
+
+
+async def read_of(client: Client, runs: list[Json], commands: int = 0) -> list[Json]:
+    """Wait until the server has read of each run's thread, and of *commands* in all of them."""
     with anyio.fail_after(60):
         while True:
             stand = await wait(client, runs, 0)
-            commands = sum(len(run["commands"]) for run in stand)
-            if all(run["thread_id"] for run in stand) and commands == len(IN_A_COMMAND):
+            begun = sum(len(run["commands"]) for run in stand)
+            if all(run["thread_id"] for run in stand) and begun == commands:
                 return stand
             await anyio.sleep(0.1)
 
@@ -181,6 +186,7 @@ async def test_a_second_server_learns_that_the_first_was_killed_while_it_waits(
             async with connect("auto", codex, lab, env={"FAR_END": tag}) as one:
                 runs = await begin(one, SILENT)
                 await until(lambda: set(SILENT) <= {r.prompt for r in lab.model.requests})
+                await read_of(one, runs)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(ask, two, runs)
                     await anyio.sleep(1)
