@@ -323,9 +323,10 @@ def test_a_response_is_known_again_by_a_later_reader() -> None:
     assert found.inputs == [101, 102, 103]
 
 
-def test_responses_without_an_id_count_each() -> None:
+@pytest.mark.parametrize("no_id", [None, ""])
+def test_responses_without_an_id_count_each(no_id: str | None) -> None:
     nameless = record(101)
-    nameless["payload"]["response_id"] = None
+    nameless["payload"]["response_id"] = no_id
     assert counted(meta(), context(), nameless, nameless) == [101, 101]
 
 

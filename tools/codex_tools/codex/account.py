@@ -215,10 +215,10 @@ class Account:
             text = orjson.dumps(inner(inner(loads(line) or {}, "payload"), "rate_limits"))
         self.limits, self.limits_ms = text.decode("utf-8", "replace"), ms_at(line)
 
-    def _record(self, usage: Counts, response: bytes | None, ms: int) -> None:
-        """Count a response of this thread."""
+    def _record(self, usage: Counts, response: bytes, ms: int) -> None:
+        """Count a response of this thread, once for each id; *response* is that, or nothing."""
         self._recorded, self._doubtful = usage, False
-        if response is not None:
+        if response:
             if response in self.responses:
                 return
             self.responses.add(response)

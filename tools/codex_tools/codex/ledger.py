@@ -311,8 +311,7 @@ class Ledger(Account):
                 if usage is None:
                     self.bad_lines += 1
                 elif payload.get("thread_id") == self.thread_id:
-                    response = text_of(payload, "response_id")
-                    self._record(usage, response.encode() if response else None, ms)
+                    self._record(usage, (text_of(payload, "response_id") or "").encode(), ms)
                 else:
                     self._recorded, self._doubtful = usage, False
             case "event_msg":
