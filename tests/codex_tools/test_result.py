@@ -243,6 +243,6 @@ def test_next_says_what_to_do_with_the_ids_in_it() -> None:
     assert 'codex_resume with thread_id "t-1"' in failed
     wrong = make_result("failed", turn=TURN, error=WrongThread("t-0", "t-1", TURN)).next
     refused = make_result("failed", error=InvalidArguments(["x"])).next
-    assert wrong == refused == "Mend what the error names, then call again."
+    assert wrong == refused == "Do as the hint of the error says."
     ephemeral = make_result("completed", turn=TURN, setting=Setting(can_resume=False)).next
     assert "codex_resume" not in ephemeral

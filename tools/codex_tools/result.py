@@ -320,5 +320,5 @@ def _next(
     if error is None:
         return f"To go on in this thread, call {resume}." if resume else "Nothing is left to do."
     if resume is None or error.kind in ("wrong_thread", "thread_not_found"):
-        return "Mend what the error names, then call again."
+        return "Do as the hint of the error says."
     return f"When the error allows, go on in this thread with {resume}."
