@@ -47,7 +47,7 @@ bundle:
 
 # After an update of genai-prices: the table that spares importing it.
 prices: .venv/ready
-	@$(PY) -m codex_tools.codex.catalog
+	@$(PY) -m codex_tools.pricing.catalog
 
 format: .venv/ready
 	@.venv/bin/ruff check --fix -q . && .venv/bin/ruff format -q .

@@ -35,13 +35,13 @@ from codex_tools.codex.errors import (
     UnknownRun,
     WrongThread,
 )
-from codex_tools.codex.failure import classify, classify_exit
-from codex_tools.codex.fold import TurnResult
-from codex_tools.result import tell_error
+from codex_tools.codex.failures import classify, classify_exit
+from codex_tools.codex.turn_result import TurnResult
+from codex_tools.runs.result import tell_error
 from codex_tools.tool import input_schema
 from mcp_server_codex.app import OLD_TOOLS, TOOLS
-from mcp_server_codex.cli.clients import CLIENTS, NAME
-from mcp_server_codex.cli.formats import TOML
+from mcp_server_codex.cli.clients.formats import TOML
+from mcp_server_codex.cli.clients.known import CLIENTS, NAME
 from mcp_server_codex.settings import OPTIONS
 from mcp_server_codex.wire import AnyTool
 

@@ -15,9 +15,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-from codex_tools.codex.history import History
-from codex_tools.codex.pricing import Prices, read_prices
-from codex_tools.codex.report import find_usage
+from codex_tools.history.index import History
+from codex_tools.history.usage_report import find_usage
+from codex_tools.pricing.prices import Prices, read_prices
 from codex_tools.sessions import SessionsRequest, find_sessions
 from homes import Request, Session, Tokens, Truth, Used
 

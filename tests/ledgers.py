@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from codex_tools.codex.account import each_request
-from codex_tools.codex.ledger import Ledger, facts_of
-from codex_tools.codex.line import Counts
+from codex_tools.rollouts.line import Counts
+from codex_tools.rollouts.thread_reader import Ledger, facts_of
+from codex_tools.rollouts.token_counter import each_request
 
 Json = dict[str, Any]
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from codex_tools.codex.history import History
-from codex_tools.codex.pricing import Prices, read_prices
+from codex_tools.history.index import History
+from codex_tools.pricing.prices import Prices, read_prices
 from far_ends import Json, Lab, environment, number, open_lab, real_codex
 from mcp_server_codex.cli.scripted_model import (
     Act,

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 
-from codex_tools.strict_schema import StrictSchema
+from codex_tools.schemas.rewriter import StrictSchema
 
 Json = dict[str, Any]
 

@@ -22,7 +22,7 @@ from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.policy import Policy, Review
-from codex_tools.run import existing_folder
+from codex_tools.turn_options import existing_folder
 from far_ends import FakeCodex, Json, Lab, answer_lines, call, connect, events, thread_line, until
 
 REFUSED, HARMLESS = "refused", "harmless"

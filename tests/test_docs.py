@@ -10,7 +10,7 @@ import pytest
 
 import compat
 import generate
-from codex_tools.result import RunResult
+from codex_tools.runs.result import RunResult
 from mcp_server_codex.cli.checks.codex import NEWEST_TESTED
 from mcp_server_codex.prompts import PROMPTS
 from mcp_server_codex.resources import TEMPLATES

@@ -64,7 +64,7 @@ def test_the_manifest_says_what_the_code_says() -> None:
 
 
 def test_the_guard_needs_nothing_but_the_standard_library() -> None:
-    guard = TOP / "tools" / "codex_tools" / "codex" / "guard.py"
+    guard = TOP / "tools" / "codex_tools" / "engines" / "guard.py"
     for node in ast.walk(ast.parse(guard.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]

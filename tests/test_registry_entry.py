@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from codex_tools.output_schema import problems
+from codex_tools.schemas.output_schema import problems
 from far_ends import Json
 from installs import TOP
 from mcp_server_codex.settings import OPTIONS, Option

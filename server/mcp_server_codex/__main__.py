@@ -50,7 +50,7 @@ def _serve(arguments: list[str]) -> None:
     from mcp_server_codex.log import log_to_stderr
     from mcp_server_codex.settings import read_settings
     from mcp_server_codex.stdio import serve
-    from mcp_server_codex.telemetry import start_traces
+    from mcp_server_codex.tracing import start_traces
 
     settings = read_settings(arguments, os.environ, _fail)
     log_to_stderr(settings.log_level)

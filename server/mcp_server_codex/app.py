@@ -18,26 +18,28 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
-from codex_tools.codex.ancestry import find_depth
 from codex_tools.codex.errors import CodexError, InternalFault
-from codex_tools.codex.history import History
 from codex_tools.codex.masking import shorten
-from codex_tools.codex.pricing import read_prices
-from codex_tools.codex.rollout import codex_home
-from codex_tools.codex_mcp_server import CODEX, CODEX_REPLY, CodexRequest
+from codex_tools.codex.paths import codex_home
+from codex_tools.compat import CODEX, CODEX_REPLY, CodexRequest
+from codex_tools.engines.nesting import find_depth
+from codex_tools.history.index import History
+from codex_tools.pricing.prices import read_prices
 from codex_tools.resume import RESUME
-from codex_tools.run import RUN, TurnOptions
-from codex_tools.runs import Runs, open_runs
+from codex_tools.run import RUN
+from codex_tools.runs.register import Runs, open_runs
 from codex_tools.sessions import SESSIONS
 from codex_tools.stop import STOP
 from codex_tools.tool import Context
+from codex_tools.turn_options import TurnOptions
 from codex_tools.usage import USAGE
 from codex_tools.wait import WAIT
 from mcp_server_codex import prompts, tasks
-from mcp_server_codex.question import Seals, Unanswered, find_asker
+from mcp_server_codex.elicitation import Seals, Unanswered, find_asker
+from mcp_server_codex.progress import Progress
 from mcp_server_codex.resources import Resources
 from mcp_server_codex.settings import Settings
-from mcp_server_codex.wire import AnyTool, Progress, caller_of, to_result, to_tool
+from mcp_server_codex.wire import AnyTool, caller_of, to_result, to_tool
 
 logger = logging.getLogger(__name__)
 

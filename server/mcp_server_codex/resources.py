@@ -23,11 +23,11 @@ from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import CodexError
-from codex_tools.codex.history import History
-from codex_tools.codex.listing import COLD_FILES, Listing, ThreadQuery, enough_for
-from codex_tools.result import RunResult, run_uri
-from codex_tools.runs import Runs
-from codex_tools.transcript import read_transcript, thread_uri
+from codex_tools.history.index import History
+from codex_tools.history.thread_list import COLD_FILES, Listing, ThreadQuery, enough_for
+from codex_tools.history.transcript import read_transcript, thread_uri
+from codex_tools.runs.register import Runs
+from codex_tools.runs.result import RunResult, run_uri
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import caller_of
 

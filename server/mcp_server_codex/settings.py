@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
-from codex_tools.codex.environment import EnvironmentRules
-from codex_tools.codex.pricing import read_prices
-from codex_tools.codex.rollout import codex_home
+from codex_tools.codex.paths import codex_home, expand_home
 from codex_tools.codex.sandbox import WIDTH, Sandbox
-from codex_tools.paths import expand_home
+from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
+from codex_tools.pricing.prices import read_prices
 
 PREFIX = "MCP_SERVER_CODEX_"
 

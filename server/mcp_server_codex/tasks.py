@@ -16,9 +16,9 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import UnknownRun
-from codex_tools.outcome import Run
-from codex_tools.runs import Runs
-from codex_tools.store import KEEP_S, Stored, now
+from codex_tools.runs.register import Runs
+from codex_tools.runs.run import Run
+from codex_tools.runs.store import KEEP_S, Stored, now
 from mcp_server_codex.wire import AnyTool, to_result
 
 EXTENSION = "io.modelcontextprotocol/tasks"

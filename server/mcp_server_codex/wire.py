@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
 import mcp_types as types
 from mcp.server.session import ServerSession
 
 from codex_tools.codex.record import Record
-from codex_tools.codex_mcp_server import CodexFailure, CodexResult
-from codex_tools.outcome import Run
-from codex_tools.output_schema import problems
-from codex_tools.result import RunError, RunResult, error_text, run_uri
+from codex_tools.compat import CodexFailure, CodexResult
+from codex_tools.runs.result import RunError, RunResult, error_text, run_uri
+from codex_tools.schemas.output_schema import problems
 from codex_tools.sessions import SessionsResult
 from codex_tools.stop import StopResult
 from codex_tools.tool import Tool, input_schema, output_schema
@@ -24,26 +20,12 @@ from codex_tools.wait import WaitResult
 
 AnyTool = Tool[Any, Any]
 
-MESSAGE_LIMIT = 200
-"""Characters of a progress message; Claude Code cuts there."""
 
 LARGEST = 500_000
 """Characters of a result that Claude Code shall show to its model (it takes up to so many).
 
 Ours keep within 48,000, but for structured output, which is never cut.
 """
-
-LOOK_EVERY_S = 0.1
-"""How often progress is looked at."""
-
-TELL_EVERY_S = 0.5
-"""How often it is told at most."""
-
-FIRST_WITHIN_S = 0.3
-"""When it is told first, if there is no run to tell of before."""
-
-SAY_EVERY_S = 9.0
-"""How often it is told though nothing has changed."""
 
 
 def caller_of(session: ServerSession) -> str:
@@ -148,81 +130,3 @@ def _told(result: Record) -> tuple[str, bool]:
             return result.model_dump_json(), False
         case _:
             raise TypeError(f"{type(result).__name__} has no words")
-
-
-class Progress:
-    """The progress of one call: says what its runs do, until it is cancelled.
-
-    It looks at the runs instead of being fed by them, so a client that does
-    not read holds up nothing but these messages.
-    """
-
-    def __init__(self, session: ServerSession) -> None:
-        self._session = session
-        self._runs: list[Run] = []
-        self._doing: Callable[[], str] | None = None
-        self._start = anyio.current_time()
-        self._told: set[str] = set()
-
-    def watch(self, run: Run) -> None:
-        """Tell of *run* from now on."""
-        self._runs.append(run)
-
-    def tell(self, doing: Callable[[], str]) -> None:
-        """Say from now on what *doing* says."""
-        self._doing = doing
-
-    @asynccontextmanager
-    async def told(self) -> AsyncGenerator[None]:
-        """Send messages while the block runs."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._tell)
-            try:
-                yield
-            finally:
-                tasks.cancel_scope.cancel()
-
-    async def _tell(self) -> None:
-        count, last, last_at = 0, "", -TELL_EVERY_S
-        while True:
-            now = anyio.current_time()
-            headline, new = self._headline(), self._untold()
-            if count == 0:
-                due = bool(self._runs) or now - self._start >= FIRST_WITHIN_S
-            else:
-                changed = (headline != last or new) and now - last_at >= TELL_EVERY_S
-                due = changed or now - last_at >= SAY_EVERY_S
-            if due:
-                count += 1
-                message = " · ".join([_duration(now - self._start), headline, *new])
-                await self._session.report_progress(count, None, message[:MESSAGE_LIMIT])
-                self._told.update(each for each in new if each in message[:MESSAGE_LIMIT])
-                last, last_at = headline, now
-            await anyio.sleep(LOOK_EVERY_S)
-
-    def _headline(self) -> str:
-        if not self._runs:
-            return "at work" if self._doing is None else self._doing()
-        text = " | ".join(" ".join(run.headline.split()) for run in self._runs)
-        return _cut(text, MESSAGE_LIMIT - 110)
-
-    def _untold(self) -> list[str]:
-        ids: list[str] = []
-        for run in self._runs:
-            ids += [f"run_id {run.run_id}"]
-            if run.fold.thread_id is not None:
-                ids += [f"thread_id {run.fold.thread_id}"]
-        return [each for each in ids if each not in self._told]
-
-
-def _cut(text: str, limit: int) -> str:
-    """Return *text* in at most *limit* characters, the end left out."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"

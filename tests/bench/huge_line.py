@@ -21,7 +21,7 @@ from pathlib import Path
 import anyio
 
 from codex_tools.codex.events import ItemCompletedEvent, parse_event
-from codex_tools.codex.process import open_child
+from codex_tools.engines.process import open_child
 
 WRITER = r"""
 import sys

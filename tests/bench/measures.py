@@ -22,7 +22,7 @@ from figure import Figure, pair
 from huge_line import memory
 
 from codex_tools.codex.events import parse_event
-from codex_tools.codex.fold import Fold
+from codex_tools.codex.turn_result import Fold
 from far_ends import PINNED, Json, Lab, connect, environment, open_lab, real_codex, server_program
 from mcp_server_codex.cli.scripted_model import say
 

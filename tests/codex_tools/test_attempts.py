@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from codex_tools.attempts import (
+from codex_tools.codex.errors import TurnFailed
+from codex_tools.codex.events import parse_event
+from codex_tools.codex.failures import classify
+from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.runs.attempts import (
     BACKOFF_S,
     LAST_START_S,
     LONGEST_PAUSE_S,
@@ -13,10 +17,6 @@ from codex_tools.attempts import (
     asked_pause,
     pause_before_next,
 )
-from codex_tools.codex.errors import TurnFailed
-from codex_tools.codex.events import parse_event
-from codex_tools.codex.failure import classify
-from codex_tools.codex.fold import Fold, TurnResult
 from far_ends import Json, events
 
 RATE_LIMIT = "exceeded retry limit, last status: 429 Too Many Requests"

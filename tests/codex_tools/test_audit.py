@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from codex_tools import audit as module
-from codex_tools.audit import FILES_KEPT, Audit
+from codex_tools.runs import audit as module
+from codex_tools.runs.audit import FILES_KEPT, Audit
 
 
 def entries(folder: Path) -> list[dict[str, object]]:
@@ -38,7 +38,7 @@ def test_no_secret_gets_into_it(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from codex_tools import audit
+from codex_tools.runs import audit
 audit.FILE_LIMIT = 150_000
 log = audit.Audit(Path(sys.argv[1]))
 for count in range(200):

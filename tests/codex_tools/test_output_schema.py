@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from codex_tools.codex.errors import CodexError, InvalidOutputSchema, OutputMismatch
-from codex_tools.codex.fold import TurnResult
-from codex_tools.output_schema import Output, check_schema, problems
+from codex_tools.codex.turn_result import TurnResult
+from codex_tools.schemas.output_schema import Output, check_schema, problems
 
 Json = dict[str, Any]
 

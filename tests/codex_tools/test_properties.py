@@ -20,10 +20,9 @@ from codex_tools.codex.events import (
     TurnFailedEvent,
     parse_event,
 )
-from codex_tools.codex.fold import Fold, TurnResult
-from codex_tools.codex.turn import finish
-from codex_tools.output_schema import problems
-from codex_tools.result import (
+from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.engines.driver import finish
+from codex_tools.runs.result import (
     FILES_KEPT,
     RESPONSE_LIMIT,
     RESULT_LIMIT,
@@ -31,6 +30,7 @@ from codex_tools.result import (
     RunStatus,
     make_result,
 )
+from codex_tools.schemas.output_schema import problems
 from codex_tools.tool import output_schema
 
 Json = dict[str, object]

@@ -20,9 +20,9 @@ from codex_tools.codex.errors import (
     WrongThread,
 )
 from codex_tools.codex.events import ToolCallItem
-from codex_tools.codex.failure import classify
-from codex_tools.codex.fold import ChangeKind, Command, TurnResult
-from codex_tools.result import (
+from codex_tools.codex.failures import classify
+from codex_tools.codex.turn_result import ChangeKind, Command, TurnResult
+from codex_tools.runs.result import (
     FILES_KEPT,
     RESPONSE_LIMIT,
     RESULT_LIMIT,

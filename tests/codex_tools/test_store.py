@@ -24,10 +24,10 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import Cancelled
-from codex_tools.codex.fold import TurnResult
-from codex_tools.event_log import LOG_LIMIT
-from codex_tools.result import RunResult, RunStatus, Setting, make_result
-from codex_tools.store import KEEP_BYTES, KEEP_S, Store, now
+from codex_tools.codex.turn_result import TurnResult
+from codex_tools.runs.event_log import LOG_LIMIT
+from codex_tools.runs.result import RunResult, RunStatus, Setting, make_result
+from codex_tools.runs.store import KEEP_BYTES, KEEP_S, Store, now
 from far_ends import FakeCodex, Json, Lab, answer_lines, call, connect, events, marked, thread_line
 
 RUN = "run_0123456789abcdef"
@@ -37,9 +37,9 @@ HELLO = events(thread_line(), *answer_lines("hello"))
 MAKE = """\
 import json, os, random, resource, signal, sys, time
 from pathlib import Path
-from codex_tools.codex.fold import TurnResult
-from codex_tools.result import make_result
-from codex_tools.store import Store, now
+from codex_tools.codex.turn_result import TurnResult
+from codex_tools.runs.result import make_result
+from codex_tools.runs.store import Store, now
 
 def result(number, status="running", text=""):
     turn = TurnResult(thread_id="01a20661-b445-73e1-b566-c552cde98ccd", final_response=text)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from codex_tools.codex.errors import InvalidOutputSchema
-from codex_tools.output_schema import check_schema, problems
-from codex_tools.strict_schema import make_strict
+from codex_tools.schemas.output_schema import check_schema, problems
+from codex_tools.schemas.rewriter import make_strict
 from sent_form import Unsayable, alternatives, comes_back, dumped, encoded, is_valid, resolved
 
 Json = dict[str, Any]

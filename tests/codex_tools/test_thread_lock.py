@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from codex_tools.codex.errors import ThreadBusy
-from codex_tools.thread_lock import ThreadLock
+from codex_tools.runs.thread_lock import ThreadLock
 from far_ends import until
 
 THREAD = "01a20661-b445-73e1-b566-c552cde98ccd"
@@ -21,7 +21,7 @@ TAKE = """\
 import sys
 from pathlib import Path
 from codex_tools.codex.errors import ThreadBusy
-from codex_tools.thread_lock import ThreadLock
+from codex_tools.runs.thread_lock import ThreadLock
 state, thread = Path(sys.argv[1]), sys.argv[2]
 """
 

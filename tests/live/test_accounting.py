@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from mcp import Client
 
-from codex_tools.codex.pricing import read_prices
+from codex_tools.pricing.prices import read_prices
 from far_ends import (
     MODES,
     VERSIONS,

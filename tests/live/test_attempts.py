@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from codex_tools.attempts import BACKOFF_S, TRIES
+from codex_tools.runs.attempts import BACKOFF_S, TRIES
 from far_ends import Json, Lab, call, connect, number
 from mcp_server_codex.cli.scripted_model import (
     Fail,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 
-from codex_tools.strict_schema import make_strict
+from codex_tools.schemas.rewriter import make_strict
 from far_ends import FakeCodex, Json, Lab, call, connect, real_codex
 from mcp_server_codex.cli.scripted_model import say
 from sent_form import Unsayable, comes_back, encoded, is_valid

@@ -8,7 +8,7 @@ import mcp_types as types
 import pytest
 
 from far_ends import FakeCodex, Json, Lab, answer_lines, call, connect, events, thread_line
-from mcp_server_codex.question import Seals
+from mcp_server_codex.elicitation import Seals
 
 WIDE: Json = {"prompt": "x", "sandbox": "danger-full-access"}
 

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from codex_tools.codex.environment import EnvironmentRules
-from codex_tools.codex.rollout import codex_home
+from codex_tools.codex.paths import codex_home
+from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
 from mcp_server_codex.settings import OPTIONS, Option, Settings, default_state_dir, read_settings
 

@@ -27,7 +27,7 @@ from far_ends import (
     until,
 )
 from mcp_server_codex.cli.loopback import Loopback, QuietHandler
-from mcp_server_codex.telemetry import start_traces
+from mcp_server_codex.tracing import start_traces
 
 PROMPT = "a prompt that nobody else may see"
 ANSWER = "an answer that nobody else may see"

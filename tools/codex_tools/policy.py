@@ -14,10 +14,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from codex_tools.codex.environment import EnvironmentRules
 from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
+from codex_tools.engines.environment import EnvironmentRules
 
 SAFE_CONFIG = (
     "model_reasoning_effort",

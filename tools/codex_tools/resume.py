@@ -9,14 +9,16 @@ from uuid import UUID
 from pydantic import field_validator, model_validator
 
 from codex_tools.codex.errors import CodexUnsupported, InvalidArguments, ThreadNotFound
+from codex_tools.codex.paths import codex_home
 from codex_tools.codex.program import Program, find_codex
-from codex_tools.codex.rollout import PACKED, codex_home, find_archived, find_rollout
 from codex_tools.codex.sandbox import Sandbox
-from codex_tools.codex.thread_state import ThreadState, newest_thread, read_state
-from codex_tools.outcome import Run
 from codex_tools.policy import Review
-from codex_tools.result import RunResult
-from codex_tools.run import (
+from codex_tools.rollouts.files import PACKED, find_archived, find_rollout
+from codex_tools.rollouts.threads import ThreadState, newest_thread, read_state
+from codex_tools.runs.result import RunResult
+from codex_tools.runs.run import Run
+from codex_tools.tool import Context, Tool
+from codex_tools.turn_options import (
     TurnOptions,
     check_depth,
     existing_folder,
@@ -25,7 +27,6 @@ from codex_tools.run import (
     make_turn,
     refuse,
 )
-from codex_tools.tool import Context, Tool
 
 
 class ResumeRequest(TurnOptions):

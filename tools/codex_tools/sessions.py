@@ -9,18 +9,19 @@ import orjson
 from pydantic import Field, model_validator
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, ThreadNotFound
-from codex_tools.codex.history import History, Progress
-from codex_tools.codex.listing import COLD_FILES, Listing, Page, ThreadQuery, enough_for
 from codex_tools.codex.masking import quote, shorten
-from codex_tools.codex.period import instant, iso
+from codex_tools.codex.paths import folder_names
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.record import Record, Usage
-from codex_tools.codex.report import folder_names, tokens
-from codex_tools.codex.turns import Turn as ReadTurn
-from codex_tools.codex.turns import read_turns
-from codex_tools.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
+from codex_tools.history.index import History, Progress
+from codex_tools.history.tables import tokens
+from codex_tools.history.thread_list import COLD_FILES, Listing, Page, ThreadQuery, enough_for
+from codex_tools.history.times import instant, iso
+from codex_tools.history.transcript import thread_uri
+from codex_tools.rollouts.turn_reader import Turn as ReadTurn
+from codex_tools.rollouts.turn_reader import read_turns
+from codex_tools.runs.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
 from codex_tools.tool import Context, Folder, Tool
-from codex_tools.transcript import thread_uri
 
 Json = dict[str, Any]
 

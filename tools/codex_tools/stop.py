@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.record import Record
-from codex_tools.result import RunResult, make_result
+from codex_tools.runs.result import RunResult, make_result
 from codex_tools.tool import Context, Tool
 
 

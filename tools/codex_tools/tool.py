@@ -14,11 +14,11 @@ from pydantic import AfterValidator, ValidationError
 from pydantic_core import ErrorDetails
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
-from codex_tools.codex.history import History, Progress
 from codex_tools.codex.record import Record
-from codex_tools.outcome import Run
+from codex_tools.history.index import History, Progress
 from codex_tools.policy import Policy, Review, ask_for
-from codex_tools.runs import Runs
+from codex_tools.runs.register import Runs
+from codex_tools.runs.run import Run
 
 Json = dict[str, Any]
 T = TypeVar("T")

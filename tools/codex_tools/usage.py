@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.record import Record
-from codex_tools.codex.report import GroupBy, find_usage
-from codex_tools.result import RunError, tell_error
+from codex_tools.history.usage_report import GroupBy, find_usage
+from codex_tools.runs.result import RunError, tell_error
 from codex_tools.tool import Context, Folder, Tool
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.record import Record
-from codex_tools.outcome import Run
-from codex_tools.result import RESULT_LIMIT, RunError, RunResult, fit, tell_error
+from codex_tools.runs.result import RESULT_LIMIT, RunError, RunResult, fit, tell_error
+from codex_tools.runs.run import Run
 from codex_tools.tool import Context, Tool
 
 RUNS_AT_ONCE = 32

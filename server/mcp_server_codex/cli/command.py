@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
 
 from codex_tools.codex.errors import CodexError
-from codex_tools.codex.history import History, Progress
-from codex_tools.codex.pricing import read_prices
-from codex_tools.codex.rollout import codex_home
-from codex_tools.paths import make_absolute
+from codex_tools.codex.paths import codex_home, make_absolute
+from codex_tools.history.index import History, Progress
+from codex_tools.pricing.prices import read_prices
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
 
 Json = dict[str, Any]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from mcp_server_codex.cli.checks.check import Check, problem, worst
-from mcp_server_codex.cli.checks.surroundings import (
+from mcp_server_codex.cli.checks.python import (
     check_packages,
     check_python,
     check_system,
@@ -27,7 +27,7 @@ from mcp_server_codex.cli.checks.surroundings import (
 )
 
 if TYPE_CHECKING:
-    from mcp_server_codex.cli.checks.examination import Examination
+    from mcp_server_codex.cli.checks.context import Examination
 
 _USAGE = """\
 usage: mcp-server-codex doctor [--json] [OPTION]...
@@ -165,8 +165,8 @@ async def _heed_signals(options: list[str], environ: dict[str, str], report: Rep
 
 
 async def _examine(options: list[str], environ: dict[str, str], report: Report) -> None:
-    from codex_tools.codex.rollout import codex_home
-    from mcp_server_codex.cli.checks.examination import begin
+    from codex_tools.codex.paths import codex_home
+    from mcp_server_codex.cli.checks.context import begin
 
     examination, checks = begin(options, environ, codex_home())
     report.mask = examination.mask
@@ -187,10 +187,10 @@ async def _examine(options: list[str], environ: dict[str, str], report: Report) 
 
 
 def _steps() -> tuple[Step, ...]:
-    from mcp_server_codex.cli.checks.account import check_config, check_home
     from mcp_server_codex.cli.checks.clients import check_clients
     from mcp_server_codex.cli.checks.codex import check_codex
-    from mcp_server_codex.cli.checks.machine import (
+    from mcp_server_codex.cli.checks.login import check_config, check_home
+    from mcp_server_codex.cli.checks.requirements import (
         check_git,
         check_nesting,
         check_policy,

@@ -13,18 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from mcp_server_codex.cli.claude_cli import (
+from mcp_server_codex.cli.clients.claude_code import (
     add_command,
     find_claude,
     remove_command,
     run_claude,
 )
-from mcp_server_codex.cli.clients import CLIENTS, NAME, Client, client_named
+from mcp_server_codex.cli.clients.config_error import ConfigError
+from mcp_server_codex.cli.clients.config_file import ConfigFile
+from mcp_server_codex.cli.clients.formats import at_path
+from mcp_server_codex.cli.clients.known import CLIENTS, NAME, Client, client_named
+from mcp_server_codex.cli.clients.launch import find_command, read_options
 from mcp_server_codex.cli.command import Argument, add_arguments
-from mcp_server_codex.cli.config_error import ConfigError
-from mcp_server_codex.cli.config_file import ConfigFile
-from mcp_server_codex.cli.formats import at_path
-from mcp_server_codex.cli.launch import find_command, read_options
 
 Json = dict[str, Any]
 

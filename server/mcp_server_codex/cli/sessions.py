@@ -15,8 +15,8 @@ from rich.rule import Rule
 from rich.table import Table
 
 from codex_tools.codex.errors import CodexError
-from codex_tools.codex.history import History, Progress
 from codex_tools.codex.program import find_codex
+from codex_tools.history.index import History, Progress
 from codex_tools.sessions import SESSIONS, Session, SessionsResult, Turn, find_sessions
 from codex_tools.tool import Tool
 from mcp_server_codex.cli.command import Argument, Command, run_command, short

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from codex_tools.codex.history import History, Progress
-from codex_tools.codex.report import GroupBy, find_usage
+from codex_tools.history.index import History, Progress
+from codex_tools.history.usage_report import GroupBy, find_usage
 from mcp_server_codex.cli.command import Argument, Command, run_command
 from mcp_server_codex.settings import Settings
 

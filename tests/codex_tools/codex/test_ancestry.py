@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from codex_tools.codex.ancestry import MOST, Ancestor, find_depth, from_proc, from_ps, parse_ps
-from codex_tools.codex.environment import DEPTH_VARIABLE
-from codex_tools.codex.process import open_child
+from codex_tools.engines.environment import DEPTH_VARIABLE
+from codex_tools.engines.nesting import MOST, Ancestor, find_depth, from_proc, from_ps, parse_ps
+from codex_tools.engines.process import open_child
 from far_ends import cannot_have
 
 PYTHON = sys.executable
@@ -27,14 +27,14 @@ HERE = find_depth(os.environ)
 
 TELL = """
 import json, os
-from codex_tools.codex.ancestry import find_depth, from_ps
+from codex_tools.engines.nesting import find_depth, from_ps
 print(json.dumps([find_depth(os.environ), find_depth(os.environ, from_ps)]), flush=True)
 """
 NEST = """
 import os, sys
 from pathlib import Path
 import anyio
-from codex_tools.codex.process import open_child
+from codex_tools.engines.process import open_child
 levels, tell, interpreter = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 following = [interpreter, "-c", tell]
 if levels > 1:
@@ -107,7 +107,7 @@ async def test_a_program_of_any_name_may_stand_between(tmp_path: Path) -> None:
 async def test_parents_that_die_meanwhile_change_nothing(tmp_path: Path) -> None:
     code = """
 import os, time
-from codex_tools.codex.ancestry import find_depth
+from codex_tools.engines.nesting import find_depth
 guard, generations = os.getppid(), 40
 
 def look_from_below(write, wait, go):
@@ -157,7 +157,7 @@ def test_a_parent_that_linux_is_about_to_forget_does_not_end_the_look(
             return f"9 (sh) {now} {'0 ' * 17}77 0".encode() if now else b""
         return environs.get(pid, "").encode() if file == "environ" else b""
 
-    monkeypatch.setattr("codex_tools.codex.ancestry._content", content)
+    monkeypatch.setattr("codex_tools.engines.nesting._content", content)
     assert [ancestor.told for ancestor in from_proc()] == [1, 0]
 
 
@@ -215,28 +215,32 @@ def test_a_guard_counts_where_nothing_above_it_can_be_seen() -> None:
 
 
 GUARDS = [
+    ("usr/lib/python3.13/site-packages/codex_tools/engines/guard.py", ["9", "", "200", "/", "x"]),
+    ("my venv/codex_tools/engines/guard.py", ["9", "/tmp/a b", "200", "/c d", "x", "exec", "-"]),
+    ("codex_tools/engines/__pycache__/guard.cpython-399.pyc", ["9", "", "200", "/", "x"]),
+    ("codex_tools/engines/__pycache__/guard.cpython-399.opt-1.pyc", ["9", "", "200", "/", "x"]),
+    ("prefix/codex_tools/engines/guard.cpython-399.pyc", ["9", "", "200", "/", "x"]),
     ("usr/lib/python3.13/site-packages/codex_tools/codex/guard.py", ["9", "", "200", "/", "x"]),
-    ("my venv/codex_tools/codex/guard.py", ["9", "/tmp/a b", "200", "/c d", "x", "exec", "-"]),
     ("codex_tools/codex/__pycache__/guard.cpython-399.pyc", ["9", "", "200", "/", "x"]),
-    ("codex_tools/codex/__pycache__/guard.cpython-399.opt-1.pyc", ["9", "", "200", "/", "x"]),
-    ("prefix/codex_tools/codex/guard.cpython-399.pyc", ["9", "", "200", "/", "x"]),
 ]
-"""Guards of other installations, with and without PYTHONPYCACHEPREFIX."""
+"""Guards of other installations, with and without PYTHONPYCACHEPREFIX; the last two are of
+builds up to 0.1.0, which had them in another folder."""
 
 STRANGERS: list[tuple[str, list[str]]] = [
     ("guard.py", ["9", "", "200", "/", "x"]),
-    ("my_codex_tools/codex/guard.py", ["9", "", "200", "/", "x"]),
+    ("my_codex_tools/engines/guard.py", ["9", "", "200", "/", "x"]),
     ("codex_tools/guard.py", ["9", "", "200", "/", "x"]),
-    ("codex_tools/codex/guard.py/guard.txt", ["9", "", "200", "/", "x"]),
-    ("codex_tools/codex/guard_rail.py", ["9", "", "200", "/", "x"]),
-    ("codex_tools/codex/guard.py", []),
-    ("codex_tools/codex/guard.py", ["9"]),
-    ("codex_tools/codex/guard.py", ["9", "", "200"]),
-    ("codex_tools/codex/guard.py", ["9", "", "200", "/"]),
-    ("codex_tools/codex/guard.py", ["nine", "", "200", "/", "x"]),
-    ("codex_tools/codex/guard.py", ["9", "", "soon", "/", "x"]),
-    ("codex_tools/codex/guard.py", ["9", "", "200", "here", "x"]),
-    ("other.py", ["/x/codex_tools/codex/guard.py", "9", "", "200", "/", "x"]),
+    ("codex_tools/runs/guard.py", ["9", "", "200", "/", "x"]),
+    ("codex_tools/engines/guard.py/guard.txt", ["9", "", "200", "/", "x"]),
+    ("codex_tools/engines/guard_rail.py", ["9", "", "200", "/", "x"]),
+    ("codex_tools/engines/guard.py", []),
+    ("codex_tools/engines/guard.py", ["9"]),
+    ("codex_tools/engines/guard.py", ["9", "", "200"]),
+    ("codex_tools/engines/guard.py", ["9", "", "200", "/"]),
+    ("codex_tools/engines/guard.py", ["nine", "", "200", "/", "x"]),
+    ("codex_tools/engines/guard.py", ["9", "", "soon", "/", "x"]),
+    ("codex_tools/engines/guard.py", ["9", "", "200", "here", "x"]),
+    ("other.py", ["/x/codex_tools/engines/guard.py", "9", "", "200", "/", "x"]),
 ]
 STAND_IN = (
     f"import subprocess, sys\nsys.exit(subprocess.run([{PYTHON!r}, '-c', {TELL!r}]).returncode)"
@@ -273,12 +277,12 @@ def test_a_process_that_looks_a_little_like_a_guard_does_not_count(
 def test_a_guard_s_file_run_in_another_way_does_not_count(
     tmp_path: Path, options: list[str]
 ) -> None:
-    script = stand_in(tmp_path / "codex_tools" / "codex" / "guard.py")
+    script = stand_in(tmp_path / "codex_tools" / "engines" / "guard.py")
     assert tell([PYTHON, *options, script, "9", "", "200", "/", "x"]) == (0, 0)
 
 
 def test_a_shell_that_was_told_a_guard_s_command_line_does_not_count(tmp_path: Path) -> None:
-    named = f"{PYTHON} -I -S /x/codex_tools/codex/guard.py 9  200 / x"
+    named = f"{PYTHON} -I -S /x/codex_tools/engines/guard.py 9  200 / x"
     command = f'{PYTHON} -c "$TELL"; exit $?; {named}'
     assert tell(["sh", "-c", command, named], TELL=TELL) == (0, 0)
     words = [*named.split(), "x", "x"]
@@ -289,7 +293,7 @@ MAC = """\
     1     0 /sbin/launchd
   350     1 /Applications/Some Editor.app/Contents/MacOS/Editor --type=x HOME=/Users/ann
   401   350 /Users/ann/.venv/bin/python /Users/ann/.venv/bin/mcp-server-codex HOME=/Users/ann A=b c
-  402   401 /Users/ann/My Tools/bin/python3.12 -I -S /Users/ann/My Tools/lib/codex_tools/codex/\
+  402   401 /Users/ann/My Tools/bin/python3.12 -I -S /Users/ann/My Tools/lib/codex_tools/engines/\
 __pycache__/guard.cpython-312.pyc 9  200 /Users/ann/project /opt/codex exec - CODEX_RUN_DEPTH=1
   403   402 /opt/codex exec --json -s read-only - HOME=/Users/ann CODEX_RUN_DEPTH=1 LANG=C
   404   403 python mcp-server-codex HOME=/Users/ann

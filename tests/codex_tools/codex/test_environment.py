@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from codex_tools.codex.environment import (
+from codex_tools.engines.environment import (
     DEPTH_VARIABLE,
     CodexConfig,
     EnvironmentRules,

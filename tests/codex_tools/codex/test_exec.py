@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from codex_tools.codex.errors import CodexUnsupported
-from codex_tools.codex.exec import TurnRequest, build_argv
 from codex_tools.codex.program import Program, Version
 from codex_tools.codex.sandbox import Sandbox
+from codex_tools.engines.engine import TurnRequest
+from codex_tools.engines.exec import build_argv
 
 NEW = Program(Path("/bin/codex"), (0, 169, 0), "0.169.0", None, frozenset({"--ephemeral"}))
 OLD = Program(Path("/bin/codex"), (0, 60, 1), "0.60.1", "/vendor/path", frozenset())

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from codex_tools.codex.failure import classify, classify_exit, last_words
+from codex_tools.codex.failures import classify, classify_exit, last_words
 
 
 def body(message: str, **more: str | None) -> str:

@@ -16,8 +16,8 @@ import pytest
 import zstandard
 
 from codex_tools.codex.errors import HistoryUnavailable
-from codex_tools.codex.history import History
-from codex_tools.codex.pricing import Prices, read_prices
+from codex_tools.history.index import History
+from codex_tools.pricing.prices import Prices, read_prices
 from histories import (
     PRICES,
     START,

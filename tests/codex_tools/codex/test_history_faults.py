@@ -20,8 +20,8 @@ from typing import Any, cast
 import pytest
 
 from codex_tools.codex.errors import HistoryUnavailable
-from codex_tools.codex.index import open_database
-from codex_tools.codex.report import UsageQuery, report
+from codex_tools.history.tables import open_database
+from codex_tools.history.usage_report import UsageQuery, report
 from far_ends import cannot_have
 from histories import (
     START,

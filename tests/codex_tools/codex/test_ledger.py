@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from codex_tools.codex.account import REQUEST_FIELDS, each_request
-from codex_tools.codex.intake import feed_file
-from codex_tools.codex.ledger import Ledger
+from codex_tools.history.indexer import feed_file
+from codex_tools.rollouts.thread_reader import Ledger
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS, each_request
 from homes import KINDS, Session, make_home
 from ledgers import (
     CONTEXT_AGENT,

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from codex_tools.codex.account import REQUEST_FIELDS
-from codex_tools.codex.ledger import LINE_LIMIT, Ledger, facts_of
+from codex_tools.rollouts.thread_reader import LINE_LIMIT, Ledger, facts_of
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 from ledgers import (
     COUNT_LINE,
     FACTS,

@@ -8,7 +8,7 @@ from typing import cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codex_tools.codex.line import Counts
+from codex_tools.rollouts.line import Counts
 from ledgers import (
     COUNT_LINE,
     PARENT,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from codex_tools.codex.errors import InvalidArguments, ThreadNotFound
-from codex_tools.codex.history import History
+from codex_tools.history.index import History
 from codex_tools.sessions import SessionsRequest, find_sessions
 from histories import (
     START,

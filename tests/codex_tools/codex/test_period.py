@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_tools.codex.period import instant, iso, period_of, zone_of
+from codex_tools.history.times import instant, iso, period_of, zone_of
 
 NEW_YORK = ZoneInfo("America/New_York")
 KATHMANDU = ZoneInfo("Asia/Kathmandu")

@@ -30,9 +30,9 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
-from codex_tools.codex.catalog import TABLE, Catalog, find_in_package, make_table
-from codex_tools.codex.price import Price
-from codex_tools.codex.pricing import Prices, read_prices
+from codex_tools.pricing.catalog import TABLE, Catalog, find_in_package, make_table
+from codex_tools.pricing.price import Price
+from codex_tools.pricing.prices import Prices, read_prices
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 NOW_MS = 1795521600000
@@ -531,7 +531,7 @@ def test_a_fingerprint_changes_with_the_package_s_data(tmp_path: Path) -> None:
     package = tmp_path / "genai_prices"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('imported')")
-    code = "from codex_tools.codex.pricing import read_prices; print(read_prices().fingerprint)"
+    code = "from codex_tools.pricing.prices import read_prices; print(read_prices().fingerprint)"
     seen = {run_python(code), run_python(code, path=tmp_path)}
     data = package / "data.py"
     for text, mtime in (("a", 1), ("b", 2), ("bb", 2)):
@@ -548,8 +548,8 @@ import sys
 from pathlib import Path
 slow = {"genai_prices", "pydantic", "httpx2", "importlib.metadata"}
 assert slow.isdisjoint(sys.modules)
-from codex_tools.codex.catalog import Catalog, find_in_package
-from codex_tools.codex.pricing import read_prices
+from codex_tools.pricing.catalog import Catalog, find_in_package
+from codex_tools.pricing.prices import read_prices
 plain = read_prices()
 assert plain.fingerprint and plain.of(None, 0) is None
 assert slow.isdisjoint(sys.modules) and "tomllib" not in sys.modules
@@ -573,7 +573,7 @@ OFFLINE = """\
 import sys
 seen = []
 sys.addaudithook(lambda event, _: event.startswith("socket.") and seen.append(event))
-from codex_tools.codex.pricing import read_prices
+from codex_tools.pricing.prices import read_prices
 prices = read_prices()
 assert prices.version and prices.of("gpt-5.4", 0) and not prices.of("no-such-model", 0)
 import threading

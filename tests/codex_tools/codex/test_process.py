@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from codex_tools.codex.process import STDERR_KEPT, open_child
+from codex_tools.engines.process import STDERR_KEPT, open_child
 from far_ends import marked, until
 
 PYTHON = sys.executable
@@ -199,7 +199,7 @@ OWNER = """
 import os, sys
 import anyio
 from pathlib import Path
-from codex_tools.codex.process import open_child
+from codex_tools.engines.process import open_child
 
 async def main():
     async with open_child(

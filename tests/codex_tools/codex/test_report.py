@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from codex_tools.codex.errors import InvalidArguments
-from codex_tools.codex.history import History
-from codex_tools.codex.report import THREADS_TOLD, GroupBy, UsageQuery, report
+from codex_tools.history.index import History
+from codex_tools.history.usage_report import THREADS_TOLD, GroupBy, UsageQuery, report
 from histories import (
     START,
     Rollout,

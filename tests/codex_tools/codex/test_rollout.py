@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import zstandard
 
+from codex_tools.codex.paths import codex_home
 from codex_tools.codex.record import Usage
-from codex_tools.codex.rollout import codex_home, find_archived, find_rollout
-from codex_tools.codex.thread_state import newest_thread, read_state
+from codex_tools.rollouts.files import find_archived, find_rollout
+from codex_tools.rollouts.threads import newest_thread, read_state
 
 Json = dict[str, Any]
 

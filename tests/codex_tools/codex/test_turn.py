@@ -37,9 +37,9 @@ from codex_tools.codex.events import (
     WebSearchItem,
     parse_event,
 )
-from codex_tools.codex.fold import ChangeKind, Command, Fold, bare_command
 from codex_tools.codex.record import Usage
-from codex_tools.codex.turn import check_thread, finish
+from codex_tools.codex.turn_result import ChangeKind, Command, Fold, bare_command
+from codex_tools.engines.driver import check_thread, finish
 
 RECORDED = sorted((Path(__file__).parents[2] / "data" / "exec").glob("*/*/stdout.jsonl"))
 USAGE = Usage(

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import zstandard
 
-from codex_tools.codex.history import History
-from codex_tools.codex.turns import COMMANDS_KEPT, Turn, read_turns
-from codex_tools.result import RESULT_LIMIT
+from codex_tools.history.index import History
+from codex_tools.rollouts.turn_reader import COMMANDS_KEPT, Turn, read_turns
+from codex_tools.runs.result import RESULT_LIMIT
 from codex_tools.sessions import SessionsResult
 from histories import START, Rollout, open_history, sessions
 from homes import KINDS, Truth, make_home

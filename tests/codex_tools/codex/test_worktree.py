@@ -23,9 +23,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codex_tools.codex import tree, worktree
-from codex_tools.codex.fold import ChangeKind
-from codex_tools.codex.worktree import Changes, changes_since, find_git, merge, take_snapshot
+from codex_tools.codex.turn_result import ChangeKind
+from codex_tools.worktree import changes as worktree
+from codex_tools.worktree import files as tree
+from codex_tools.worktree.changes import Changes, changes_since, find_git, merge, take_snapshot
 
 OLD = 1_600_000_000
 """A time long past: files so old are in no doubt."""

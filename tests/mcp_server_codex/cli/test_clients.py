@@ -12,7 +12,12 @@ import pytest
 
 from desk import PROJECT, USER
 from far_ends import Lab
-from mcp_server_codex.cli.clients import CLIENTS, ConfigError, client_named, starts_this_server
+from mcp_server_codex.cli.clients.known import (
+    CLIENTS,
+    ConfigError,
+    client_named,
+    starts_this_server,
+)
 
 AUTHOR = ("-c", "user.name=A", "-c", "user.email=a@b.example")
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcp_server_codex.cli.config_error import ConfigError
-from mcp_server_codex.cli.formats import JSON, JSONC, TOML, Format
+from mcp_server_codex.cli.clients.config_error import ConfigError
+from mcp_server_codex.cli.clients.formats import JSON, JSONC, TOML, Format
 
 REMOVED = {
     "first": ('{\n  "x": 1, // ours\n  "b": 2\n}', '{ // ours\n  "b": 2\n}'),

@@ -32,11 +32,11 @@ server turns one into a tool error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from codex_tools.codex.failure import Failure
-    from codex_tools.codex.fold import TurnResult
+    from codex_tools.codex.turn_result import TurnResult
 
 Kind = Literal[
     "invalid_arguments",
@@ -261,6 +261,16 @@ class InternalFault(CodexError):
             "The server met an internal fault; its log on stderr has the details.",
             "Call again; if it happens again, report it with that log.",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure in the contract's words; *message* is Codex's, secrets masked."""
+
+    kind: Kind
+    message: str
+    hint: str
+    retryable: bool
 
 
 class TurnError(CodexError):

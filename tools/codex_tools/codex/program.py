@@ -20,7 +20,7 @@ from pathlib import Path
 import anyio
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
-from codex_tools.paths import expand_home
+from codex_tools.codex.paths import expand_home
 
 Version = tuple[int, int, int]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from codex_tools.paths import expand_home
+from codex_tools.codex.paths import expand_home
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
-from mcp_server_codex.cli.checks.examination import Examination
-from mcp_server_codex.cli.clients import CLIENTS, Client, ConfigError
+from mcp_server_codex.cli.checks.context import Examination
+from mcp_server_codex.cli.clients.known import CLIENTS, Client, ConfigError
 from mcp_server_codex.settings import read_settings
 
 Json = dict[str, Any]

@@ -11,12 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from codex_tools.codex.errors import CodexError, CodexNotFound, CodexUnsupported
-from codex_tools.codex.failure import last_words
+from codex_tools.codex.failures import last_words
 from codex_tools.codex.masking import quote
+from codex_tools.codex.paths import expand_home
 from codex_tools.codex.program import Version, bundled_codex, find_codex, native_binary
-from codex_tools.paths import expand_home
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
-from mcp_server_codex.cli.checks.examination import Answer, Codex, Examination, ask, update_of
+from mcp_server_codex.cli.checks.context import Answer, Codex, Examination, ask, update_of
 from mcp_server_codex.settings import OPTIONS
 
 NEWEST_TESTED: Version = (0, 171, 0)

@@ -6,10 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-from codex_tools.codex.failure import last_words
+from codex_tools.codex.failures import last_words
 from codex_tools.codex.masking import quote
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
-from mcp_server_codex.cli.checks.examination import Answer, Codex, Examination, ask, room
+from mcp_server_codex.cli.checks.context import Answer, Codex, Examination, ask, room
 
 _TRY = "echo allowed > inside/file && echo wrote; echo refused > outside/file"
 _SETTINGS = (

@@ -20,10 +20,10 @@ import anyio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-from codex_tools.codex.ancestry import find_depth
 from codex_tools.codex.masking import quote
+from codex_tools.engines.nesting import find_depth
 from mcp_server_codex.cli.checks.check import Check, Json, ok, problem
-from mcp_server_codex.cli.checks.examination import Codex, Examination, room
+from mcp_server_codex.cli.checks.context import Codex, Examination, room
 from mcp_server_codex.cli.scripted_model import Patch, ScriptedModel, Shell, do, model_name, say
 from mcp_server_codex.settings import PREFIX
 

@@ -1,0 +1,108 @@
+"""Progress of a call, told to the client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+from mcp.server.session import ServerSession
+
+from codex_tools.runs.run import Run
+
+MESSAGE_LIMIT = 200
+"""Characters of a progress message; Claude Code cuts there."""
+
+
+LOOK_EVERY_S = 0.1
+"""How often progress is looked at."""
+
+
+TELL_EVERY_S = 0.5
+"""How often it is told at most."""
+
+
+FIRST_WITHIN_S = 0.3
+"""When it is told first, if there is no run to tell of before."""
+
+
+SAY_EVERY_S = 9.0
+"""How often it is told though nothing has changed."""
+
+
+class Progress:
+    """The progress of one call: says what its runs do, until it is cancelled.
+
+    It looks at the runs instead of being fed by them, so a client that does
+    not read holds up nothing but these messages.
+    """
+
+    def __init__(self, session: ServerSession) -> None:
+        self._session = session
+        self._runs: list[Run] = []
+        self._doing: Callable[[], str] | None = None
+        self._start = anyio.current_time()
+        self._told: set[str] = set()
+
+    def watch(self, run: Run) -> None:
+        """Tell of *run* from now on."""
+        self._runs.append(run)
+
+    def tell(self, doing: Callable[[], str]) -> None:
+        """Say from now on what *doing* says."""
+        self._doing = doing
+
+    @asynccontextmanager
+    async def told(self) -> AsyncGenerator[None]:
+        """Send messages while the block runs."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tell)
+            try:
+                yield
+            finally:
+                tasks.cancel_scope.cancel()
+
+    async def _tell(self) -> None:
+        count, last, last_at = 0, "", -TELL_EVERY_S
+        while True:
+            now = anyio.current_time()
+            headline, new = self._headline(), self._untold()
+            if count == 0:
+                due = bool(self._runs) or now - self._start >= FIRST_WITHIN_S
+            else:
+                changed = (headline != last or new) and now - last_at >= TELL_EVERY_S
+                due = changed or now - last_at >= SAY_EVERY_S
+            if due:
+                count += 1
+                message = " · ".join([_duration(now - self._start), headline, *new])
+                await self._session.report_progress(count, None, message[:MESSAGE_LIMIT])
+                self._told.update(each for each in new if each in message[:MESSAGE_LIMIT])
+                last, last_at = headline, now
+            await anyio.sleep(LOOK_EVERY_S)
+
+    def _headline(self) -> str:
+        if not self._runs:
+            return "at work" if self._doing is None else self._doing()
+        text = " | ".join(" ".join(run.headline.split()) for run in self._runs)
+        return _cut(text, MESSAGE_LIMIT - 110)
+
+    def _untold(self) -> list[str]:
+        ids: list[str] = []
+        for run in self._runs:
+            ids += [f"run_id {run.run_id}"]
+            if run.fold.thread_id is not None:
+                ids += [f"thread_id {run.fold.thread_id}"]
+        return [each for each in ids if each not in self._told]
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return *text* in at most *limit* characters, the end left out."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"

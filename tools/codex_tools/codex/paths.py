@@ -1,0 +1,34 @@
+"""Paths: as a person writes them, Codex's home, and what lies inside what."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def expand_home(path: str) -> str:
+    """Return *path* with the home folder in place of a leading "~", where there is one."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises where there is none
+
+
+def make_absolute(path: str) -> str:
+    """Return *path* from the root on, with each ".." taken out and no link followed."""
+    return os.path.abspath(path)  # noqa: PTH100 - no method of Path does all three
+
+
+def codex_home() -> Path:
+    """Return the folder where Codex keeps its files."""
+    return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
+
+
+def is_inside(cwd: str | None, folder: str) -> bool:
+    """Return whether *cwd* is *folder* or lies below it."""
+    folder = folder.rstrip("/")
+    return cwd is not None and (cwd.rstrip("/") == folder or cwd.startswith(f"{folder}/"))
+
+
+def folder_names(cwd: str | None) -> tuple[str, ...]:
+    """Return the names that a folder goes by: as it was given, and with links resolved."""
+    if cwd is None:
+        return ()
+    return tuple(dict.fromkeys((os.path.normpath(cwd), os.path.realpath(cwd))))

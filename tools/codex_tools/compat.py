@@ -1,0 +1,166 @@
+"""codex and codex-reply: the tools of Codex's own `mcp-server`, which 0.154 removed.
+
+Names, arguments and results as of 0.153.4, and of 0.60.1 where that had another
+name (conversationId) or one more (profile, two more approval policies), both
+asked with tools/list. Its users change one line of their client's settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from codex_tools import resume, run
+from codex_tools.codex.errors import CodexError, InvalidArguments
+from codex_tools.codex.record import Record
+from codex_tools.codex.sandbox import Sandbox
+from codex_tools.codex.toml import to_toml
+from codex_tools.engines.engine import TurnRequest
+from codex_tools.runs.result import RunResult, error_text, tell_error
+from codex_tools.tool import Context, Tool
+from codex_tools.turn_options import PROMPT_LIMIT, Model, Profile, follow
+
+INSTRUCTIONS_LIMIT = 60_000
+"""The most characters of each kind of instructions."""
+
+ARGUMENT_LIMIT = 120_000
+"""The most bytes of those that go on the command line; Linux takes 131,072 in one argument."""
+
+_FOREVER = float("inf")
+"""A result of the old shape cannot say that the run goes on, so its call waits."""
+
+
+class CodexRequest(Record):
+    """The arguments of codex."""
+
+    prompt: str = Field(min_length=1, max_length=PROMPT_LIMIT)
+    approval_policy: Literal["untrusted", "on-failure", "on-request", "never"] | None = Field(
+        None, alias="approval-policy"
+    )
+    """Nobody is asked: what the sandbox forbids fails"""
+    base_instructions: str | None = Field(
+        None, alias="base-instructions", max_length=INSTRUCTIONS_LIMIT
+    )
+    """In place of the default ones"""
+    compact_prompt: str | None = Field(None, alias="compact-prompt", max_length=INSTRUCTIONS_LIMIT)
+    config: dict[str, Any] | None = None
+    """Few keys are allowed"""
+    cwd: str | None = None
+    developer_instructions: str | None = Field(
+        None, alias="developer-instructions", max_length=INSTRUCTIONS_LIMIT
+    )
+    model: Model | None = None
+    profile: Profile | None = None
+    sandbox: Sandbox | None = None
+
+
+class CodexReplyRequest(Record):
+    """The arguments of codex-reply."""
+
+    prompt: str = Field(min_length=1, max_length=PROMPT_LIMIT)
+    threadId: str | None = None
+    conversationId: str | None = None
+    """Its name in old versions"""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> CodexReplyRequest:
+        if (self.threadId is None) == (self.conversationId is None):
+            raise ValueError("give threadId, as in the result of codex")
+        return self
+
+
+class CodexResult(Record):
+    """What both answer."""
+
+    threadId: str
+    content: str
+
+
+class CodexFailure(CodexResult):
+    """What both answer when it went wrong; *threadId* is empty where there is no thread."""
+
+
+async def call_codex(request: CodexRequest, context: Context) -> CodexResult:
+    """Run a task in a new thread and wait until it has ended."""
+    options = _options(request)
+
+    def adapt(turn: TurnRequest) -> TurnRequest:
+        added = (
+            *_setting("developer_instructions", request.developer_instructions),
+            *_setting("compact_prompt", request.compact_prompt),
+        )
+        return replace(
+            turn, config=(*turn.config, *added), base_instructions=request.base_instructions
+        )
+
+    started = await run.start(options, context, adapt)
+    return _to_old(await follow(started, options, context))
+
+
+async def call_reply(request: CodexReplyRequest, context: Context) -> CodexResult:
+    """Go on in a thread and wait until the turn has ended."""
+    options = resume.RESUME.read(
+        {
+            "prompt": request.prompt,
+            "thread_id": request.threadId or request.conversationId,
+            "wait_s": _FOREVER,
+        }
+    )
+    return _to_old(await resume.resume(options, context))
+
+
+def refuse(error: CodexError) -> CodexResult:
+    """Return the result of a request that was refused."""
+    told = tell_error(error)
+    return CodexFailure(threadId="", content=f"{told.kind}: {told.message}\nHint: {told.hint}")
+
+
+def _options(request: CodexRequest) -> run.RunRequest:
+    given = request.model_dump(include={"prompt", "sandbox", "model", "profile", "config"})
+    # As of old, relative to this server's own folder.
+    cwd = None if request.cwd is None else str(Path(request.cwd).absolute())
+    return run.RUN.read({**given, "cwd": cwd, "wait_s": _FOREVER})
+
+
+def _setting(key: str, text: str | None) -> tuple[tuple[str, str], ...]:
+    """Return Codex's setting *key* as pair of key and TOML value, if there is a *text*."""
+    if text is None:
+        return ()
+    try:
+        value = to_toml(text)
+        size = len(value.encode())
+    except ValueError as error:
+        raise InvalidArguments([f"{key.replace('_', '-')}: {error}"]) from None
+    if size > ARGUMENT_LIMIT:
+        raise InvalidArguments([f"{key.replace('_', '-')}: has over {ARGUMENT_LIMIT:,} bytes"])
+    return ((key, value),)
+
+
+def _to_old(result: RunResult) -> CodexResult:
+    if result.status == "completed":
+        return CodexResult(threadId=result.thread_id or "", content=result.final_response or "")
+    return CodexFailure(threadId=result.thread_id or "", content=error_text(result))
+
+
+CODEX = Tool(
+    name="codex",
+    title=None,
+    description=("Run a Codex session. An old name, of `codex mcp-server`; codex_run does more."),
+    request=CodexRequest,
+    result=CodexResult,
+    call=call_codex,
+    refuse=refuse,
+)
+
+CODEX_REPLY = Tool(
+    name="codex-reply",
+    title=None,
+    description="Continue a Codex session. An old name; codex_resume does more.",
+    request=CodexReplyRequest,
+    result=CodexResult,
+    call=call_reply,
+    refuse=refuse,
+)

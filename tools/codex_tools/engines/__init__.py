@@ -1,0 +1,1 @@
+"""Ways to run a turn of Codex, and what they share."""

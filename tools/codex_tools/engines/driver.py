@@ -1,0 +1,114 @@
+"""Run one turn: open an engine, fold its events into a TurnResult."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+
+from codex_tools.codex.errors import NoAnswer, Stalled, TimedOut, TurnFailed, WrongThread
+from codex_tools.codex.events import ThreadStartedEvent
+from codex_tools.codex.failures import classify, classify_exit
+from codex_tools.codex.program import Program
+from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.engines.engine import TurnRequest
+from codex_tools.engines.exec import open_turn
+
+LINGER_S = 10.0
+"""How long Codex may take to exit after the turn's end, to close its files."""
+
+Report = Callable[[Fold], None]
+"""Called after each event with the turn so far; must be quick and not block."""
+
+
+async def run_turn(
+    program: Program,
+    request: TurnRequest,
+    report: Report,
+    keep: Callable[[bytes], None],
+    *,
+    fold: Fold | None = None,
+    since: float | None = None,
+) -> TurnResult:
+    """Run one turn of Codex and return what it produced.
+
+    Args:
+        program: The Codex to run.
+        request: The turn.
+        report: Told the turn so far after each event.
+        keep: Gets each line as Codex wrote it.
+        fold: What the run did in earlier turns; this one is added.
+        since: When the time limit began to count; None for now.
+
+    Leaving early, by timeout or cancellation, kills the whole process tree,
+    because Codex's own children would otherwise go on editing files.
+
+    Raises:
+        CodexUnsupported: This version lacks an option that is needed.
+        TurnFailed: Codex reported a failure, or ended without a result.
+        TimedOut: The turn took longer than `timeout_s`.
+        Stalled: Nothing happened for `stall_s`, with no command or tool at work.
+        WrongThread: Codex opened another thread than the one to resume.
+        NoAnswer: The turn was completed without a message.
+    """
+    fold = Fold() if fold is None else fold
+    began = anyio.current_time()
+    start = began if since is None else since
+    first = min(start + request.timeout_s, began + request.stall_s)
+    with anyio.CancelScope(deadline=first) as limit:
+        async with open_turn(program, request, keep) as events:
+            async for event in events:
+                fold.add(event)
+                report(fold)
+                if isinstance(event, ThreadStartedEvent) and request.thread_id is not None:
+                    check_thread(request.thread_id, fold)
+                limit.deadline = _deadline(fold, request, start, began)
+    if limit.cancelled_caught and not fold.ended:
+        if anyio.current_time() - start >= request.timeout_s:
+            raise TimedOut(request.timeout_s, fold.last_error, fold.result())
+        raise Stalled(request.stall_s, fold.last_error, fold.result())
+    return finish(fold)
+
+
+def _deadline(fold: Fold, request: TurnRequest, start: float, began: float) -> float:
+    now = anyio.current_time()
+    if fold.ended:
+        return min(start + request.timeout_s, now + LINGER_S)
+    if fold.alive:
+        fold.alive_at = now
+    if fold.open_items:
+        return start + request.timeout_s
+    return min(start + request.timeout_s, (fold.alive_at or began) + request.stall_s)
+
+
+def check_thread(asked: str, fold: Fold) -> None:
+    """Insist that the thread that Codex opened is the one *asked* for.
+
+    0.60.1 and 0.98.0 begin a new thread where they do not find the old one.
+
+    Raises:
+        WrongThread: It is another one.
+    """
+    if fold.thread_id != asked:
+        raise WrongThread(asked, fold.thread_id or "", fold.result())
+
+
+def finish(fold: Fold) -> TurnResult:
+    """Return the result of a stream that has ended.
+
+    Success is `turn.completed`, seen last, and nothing else: exit codes lie in
+    both directions (0.60.1 exits 0 after SIGINT and SIGTERM).
+
+    Raises:
+        TurnFailed: Codex reported a failure, or ended without a result.
+        NoAnswer: The turn was completed without a message.
+    """
+    result = fold.result()
+    if fold.failure is not None:
+        raise TurnFailed(classify(fold.failure), result)
+    if not fold.completed:
+        returncode, stderr = fold.exited or (0, "")
+        raise TurnFailed(classify_exit(returncode, stderr, fold.last_error), result)
+    if not (result.final_response or "").strip():
+        raise NoAnswer(result)
+    return result

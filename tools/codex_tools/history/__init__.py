@@ -1,0 +1,1 @@
+"""The index over all rollouts, and what it answers."""

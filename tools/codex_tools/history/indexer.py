@@ -1,0 +1,363 @@
+"""Bring rollouts into the index: read them, or what was added to them, and commit."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from codex_tools.history.scan import Changes, Found
+from codex_tools.history.tables import (
+    ADD_FILE,
+    AMBIGUOUS,
+    PUT_BUCKET,
+    buckets_of,
+    drop_buckets,
+    text_rows,
+    totals_of,
+    transaction,
+)
+from codex_tools.pricing.prices import Prices
+from codex_tools.rollouts.files import ARCHIVE, BLOCK, PACKED, thread_id_of, unpacked
+from codex_tools.rollouts.line import Counts
+from codex_tools.rollouts.thread_reader import FACTS, Ledger, facts_of
+from codex_tools.rollouts.token_counter import Contexts
+
+_SEAL_BYTES = 256
+
+
+class Numbers:
+    """The numbers of models in folders, as the index has them, and which threads it has."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        rows = db.execute("SELECT model, cwd, id FROM context").fetchall()
+        self._numbers = {(model, cwd): id_ for model, cwd, id_ in rows}
+        self.models = {id_: model for model, _, id_ in rows}
+        self.new: list[tuple[int, str | None, str | None]] = []
+        self._threads: set[str] | None = None
+        """All threads, where the index had none before."""
+        if db.execute("SELECT 1 FROM file LIMIT 1").fetchone() is None:
+            self._threads = set()
+
+    def may_have(self, thread_id: str) -> bool:
+        """Return whether another file may be of the same thread; take note of this one."""
+        if self._threads is None or thread_id in self._threads:
+            return True
+        self._threads.add(thread_id)
+        return False
+
+    def number(self, model: str | None, cwd: str | None) -> int:
+        """Return the number of a model in a folder, a new one if need be."""
+        found = self._numbers.get((model, cwd))
+        if found is None:
+            found = self._numbers[model, cwd] = len(self.models) + 1
+            self.models[found] = model
+            self.new.append((found, model, cwd))
+        return found
+
+
+class Batch:
+    """Some files that are read, to be brought in by one transaction."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        root: str,
+        prices: Prices,
+        contexts: Numbers,
+        changes: Changes,
+    ) -> None:
+        self._db, self._root, self._prices, self._contexts = db, root, prices, contexts
+        self._changes = changes
+        self._next = db.execute("SELECT ifnull(max(id), 0) + 1 FROM file").fetchone()[0]
+        self.files: list[tuple[Any, ...]] = []
+        self._details: list[tuple[int, str, str]] = []
+        self._buckets: list[list[Any]] = []
+        self._gone: list[int] = []
+        self._grown: list[tuple[int]] = []
+        self._threads: set[str] = set()
+
+    def read(self, found: Found) -> None:
+        """Read a file, or what has been added to it."""
+        # Not a Path: making one costs as much as opening the file.
+        path = f"{self._root}/{found.folder}/{found.name}"
+        former = self._former(found)
+        try:
+            if former is not None and (grown := self._read_on(path, found, former)):
+                return self._take(found, *grown)
+            ledger, seal = read_ledger(path, found.size, self._contexts, self._counts_of)
+            problem = None if ledger.is_readable else "it is no rollout"
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                # It was moved or removed since: the next look tells.
+                return
+            ledger, seal = Ledger(thread_id_of(found.name), self._contexts), 0
+            problem = error.strerror or str(error)
+        if found.file is not None:
+            self._gone.append(found.file)
+        self._take(found, self._number(), ledger, seal, (), (0, 0), False, problem)
+
+    def commit(self, gone: Iterable[int]) -> None:
+        """Bring all in at once."""
+        db = self._db
+        with transaction(db):
+            db.execute("DELETE FROM meta WHERE key = 'folders'")
+            for id_ in (*self._gone, *gone):
+                self._remove(id_)
+            db.executemany("INSERT INTO context VALUES (?, ?, ?)", self._contexts.new)
+            db.executemany("DELETE FROM file WHERE id = ?", self._grown)
+            db.executemany("DELETE FROM detail WHERE file = ?", self._grown)
+            db.executemany(ADD_FILE, self.files)
+            db.executemany("INSERT INTO detail VALUES (?, ?, ?)", self._details)
+            self._buckets.sort()
+            db.executemany(PUT_BUCKET, self._buckets)
+            if self._threads:
+                threads = orjson.dumps([*self._threads])
+                for (thread_id,) in db.execute(AMBIGUOUS, (threads,)).fetchall():
+                    self._choose(thread_id)
+        self._contexts.new.clear()
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _former(self, found: Found) -> tuple[Any, ...] | None:
+        if found.file is None or found.name.endswith(PACKED):
+            return None
+        row = self._db.execute(
+            "SELECT size, seal, state, text_offset, text_size, shadowed,"
+            f" {', '.join(FACTS)} FROM file WHERE id = ? AND problem IS NULL",
+            (found.file,),
+        ).fetchone()
+        return row if row is not None and row[0] < found.size else None
+
+    def _read_on(
+        self, path: str, found: Found, former: tuple[Any, ...]
+    ) -> tuple[int, Ledger, int, list[int], tuple[int, int], bool, None] | None:
+        """Read what was added to a file; None if it is another one than it was."""
+        _, seal, state, text_offset, text_size, shadowed, *facts = former
+        assert found.file is not None
+        known, responses = self._db.execute(
+            "SELECT requests, responses FROM detail WHERE file = ?", (found.file,)
+        ).fetchone()
+        ledger = Ledger(thread_id_of(found.name), self._contexts)
+        ledger.restore(facts, state, responses.encode().split(b"\n") if responses else ())
+        if not ledger.is_settled:
+            return None
+        with _opened(path) as fd:
+            if _seal(fd, ledger.offset) != seal:
+                return None
+            _feed(ledger, fd, ledger.offset, found.size)
+            ledger.finish()
+            seal = _seal(fd, ledger.offset)
+        self._grown.append((found.file,))
+        told = (text_offset, text_size)
+        return found.file, ledger, seal, orjson.loads(known), told, bool(shadowed), None
+
+    def _counts_of(self, thread_id: str) -> list[tuple[Counts, Counts]] | None:
+        """Return the readings of a thread that a fork was copied from; of copies, the longest."""
+        places = self._db.execute("SELECT folder, name FROM file WHERE thread_id = ?", (thread_id,))
+        paths = {f"{self._root}/{folder}/{name}" for folder, name in places}
+        for new in self._changes.found_of(thread_id):
+            paths.add(f"{self._root}/{new.folder}/{new.name}")
+        found: list[list[tuple[Counts, Counts]]] = []
+        for path in paths:
+            ledger = Ledger(thread_id, self._contexts)
+            ledger.keep_counts()
+            try:
+                feed_file(ledger, path)
+            except OSError:
+                continue
+            found.append(ledger.counts or [])
+        return max(found, key=len, default=None)
+
+    def _take(
+        self,
+        found: Found,
+        id_: int,
+        ledger: Ledger,
+        seal: int,
+        earlier: Sequence[int],
+        told: tuple[int, int],
+        shadowed: bool,
+        problem: str | None,
+    ) -> None:
+        requests = ledger.requests
+        new = buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
+        if earlier:
+            requests = [*earlier, *requests]
+            buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
+        if not shadowed:
+            self._buckets += new
+        if self._contexts.may_have(ledger.thread_id):
+            self._threads.add(ledger.thread_id)
+        responses = b"\n".join(ledger.responses).decode("utf-8", "replace")
+        self._details.append((id_, orjson.dumps(requests).decode(), responses))
+        self.files.append(
+            (
+                id_, found.folder, found.name, found.size, found.mtime_ns,
+                problem or 0, ledger.state(), seal, *told, int(shadowed),
+                int(found.folder.startswith(ARCHIVE)),
+                ledger.active_ms or found.mtime_ns // 1_000_000, *totals_of(buckets),
+                *[1 if fact is True else fact or 0 for fact in facts_of(ledger)],
+            )
+        )  # fmt: skip
+
+    def _remove(self, id_: int) -> None:
+        db = self._db
+        row = db.execute("SELECT thread_id FROM file WHERE id = ?", (id_,)).fetchone()
+        if row is not None:
+            self._threads.add(row[0])
+            drop_buckets(db, id_)
+            db.execute("DELETE FROM file WHERE id = ?", (id_,))
+            db.execute("DELETE FROM detail WHERE file = ?", (id_,))
+            db.execute("DELETE FROM text WHERE rowid BETWEEN ? AND ?", text_rows(id_))
+
+    def _choose(self, thread_id: str) -> None:
+        """Let one file stand for a thread that lies in several: copies, or one half moved."""
+        db = self._db
+        rows = db.execute(
+            "SELECT id, shadowed FROM file WHERE thread_id = ? AND problem IS NULL"
+            " ORDER BY requests DESC, active_ms DESC, archived, length(name), id",
+            (thread_id,),
+        ).fetchall()
+        for place, (id_, shadowed) in enumerate(rows):
+            if bool(shadowed) == bool(place):
+                continue
+            db.execute("UPDATE file SET shadowed = ? WHERE id = ?", (place > 0, id_))
+            if place:
+                drop_buckets(db, id_)
+            else:
+                row = db.execute("SELECT requests FROM detail WHERE file = ?", (id_,)).fetchone()
+                requests = orjson.loads(row[0])
+                db.executemany(
+                    PUT_BUCKET, buckets_of(id_, requests, self._prices, self._contexts.models)
+                )
+
+
+def read_ledger(
+    path: str | Path,
+    size: int,
+    contexts: Contexts,
+    counts_of: Callable[[str], Sequence[tuple[Counts, Counts]] | None],
+) -> tuple[Ledger, int]:
+    """Read a rollout up to *size* bytes; return its ledger and its seal.
+
+    Raises:
+        OSError: It cannot be read, or its compression is damaged.
+    """
+    path = str(path)
+    ledger = Ledger(thread_id_of(path), contexts)
+    seal = 0
+    is_packed = path.endswith(PACKED)
+    block = b""
+    with _opened(path) as fd:
+        if is_packed:
+            _unpack(ledger, fd)
+        else:
+            block = _feed(ledger, fd, 0, size)
+        parent = ledger.needs_parent
+        ledger.finish(counts_of(parent) if parent is not None else None)
+        if not is_packed:
+            offset = ledger.offset
+            seal = _seal(fd, offset) if offset > len(block) else _seal_in(block, offset)
+    return ledger, seal
+
+
+def feed_file(ledger: Ledger, path: str) -> None:
+    """Feed the whole of a rollout to *ledger*, and finish it.
+
+    Raises:
+        OSError: It cannot be read, or its compression is damaged.
+    """
+    with _opened(path) as fd:
+        if path.endswith(PACKED):
+            _unpack(ledger, fd)
+        else:
+            while block := os.read(fd, BLOCK):
+                ledger.feed(block)
+    ledger.finish()
+
+
+def price_anew(db: sqlite3.Connection, prices: Prices, count: int) -> None:
+    """Price all requests again, from what is kept of each, *count* files at a time."""
+    models = Numbers(db).models
+    db.execute("DELETE FROM bucket")
+    rows = db.execute(
+        "SELECT d.file, d.requests, f.shadowed FROM detail d JOIN file f ON f.id = d.file"
+    )
+    while some := rows.fetchmany(count):
+        new: list[list[Any]] = []
+        costs: list[tuple[float, int, int]] = []
+        for id_, requests, shadowed in some:
+            buckets = buckets_of(id_, orjson.loads(requests), prices, models)
+            *_, cost, unpriced = totals_of(buckets)
+            costs.append((cost, unpriced, id_))
+            new += [] if shadowed else buckets
+        db.executemany("UPDATE file SET cost = ?, unpriced = ? WHERE id = ?", costs)
+        db.executemany(PUT_BUCKET, sorted(new))
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Spare the garbage collector: reading makes many objects, but no cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class _opened:
+    """A file's descriptor while it is open for reading; a generator would cost as much again."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _unpack(ledger: Ledger, fd: int) -> None:
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        for block in unpacked(file):
+            ledger.feed(block)
+
+
+def _feed(ledger: Ledger, fd: int, start: int, end: int) -> bytes:
+    """Feed a part of a file to *ledger*; return it if it was one block, else nothing."""
+    if start:
+        os.lseek(fd, start, os.SEEK_SET)
+    left = end - start
+    only = b""
+    while left > 0 and (block := os.read(fd, min(BLOCK, left))):
+        ledger.feed(block)
+        only = block if left == end - start else b""
+        left -= len(block)
+    return only
+
+
+def _seal(fd: int, offset: int) -> int:
+    """Return a mark of a file's beginning and of what stands before *offset*."""
+    length = min(_SEAL_BYTES, offset)
+    return zlib.crc32(os.pread(fd, length, 0) + os.pread(fd, length, offset - length))
+
+
+def _seal_in(start: bytes, offset: int) -> int:
+    """Return what `_seal` does, from a file's first bytes."""
+    length = min(_SEAL_BYTES, offset)
+    return zlib.crc32(start[:length] + start[offset - length : offset])

@@ -1,0 +1,117 @@
+"""What lies on disk, and what of it the index does not know."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from codex_tools.rollouts.files import ARCHIVE, SESSIONS, is_rollout, thread_id_of
+
+Entry = tuple[str, int, int]
+"""A file's name, size in bytes, modification time in ns."""
+
+
+@dataclass(slots=True)
+class Found:
+    """A rollout that is not in the index as it is on disk."""
+
+    folder: str
+    name: str
+    size: int
+    mtime_ns: int
+    file: int | None
+    """Its number in the index, if it is there in an older form."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What differs between disk and index."""
+
+    found: list[Found] = field(default_factory=list[Found])
+    gone: list[int] = field(default_factory=list[int])
+    _by_thread: dict[str, list[Found]] = field(default_factory=dict[str, list[Found]])
+
+    def found_of(self, thread_id: str) -> list[Found]:
+        """Return what was found of one thread, as the files' names tell."""
+        if not self._by_thread:
+            for found in self.found:
+                self._by_thread.setdefault(thread_id_of(found.name), []).append(found)
+        return self._by_thread.get(thread_id, [])
+
+
+def scan(home: Path) -> Iterator[tuple[str, list[Entry]]]:
+    """Yield each folder that may hold rollouts, and what lies in it."""
+    for root in (SESSIONS, ARCHIVE):
+        yield from _scan(str(home / root), root)
+
+
+def _scan(path: str, folder: str) -> Iterator[tuple[str, list[Entry]]]:
+    inner: list[str] = []
+    entries: list[Entry] = []
+    try:
+        # By descriptor: the kernel then looks up names, not whole paths.
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return  # It is not there, or not any more.
+    try:
+        with os.scandir(fd) as found:
+            for entry in found:
+                name = entry.name
+                if not name.isascii():
+                    continue  # None of Codex's: it names nothing so.
+                if name.startswith("rollout-"):
+                    if is_rollout(name) and entry.is_file(follow_symlinks=False):
+                        stat = entry.stat(follow_symlinks=False)
+                        entries.append((name, stat.st_size, stat.st_mtime_ns))
+                elif entry.is_dir(follow_symlinks=False):
+                    inner.append(name)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+    if entries:
+        yield folder, entries
+    for name in inner:
+        yield from _scan(f"{path}/{name}", f"{folder}/{name}")
+
+
+def mark_of(entries: list[Entry]) -> int:
+    """Return what tells one content of a folder from another, the same in each process."""
+    names, sizes, times = zip(*entries, strict=True)
+    # Python hashes numbers alike everywhere, strings not.
+    return hash((zlib.crc32("/".join(names).encode("utf-8", "surrogateescape")), sizes, times))
+
+
+def compare(db: sqlite3.Connection, folder: str, entries: list[Entry], changes: Changes) -> None:
+    """Add to *changes* how a folder differs from what the index has of it."""
+    rows = db.execute("SELECT name, size, mtime_ns, id FROM file WHERE folder = ?", (folder,))
+    known = {name: (size, mtime_ns, id_) for name, size, mtime_ns, id_ in rows}
+    for name, size, mtime_ns in entries:
+        former = known.pop(name, None)
+        if former is None:
+            changes.found.append(Found(folder, name, size, mtime_ns, None))
+        elif former[0] != size or former[1] != mtime_ns:
+            changes.found.append(Found(folder, name, size, mtime_ns, former[2]))
+    changes.gone += [id_ for *_, id_ in known.values()]
+
+
+def mark_of_file(path: Path) -> str:
+    """Return what tells one content of a file from another; nothing if it is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def inode_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells one file from another at the same path; None if it is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino

@@ -1,0 +1,131 @@
+"""What can be searched: the words of prompts and answers, and the names of threads."""
+
+from __future__ import annotations
+
+import sqlite3
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from codex_tools.history.tables import text_rows, transaction
+from codex_tools.rollouts.files import PACKED, parts_of
+from codex_tools.rollouts.line import COMPACTED, Json, inner, loads, user_text
+
+TEXT_LIMIT = 20_000
+"""Characters of a prompt or an answer that can be searched."""
+
+_HEAD = 160
+_EVENT = b'"type":"event_msg","payload":{"type":"'
+_TOLD = frozenset((b"task_s", b"task_c", b"user_m", b"agent_", b"item_c"))
+
+
+def read_new_texts(
+    db: sqlite3.Connection, home: Path, count: int, progress: Callable[[int, int], None]
+) -> None:
+    """Bring the words of prompts and answers up to date, *count* files at a time.
+
+    *progress* is told before each time, and may raise to stop.
+    """
+    rows = db.execute(
+        "SELECT id, folder, name, own_offset, text_offset, size FROM file"
+        " WHERE text_size < size AND problem IS NULL ORDER BY id DESC"
+    ).fetchall()
+    for at in range(0, len(rows), count):
+        progress(at, len(rows))
+        with transaction(db):
+            for id_, folder, name, own_offset, text_offset, size in rows[at : at + count]:
+                start = max(own_offset, text_offset)
+                try:
+                    texts, end = read_texts(home / folder / name, start, size)
+                except OSError:
+                    continue  # It has just been moved: the next look tells.
+                first, last = text_rows(id_)
+                if texts:
+                    db.execute(
+                        "INSERT INTO text (rowid, words) SELECT ifnull(max(rowid) + 1, ?), ?"
+                        " FROM text WHERE rowid BETWEEN ? AND ?",
+                        (first, "\n".join(texts), first, last),
+                    )
+                db.execute(
+                    "UPDATE file SET text_offset = ?, text_size = ? WHERE id = ?", (end, size, id_)
+                )
+
+
+def read_names(db: sqlite3.Connection, path: Path) -> None:
+    """Take the names of threads from Codex's session_index.jsonl; the last one counts."""
+    names: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    entry: Any = orjson.loads(line)
+                    names[str(entry["id"])] = str(entry["thread_name"])
+                except (orjson.JSONDecodeError, KeyError, TypeError):
+                    continue  # Torn, or of another shape: a name less.
+    except OSError:
+        names.clear()
+    rows = [(id_, name, fold(name)) for id_, name in names.items()]
+    db.execute("DELETE FROM name")
+    db.executemany("INSERT INTO name VALUES (?, ?, ?)", rows)
+
+
+def read_texts(path: Path, start: int, end: int) -> tuple[list[str], int]:
+    """Return the prompts and answers of a part of a rollout, and how far it was read.
+
+    A last line that is not whole yet is left for the next time.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    texts: list[str] = []
+    in_turn = False
+    rest = b""
+    at = start
+    # The size of a compressed file says nothing about the end of its content.
+    is_packed = path.name.endswith(PACKED)
+    for part in parts_of(path, start, 2**62 if is_packed else end):
+        *lines, rest = (rest + part).split(b"\n")
+        at += sum(map(len, lines)) + len(lines)
+        for line in lines:
+            in_turn = _take_text(line, in_turn, texts)
+    if rest.endswith(b"}") and loads(rest) is not None:
+        _take_text(rest, in_turn, texts)
+        at += len(rest)
+    return texts, at
+
+
+def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:
+    """Add what a line says to *texts*; return whether a turn is open after it."""
+    at = line.find(_EVENT, 0, _HEAD) + len(_EVENT)
+    if at < len(_EVENT) or (what := line[at : at + 6]) not in _TOLD:
+        return in_turn
+    text: object = None
+    if what == b"task_s":
+        return True
+    if what == b"task_c":
+        in_turn = False
+        text = _payload(line).get("last_agent_message")
+    elif what == b"user_m" or (what == b"agent_" and not in_turn):
+        text = _payload(line).get("message")
+    elif what == b"item_c" and b'"item":{"type":"UserMessage"' in line[at : at + 240]:
+        text = user_text(inner(_payload(line), "item"))
+    if isinstance(text, str) and text and text != COMPACTED:
+        texts.append(text[:TEXT_LIMIT])
+    return in_turn
+
+
+def fold(text: str) -> str:
+    """Return *text* as it is compared: without case and accents, as the text index does."""
+    plain = unicodedata.normalize("NFKD", text)
+    return "".join(each for each in plain if not unicodedata.combining(each)).casefold()
+
+
+def _payload(line: bytes) -> Json:
+    try:
+        entry: Any = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {}
+    return inner(cast(Json, entry), "payload") if isinstance(entry, dict) else {}

@@ -1,0 +1,256 @@
+"""The index's tables, and what each change of them keeps true.
+
+`file` has a row for each rollout as it was read last, `detail` its requests one
+by one, `bucket` their sums by quarter of an hour, model and folder. Only files
+that stand for their thread (not `shadowed` by another copy) have rows there.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from codex_tools.pricing.price import Price
+from codex_tools.pricing.prices import Prices
+from codex_tools.rollouts.thread_reader import FACTS
+from codex_tools.rollouts.token_counter import each_request
+
+Json = dict[str, Any]
+
+SCHEMA = 2
+"""Raise it with any change of the tables or of what a ledger reads: all is read anew."""
+
+BUSY_S = 30.0
+"""How long a connection waits for another's transaction."""
+
+PAGE_BYTES = 8192
+"""Of a new index: half as many pages to write, each by two calls."""
+
+QUARTER_MS = 15 * 60 * 1000
+"""Usage is summed up by quarters of an hour: no time zone of today has finer borders."""
+
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT);
+CREATE TABLE file (
+    id INTEGER PRIMARY KEY, folder TEXT NOT NULL, name TEXT NOT NULL,
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, problem TEXT,
+    state TEXT NOT NULL, seal INTEGER NOT NULL,
+    text_offset INTEGER NOT NULL, text_size INTEGER NOT NULL,
+    shadowed INTEGER NOT NULL, archived INTEGER NOT NULL, active_ms INTEGER NOT NULL,
+    requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
+    output INTEGER NOT NULL, reasoning INTEGER NOT NULL, cost REAL NOT NULL,
+    unpriced INTEGER NOT NULL,
+    thread_id TEXT NOT NULL, created_ms INTEGER, cwd TEXT, git_branch TEXT, source TEXT,
+    is_subagent INTEGER NOT NULL, model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT,
+    title TEXT, turns INTEGER NOT NULL, ending TEXT NOT NULL, is_paginated INTEGER NOT NULL,
+    is_damaged INTEGER NOT NULL, own_offset INTEGER NOT NULL, bad_lines INTEGER NOT NULL,
+    limits_ms INTEGER, limits TEXT,
+    UNIQUE (folder, name)
+);
+CREATE INDEX file_thread ON file (thread_id);
+CREATE INDEX file_active ON file (active_ms DESC, thread_id);
+CREATE INDEX file_faulty ON file (id) WHERE problem IS NOT NULL OR bad_lines > 0;
+CREATE INDEX file_used ON file (id) WHERE requests > 0 AND shadowed = 0;
+CREATE INDEX file_copy ON file (id) WHERE shadowed = 1;
+CREATE INDEX file_untold ON file (id) WHERE text_size < size;
+CREATE INDEX file_limits ON file (limits_ms) WHERE limits_ms IS NOT NULL;
+CREATE TABLE detail (file INTEGER PRIMARY KEY, requests TEXT NOT NULL, responses TEXT NOT NULL);
+CREATE TABLE bucket (
+    quarter INTEGER NOT NULL, file INTEGER NOT NULL, context INTEGER NOT NULL,
+    requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
+    output INTEGER NOT NULL, reasoning INTEGER NOT NULL, cost REAL NOT NULL,
+    unpriced INTEGER NOT NULL, PRIMARY KEY (quarter, file, context)
+) WITHOUT ROWID;
+CREATE TABLE name (
+    thread_id TEXT PRIMARY KEY, name TEXT NOT NULL, folded TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE VIRTUAL TABLE text USING fts5 (words, tokenize = 'unicode61 remove_diacritics 2');
+"""
+
+_FILE_COLUMNS = (
+    *("id", "folder", "name", "size", "mtime_ns", "problem", "state", "seal", "text_offset"),
+    *("text_size", "shadowed", "archived", "active_ms", "requests", "input", "cached", "output"),
+    *("reasoning", "cost", "unpriced", *FACTS),
+)
+_VALUES = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(
+    (
+        *("problem", "created_ms", "cwd", "git_branch", "source", "model", "cli_version"),
+        *("parent_id", "forked_id", "title", "limits_ms", "limits"),
+    ),
+    "nullif(?, 0)",
+)
+ADD_FILE = f"""
+INSERT INTO file ({", ".join(_FILE_COLUMNS)})
+VALUES ({", ".join(_VALUES.get(column, "?") for column in _FILE_COLUMNS)})
+"""
+"""Takes numbers and text alone: for values of each other type, None and bool as well,
+sqlite3 looks for an adapter, which takes longer than to store them. So 0 stands for none."""
+PUT_BUCKET = """
+INSERT INTO bucket VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
+    input = input + excluded.input, cached = cached + excluded.cached,
+    output = output + excluded.output, reasoning = reasoning + excluded.reasoning,
+    cost = cost + excluded.cost, unpriced = unpriced + excluded.unpriced
+"""
+
+_FOLDERS = """
+WITH RECURSIVE leap (folder) AS (
+    SELECT min(folder) FROM file
+    UNION ALL
+    SELECT (SELECT min(folder) FROM file WHERE folder > leap.folder) FROM leap
+    WHERE leap.folder IS NOT NULL
+)
+SELECT folder FROM leap WHERE folder IS NOT NULL
+"""
+AMBIGUOUS = """
+SELECT thread_id FROM file WHERE thread_id IN (SELECT value FROM json_each(CAST(? AS TEXT)))
+GROUP BY thread_id HAVING count(*) > 1 OR max(shadowed)
+"""
+"""Which of some threads lie in several files, or did."""
+
+
+def text_rows(file: int) -> tuple[int, int]:
+    """Return the first and last row that the text of a file may take."""
+    return file << 20, (file + 1 << 20) - 1
+
+
+def buckets_of(
+    file: int, requests: Iterable[int], prices: Prices, models: Mapping[int, str | None]
+) -> list[list[Any]]:
+    """Return a file's rows of `bucket`."""
+    rows: dict[tuple[int, int], list[Any]] = {}
+    price_of = prices.of
+    row: list[Any] = []
+    start, last = inf, -1
+    price: Price | None = None
+    for ms, context, input_, cached, write, output, reasoning in each_request(requests):
+        if context != last or not 0 <= ms - start < QUARTER_MS:
+            # Prices change at midnight at the earliest, so never within a row.
+            quarter, last = ms // QUARTER_MS, context
+            start = quarter * QUARTER_MS
+            price = price_of(models[context], ms)
+            fresh = [quarter, file, context, 0, 0, 0, 0, 0, 0.0, 0]
+            row = rows.setdefault((quarter, context), fresh)
+        row[3] += 1
+        row[4] += input_
+        row[5] += cached
+        row[6] += output
+        row[7] += reasoning
+        if price is None:
+            row[9] += 1
+        else:
+            row[8] += price.cost(input_, cached, write, output)
+    return list(rows.values())
+
+
+def totals_of(buckets: list[list[Any]]) -> list[Any]:
+    """Return the requests, tokens, cost and unpriced requests of all *buckets*."""
+    if len(buckets) == 1:
+        return buckets[0][3:]
+    return [sum(column) for column in zip(*buckets, strict=True)][3:] or [0, 0, 0, 0, 0, 0.0, 0]
+
+
+def drop_buckets(db: sqlite3.Connection, id_: int) -> None:
+    """Take a file's sums away; its requests stay."""
+    row = db.execute("SELECT requests FROM detail WHERE file = ?", (id_,)).fetchone()
+    if row is not None:
+        keys = {(r[0] // QUARTER_MS, id_, r[1]) for r in each_request(orjson.loads(row[0]))}
+        db.executemany("DELETE FROM bucket WHERE quarter = ? AND file = ? AND context = ?", keys)
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Generator[None]:
+    """Do all of the block or nothing."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def get_meta(db: sqlite3.Connection, key: str) -> str | None:
+    """Return what is noted under *key*."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return row[0] if row is not None else None
+
+
+def put_meta(db: sqlite3.Connection, key: str, value: str) -> None:
+    """Note *value* under *key*."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def data_version(db: sqlite3.Connection) -> int:
+    """Return a number that changes when another connection changes the index."""
+    return db.execute("PRAGMA data_version").fetchone()[0]
+
+
+def folders_of(db: sqlite3.Connection) -> set[str]:
+    """Return the folders of all files, by leaps over the table's key."""
+    return {folder for (folder,) in db.execute(_FOLDERS)}
+
+
+def has_untold(db: sqlite3.Connection) -> bool:
+    """Return whether there are prompts or answers that cannot be searched yet."""
+    found = db.execute("SELECT 1 FROM file WHERE text_size < size AND problem IS NULL LIMIT 1")
+    return found.fetchone() is not None
+
+
+def schema_of(db: sqlite3.Connection) -> int:
+    """Return the number of the schema; 0 where there are no tables."""
+    return db.execute("PRAGMA user_version").fetchone()[0]
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open the index, private to this user, or an empty file in its place.
+
+    Raises:
+        OSError: It cannot be opened.
+        sqlite3.Error: It is none, or may not be written.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+    try:
+        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        _use_wal(db)
+        for pragma in ("synchronous = NORMAL", "temp_store = MEMORY"):
+            db.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Switch a new file to WAL, which SQLite gives up at once if another process does the same."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def tokens(input_: int, cached: int, output: int, reasoning: int) -> Json:
+    """Return counts of tokens under their names."""
+    return {
+        "input_tokens": input_,
+        "cached_input_tokens": cached,
+        "output_tokens": output,
+        "reasoning_output_tokens": reasoning,
+        "total_tokens": input_ + output,
+    }

@@ -1,0 +1,264 @@
+"""Lists of threads over the index: filtered, searched, page by page."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codex_tools.codex.program import Program
+from codex_tools.history.index import History
+from codex_tools.history.search_text import fold
+from codex_tools.history.tables import tokens
+from codex_tools.history.times import iso
+from codex_tools.history.writer_locks import Writers
+from codex_tools.rollouts.files import PACKED
+
+Json = dict[str, Any]
+
+COLD_FILES = 500
+"""With more unread files than this a first page does not wait for all of them."""
+
+FRESH_S = 120.0
+"""A turn without an end is at work if something was written so recently, where no lock tells."""
+
+_CURSOR = re.compile(r"(\d{1,16})\.([0-9a-zA-Z-]{1,64})")
+_WORD = re.compile(r'"([^"]+)"|([^\s"]+)')
+_LATE_MS = 2000
+"""How much later than its file's modification time a thread's last line may say it is."""
+
+_COLUMNS = (
+    "f.thread_id, f.folder, f.name, f.title, f.cwd, f.git_branch, f.source, f.model,"
+    " f.cli_version, f.created_ms, f.active_ms, f.turns, f.ending, f.input, f.cached, f.output,"
+    " f.reasoning, f.cost, f.unpriced, f.parent_id, f.forked_id, f.archived, f.is_paginated,"
+    " f.is_damaged, f.mtime_ns, (SELECT n.name FROM name n WHERE n.thread_id = f.thread_id)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadQuery:
+    """Which threads to list; None and False mean no limit."""
+
+    words: str | None = None
+    cwd: tuple[str, ...] = ()
+    """These folders, each the same by another name, and all below them."""
+    since_ms: int | None = None
+    until_ms: int | None = None
+    model: str | None = None
+    source: str | None = None
+    include_archived: bool = False
+    include_subagents: bool = False
+    limit: int = 20
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some threads, and how to get the next ones."""
+
+    threads: list[Json]
+    cursors: list[str]
+    """For each thread, the cursor of a page that begins after it."""
+    has_more: bool
+    total: int | None
+    """None while older rollouts are still unread."""
+
+    @property
+    def next_cursor(self) -> str | None:
+        """The cursor of the next page, if there is one."""
+        return self.cursors[-1] if self.has_more and self.cursors else None
+
+
+class Listing:
+    """What a list of threads is made of."""
+
+    def __init__(self, history: History, state_dir: Path, program: Program | None) -> None:
+        """*program* is the Codex that would resume them, if one is known."""
+        self._history = history
+        self._program = program
+        self._writers = Writers(history.home, state_dir)
+
+    def page(self, query: ThreadQuery, left: int = 0) -> Page:
+        """Return a page of threads, newest activity first.
+
+        A cursor names the last thread told, so threads that come, go or move
+        to the front meanwhile neither repeat nor hide others.
+
+        Args:
+            query: Which ones.
+            left: How many rollouts are still unread.
+
+        Raises:
+            ValueError: The cursor is none.
+        """
+        where, values = conditions(query)
+        with self._history.opened() as db:
+            total = None
+            if not left:
+                counted = db.execute(f"SELECT count(*) FROM file f WHERE {where}", values)
+                total = counted.fetchone()[0]
+            after, position = _after(query.cursor)
+            rows = db.execute(
+                f"SELECT {_COLUMNS} FROM file f WHERE {where}{after}"
+                " ORDER BY f.active_ms DESC, f.thread_id LIMIT ?",
+                (*values, *position, query.limit + 1),
+            ).fetchall()
+        told = rows[: query.limit]
+        return Page(
+            threads=[self._thread(row) for row in told],
+            cursors=[f"{row[10]}.{row[0]}" for row in told],
+            has_more=len(rows) > query.limit or left > 0,
+            total=total,
+        )
+
+    def one(self, thread_id: str) -> tuple[Json, Path] | None:
+        """Return a thread and its rollout, or None if there is none of that id."""
+        with self._history.opened() as db:
+            row = db.execute(
+                f"SELECT {_COLUMNS} FROM file f"
+                " WHERE f.thread_id = ? AND f.shadowed = 0 AND f.problem IS NULL",
+                (thread_id,),
+            ).fetchone()
+        if row is None:
+            return None
+        thread = self._thread(row)
+        return thread, Path(thread["rollout_path"])
+
+    def _thread(self, row: tuple[Any, ...]) -> Json:
+        (
+            thread_id, folder, file_name, title, cwd, git_branch, source, model, cli_version,
+            created_ms, active_ms, turns, ending, input_, cached, output, reasoning, cost,
+            unpriced, parent_id, forked_id, archived, paginated, damaged, mtime_ns, name,
+        ) = row  # fmt: skip
+        packed = file_name.endswith(PACKED)
+        return {
+            "thread_id": thread_id,
+            "name": name,
+            "title": None if title is None else title[:120],
+            "cwd": cwd,
+            "git_branch": git_branch,
+            "source": source,
+            "model": model,
+            "cli_version": cli_version,
+            "created_at": iso(created_ms),
+            "last_active_at": iso(active_ms),
+            "turn_count": turns,
+            "status": self._status(thread_id, ending, mtime_ns),
+            "usage": tokens(input_, cached, output, reasoning),
+            "cost_usd": None if unpriced else round(cost, 6),
+            "parent_thread_id": parent_id,
+            "forked_from_id": forked_id,
+            "archived": bool(archived),
+            "rollout_path": str(self._history.home / folder / file_name),
+            "resumable": not archived and not damaged and self._knows(paginated, packed),
+        }
+
+    def _status(self, thread_id: str, ending: str, mtime_ns: int) -> str:
+        if ending in ("completed", "failed", "interrupted"):
+            return ending
+        if ending == "answered":
+            return "completed"
+        if not ending:
+            return "unknown"
+        held = self._writers.holds(thread_id)
+        fresh = time.time() - mtime_ns / 1e9 < FRESH_S
+        if held or (fresh and not (ending == "open" and self._writers.are_told)):
+            return "running"
+        # 0.60.1 writes down nothing of a turn that failed or was killed.
+        return "interrupted" if ending == "open" else "unknown"
+
+    def _knows(self, paginated: bool, packed: bool) -> bool:
+        program = self._program
+        if program is None:
+            return True
+        return (program.knows_paginated_threads or not paginated) and (
+            program.knows_packed_threads or not packed
+        )
+
+
+def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
+    """Return the WHERE clause for *query*, less its cursor, and its values."""
+    parts = ["f.shadowed = 0 AND f.problem IS NULL"]
+    values: list[Any] = []
+
+    def add(part: str, *some: Any) -> None:
+        parts.append(part)
+        values.extend(some)
+
+    if not query.include_archived:
+        add("f.archived = 0")
+    if not query.include_subagents and query.source != "subagent":
+        add("f.is_subagent = 0")
+    if query.cwd:
+        below: list[Any] = []
+        for folder in (cwd.rstrip("/") for cwd in query.cwd):
+            below += [folder or "/", len(folder) + 1, f"{folder}/"]
+        each = " OR ".join(["f.cwd = ? OR substr(f.cwd, 1, ?) = ?"] * len(query.cwd))
+        add(f"({each})", *below)
+    if query.since_ms is not None:
+        add("f.active_ms >= ?", query.since_ms)
+    if query.until_ms is not None:
+        add("f.active_ms < ?", query.until_ms)
+    if query.model is not None:
+        add("f.model = ? COLLATE NOCASE", query.model)
+    if query.source is not None:
+        add("f.source = ?", query.source)
+    for word in _words(query.words or ""):
+        found, pattern = _match(word)
+        add(
+            f"(f.id IN (SELECT rowid >> 20 FROM text WHERE {found}) OR f.thread_id IN"
+            " (SELECT thread_id FROM name WHERE instr(folded, ?)) OR f.thread_id = ?)",
+            pattern,
+            fold(word),
+            word.lower(),
+        )
+    return " AND ".join(parts), values
+
+
+def enough_for(query: ThreadQuery) -> Any:
+    """Return a test for `History.refresh`: whether this page is certain by now.
+
+    A file cannot tell of activity much later than its own modification time.
+    """
+    where, values = conditions(query)
+    after, position = _after(query.cursor)
+
+    def enough(db: sqlite3.Connection, next_mtime_ns: int) -> bool:
+        later_ms = next_mtime_ns // 1_000_000 + _LATE_MS
+        (count,) = db.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM file f"
+            f" WHERE {where}{after} AND f.active_ms > ? LIMIT ?)",
+            (*values, *position, later_ms, query.limit + 1),
+        ).fetchone()
+        return count > query.limit
+
+    return enough
+
+
+def _after(cursor: str | None) -> tuple[str, tuple[Any, ...]]:
+    if cursor is None:
+        return "", ()
+    found = _CURSOR.fullmatch(cursor)
+    if found is None:
+        raise ValueError("cursor must be the next_cursor of an earlier page")
+    at, thread_id = int(found[1]), found[2]
+    return " AND (f.active_ms < ? OR (f.active_ms = ? AND f.thread_id > ?))", (at, at, thread_id)
+
+
+def _words(text: str) -> list[str]:
+    """Return the words to look for; double quotes keep some together."""
+    found = _WORD.findall(text.replace("\0", " "))
+    return [word for quoted, bare in found if (word := quoted.strip() or bare)]
+
+
+def _match(word: str) -> tuple[str, str]:
+    """Return how to look for *word* in texts, and for what."""
+    # The index knows words between blanks; Chinese and Japanese put none.
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in word)
+    if wide or not any(letter.isalnum() for letter in word):
+        return "instr(words, ?)", word
+    return "text MATCH ?", '"' + word.replace('"', '""') + '"*'

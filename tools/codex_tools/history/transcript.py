@@ -1,0 +1,129 @@
+"""A thread as a person reads it: Markdown, page by page from its end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from codex_tools.codex.errors import ThreadNotFound
+from codex_tools.codex.masking import quote, shorten
+from codex_tools.history.index import History
+from codex_tools.history.thread_list import Listing
+from codex_tools.history.times import iso
+from codex_tools.rollouts.turn_reader import Turn, read_turns
+
+Json = dict[str, Any]
+
+PAGE_TURNS = 20
+"""The most turns of a page."""
+
+PAGE_ROOM = 40_000
+"""About how many characters a page has, unless one turn alone is longer."""
+
+TURN_ROOM = 400_000
+"""The most characters of a turn's prompt and of its answer."""
+
+
+def thread_uri(thread_id: str, before: int | None = None) -> str:
+    """Return the address of a thread's transcript; with *before*, of its turns before that one."""
+    return f"codex://threads/{thread_id}" + ("" if before is None else f"?before={before}")
+
+
+def read_transcript(
+    history: History, state_dir: Path, thread_id: str, before: int | None = None
+) -> tuple[str, int]:
+    """Return a page of a thread's transcript, and how many turns come before it.
+
+    The turns are in the order in which they were.
+
+    Args:
+        history: The index that knows the thread's rollout.
+        state_dir: Where this server keeps its locks, which tell who is at work.
+        thread_id: The thread.
+        before: Only turns before this one, counted from 0; None for the newest.
+
+    Raises:
+        ThreadNotFound: There is no thread of that id, or its rollout cannot be read.
+        HistoryUnavailable: There is no index to read.
+    """
+    history.refresh(None)
+    found = Listing(history, state_dir, None).one(thread_id)
+    if found is None:
+        raise ThreadNotFound(f"There is no thread {thread_id}.", "Find its id with codex_sessions.")
+    thread, path = found
+    try:
+        turns, first = read_turns(path, before, PAGE_TURNS)
+    except OSError as error:
+        raise ThreadNotFound(
+            f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."
+        ) from error
+    told: list[str] = []
+    room = PAGE_ROOM
+    for number, turn in zip(range(first + len(turns), first, -1), turns, strict=True):
+        text = _turn(number, turn)
+        room -= len(text)
+        if room < 0 and told:
+            break
+        told.insert(0, text)
+    if not told:
+        told = ["No turns yet." if before is None else "No turns before that."]
+        return "\n\n".join([_head(thread), *told]) + "\n", 0
+    return "\n\n".join([_head(thread), *told]) + "\n", first + len(turns) - len(told)
+
+
+def _head(thread: Json) -> str:
+    usage: Json = thread["usage"]
+    cost = "" if thread["cost_usd"] is None else f", about ${thread['cost_usd']:.4f}"
+    facts = {
+        "Thread": thread["thread_id"],
+        "Folder": thread["cwd"],
+        "Branch": thread["git_branch"],
+        "Model": thread["model"],
+        "Begun": thread["created_at"],
+        "Last active": thread["last_active_at"],
+        "Source": thread["source"],
+        "Status": thread["status"],
+        "Tokens": f"{usage['input_tokens']:,} in ({usage['cached_input_tokens']:,} cached),"
+        f" {usage['output_tokens']:,} out{cost}",
+        "Forked from": thread["forked_from_id"],
+        "Sub-agent of": thread["parent_thread_id"],
+    }
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
+    title = " ".join((thread["name"] or thread["title"] or "Thread").split())
+    return "\n".join([f"# {title}", "", *lines])
+
+
+def _turn(number: int, turn: Turn) -> str:
+    facts = [
+        iso(turn.started_ms),
+        None if turn.duration_s is None else f"{turn.duration_s:.0f} s",
+        turn.model,
+        turn.sandbox,
+    ]
+    parts = [" · ".join([f"## Turn {number}", *(fact for fact in facts if fact)])]
+    if turn.prompt is not None:
+        prompt = shorten(turn.prompt, TURN_ROOM)
+        parts.append("\n".join(f"> {line}".rstrip() for line in prompt.splitlines()))
+    if turn.commands:
+        parts.append("\n".join(_command(*command) for command in turn.commands))
+    if turn.files:
+        parts.append("\n".join(f"- {kind} {_code(path)}" for path, kind in turn.files.items()))
+    if turn.final_response is not None:
+        parts.append(shorten(turn.final_response, TURN_ROOM))
+    if turn.error is not None:
+        parts.append(f"**Failed:** {quote(turn.error, 500)}")
+    return "\n\n".join(parts)
+
+
+def _command(command: str, code: int | None, status: str) -> str:
+    end = status.replace("_", " ") if code is None else f"exit code {code}"
+    return f"- ran {_code(quote(command, 300))}: {end}"
+
+
+def _code(text: str) -> str:
+    """Return *text* as code on one line, however many backticks are in it."""
+    text = " ".join(text.split())
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {text} {fence}" if longest else f"{fence}{text}{fence}"

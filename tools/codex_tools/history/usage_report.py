@@ -1,0 +1,363 @@
+"""Usage reports over the index: sums by time, model, folder or thread.
+
+Whole quarters of an hour come from the index's own sums. Where a report begins
+or ends within one, its requests are counted one by one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import tzinfo
+from typing import Any, Literal, cast
+
+import orjson
+
+from codex_tools.codex.errors import InvalidArguments
+from codex_tools.codex.paths import folder_names, is_inside
+from codex_tools.history.index import History, Progress
+from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, tokens
+from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
+from codex_tools.rollouts.line import loads
+from codex_tools.rollouts.token_counter import each_request
+
+Json = dict[str, Any]
+GroupBy = Literal["day", "week", "month", "model", "cwd", "thread"]
+
+THREADS_TOLD = 1000
+"""The most groups by thread; a home may hold a hundred thousand."""
+
+_LAST_QUARTER = 2**60
+_UNITS = ("day", "week", "month")
+_SUMMED = (
+    *("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens"),
+    *("total_tokens", "requests"),
+)
+
+_SUMS = (
+    "count(DISTINCT b.file), sum(b.requests), sum(b.input), sum(b.cached), sum(b.output),"
+    " sum(b.reasoning), sum(b.cost), sum(b.unpriced)"
+)
+_PART_COLUMNS = (
+    "quarter INTEGER, file INTEGER, context INTEGER, requests INTEGER, input INTEGER,"
+    " cached INTEGER, output INTEGER, reasoning INTEGER, cost REAL, unpriced INTEGER,"
+    " PRIMARY KEY (quarter, file, context)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuery:
+    """What a report shall cover; None means no limit."""
+
+    group_by: GroupBy = "day"
+    zone: tzinfo | None = None
+    """For days, weeks and months; None for the machine's own."""
+    since_ms: int | None = None
+    until_ms: int | None = None
+    cwd: tuple[str, ...] = ()
+    """These folders, each the same by another name, and all below them."""
+    model: str | None = None
+    thread_id: str | None = None
+
+
+def find_usage(
+    history: History,
+    progress: Progress | None,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    group_by: GroupBy = "day",
+    timezone: str | None = None,
+    cwd: str | None = None,
+    model: str | None = None,
+    thread_id: str | None = None,
+) -> Json:
+    """Bring the index up to date and return the data of a UsageResult, in its order.
+
+    The arguments are those of codex_usage, in their words.
+
+    Raises:
+        InvalidArguments: A time or time zone is none.
+        HistoryUnavailable: There is no index to read.
+    """
+    try:
+        zone = zone_of(timezone)
+        query = UsageQuery(
+            group_by=group_by,
+            zone=zone,
+            since_ms=None if since is None else instant(since, zone),
+            until_ms=None if until is None else instant(until, zone, end=True),
+            cwd=folder_names(cwd),
+            model=model,
+            thread_id=thread_id,
+        )
+    except ValueError as error:
+        raise InvalidArguments([str(error)]) from None
+    history.refresh(progress)
+    return report(history, query) | {"error": None}
+
+
+def report(history: History, query: UsageQuery) -> Json:
+    """Return what was used, as codex_usage tells it.
+
+    Raises:
+        HistoryUnavailable: There is no index to read.
+    """
+    with history.opened() as db:
+        return _Report(db, history, query).result()
+
+
+class _Report:
+    def __init__(self, db: sqlite3.Connection, history: History, query: UsageQuery) -> None:
+        self._db, self._history, self._query = db, history, query
+        self._table = "bucket"
+        self._cost = 0.0
+        self._first, self._last = self._range()
+        self._where, self._values = self._conditions()
+
+    def result(self) -> Json:
+        """Return the whole report."""
+        query, db = self._query, self._db
+        notes: list[str] = []
+        try:
+            if query.group_by in ("day", "week", "month"):
+                groups = list(self._by_time(query.group_by))
+            else:
+                groups = list(self._by_kind(notes))
+            totals = self._sum(groups) if self._is_whole else self._totals()
+            unpriced = self._unpriced() if totals["cost_usd"] is None else []
+        finally:
+            db.execute("DROP TABLE IF EXISTS temp.part")
+        (files,) = db.execute("SELECT count(*) FROM file").fetchone()
+        unreadable, bad_lines, copies = _faults(db)
+        if unreadable:
+            names = [name for (name,) in db.execute(_UNREADABLE).fetchall()]
+            more = ", ..." if unreadable > len(names) else ""
+            notes.append(f"{unreadable} files are no readable rollouts: {', '.join(names)}{more}")
+        if bad_lines:
+            notes.append(f"{bad_lines} lines in other files could not be read.")
+        if copies:
+            notes.append(f"{copies} files are copies of threads that were counted once.")
+        prices = db.execute("SELECT value FROM meta WHERE key = 'prices_version'").fetchone()
+        return {
+            "totals": totals,
+            "groups": groups,
+            "rate_limits": newest_limits(db),
+            "unpriced_models": unpriced,
+            "sessions_read": files - unreadable - copies,
+            "unreadable": unreadable,
+            "prices": prices[0] if prices is not None else None,
+            "notes": [*notes, *self._history.notes],
+        }
+
+    def _range(self) -> tuple[int, int]:
+        """Return the first quarter and the one after the last, slicing what is cut."""
+        query = self._query
+        since, until = query.since_ms, query.until_ms
+        first = 0 if since is None else -(-since // QUARTER_MS)
+        last = _LAST_QUARTER if until is None else until // QUARTER_MS
+        cut = {ms // QUARTER_MS for ms in (since, until) if ms is not None and ms % QUARTER_MS}
+        if not cut:
+            return first, last
+        db = self._db
+        self._table = "temp.part"
+        db.execute(f"CREATE TEMP TABLE part ({_PART_COLUMNS}) WITHOUT ROWID")
+        db.execute(
+            "INSERT INTO part SELECT * FROM bucket WHERE quarter >= ? AND quarter < ?",
+            (first, last),
+        )
+        for quarter in cut:
+            self._slice(quarter, since or 0, until if until is not None else 2**62)
+        return 0, _LAST_QUARTER
+
+    def _slice(self, quarter: int, since: int, until: int) -> None:
+        """Put those requests of a *quarter* into the part that lie in the range."""
+        since, until = max(since, quarter * QUARTER_MS), min(until, (quarter + 1) * QUARTER_MS)
+        db = self._db
+        files = db.execute("SELECT DISTINCT file FROM bucket WHERE quarter = ?", (quarter,))
+        contexts = dict(db.execute("SELECT id, model FROM context").fetchall())
+        put = PUT_BUCKET.replace("INTO bucket", "INTO temp.part")
+        for (file,) in files.fetchall():
+            row = db.execute("SELECT requests FROM detail WHERE file = ?", (file,)).fetchone()
+            some: list[int] = []
+            for request in each_request(orjson.loads(row[0])):
+                if since <= request[0] < until:
+                    some += request
+            rows = buckets_of(file, some, self._history.prices, contexts)
+            db.executemany(put, rows)
+
+    def _conditions(self) -> tuple[str, list[Any]]:
+        query, db = self._query, self._db
+        conditions: list[str] = []
+        values: list[Any] = []
+        if query.cwd or query.model is not None:
+            wanted = [
+                id_
+                for id_, model, cwd in db.execute("SELECT id, model, cwd FROM context").fetchall()
+                if (query.model is None or (model or "").lower() == query.model.lower())
+                and (not query.cwd or any(is_inside(cwd, folder) for folder in query.cwd))
+            ]
+            conditions.append("b.context IN (SELECT value FROM json_each(?))")
+            values.append(orjson.dumps(wanted).decode())
+        if query.thread_id is not None:
+            conditions.append("b.file IN (SELECT id FROM file WHERE thread_id = ?)")
+            values.append(query.thread_id)
+        return "".join(f" AND {each}" for each in conditions), values
+
+    def _by_time(self, unit: Unit) -> Iterator[Json]:
+        """Yield a row for each period in which something was used.
+
+        Period by period along the primary key, which spares sorting all rows.
+        """
+        db, zone = self._db, self._query.zone
+        rows = (
+            f"SELECT {_SUMS} FROM {self._table} b WHERE quarter >= ? AND quarter < ?{self._where}"
+        )
+        following = f"SELECT min(quarter) FROM {self._table} WHERE quarter >= ? AND quarter < ?"
+        quarter = self._first
+        while True:
+            (found,) = db.execute(following, (quarter, self._last)).fetchone()
+            if found is None:
+                return
+            key, start, end = period_of(found * QUARTER_MS, unit, zone)
+            first = max(self._first, start // QUARTER_MS)
+            quarter = max(min(self._last, end // QUARTER_MS), found + 1)
+            sums = db.execute(rows, (first, quarter, *self._values)).fetchone()
+            if sums[1]:
+                self._cost += sums[6]
+                yield {**_row(*sums), "key": key}
+
+    def _by_kind(self, notes: list[str]) -> Iterator[Json]:
+        """Yield a row for each model, folder or thread, the largest first."""
+        match self._query.group_by:
+            case "thread":
+                key, join = "f.thread_id", " JOIN file f ON f.id = b.file"
+            case kind:
+                key, join = f"c.{kind}", " JOIN context c ON c.id = b.context"
+        rows = self._db.execute(
+            f"SELECT {key}, {_SUMS} FROM {self._table} b{join}"
+            f" WHERE b.quarter >= ? AND b.quarter < ?{self._where}"
+            f" GROUP BY {key} ORDER BY sum(b.input) + sum(b.output) DESC, {key}",
+            (self._first, self._last, *self._values),
+        )
+        for told, (name, *sums) in enumerate(rows):
+            if told == THREADS_TOLD:
+                left = 1 + sum(1 for _ in rows)
+                notes.append(
+                    f"groups leaves out the {left} smallest; name since, until or cwd to see them."
+                )
+                return
+            yield {**_row(*sums), "key": name or "unknown"}
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the groups by time hold all there is, so that their sum is the total."""
+        query = self._query
+        return query == UsageQuery(query.group_by, query.zone) and query.group_by in _UNITS
+
+    def _sum(self, groups: list[Json]) -> Json:
+        """Return the totals of all *groups*; a thread may be in several."""
+        sums = {key: sum(group[key] for group in groups) for key in _SUMMED}
+        (threads,) = self._db.execute(
+            "SELECT count(*) FROM file WHERE requests > 0 AND shadowed = 0"
+        ).fetchone()
+        known = round(self._cost, 6)
+        priced = all(group["cost_usd"] is not None for group in groups)
+        return {
+            **sums,
+            "threads": threads,
+            "cost_usd": known if priced else None,
+            "cost_usd_known": known,
+        }
+
+    def _totals(self) -> Json:
+        sums = self._db.execute(
+            f"SELECT {_SUMS} FROM {self._table} b WHERE quarter >= ? AND quarter < ?{self._where}",
+            (self._first, self._last, *self._values),
+        ).fetchone()
+        return _row(*sums)
+
+    def _unpriced(self) -> list[str]:
+        rows = self._db.execute(
+            f"SELECT DISTINCT c.model FROM {self._table} b JOIN context c ON c.id = b.context"
+            f" WHERE b.unpriced > 0 AND b.quarter >= ? AND b.quarter < ?{self._where}",
+            (self._first, self._last, *self._values),
+        )
+        return sorted(model or "unknown" for (model,) in rows)
+
+
+_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL ORDER BY id LIMIT 3"
+
+
+def newest_limits(db: sqlite3.Connection) -> Json | None:
+    """Return the newest rate limits that Codex was told of, in any thread."""
+    rows = db.execute(
+        "SELECT limits_ms, limits FROM file WHERE limits_ms IS NOT NULL ORDER BY limits_ms DESC"
+    )
+    for at_ms, text in rows:
+        limits = loads(text) or {}
+        if isinstance(limits.get("primary"), dict):
+            return _limits(limits, at_ms)
+    return None
+
+
+def _limits(limits: Json, at_ms: int) -> Json:
+    now = time.time()
+    account: object = limits.get("credits")
+    return {
+        "observed_at": iso(at_ms),
+        "age_s": max(0, round(now - at_ms / 1000)),
+        "plan_type": limits.get("plan_type") if isinstance(limits.get("plan_type"), str) else None,
+        "primary": _window(limits.get("primary"), now),
+        "secondary": _window(limits.get("secondary"), now),
+        "credits_balance": str(cast(Json, account)["balance"])
+        if isinstance(account, dict) and cast(Json, account).get("balance") is not None
+        else None,
+    }
+
+
+def _row(
+    threads: int,
+    requests: int | None,
+    input_: int | None,
+    cached: int | None,
+    output: int | None,
+    reasoning: int | None,
+    cost: float | None,
+    unpriced: int | None,
+) -> Json:
+    known = round(cost or 0.0, 6)
+    return {
+        **tokens(input_ or 0, cached or 0, output or 0, reasoning or 0),
+        "requests": requests or 0,
+        "threads": threads,
+        "cost_usd": None if unpriced else known,
+        "cost_usd_known": known,
+    }
+
+
+def _window(window: object, now: float) -> Json | None:
+    if not isinstance(window, dict):
+        return None
+    used, minutes, resets = (
+        cast(Json, window).get(key) for key in ("used_percent", "window_minutes", "resets_at")
+    )
+    known = resets if isinstance(resets, int | float) and 0 <= resets < 10**12 else None
+    return {
+        "used_percent": float(used) if isinstance(used, int | float) else None,
+        "window_minutes": int(minutes) if isinstance(minutes, int | float) else None,
+        "resets_at": None if known is None else iso(round(known * 1000)),
+        "expired": known is not None and known <= now,
+    }
+
+
+def _faults(db: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return how many files are unreadable, lines bad in others, and copies."""
+    unreadable, bad_lines = db.execute(
+        "SELECT count(problem), sum(CASE WHEN problem IS NULL THEN bad_lines END) FROM file"
+        " WHERE problem IS NOT NULL OR bad_lines > 0"
+    ).fetchone()
+    (copies,) = db.execute("SELECT count(*) FROM file WHERE shadowed = 1").fetchone()
+    return unreadable, bad_lines or 0, copies

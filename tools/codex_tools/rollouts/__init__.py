@@ -1,0 +1,1 @@
+"""Read one rollout: its requests, its turns, how its thread stands."""

@@ -1,0 +1,66 @@
+"""What one run cost: its requests by the rollout, each priced for itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codex_tools.codex.record import Usage
+from codex_tools.pricing.prices import Prices
+from codex_tools.rollouts.files import blocks, thread_id_of
+from codex_tools.rollouts.thread_reader import Ledger
+from codex_tools.rollouts.token_counter import each_request
+
+
+class _Models:
+    """The models of a ledger's requests."""
+
+    def __init__(self) -> None:
+        self.names: list[str | None] = []
+
+    def number(self, model: str | None, cwd: str | None) -> int:
+        """Return the number of *model*."""
+        self.names.append(model)
+        return len(self.names) - 1
+
+
+def cost_of(path: Path, since_ms: int, prices: Prices) -> float | None:
+    """Return what a thread's requests since a time cost in USD.
+
+    None where that is not known: one has no price, or none was recorded.
+
+    Args:
+        path: The thread's rollout.
+        since_ms: In milliseconds of Unix time.
+        prices: What tokens cost.
+
+    Raises:
+        OSError: The rollout cannot be read.
+    """
+    models = _Models()
+    ledger = Ledger(thread_id_of(path.name), models)
+    for block in blocks(path):
+        ledger.feed(block)
+    ledger.finish()
+    costs: list[float] = []
+    for ms, context, input_, cached, write, output, _ in each_request(ledger.requests):
+        if ms >= since_ms:
+            price = prices.of(models.names[context], ms)
+            if price is None:
+                return None
+            costs.append(price.cost(input_, cached, write, output))
+    return round(sum(costs), 6) if costs else None
+
+
+def cost_without_rollout(
+    usage: Usage | None, model: str | None, at_ms: int, prices: Prices
+) -> float | None:
+    """Return what the requests that *usage* sums up cost, if their sum tells.
+
+    It does not where one of them may have been so long that its tokens cost
+    more: only a price for each request is right then.
+    """
+    price = prices.of(model, at_ms)
+    if usage is None or price is None or usage.input_tokens > price.above:
+        return None
+    cost = price.cost(usage.input_tokens, usage.cached_input_tokens, 0, usage.output_tokens)
+    return round(cost, 6)

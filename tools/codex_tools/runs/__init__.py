@@ -1,0 +1,1 @@
+"""What this server looks after: runs, their results and their traces."""

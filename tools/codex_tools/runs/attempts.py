@@ -1,0 +1,192 @@
+"""The turns that one run takes: the first, those that try again, those that mend the answer.
+
+A turn that failed for a passing reason is tried again, but only while it has
+left no trace outside of its thread: a command that has run is not run twice
+behind the caller's back. An answer in the wrong shape goes back to the model
+with what is wrong with it. Codex itself tries requests again, but not turns.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import anyio
+
+from codex_tools.codex.errors import Kind, OutputMismatch, TurnFailed
+from codex_tools.codex.paths import codex_home
+from codex_tools.codex.record import Usage
+from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.engines.driver import run_turn
+from codex_tools.engines.engine import TurnRequest
+from codex_tools.rollouts.files import find_rollout
+from codex_tools.rollouts.threads import read_state
+from codex_tools.runs.run import Run
+
+PASSING: frozenset[Kind] = frozenset({"rate_limited", "overloaded", "network"})
+"""The kinds of failure that may be over in a moment."""
+
+TRIES = 3
+"""How often a turn is tried in all."""
+
+BACKOFF_S = (1.0, 4.0)
+"""The shortest pauses before the second and the third try; up to half as much is added."""
+
+LONGEST_PAUSE_S = 60.0
+"""A provider that asks for more is not waited for: the caller had better know."""
+
+LAST_START_S = 20.0
+"""A run older than this is not tried again.
+
+Codex itself repeats a request that got a 5xx for up to 20 s; three times that
+would only keep the failure from the caller.
+"""
+
+Report = Callable[[Fold], None]
+
+
+async def run_turns(
+    run: Run, report: Report, keep: Callable[[bytes], None]
+) -> tuple[TurnResult, Any]:
+    """Run the turns that *run* takes; return what they did, and the answer as data.
+
+    Raises:
+        CodexError: As of `run_turn`, of the last turn.
+        OutputMismatch: The answer is still in the wrong shape.
+    """
+    request, fold = run.request, run.fold
+    since = anyio.current_time()
+    before = run.before.usage if run.before is not None else None
+    tries, repairs = 1, run.output.repairs if run.output is not None else 0
+    while True:
+        run.attempts += 1
+        try:
+            turn = await run_turn(run.program, request, report, keep, fold=fold, since=since)
+        except TurnFailed as error:
+            _count(run, error.turn.usage, before)
+            age_s = anyio.current_time() - since
+            pause_s = pause_before_next(error, tries, age_s, request.timeout_s)
+            if pause_s is None:
+                raise
+            kind = error.failure.kind.replace("_", " ")
+            fold.note(f"Try {tries} failed ({kind}: {error.message}); tried again.")
+            fold.doing = f"{kind}, trying again in {pause_s:.0f} s"
+            report(fold)
+            await anyio.sleep(pause_s)
+            tries += 1
+            request = _again(request, fold)
+            before = _thread_usage(request)
+            continue
+        _count(run, turn.usage, before)
+        if run.output is None:
+            return turn, None
+        try:
+            return turn, run.output.read(turn)
+        except OutputMismatch as error:
+            if repairs == 0 or not _can_resume(request, fold.thread_id):
+                raise
+            found = error.problems
+        fold.note(f"An answer did not match output_schema: {'; '.join(found)}")
+        repairs -= 1
+        tries = 1
+        request = replace(request, prompt=_mend(found), images=(), thread_id=turn.thread_id)
+        before = _thread_usage(request)
+        fold.begin_turn(turn.thread_id)
+        fold.doing = "asking for the answer in the right shape"
+        report(fold)
+
+
+def pause_before_next(
+    error: TurnFailed, tries: int, age_s: float, timeout_s: float
+) -> float | None:
+    """Return how long to wait before the turn is tried again, in seconds; None if it is not.
+
+    Args:
+        error: What the last try came to.
+        tries: How many there were.
+        age_s: How long the run has taken so far, in seconds.
+        timeout_s: How long it may take in all.
+    """
+    if error.failure.kind not in PASSING or error.turn.touched:
+        return None
+    if tries >= TRIES or age_s > LAST_START_S:
+        return None
+    shortest = BACKOFF_S[tries - 1]
+    pause_s = max(asked_pause(error.message) or 0.0, shortest * random.uniform(1.0, 1.5))
+    if pause_s > LONGEST_PAUSE_S or age_s + pause_s >= timeout_s:
+        return None
+    return pause_s
+
+
+_ASKED = re.compile(
+    r"(?:try again|retry(?:ing)?)\s+(?:in|after)\s+(?:about\s+)?((?:\d+(?:\.\d+)?\s*[a-z]+\s*)+)",
+    re.IGNORECASE,
+)
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)", re.IGNORECASE)
+_UNITS = {"ms": 0.001, "millisecond": 0.001, "s": 1, "sec": 1, "second": 1} | {
+    "m": 60,
+    "min": 60,
+    "minute": 60,
+    "h": 3600,
+    "hour": 3600,
+    "d": 86400,
+    "day": 86400,
+}
+
+
+def asked_pause(message: str) -> float | None:
+    """Return the seconds that a provider asks to wait for: "Please try again in 1m2.5s"."""
+    found = _ASKED.search(message)
+    if found is None:
+        return None
+    seconds = 0.0
+    for number, unit in _PART.findall(found[1]):
+        unit = unit.lower()
+        size = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+        if size is None:
+            break  # The next sentence.
+        seconds += float(number) * size
+    return seconds or None
+
+
+def _again(request: TurnRequest, fold: Fold) -> TurnRequest:
+    """Return the same turn once more: in the thread that it opened, if that was kept."""
+    thread_id = fold.thread_id if _can_resume(request, fold.thread_id) else request.thread_id
+    fold.begin_turn(thread_id)
+    return replace(request, thread_id=thread_id)
+
+
+def _can_resume(request: TurnRequest, thread_id: str | None) -> bool:
+    if request.ephemeral or thread_id is None:
+        return False
+    return find_rollout(codex_home(), thread_id) is not None
+
+
+def _thread_usage(request: TurnRequest) -> Usage | None:
+    path = find_rollout(codex_home(), request.thread_id) if request.thread_id else None
+    state = read_state(path) if path is not None else None
+    return state.usage if state is not None else None
+
+
+def _count(run: Run, reported: Usage | None, before: Usage | None) -> None:
+    """Add what one turn used, where Codex may have reported the whole thread."""
+    if reported is None:
+        return
+    own = reported
+    if before is not None and run.program.usage_is_cumulative:
+        own = reported.minus(before)
+        own = own if own.total_tokens >= 0 else reported
+    run.used = run.used.plus(own) if run.used is not None else own
+
+
+def _mend(found: Sequence[str]) -> str:
+    problems = "\n".join(f"- {problem}" for problem in found)
+    return (
+        "Your last answer does not match the JSON Schema that it must follow:\n"
+        f"{problems}\n"
+        "Give the whole answer once more, corrected, as JSON and nothing else. Run no commands"
+        " and change no files for that."
+    )

@@ -1,0 +1,120 @@
+"""The audit log: who asked for what, within which limits, and what came of it.
+
+STATE/audit.jsonl, one JSON object a line, mode 0600, rotated. Never a prompt
+nor an answer: those stand in Codex's own rollouts, by the thread's id.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from codex_tools.codex.masking import mask
+from codex_tools.runs.run import Run
+from codex_tools.runs.store import now
+
+logger = logging.getLogger(__name__)
+
+FILE_LIMIT = 4 * 1024 * 1024
+"""Bytes after which a new file is begun."""
+
+FILES_KEPT = 5
+"""How many files there are at most, the newest without a number."""
+
+
+class Audit:
+    """The log in one state folder, which several servers write on."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "audit.jsonl"
+
+    def write(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Add a line; one that cannot be written is a warning, not the run's end."""
+        entry = {"time": now(), "event": event, "server_pid": os.getpid(), **facts}
+        line = mask(orjson.dumps(entry, default=str).decode()).encode() + b"\n"
+        try:
+            fd = self._open()
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            logger.warning("%s is not written on: %s", self._path, error)
+
+    def _open(self) -> int:
+        """Open the newest file, locked; begin another one if it is full."""
+        while True:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                state = os.fstat(fd)
+                if state.st_nlink and state.st_size < FILE_LIMIT:
+                    if os.path.samestat(state, self._path.stat()):
+                        return fd
+                elif os.path.samestat(state, self._path.stat()):
+                    self._rotate()
+            except FileNotFoundError:
+                pass  # Another server has just moved it.
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def _rotate(self) -> None:
+        for number in range(FILES_KEPT - 1, 0, -1):
+            older = self._path.with_name(f"audit.{number}.jsonl")
+            newer = self._path.with_name(f"audit.{number - 1}.jsonl") if number > 1 else self._path
+            if newer.exists():
+                newer.replace(older)
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """Return what was asked for, as it was granted."""
+    request = run.request
+    return {
+        "caller": run.caller,
+        "run_id": run.run_id,
+        "thread_id": request.thread_id,
+        "cwd": str(request.cwd),
+        "sandbox": request.sandbox,
+        "add_dirs": [str(folder) for folder in request.add_dirs],
+        "images": len(request.images),
+        "model": request.model,
+        "profile": request.profile,
+        "web_search": request.web_search,
+        "config": [key for key, _ in request.config],
+        "skip_git_repo_check": request.skip_git_repo_check,
+        "ephemeral": request.ephemeral,
+        "timeout_s": request.timeout_s,
+        "depth": request.depth,
+        "prompt_characters": len(request.prompt),
+        "codex": str(run.program.path),
+        "codex_version": run.program.version_text,
+        "warnings": list(run.warnings),
+    }
+
+
+def ending_of(run: Run) -> dict[str, Any]:
+    """Return what came of it."""
+    result = run.outcome
+    if result is None:
+        return {"run_id": run.run_id}
+    return {
+        "caller": run.caller,
+        "run_id": run.run_id,
+        "thread_id": result.thread_id,
+        "status": result.status,
+        "kind": result.error.kind if result.error is not None else None,
+        "sandbox": result.sandbox,
+        "attempts": result.attempts,
+        "duration_s": result.duration_s,
+        "commands": result.command_count,
+        "files_changed": len(result.files_changed),
+        "cost_usd": result.cost_usd,
+    }

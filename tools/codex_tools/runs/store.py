@@ -1,0 +1,211 @@
+"""Runs on disk: what has become of each, for this server and those after it.
+
+STATE/runs/<run_id>/run.json        the run's result so far, replaced as a whole
+STATE/runs/<run_id>/events.jsonl    its events, byte for byte as Codex wrote them
+STATE/servers/<server_id>.lock      locked as long as that server lives
+
+Several servers may share one folder. Whether a server still lives is known by
+its lock, which the kernel takes back from the dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from codex_tools.runs.event_log import EventLog, EventPage
+from codex_tools.runs.result import RunResult, interrupt
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+KEEP_S = 14 * 24 * 3600
+"""How long the files of a run that has ended are kept, in seconds."""
+
+KEEP_BYTES = 512 * 1024 * 1024
+"""How much is kept in all; the oldest go first."""
+
+_RUN_ID = re.compile(r"run_[0-9a-f]{16}")
+_SERVER_ID = re.compile(r"[0-9a-f]{16}")
+
+
+class Store:
+    """The runs below one state folder, seen by one server."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Make the folders, private to this user, and announce this server.
+
+        Raises:
+            OSError: The folder cannot be used.
+        """
+        self._runs = state_dir / "runs"
+        self._servers = state_dir / "servers"
+        for folder in (state_dir, self._runs, self._servers):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.server_id = secrets.token_hex(8)
+        self._alive = self._servers / f"{self.server_id}.lock"
+        while True:
+            self._lock = os.open(self._alive, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                # Another server may have taken the file for a dead one's and removed it.
+                if os.path.samestat(os.fstat(self._lock), self._alive.stat()):
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._lock)
+
+    def close(self) -> None:
+        """Say that this server is gone."""
+        self._alive.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def save(self, result: RunResult, created_at: str) -> None:
+        """Keep *result*; readers see the former one or this one, never half of it."""
+        folder = self._folder(result.run_id or "")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        record = {
+            "server_id": self.server_id,
+            "created_at": created_at,
+            "updated_at": now(),
+            "result": result.model_dump(),
+        }
+        draft = folder / f"run.json.{self.server_id}"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(orjson.dumps(record))
+        draft.replace(folder / "run.json")
+
+    def load(self, run_id: str) -> Stored | None:
+        """Return a run as it was kept last; None if there is none of that id.
+
+        One that was at work in a server that is gone comes back as interrupted.
+        """
+        if _RUN_ID.fullmatch(run_id) is None:
+            return None
+        try:
+            record = cast(Json, orjson.loads((self._folder(run_id) / "run.json").read_bytes()))
+            result = RunResult.model_validate(record["result"])
+            server_id, *times = (record[k] for k in ("server_id", "created_at", "updated_at"))
+            if result.run_id != run_id or not all(isinstance(t, str) for t in times):
+                raise ValueError("not the record of this run")
+            if _SERVER_ID.fullmatch(server_id) is None:
+                raise ValueError("not the record of a server")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
+            return None
+        if result.status in ("running", "queued") and not self._lives(server_id):
+            result = interrupt(result)
+        return Stored(result, *times)
+
+    def open_log(self, run_id: str) -> EventLog:
+        """Return a log for the run's events."""
+        return self._log_of(run_id)
+
+    def read_events(self, run_id: str, offset: int, room: int) -> EventPage | None:
+        """Return a page of the run's events; None if there is no such run, or none was kept.
+
+        Args:
+            run_id: The run.
+            offset: The byte to begin at, as an earlier page told.
+            room: How many characters the page may have.
+        """
+        return self._log_of(run_id).page(offset, room)
+
+    def read_answer(self, run_id: str) -> str | None:
+        """Return the run's last agent message, whole; None if none was kept."""
+        return self._log_of(run_id).answer()
+
+    def newest(self, count: int, before: str | None = None) -> list[str]:
+        """Return the ids of up to *count* runs, the newest first.
+
+        Args:
+            count: How many.
+            before: Only runs older than this one, by the last change of each; none at all
+                if it is gone.
+        """
+        found: list[tuple[int, str]] = []
+        for entry in os.scandir(self._runs):
+            try:
+                found.append((Path(entry.path, "run.json").stat().st_mtime_ns, entry.name))
+            except OSError:
+                continue  # Another server has just removed it, or not yet written it.
+        found.sort(reverse=True)
+        names = [name for _, name in found if _RUN_ID.fullmatch(name)]
+        if before is None:
+            return names[:count]
+        start = names.index(before) + 1 if before in names else len(names)
+        return names[start : start + count]
+
+    def prune(self) -> None:
+        """Remove what is too old, then what is too much; never a run at work."""
+        ended: list[tuple[float, int, Path]] = []
+        for folder in self._runs.iterdir():
+            try:
+                changed = max(entry.stat().st_mtime for entry in [folder, *folder.iterdir()])
+                size = sum(entry.stat().st_size for entry in folder.iterdir())
+            except OSError:
+                continue  # Another server has just removed it.
+            stored = self.load(folder.name)
+            if stored is None or stored.result.status not in ("running", "queued"):
+                ended.append((changed, size, folder))
+        kept = 0
+        for changed, size, folder in sorted(ended, reverse=True):
+            kept += size
+            if kept > KEEP_BYTES or time.time() - changed > KEEP_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        for lock in self._servers.glob("*.lock"):
+            self._lives(lock.stem, remove=True)
+
+    def _lives(self, server_id: str, *, remove: bool = False) -> bool:
+        """Return whether a server lives; *remove* the lock of one that does not."""
+        if server_id == self.server_id:
+            return True
+        path = self._servers / f"{server_id}.lock"
+        try:
+            fd = os.open(path, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            # Shared, so that two who look do not take each other for the server.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if remove:
+                path.unlink(missing_ok=True)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def _log_of(self, run_id: str) -> EventLog:
+        return EventLog(self._folder(run_id) / "events.jsonl")
+
+    def _folder(self, run_id: str) -> Path:
+        return self._runs / run_id
+
+
+class Stored:
+    """A run as it was kept, and when."""
+
+    def __init__(self, result: RunResult, created_at: str, updated_at: str) -> None:
+        self.result = result
+        self.created_at = created_at
+        self.updated_at = updated_at
+
+
+def now() -> str:
+    """Return the time as ISO 8601, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

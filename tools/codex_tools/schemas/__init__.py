@@ -1,0 +1,1 @@
+"""The caller's output schema, and OpenAI's strict dialect of it."""
