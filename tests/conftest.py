@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # pyright: ignore[reportMissingTypeStubs]
 
-from endings import Ending, drawn
-from far_ends import MODES, VERSIONS, FakeCodex, Lab, Note, open_lab, real_codex
-from pairs import beyond_pairs
+from support.codex_versions import VERSIONS, real_codex
+from support.fake_codex import FakeCodex
+from support.kill_matrix import Ending, drawn
+from support.lab import MODES, Lab, Note, open_lab
+from support.version_pairs import beyond_pairs
 
 _SHARING = ("tests/codex_tools/", "tests/live/test_accounting.py", "tests/live/test_kill_matrix.py")
 """Where tests share what their file makes once, or keep the machine busy enough each for itself."""

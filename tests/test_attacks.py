@@ -23,7 +23,8 @@ from mcp.shared.exceptions import MCPError
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.policy import Policy, Review
 from codex_tools.turn_options import existing_folder
-from far_ends import FakeCodex, Json, Lab, answer_lines, call, connect, events, thread_line, until
+from support.fake_codex import FakeCodex, answer_lines, events, thread_line
+from support.lab import Json, Lab, call, connect, until
 
 REFUSED, HARMLESS = "refused", "harmless"
 

@@ -17,7 +17,8 @@ from typing import cast
 
 import pytest
 
-from far_ends import FakeCodex, Json, Lab, connect
+from support.fake_codex import FakeCodex
+from support.lab import Json, Lab, connect
 
 BUILDS = sorted((Path(__file__).parent / "data" / "builds").iterdir())
 

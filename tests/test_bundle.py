@@ -15,10 +15,12 @@ from zipfile import ZipFile
 
 import pytest
 
-from far_ends import FakeCodex, Json, Lab, answer_lines, call, events, from_npm, thread_line
-from installs import TOP, clean_environment, connect_by, unfriendly
 from mcp_server_codex.app import TOOLS
 from mcp_server_codex.settings import OPTIONS
+from support.codex_versions import from_npm
+from support.fake_codex import FakeCodex, answer_lines, events, thread_line
+from support.installed_package import TOP, clean_environment, connect_by, unfriendly
+from support.lab import Json, Lab, call
 
 MCPB = "2.1.2"
 """The version of the official packer that the tests fetch, and the Makefile names."""

@@ -9,9 +9,10 @@ from zipfile import ZipFile
 
 import pytest
 
-from far_ends import FakeCodex, Lab, answer_lines, call, events, thread_line
-from installs import TOP, build, clean_environment, connect_by, run_uv, unfriendly
 from mcp_server_codex.settings import OPTIONS
+from support.fake_codex import FakeCodex, answer_lines, events, thread_line
+from support.installed_package import TOP, build, clean_environment, connect_by, run_uv, unfriendly
+from support.lab import Lab, call
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from pathlib import Path
 import anyio
 from mcp import Client
 
-from far_ends import FakeCodex, Json, Lab, Note, call, connect, marked, until
+from support.fake_codex import FakeCodex
+from support.lab import Json, Lab, Note, call, connect, marked, until
 
 PRELUDE = """
 import signal, subprocess

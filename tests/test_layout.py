@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from far_ends import FakeCodex, Lab, answer_lines, call, connect, events, thread_line
 from mcp_server_codex.app import TOOLS
+from support.fake_codex import FakeCodex, answer_lines, events, thread_line
+from support.lab import Lab, call, connect
 
 TOP = Path(__file__).parent.parent
 SOURCES = sorted([*(TOP / "server").rglob("*.py"), *(TOP / "tools").rglob("*.py")])

@@ -12,9 +12,11 @@ from pathlib import Path
 import anyio
 from mcp import Client
 
-from far_ends import Json, Lab, Note, answer_lines, call, connect, events, marked, real_codex
-from far_ends import thread_line as thread
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
+from support.codex_versions import real_codex
+from support.fake_codex import answer_lines, events
+from support.fake_codex import thread_line as thread
+from support.lab import Json, Lab, Note, call, connect, marked
 
 SCHEMA: Json = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 

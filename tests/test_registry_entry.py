@@ -9,9 +9,9 @@ from typing import cast
 import pytest
 
 from codex_tools.schemas.output_schema import problems
-from far_ends import Json
-from installs import TOP
 from mcp_server_codex.settings import OPTIONS, Option
+from support.installed_package import TOP
+from support.lab import Json
 
 ENTRY = cast("Json", json.loads((TOP / "server.json").read_text()))
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]

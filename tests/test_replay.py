@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from codex_tools.codex.events import FileChangeItem, ItemCompletedEvent, parse_event
-from far_ends import FakeCodex, Lab, call, connect
+from support.fake_codex import FakeCodex
+from support.lab import Lab, call, connect
 
 RECORDED = Path(__file__).parent / "data" / "exec"
 RECORDED_VERSIONS = sorted(folder.name for folder in RECORDED.iterdir())

@@ -22,8 +22,9 @@ sys.path.insert(0, str(HERE.parent))
 from figure import Figure, pair
 from huge_line import memory
 
-from far_ends import CACHE, cannot_have, server_program
-from homes import make_home
+from support.codex_versions import CACHE, cannot_have
+from support.lab import server_program
+from support.synthetic_home import make_home
 
 CCUSAGE = "20.0.24"
 

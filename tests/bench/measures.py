@@ -23,8 +23,9 @@ from huge_line import memory
 
 from codex_tools.codex.events import parse_event
 from codex_tools.codex.turn_result import Fold
-from far_ends import PINNED, Json, Lab, connect, environment, open_lab, real_codex, server_program
 from mcp_server_codex.cli.scripted_model import say
+from support.codex_versions import PINNED, real_codex
+from support.lab import Json, Lab, connect, environment, open_lab, server_program
 
 HERE = Path(__file__).resolve().parent
 

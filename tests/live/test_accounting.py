@@ -17,21 +17,10 @@ import pytest
 from mcp import Client
 
 from codex_tools.pricing.prices import read_prices
-from far_ends import (
-    MODES,
-    VERSIONS,
-    Json,
-    Lab,
-    call,
-    connect,
-    environment,
-    number,
-    open_lab,
-    real_codex,
-    server_program,
-)
 from mcp_server_codex.cli.scripted_model import Refuse, Reply, Say, Shell, Usage, say
-from real_home import OLD, RealHome, Used, can_fork, content_of, counted, open_real_home
+from support.codex_versions import VERSIONS, number, real_codex
+from support.lab import MODES, Json, Lab, call, connect, environment, open_lab, server_program
+from support.real_home import OLD, RealHome, Used, can_fork, content_of, counted, open_real_home
 
 PRICES = read_prices()
 FAR_EAST = ZoneInfo("Pacific/Kiritimati")

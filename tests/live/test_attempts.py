@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from codex_tools.runs.attempts import BACKOFF_S, TRIES
-from far_ends import Json, Lab, call, connect, number
 from mcp_server_codex.cli.scripted_model import (
     Fail,
     Refuse,
@@ -20,6 +19,8 @@ from mcp_server_codex.cli.scripted_model import (
     do,
     say,
 )
+from support.codex_versions import number
+from support.lab import Json, Lab, call, connect
 
 BUSY = api_error(503, "Overloaded.", "server_error", "server_is_overloaded")
 LIMITED = Fail("rate_limit_exceeded", "Rate limit reached. Please try again in 2.5s.")

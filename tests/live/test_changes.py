@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from far_ends import Lab, call, connect
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
+from support.lab import Lab, call, connect
 
 COMMAND = "echo new > made.txt; rm old.txt; echo more >> patched.txt; echo x > ignored.log"
 

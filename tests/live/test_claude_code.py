@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from claude_code import MOST_SHOWN, ClaudeCode
-from far_ends import Json, Lab, real_codex
 from mcp_server_codex.app import INSTRUCTIONS, TOOLS
 from mcp_server_codex.cli.scripted_model import Patch, Shell, api_error, do, say
 from mcp_server_codex.wire import to_tool
-from scripted_messages import ScriptedMessages, Step, Use
+from support.claude_code import MOST_SHOWN, ClaudeCode
+from support.codex_versions import real_codex
+from support.lab import Json, Lab
+from support.scripted_messages import ScriptedMessages, Step, Use
 
 RUN, RESUME = "mcp__codex__codex_run", "mcp__codex__codex_resume"
 

@@ -16,20 +16,11 @@ from typing import cast
 import anyio.to_thread
 import pytest
 
-from far_ends import (
-    Json,
-    Lab,
-    commands,
-    environment,
-    marked,
-    number,
-    real_codex,
-    server_program,
-    until,
-)
 from mcp_server_codex.app import INSTRUCTIONS, TOOLS
 from mcp_server_codex.cli.scripted_model import Call, Reply, Shell, api_error, do, model_name, say
 from mcp_server_codex.wire import to_tool
+from support.codex_versions import number, real_codex
+from support.lab import Json, Lab, commands, environment, marked, server_program, until
 
 CLIENTS = ("0.163.0", "0.169.0")
 """The versions of Codex that are the client; what it runs is each of the tests' versions."""

@@ -11,8 +11,10 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-from far_ends import PINNED, FakeCodex, Json, Lab, connect, environment, open_lab, real_codex
 from mcp_server_codex.cli.scripted_model import Shell, api_error, do, say
+from support.codex_versions import PINNED, real_codex
+from support.fake_codex import FakeCodex
+from support.lab import Json, Lab, connect, environment, open_lab
 
 COMPAT = ("--compat", "codex-mcp-server")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import anyio
 
-from far_ends import Json, Lab, call, connect, number
 from mcp_server_codex.cli.scripted_model import (
     Cut,
     Fail,
@@ -18,6 +17,8 @@ from mcp_server_codex.cli.scripted_model import (
     api_error,
     say,
 )
+from support.codex_versions import number
+from support.lab import Json, Lab, call, connect
 
 BAD_REQUEST = api_error(400, "Unknown parameter: frobnicate.", "invalid_request_error", "bad")
 UNAUTHORIZED = api_error(

@@ -12,10 +12,11 @@ from typing import cast
 
 import pytest
 
-from far_ends import Json, Lab, environment, from_npm, server_program
 from mcp_server_codex.app import TOOLS
 from mcp_server_codex.cli.scripted_model import api_error, say
 from mcp_server_codex.wire import to_tool
+from support.codex_versions import from_npm
+from support.lab import Json, Lab, environment, server_program
 
 INSPECTOR, NODE = "2.12.0", "24.9.0"
 """The versions that the tests fetch. This Inspector wants Node 22.19 or later."""

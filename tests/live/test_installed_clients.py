@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from desk import Desk, make_desk
-from far_ends import Json, Lab, environment, from_npm, number, real_codex, server_program
 from mcp_server_codex.cli.scripted_model import Call, Reply, do, say
+from support.codex_versions import from_npm, number, real_codex
+from support.lab import Json, Lab, environment, server_program
+from support.user_home import Desk, make_desk
 
 CLAUDE = "2.1.332"
 

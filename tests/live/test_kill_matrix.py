@@ -26,9 +26,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from endings import KINDS, OTHERS, Ending
-from far_ends import Json, Lab, Note, environment, marked, open_lab, server_program
 from mcp_server_codex.cli.scripted_model import Shell, do, say
+from support.kill_matrix import KINDS, OTHERS, Ending
+from support.lab import Json, Lab, Note, environment, marked, open_lab, server_program
 
 SLEEPERS = (
     "sleep 601 & nohup sleep 602 >/dev/null 2>&1 & setsid sleep 603 & "

@@ -8,9 +8,11 @@ from pathlib import Path
 import anyio
 
 from codex_tools.schemas.rewriter import make_strict
-from far_ends import FakeCodex, Json, Lab, call, connect, real_codex
 from mcp_server_codex.cli.scripted_model import say
-from sent_form import Unsayable, comes_back, encoded, is_valid
+from support.codex_versions import real_codex
+from support.fake_codex import FakeCodex
+from support.lab import Json, Lab, call, connect
+from support.strict_answer import Unsayable, comes_back, encoded, is_valid
 
 DATA = Path(__file__).parent.parent / "data" / "schemas"
 USABLE: list[Json] = json.loads((DATA / "usable.json").read_text())

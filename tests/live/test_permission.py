@@ -10,8 +10,9 @@ from typing import Any, cast
 import mcp_types as types
 import pytest
 
-from far_ends import Json, Lab, call, connect, real_codex
 from mcp_server_codex.cli.scripted_model import Shell, api_error, do, say
+from support.codex_versions import real_codex
+from support.lab import Json, Lab, call, connect
 
 Answer = Callable[[Any, types.ElicitRequestParams], Any]
 

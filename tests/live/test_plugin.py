@@ -13,14 +13,15 @@ from typing import cast, get_args
 
 import pytest
 
-from claude_code import ClaudeCode, claude_code
 from codex_tools.codex.errors import Kind
 from codex_tools.codex.sandbox import WIDTH
-from far_ends import Json, Lab, real_codex
-from installs import TOP, build, clean_environment, uv
 from mcp_server_codex.app import INSTRUCTIONS, TOOLS
 from mcp_server_codex.cli.scripted_model import say
-from scripted_messages import ScriptedMessages, Use
+from support.claude_code import ClaudeCode, claude_code
+from support.codex_versions import real_codex
+from support.installed_package import TOP, build, clean_environment, uv
+from support.lab import Json, Lab
+from support.scripted_messages import ScriptedMessages, Use
 
 PLUGIN = TOP / "plugin"
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from far_ends import Json, Lab, call, connect, environment, marked, number, server_program
 from mcp_server_codex.cli.scripted_model import Call, Reply, Shell, do, model_name, say
+from support.codex_versions import number
+from support.lab import Json, Lab, call, connect, environment, marked, server_program
 
 FULL = "danger-full-access"
 """In a narrower one, Codex since 0.120 wants approval for tools that are not read-only."""

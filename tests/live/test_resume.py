@@ -7,8 +7,9 @@ from pathlib import Path
 
 import anyio
 
-from far_ends import Json, Lab, call, connect, open_lab, real_codex, until
 from mcp_server_codex.cli.scripted_model import Shell, Usage, do, say
+from support.codex_versions import real_codex
+from support.lab import Json, Lab, call, connect, open_lab, until
 
 UNKNOWN = "01a20635-0000-7000-8000-000000000000"
 

@@ -10,7 +10,6 @@ from typing import cast
 import anyio
 import pytest
 
-from far_ends import Json, Lab, call, connect, number
 from mcp_server_codex.cli.scripted_model import (
     Call,
     Patch,
@@ -22,6 +21,8 @@ from mcp_server_codex.cli.scripted_model import (
     do,
     say,
 )
+from support.codex_versions import number
+from support.lab import Json, Lab, call, connect
 
 VERDICT: Json = {
     "type": "object",

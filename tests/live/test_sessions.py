@@ -13,19 +13,10 @@ import anyio
 import pytest
 from mcp import Client
 
-from far_ends import (
-    VERSIONS,
-    Json,
-    Lab,
-    call,
-    connect,
-    number,
-    open_lab,
-    real_codex,
-    until,
-)
 from mcp_server_codex.cli.scripted_model import say
-from real_home import (
+from support.codex_versions import VERSIONS, number, real_codex
+from support.lab import Json, Lab, call, connect, open_lab, until
+from support.real_home import (
     DAYS_9,
     MINUTES_10,
     NEW,

@@ -14,8 +14,8 @@ import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 
-from far_ends import Json, Lab, call, connect, marked, until
 from mcp_server_codex.cli.scripted_model import Shell, do, say
+from support.lab import Json, Lab, call, connect, marked, until
 
 FINISHED = ("f0", "f1", "f2", "f3")
 SILENT = ("s0", "s1", "s2")

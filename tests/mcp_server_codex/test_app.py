@@ -14,16 +14,8 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import ListRootsResult, Root
 from pydantic import FileUrl
 
-from far_ends import (
-    FakeCodex,
-    Json,
-    Lab,
-    answer_lines,
-    call,
-    connect,
-    events,
-    thread_line,
-)
+from support.fake_codex import FakeCodex, answer_lines, events, thread_line
+from support.lab import Json, Lab, call, connect
 
 HELLO = events(thread_line(), *answer_lines("hello"))
 

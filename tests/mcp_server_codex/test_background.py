@@ -16,7 +16,8 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CancelledNotification, CancelledNotificationParams, Implementation
 
-from far_ends import FakeCodex, Json, Lab, call, connect, marked, until
+from support.fake_codex import FakeCodex
+from support.lab import Json, Lab, call, connect, marked, until
 
 GATED = """
 import uuid

@@ -12,10 +12,11 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp_types import PromptReference, ResourceTemplateReference, TextContent, TextResourceContents
 
-from far_ends import FakeCodex, Json, Lab, answer_lines, call, connect, events, thread_line
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
 from mcp_server_codex.prompts import PROMPTS
 from mcp_server_codex.resources import EVENTS_ROOM, RUNS_LISTED
+from support.fake_codex import FakeCodex, answer_lines, events, thread_line
+from support.lab import Json, Lab, call, connect
 
 THREAD = ResourceTemplateReference(type="ref/resource", uri="codex://threads/{thread_id}{?before}")
 RUN = ResourceTemplateReference(type="ref/resource", uri="codex://runs/{run_id}")

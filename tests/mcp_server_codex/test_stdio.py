@@ -17,19 +17,8 @@ import anyio
 import pytest
 from anyio.abc import Process
 
-from far_ends import (
-    MODES,
-    FakeCodex,
-    Json,
-    Lab,
-    answer_lines,
-    environment,
-    events,
-    marked,
-    server_program,
-    thread_line,
-    until,
-)
+from support.fake_codex import FakeCodex, answer_lines, events, thread_line
+from support.lab import MODES, Json, Lab, environment, marked, server_program, until
 
 HELLO = events(thread_line(), *answer_lines("hello"))
 

@@ -14,20 +14,9 @@ import anyio
 import pytest
 from anyio.abc import Process
 
-from far_ends import (
-    FakeCodex,
-    Json,
-    Lab,
-    answer_lines,
-    cannot_have,
-    environment,
-    events,
-    from_npm,
-    marked,
-    server_program,
-    thread_line,
-    until,
-)
+from support.codex_versions import cannot_have, from_npm
+from support.fake_codex import FakeCodex, answer_lines, events, thread_line
+from support.lab import Json, Lab, environment, marked, server_program, until
 
 EXTENSION = "io.modelcontextprotocol/tasks"
 PACKAGES = ("@modelcontextprotocol/ext-tasks@0.2.2", "zod@4.6.7")

@@ -12,7 +12,7 @@ import pytest
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.program import find_codex, native_binary
-from far_ends import FakeCodex
+from support.fake_codex import FakeCodex
 
 ARM = platform.machine().lower() in ("arm64", "aarch64")
 DARWIN = sys.platform == "darwin"

@@ -12,8 +12,8 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-from desk import CASES, OPTIONS, PLACES, USER, Desk, make_desk
-from far_ends import server_program
+from support.lab import server_program
+from support.user_home import CASES, OPTIONS, PLACES, USER, Desk, make_desk
 
 BACKUP = ".bak-mcp-server-codex"
 

@@ -1,0 +1,277 @@
+"""A child and its guard: what goes in, what comes out, and that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import pytest
+
+from codex_tools.engines.process import STDERR_KEPT, open_child
+from support.lab import marked, until
+
+PYTHON = sys.executable
+
+DAEMONS = """
+import os, subprocess, sys, time
+sleep = ["sleep", "600"]
+subprocess.Popen(sleep)
+subprocess.Popen(["nohup", *sleep], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+subprocess.Popen(sleep, start_new_session=True, stdout=subprocess.DEVNULL)
+subprocess.Popen(["sh", "-c", "setsid sh -c 'sleep 600 & sleep 600 &' &"])
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+print("ready", flush=True)
+"""
+"""Seven processes; the first stays for as long as is added, the others for ten minutes."""
+
+
+def tagged() -> tuple[str, dict[str, str]]:
+    """Return a mark of this test, and an environment that carries it."""
+    tag = f"TEST_MARK={uuid.uuid4()}"
+    return tag, {**os.environ, "TEST_MARK": tag.partition("=")[2]}
+
+
+async def run(code: str, tmp_path: Path, stdin: bytes = b"") -> tuple[list[bytes], int, str]:
+    async with open_child(
+        [PYTHON, "-I", "-c", code], stdin=stdin, cwd=tmp_path, env=os.environ
+    ) as child:
+        lines = [line async for line in child.lines()]
+        return lines, await child.wait(), child.stderr_end()
+
+
+async def test_the_child_reads_its_input_to_the_end(tmp_path: Path) -> None:
+    code = "import sys; d = sys.stdin.read(); print(len(d), d[-3:]); print(sys.stdin.read() == '')"
+    lines, returncode, _ = await run(code, tmp_path, b"x" * 5_000_000 + b"end")
+    assert lines == [b"5000003 end", b"True"]
+    assert returncode == 0
+
+
+async def test_lines_come_whole_whatever_their_length(tmp_path: Path) -> None:
+    size = 100_000_000
+    code = f"""
+import sys
+out = sys.stdout.buffer
+out.write(b"first\\n\\n" + b"x" * {size} + b"\\nlast without a line feed")
+"""
+    async with open_child(
+        [PYTHON, "-I", "-c", code], stdin=b"", cwd=tmp_path, env=os.environ
+    ) as child:
+        lines = [line async for line in child.lines()]
+    assert [len(line) for line in lines] == [5, 0, size, 24]
+    assert lines[3] == b"last without a line feed"
+
+
+async def test_stderr_never_blocks_and_keeps_its_end(tmp_path: Path) -> None:
+    code = """
+import sys
+for i in range(400_000):
+    sys.stderr.write(f"line {i} of a long log\\n")
+print("done")
+"""
+    lines, _, stderr = await run(code, tmp_path)
+    assert lines == [b"done"]
+    assert len(stderr) <= STDERR_KEPT
+    assert stderr.endswith("line 399999 of a long log\n")
+
+
+async def test_the_exit_code_is_the_child_s(tmp_path: Path) -> None:
+    assert (await run("import sys; sys.exit(7)", tmp_path))[1] == 7
+    assert (await run("import os; os.kill(os.getpid(), 15)", tmp_path))[1] == -signal.SIGTERM
+    assert (await run("import os; os.kill(os.getpid(), 9)", tmp_path))[1] == -signal.SIGKILL
+
+
+async def test_a_program_that_cannot_run_says_so(tmp_path: Path) -> None:
+    async with open_child(
+        [str(tmp_path / "gone")], stdin=b"", cwd=tmp_path, env=os.environ
+    ) as child:
+        assert [line async for line in child.lines()] == []
+        assert await child.wait() == 127
+        assert "cannot run" in child.stderr_end()
+
+
+async def test_the_child_has_default_signals_and_a_session_of_its_own(tmp_path: Path) -> None:
+    code = """
+import os, signal
+print(os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid())
+print(open("/proc/self/status").read().split("SigIgn:")[1].split()[0])
+print(sorted(os.listdir("/proc/self/fd"))[:3], os.getcwd())
+"""
+    lines, _, _ = await run(code, tmp_path)
+    assert lines[0] == b"True True"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        assert not int(lines[1], 16) & 1 << (number - 1), number
+    assert str(tmp_path) in lines[2].decode()
+
+
+@pytest.mark.parametrize("how", ["leave", "cancel", "raise", "let it end"])
+async def test_leaving_ends_the_whole_tree(tmp_path: Path, how: str) -> None:
+    tag, env = tagged()
+    ended = tmp_path / "ended"
+    stay = f"while not os.path.exists({str(ended)!r}): time.sleep(0.02)"
+
+    async def work() -> None:
+        async with open_child(
+            [PYTHON, "-I", "-c", DAEMONS + stay], stdin=b"", cwd=tmp_path, env=env
+        ) as child:
+            async for line in child.lines():
+                assert line == b"ready"
+                await until(lambda: len(marked(tag)) >= 8)
+                if how == "let it end":
+                    ended.touch()
+                if how == "leave":
+                    return
+                if how == "cancel":
+                    scope.cancel()
+                if how == "raise":
+                    raise LookupError(how)
+
+    with anyio.CancelScope() as scope:
+        if how == "raise":
+            with pytest.raises(LookupError):
+                await work()
+        else:
+            await work()
+    assert marked(tag) == []
+
+
+async def test_a_child_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
+    tag, env = tagged()
+    code = """
+import signal, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+    async with open_child([PYTHON, "-I", "-c", code], stdin=b"", cwd=tmp_path, env=env) as child:
+        async for _ in child.lines():
+            break
+    assert marked(tag) == []
+
+
+async def test_a_child_may_end_in_its_own_way_when_asked(tmp_path: Path) -> None:
+    code = """
+import pathlib, signal, time
+try:
+    print("ready", flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    pathlib.Path("closed").write_text("yes")
+"""
+    async with open_child([PYTHON, "-c", code], stdin=b"", cwd=tmp_path, env=os.environ) as child:
+        async for _ in child.lines():
+            break
+    assert (tmp_path / "closed").read_text() == "yes"
+
+
+async def test_a_fork_bomb_of_short_children_leaves_nothing(tmp_path: Path) -> None:
+    tag, env = tagged()
+    code = """
+import os, time
+print("ready", flush=True)
+for _ in range(200):
+    if os.fork() == 0:
+        os.setsid()
+        for _ in range(3):
+            if os.fork() == 0:
+                time.sleep(0.05)
+        time.sleep(0.05)
+        os._exit(0)
+time.sleep(600)
+"""
+    async with open_child([PYTHON, "-I", "-c", code], stdin=b"", cwd=tmp_path, env=env) as child:
+        async for _ in child.lines():
+            break
+    assert marked(tag) == []
+
+
+OWNER = """
+import os, sys
+import anyio
+from pathlib import Path
+from codex_tools.engines.process import open_child
+
+async def main():
+    async with open_child(
+        [sys.executable, "-I", "-c", {code!r}],
+        stdin=b"", cwd=Path.cwd(), env=os.environ, scratch=Path({scratch!r}),
+    ) as child:
+        async for line in child.lines():
+            print("ready", flush=True)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
+async def test_the_death_of_the_owner_ends_the_whole_tree(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    tag, env = tagged()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "file").write_text("private")
+    code = OWNER.format(code=DAEMONS + "time.sleep(600)", scratch=str(scratch))
+    with await start([PYTHON, "-c", code], env) as owner:
+        await until(lambda: len(marked(tag)) >= 8)
+        owner.send_signal(number)
+    await until(lambda: not marked(tag), within_s=60)
+    await until(lambda: not scratch.exists(), within_s=60)
+
+
+async def test_the_death_of_the_guard_takes_the_child_along(tmp_path: Path) -> None:
+    """Nobody kills a guard but the kernel, short of memory; the child must not run on."""
+    tag, env = tagged()
+    async with open_child(
+        [PYTHON, "-I", "-c", "import time; print('ready', flush=True); time.sleep(600)"],
+        stdin=b"",
+        cwd=tmp_path,
+        env=env,
+    ) as child:
+        async for _ in child.lines():
+            break
+        guard, _ = sorted(marked(tag))
+        os.kill(guard, signal.SIGKILL)
+        assert await child.wait() == -signal.SIGKILL
+        await until(lambda: not marked(tag), within_s=60)
+
+
+async def test_held_descriptors_are_held_by_the_guard_and_not_by_the_child(
+    tmp_path: Path,
+) -> None:
+    reading, writing = os.pipe()
+    code = "import os; print(sorted(map(int, os.listdir('/proc/self/fd')))[:-1], flush=True)"
+    async with open_child(
+        [PYTHON, "-I", "-c", code + "; import time; time.sleep(600)"],
+        stdin=b"",
+        cwd=tmp_path,
+        env=os.environ,
+        held=(writing,),
+    ) as child:
+        os.close(writing)
+        async for line in child.lines():
+            assert line == b"[0, 1, 2]"
+            break
+        os.set_blocking(reading, False)
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 1)
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
+async def start(argv: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process and wait for its first line."""
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)  # noqa: ASYNC220 - outlives the call
+    assert process.stdout is not None
+    assert await anyio.to_thread.run_sync(process.stdout.readline) == b"ready\n"
+    return process

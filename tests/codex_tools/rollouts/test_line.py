@@ -1,0 +1,363 @@
+"""What one rollout tells though its lines are odd, damaged, or read in pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from codex_tools.rollouts.thread_reader import LINE_LIMIT, Ledger, facts_of
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS
+from support.rollout_lines import (
+    COUNT_LINE,
+    FACTS,
+    MIXED,
+    OLD,
+    SAMPLES,
+    THREAD,
+    Json,
+    Models,
+    answered,
+    asked,
+    context,
+    count,
+    counted,
+    each_sample,
+    event,
+    fed,
+    item,
+    line,
+    meta,
+    new_asked,
+    new_count,
+    new_meta,
+    no_count,
+    output,
+    plain,
+    prompted,
+    read,
+    record,
+    resumed,
+    said,
+    spaced,
+    stamped,
+    started,
+    tokens,
+    told,
+    told_by,
+    written,
+)
+
+# What looks like it and is not.
+
+RECORD_LINE = plain(stamped([record(999)])[0])
+LOOKALIKES = (COUNT_LINE, RECORD_LINE, COUNT_LINE + "\n" + RECORD_LINE, "\n" + COUNT_LINE + "\n")
+
+
+@pytest.mark.parametrize("text", LOOKALIKES)
+def test_what_stands_in_a_string_does_not_count(text: str) -> None:
+    shell = {"type": "CommandExecution", "aggregated_output": text}
+    strings = (
+        *(output(text), prompted(text), answered(text), asked(text), said(text)),
+        *(event("item_completed", item=shell), line("compacted", {"message": text})),
+        *(event("task_complete", last_agent_message=text), new_asked(text)),
+    )
+    for each in strings:
+        assert counted(meta(), context(), each, count(101, 101)) == [101]
+
+
+def test_what_stands_deeper_in_a_line_does_not_count() -> None:
+    inner = stamped([count(999, 999)])[0]
+    deeper = (item("tool_output", result=inner), line("world_state", {"state": inner}))
+    for each in (*deeper, event("mcp_tool_call_end", result=inner)):
+        assert counted(meta(), context(), each, count(101, 101)) == [101]
+
+
+def test_prompts_that_nobody_wrote_are_no_title() -> None:
+    lines = (meta(), prompted("<environment_context>"), prompted("<subagent_notification>"))
+    assert fed(written(*lines, asked("mine"))).title == "mine"
+
+
+def backwards(entry: Json) -> str:
+    def turned(value: Json) -> Json:
+        return {
+            name: turned(cast(Json, inner)) if isinstance(inner, dict) else inner
+            for name, inner in reversed(value.items())
+        }
+
+    return plain(turned(entry))
+
+
+def timed(change: Callable[[str], str]) -> Callable[[Json], str]:
+    return lambda entry: plain(entry | {"timestamp": change(entry["timestamp"])})
+
+
+ODD: dict[str, Callable[[Json], str]] = {
+    "spaces": spaced,
+    "another order of keys": backwards,
+    "microseconds": timed(lambda at: at.replace("Z", "999Z")),
+    "no zone": timed(lambda at: at.removesuffix("Z")),
+    "an offset": timed(lambda at: at.replace("Z", "+00:00")),
+    "no ASCII": lambda entry: json.dumps(entry | {"ä": "ö"}, separators=(",", ":")),
+    "a key more": lambda entry: plain({"at": 1} | entry),
+}
+
+
+@each_sample
+@pytest.mark.parametrize("form", ODD.values(), ids=ODD)
+def test_lines_in_another_form_tell_the_same(
+    lines: tuple[Json, ...], inputs: list[int], form: Callable[[Json], str]
+) -> None:
+    found, usual = read(written(*lines, form=form)), read(written(*lines))
+    assert found.inputs == inputs
+    assert found.requests == usual.requests
+    # What an old Codex is at is told by the bytes of its lines alone.
+    rough = ("ending",) if form in (spaced, backwards) else ()
+    for name in FACTS:
+        if name not in ("offset", "own_offset", *rough):
+            assert found.facts[name] == usual.facts[name], name
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name != "another order of keys"])
+def test_a_line_in_another_form_among_usual_ones_tells_the_same(name: str) -> None:
+    for lines, inputs in SAMPLES.values():
+        entries = stamped(lines)
+        usual = [plain(entry) for entry in entries]
+        for n, entry in enumerate(entries):
+            found = read("\n".join((*usual[:n], ODD[name](entry), *usual[n + 1 :], "")).encode())
+            assert found.inputs == inputs, entry
+
+
+# What is damaged.
+
+WRONG: list[object] = ["many", [1], {}, True, 1.5, None, -1, -(10**30), 2**50, 10**30, 1e300]
+
+
+@pytest.mark.parametrize("name", [name for name in tokens(0, 0) if name != "total_tokens"])
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_a_count_with_a_number_that_is_none_does_not_count(name: str, value: object) -> None:
+    wrong = told(tokens(203, 0), tokens(102, 0) | {name: value})
+    found = read(written(meta(), context(), count(101, 101), wrong, new_count(306, 103)))
+    assert found.inputs == [101, 103]
+    assert found.facts["bad_lines"] == 1
+
+
+@pytest.mark.parametrize("name", [name for name in tokens(0, 0) if name != "total_tokens"])
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_a_record_with_a_number_that_is_none_leaves_it_to_its_count(
+    name: str, value: object
+) -> None:
+    wrong = record(102)
+    wrong["payload"]["usage"][name] = value
+    found = read(written(meta(), context(), record(101), new_count(101, 101), wrong))
+    assert found.inputs == [101]
+    assert found.facts["bad_lines"] == 1
+    found = read(written(meta(), context(), wrong, new_count(102, 102), new_count(205, 103)))
+    assert found.inputs == [102, 103]
+
+
+def test_the_largest_number_that_is_one_counts() -> None:
+    most = 2**50 - 1
+    assert counted(meta(), context(), count(most, most), record(most)) == [most, most]
+
+
+@pytest.mark.parametrize("total", [None, 1, [], "x"])
+def test_a_count_without_a_total_does_not_count(total: object) -> None:
+    wrong = told(cast(Json, total), tokens(101))
+    found = read(written(meta(), context(), wrong, count(203, 102)))
+    assert (found.inputs, found.facts["bad_lines"]) == ([102], 1)
+
+
+@pytest.mark.parametrize("info", [[], "oops", 1, {}])
+def test_info_of_another_kind_does_not_count(info: object) -> None:
+    wrong = event("token_count", info=info, rate_limits=None)
+    found = read(written(meta(), context(), wrong, count(102, 102)))
+    assert (found.inputs, found.facts["bad_lines"]) == ([102], 1)
+
+
+GARBAGE = (b"\xff\x00 garbage", b"[]", b"42", b'{"type":"event_msg"}', b'"type":"token_count"')
+
+
+@each_sample
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_between_the_lines_is_told_of_and_passed_over(
+    lines: tuple[Json, ...], inputs: list[int], garbage: bytes
+) -> None:
+    data = written(*lines).replace(b"\n", b"\n" + garbage + b"\n")
+    found = read(data)
+    assert found.inputs == inputs
+    assert found.facts["bad_lines"] == len(lines)
+
+
+def test_empty_lines_are_nothing() -> None:
+    data = written(*OLD).replace(b"\n", b"\n\n  \n")
+    found = read(data)
+    assert (found.inputs, found.facts["bad_lines"]) == ([101, 102, 103, 104], 0)
+
+
+def test_a_line_torn_in_the_middle_of_the_file_costs_no_other() -> None:
+    first = written(meta(), context(), count(101, 101))
+    torn = written(count(203, 102))
+    last = written(count(306, 103))
+    for cut in range(1, torn.index(b'"last_token_usage"') + 40):
+        found = read(first + torn[:cut] + b"\n" + last)
+        assert found.inputs == [101, 103]
+        assert found.facts["bad_lines"] <= 1
+
+
+@each_sample
+def test_a_torn_last_line_waits_for_its_end(lines: tuple[Json, ...], inputs: list[int]) -> None:
+    data = written(*lines)
+    start = data.rindex(b"\n", 0, -1) + 1
+    whole = read(data)
+    for cut in range(start, len(data) - 2, 13):
+        found = read(data[:cut])
+        assert found.facts["offset"] == start
+        assert found.facts["bad_lines"] == 0
+        assert resumed(data, cut) in (whole, None)
+
+
+@pytest.mark.parametrize("last", [count(203, 102), record(102)], ids=["count", "record"])
+def test_a_whole_last_line_without_a_line_feed_counts_and_once(last: Json) -> None:
+    data = written(meta(), context(), count(101, 101), last)
+    for ending in (b"", b" ", b"\r"):
+        assert read(data[:-1] + ending).inputs == [101, 102]
+    assert read(data[:-1]).facts["offset"] == len(data) - 1
+    for more in (b"", written(last), written(count(306, 103))):
+        found = resumed(data + more, len(data) - 1)
+        assert found is not None
+        assert found == read(data + more)
+
+
+def test_a_line_after_one_without_a_line_feed_counts_too() -> None:
+    data = written(meta(), context(), count(101, 101))[:-1]
+    found = resumed(data + written(count(203, 102)), len(data))
+    assert found is not None
+    assert found.inputs == [101, 102]
+
+
+def endless(kind: str = "response_item") -> bytes:
+    """Return a line that is too long even less the block that brings its end."""
+    head = written(line(kind, {"type": "message", "text": ""}))[:-4]
+    return head + b"x" * (LINE_LIMIT + (4 << 20)) + b'"}}\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"), [("response_item", 0), ("compacted", 0), ("event_msg", 1)]
+)
+@pytest.mark.parametrize("size", [1 << 20, 3_999_999])
+def test_an_endless_line_is_left_out_and_told_of_if_it_might_have_counted(
+    kind: str, bad: int, size: int
+) -> None:
+    first, last = written(meta(), context(), count(101, 101)), written(count(203, 102))
+    data = first + endless(kind) + last
+    found = read(data, size)
+    assert (found.inputs, found.facts["bad_lines"]) == ([101, 102], bad)
+    assert found.facts["offset"] == len(data)
+
+
+def test_two_endless_lines_are_left_out_each() -> None:
+    data = written(meta(), context()) + endless("event_msg") * 2 + written(count(101, 101))
+    found = read(data, 1 << 20)
+    assert (found.inputs, found.facts["bad_lines"]) == ([101], 2)
+
+
+def test_the_rest_of_an_endless_line_is_no_line() -> None:
+    # Wherever a block ends: also so that what comes next looks like a line's beginning.
+    head = written(new_meta(), started()) + endless()[:-4]
+    rest = b'","items":[{"type":"event_msg","payload":{"type":"token_count"}}]}}\n'
+    for length in range(20, 40):
+        ledger = fed(head, b"y" * length + rest, b"garbage\n")
+        assert not ledger.is_damaged, length
+        assert ledger.bad_lines == 1
+
+
+# However it is read.
+
+
+@each_sample
+@pytest.mark.parametrize("size", [1, 7, 100, 4096])
+def test_blocks_of_any_size_tell_the_same(
+    lines: tuple[Json, ...], inputs: list[int], size: int
+) -> None:
+    data = written(*lines)
+    found = read(data, size)
+    assert found.inputs == inputs
+    assert found == read(data)
+
+
+@pytest.mark.parametrize("name", ["new", "mixed", "legacy fork", "context agent"])
+def test_a_cut_at_any_byte_tells_the_same(name: str) -> None:
+    data = written(*SAMPLES[name][0])
+    whole = read(data)
+    models = Models()
+    for cut in range(len(data)):
+        ledger = Ledger(THREAD, models)
+        ledger.feed(data[:cut])
+        ledger.feed(data[cut:])
+        ledger.finish()
+        assert told_by(ledger, models) == whole
+
+
+@each_sample
+def test_reading_on_at_any_line_tells_the_same(lines: tuple[Json, ...], inputs: list[int]) -> None:
+    data = written(*lines)
+    whole = read(data)
+    settled = 0
+    cut = 0
+    while (cut := data.find(b"\n", cut) + 1) > 0:
+        for inside in (cut, cut + 17):
+            found = resumed(data, inside)
+            settled += found is not None
+            assert found in (whole, None), inside
+    assert settled > 4
+
+
+@pytest.mark.parametrize(
+    "last", [count(102, 102), new_count(101, 101), new_count(202, 101)], ids=[1, 2, 3]
+)
+def test_reading_on_between_a_record_and_what_follows_tells_the_same(last: Json) -> None:
+    for between in ((), (no_count(),), (count(50, 50),)):
+        data = written(meta(), context(), count(50, 50), record(101), *between, last, last)
+        for cut in range(0, len(data), 20):
+            assert resumed(data, cut) == read(data)
+
+
+def test_reading_on_forgets_no_bad_line() -> None:
+    data = written(meta(), context()) + b"garbage\n" + written(count(101, 101))
+    for cut in range(len(data)):
+        assert resumed(data, cut) == read(data)
+
+
+def test_reading_on_ever_again_tells_the_same() -> None:
+    for lines, _ in SAMPLES.values():
+        data = written(*lines)
+        models, requests = Models(), list[int]()
+        marks = list[tuple[int, int, int]]()
+        kept: tuple[tuple[object, ...], str, set[bytes]] | None = None
+        ledger = Ledger(THREAD, models)
+        for end in range(0, len(data) + 150, 150):
+            ledger = Ledger(THREAD, models)
+            if kept is not None:
+                ledger.restore(*kept)
+            start = ledger.offset
+            ledger.feed(data[start:end])
+            ledger.finish()
+            if ledger.is_settled:
+                before = len(requests) // REQUEST_FIELDS
+                marks += [(at, ms, before + n) for at, ms, n in ledger.marks]
+                requests += ledger.requests
+                kept = facts_of(ledger), ledger.state(), ledger.responses
+        assert told_by(ledger, models, requests[: -len(ledger.requests) or None]) == read(data)
+        assert marks == fed(data).marks
+
+
+def test_a_state_is_a_text_and_comes_back_as_it_was() -> None:
+    ledger = fed(written(*MIXED))
+    again = Ledger(THREAD, Models())
+    again.restore(facts_of(ledger), ledger.state(), ledger.responses)
+    assert again.state() == ledger.state()
+    assert again.responses == ledger.responses
+    assert not again.requests

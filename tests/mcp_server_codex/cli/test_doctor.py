@@ -1,0 +1,708 @@
+"""The doctor names what is wrong with a set-up, and the cure; broken set-ups, one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.codex_versions import PINNED, cannot_have, real_codex
+from support.fake_codex import FakeCodex
+from support.lab import Lab, marked, server_program
+
+Json = dict[str, Any]
+
+NEWEST = PINNED[1]
+
+
+@dataclass
+class Setup:
+    """A machine with nothing on it but what the test puts there."""
+
+    root: Path
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    tag: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        for folder in (self.bin, self.home, self.cwd):
+            folder.mkdir()
+        # What Codex's shell needs, and git; neither node nor Codex.
+        for name in ("sh", "bash", "git", "cat"):
+            (self.bin / name).symlink_to(str(shutil.which(name)))
+        self.env = {
+            "PATH": str(self.bin),
+            "HOME": str(self.root),
+            "CODEX_HOME": str(self.home),
+            "MCP_SERVER_CODEX_STATE_DIR": str(self.state),
+            "LANG": "C.UTF-8",
+            "DOCTOR_TEST_TAG": self.tag,
+        }
+
+    @property
+    def bin(self) -> Path:
+        return self.root / "bin"
+
+    @property
+    def home(self) -> Path:
+        return self.root / "codex-home"
+
+    @property
+    def cwd(self) -> Path:
+        return self.root / "project"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    def install(self, version: str = NEWEST) -> Path:
+        """Put the real Codex on PATH."""
+        (self.bin / "codex").symlink_to(real_codex(version))
+        return self.bin / "codex"
+
+    def write_codex(self, script: str, mode: int = 0o755) -> Path:
+        """Put a shell script in Codex's place."""
+        program = self.bin / "codex"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(mode)
+        return program
+
+    def config(self, text: str) -> None:
+        (self.home / "config.toml").write_text(text)
+
+    def run(self, *options: str, command: tuple[str, ...] = ()) -> Diagnosis:
+        done = subprocess.run(
+            [*(command or (server_program(),)), "doctor", "--json", *options],
+            env=self.env,
+            cwd=self.cwd,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=150,
+        )
+        assert done.stdout, done.stderr
+        assert marked(self.tag) == []
+        return Diagnosis(done.returncode, json.loads(done.stdout), done.stdout + done.stderr)
+
+
+@dataclass
+class Diagnosis:
+    """What the doctor said."""
+
+    exit_code: int
+    whole: Json
+    text: str
+
+    def of(self, name: str) -> Json:
+        found = [check for check in self.whole["checks"] if check["name"] == name]
+        worst = [check for check in found if check["status"] != "ok"] or found
+        assert worst, (name, self.text)
+        return worst[0]
+
+    def names(self, status: str) -> list[str]:
+        return [check["name"] for check in self.whole["checks"] if check["status"] == status]
+
+    def expect_problem(self, name: str, message: str, cure: str) -> None:
+        """Insist that this, and nothing else, is a problem."""
+        check = self.of(name)
+        assert check["status"] == "problem", self.text
+        assert message in check["message"], self.text
+        assert cure in check["cure"], self.text
+        assert set(self.names("problem")) == {name}, self.text
+        assert (self.exit_code, self.whole["status"]) == (1, "problem")
+
+    def expect_warning(self, name: str, message: str, cure: str) -> None:
+        """Insist that this is a warning, and that nothing is a problem."""
+        check = self.of(name)
+        assert check["status"] == "warning", self.text
+        assert message in check["message"], self.text
+        assert cure in check["cure"], self.text
+        assert self.names("problem") == [], self.text
+        assert (self.exit_code, self.whole["status"]) == (0, "warning")
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+# What is well.
+
+
+def test_a_set_up_that_works_has_no_problem(setup: Setup, version: str, lab: Lab) -> None:
+    setup.install(version)
+    setup.config((lab.home / "config.toml").read_text())
+    subprocess.run(["git", "init", "-q"], cwd=setup.cwd, check=True)
+    found = setup.run()
+    assert (found.names("problem"), found.exit_code) == ([], 0), found.text
+    for name, words in {
+        "codex": f"Codex {version}, {setup.bin / 'codex'} (from PATH)",
+        "config": f"Codex takes {setup.home / 'config.toml'}",
+        "login": "needs no login",
+        "git": f"in the repository {setup.cwd}",
+        "sandbox": "only there",
+        "state_dir": "can be written",
+        "protocol": "MCP 2026-07-28 and 2025-11-25",
+        "turn": "a command, a patch, nothing left running",
+    }.items():
+        assert found.of(name)["status"] == "ok", found.text
+        assert words in found.of(name)["message"]
+    assert all(check["cure"] is None for check in found.whole["checks"] if check["status"] == "ok")
+    # Nothing of the person's was touched, but that the index of their threads is kept.
+    assert sorted(path.name for path in (setup.home / "sessions").glob("*")) == []
+    assert sorted(path.name for path in setup.cwd.iterdir()) == [".git"]
+    assert setup.state.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_person_gets_a_line_for_each_check_and_the_cure(setup: Setup, terminal: bool) -> None:
+    setup.install()
+    setup.env |= {"COLUMNS": "100"} | ({"FORCE_COLOR": "1"} if terminal else {})
+    done = subprocess.run(
+        [server_program(), "doctor"], env=setup.env, cwd=setup.cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("\x1b[32mok" in done.stdout) is terminal
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    lines = [line.split() for line in plain.splitlines()]
+    for name in ("system", "python", "settings", "codex", "sandbox", "protocol", "turn"):
+        assert ["ok", name] in [line[:2] for line in lines], plain
+    assert "warning  login      Codex is not logged in." in plain
+    assert "→ codex login\n" in plain
+    assert plain.splitlines()[-1].endswith(("1 warning.", "2 warnings."))
+
+
+def test_help_says_what_it_does(setup: Setup) -> None:
+    done = subprocess.run(
+        [server_program(), "doctor", "--help"], env=setup.env, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--json" in done.stdout
+
+
+# Which Codex.
+
+
+def test_no_codex(setup: Setup) -> None:
+    # Isolated from the package that the tests have installed.
+    setup.env["CODEX_BIN"] = str(setup.root / "gone")
+    found = setup.run()
+    found.expect_problem("codex", "CODEX_BIN names, is no program", "npm install -g @openai/codex")
+    assert found.of("protocol")["status"] == "ok", "the server itself works all the same"
+    assert "turn" in found.of("skipped")["details"]["skipped"]
+
+
+def test_codex_that_is_not_executable(setup: Setup) -> None:
+    program = setup.write_codex("exit 0", mode=0o644)
+    found = setup.run("--codex-bin", str(program))
+    found.expect_problem("codex", "--codex-bin names, is not executable", f"chmod +x {program}")
+
+
+def npm_package(setup: Setup, *, native: bool) -> Path:
+    """Lay out npm's package of Codex, as `npm install -g` does."""
+    package = setup.root / "lib" / "node_modules" / "@openai" / "codex"
+    (package / "bin").mkdir(parents=True)
+    script = package / "bin" / "codex.js"
+    script.write_text("#!/usr/bin/env node\nthrow new Error('Missing optional dependency')\n")
+    script.chmod(0o755)
+    (setup.bin / "codex").symlink_to(script)
+    if native:
+        triple = real_codex("0.60.1").parents[1].name
+        place = package / "vendor" / triple / "codex"
+        place.mkdir(parents=True)
+        (place / "codex").symlink_to(real_codex("0.60.1"))
+    return script
+
+
+def test_npm_s_script_without_node_and_without_the_binary(setup: Setup) -> None:
+    npm_package(setup, native=False)
+    cure = "npm install -g --include=optional @openai/codex"
+    setup.run().expect_problem("codex", "which needs node", cure)
+
+
+def test_npm_s_script_with_node_but_without_the_binary(setup: Setup) -> None:
+    npm_package(setup, native=False)
+    for name in ("node", "env"):
+        (setup.bin / name).symlink_to(str(shutil.which(name)))
+    cure = "npm install -g --include=optional @openai/codex"
+    found = setup.run()
+    found.expect_problem("codex", "ends with exit code", cure)
+    assert "Missing optional dependency" in found.of("codex")["message"]
+
+
+def test_npm_s_script_needs_no_node_where_the_binary_is(setup: Setup) -> None:
+    npm_package(setup, native=True)
+    found = setup.run()
+    assert found.exit_code == 0, found.text
+    assert "is a script that starts it; the server does without" in found.of("codex")["message"]
+
+
+def test_codex_that_is_too_old(setup: Setup, fake: FakeCodex) -> None:
+    fake.version = "0.50.0"
+    found = setup.run("--codex-bin", str(fake.build()))
+    found.expect_problem("codex", "0.50.0", "npm install -g @openai/codex@latest")
+
+
+def test_codex_that_is_newer_than_any_tested(setup: Setup, fake: FakeCodex) -> None:
+    fake.version = "9.1.0"
+    check = setup.run("--codex-bin", str(fake.build())).of("codex")
+    assert (check["status"], check["details"]["version"]) == ("warning", "9.1.0")
+    assert "newest that this server was tested on" in check["message"]
+
+
+def test_codex_that_hangs_is_ended_with_all_that_it_started(setup: Setup) -> None:
+    setup.write_codex("sleep 600 &\nsleep 600")
+    (setup.bin / "sleep").symlink_to(str(shutil.which("sleep")))
+    began = time.monotonic()
+    found = setup.run()
+    found.expect_problem("codex", "does not answer --version", "npm install -g @openai/codex")
+    assert time.monotonic() - began < 60
+
+
+def test_codex_that_hangs_later_on(setup: Setup) -> None:
+    script = 'case "$*" in --version) echo codex-cli 0.163.0;; login*) sleep 600;; esac'
+    setup.write_codex(script)
+    (setup.bin / "sleep").symlink_to(str(shutil.which("sleep")))
+    check = setup.run().of("config")
+    assert check["status"] == "problem"
+    assert "does not answer `login status`" in check["message"]
+
+
+def test_codex_that_crashes(setup: Setup) -> None:
+    setup.write_codex("echo 'out of luck' >&2; kill -SEGV $$")
+    found = setup.run()
+    found.expect_problem("codex", "ended by signal 11", "npm install -g @openai/codex")
+    assert "out of luck" in found.of("codex")["message"]
+
+
+def test_a_program_that_is_not_codex(setup: Setup) -> None:
+    setup.write_codex("echo hello")
+    found = setup.run()
+    found.expect_problem("codex", "does not answer --version as Codex does", "npm install")
+
+
+def test_a_path_that_depends_on_the_folder(setup: Setup) -> None:
+    codex = setup.install()
+    found = setup.run("--codex-bin", "../bin/codex")
+    assert found.of("codex")["status"] == "warning"
+    assert f"{setup.cwd}/../bin/codex" in found.of("codex")["cure"], codex
+
+
+def test_several_on_path_are_told(setup: Setup) -> None:
+    setup.install()
+    other = setup.root / "other"
+    other.mkdir()
+    (other / "codex").symlink_to(real_codex("0.60.1"))
+    setup.env["PATH"] += f"{os.pathsep}{other}"
+    check = setup.run().of("codex")
+    assert check["status"] == "ok"
+    assert f"2 on PATH: {setup.bin / 'codex'}, {other / 'codex'}; the first" in check["message"]
+
+
+# Codex's folder, configuration and login.
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_codex_home_that_cannot_be_a_folder(setup: Setup, below: str) -> None:
+    setup.install()
+    file = setup.root / "file"
+    file.touch()
+    setup.env["CODEX_HOME"] = f"{file}{below}"
+    found = setup.run()
+    found.expect_problem("codex_home", f"{file} is a file", f"mv {file}")
+    assert found.of("turn")["status"] == "ok", "Codex itself is well"
+
+
+def test_codex_home_that_is_not_there(setup: Setup) -> None:
+    setup.install()
+    setup.env["CODEX_HOME"] = str(setup.root / "no such home")
+    cure = f"mkdir -p '{setup.root / 'no such home'}'"
+    setup.run().expect_problem("codex_home", "does not exist", cure)
+
+
+def test_a_login_that_others_may_read(setup: Setup) -> None:
+    setup.install()
+    login = setup.home / "auth.json"
+    login.write_text('{"OPENAI_API_KEY": "sk-planted-0123456789"}')
+    login.chmod(0o644)
+    found = setup.run()
+    found.expect_warning("codex_home", "Other users may read", f"chmod 600 {login}")
+    assert found.of("login")["message"] == "Codex is logged in with an API key."
+    assert "planted" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ('model = "x"\n[broken\n', 2, "unclosed table"),
+        ('\nmodel = 3\nsandbox_mode = "read-only"\n', 2, "invalid type"),
+        ('# ours\nsandbox_mode = "bogus"\n', 2, "unknown variant"),
+        ('model = "x"\nmodel_provider = "nope"\n', 2, "nope"),
+    ],
+)
+def test_a_configuration_that_codex_refuses(
+    setup: Setup, version: str, text: str, line: int, reason: str
+) -> None:
+    setup.install(version)
+    setup.config(text)
+    place = f"{setup.home / 'config.toml'}:{line}"
+    found = setup.run()
+    found.expect_problem("config", place, f"Correct {place}")
+    assert reason in found.of("config")["message"]
+
+
+def test_a_configuration_that_is_not_toml_is_seen_without_codex(setup: Setup) -> None:
+    setup.env["CODEX_BIN"] = str(setup.root / "gone")
+    setup.config('model = "x"\nmodel = "y"\n[[\n')
+    found = setup.run()
+    assert set(found.names("problem")) == {"codex", "config"}
+    assert f"{setup.home / 'config.toml'}:2" in found.of("config")["cure"]
+
+
+def test_no_login(setup: Setup, version: str) -> None:
+    setup.install(version)
+    setup.run().expect_warning("login", "not logged in", "codex login")
+
+
+def test_a_key_in_the_environment_is_a_login(setup: Setup) -> None:
+    setup.install()
+    setup.env["CODEX_API_KEY"] = "planted-key-of-the-environment"
+    found = setup.run()
+    assert found.of("login")["status"] == "ok"
+    assert "CODEX_API_KEY" in found.of("login")["message"]
+    assert "planted" not in found.text
+
+
+def test_a_provider_s_key_that_is_not_set(setup: Setup) -> None:
+    setup.install()
+    setup.config(
+        'model_provider = "mine"\n[model_providers.mine]\nname = "mine"\n'
+        'base_url = "http://127.0.0.1:9/v1"\nenv_key = "MY_PROVIDER_KEY"\n'
+    )
+    setup.run().expect_warning("login", "MY_PROVIDER_KEY, which is not set", '"MY_PROVIDER_KEY"')
+
+
+@pytest.mark.parametrize("ill_typed", [False, True])
+def test_secrets_are_never_shown(setup: Setup, version: str, ill_typed: bool) -> None:
+    setup.install(version)
+    setup.config(
+        'model_provider = "mine"\n[model_providers.mine]\nname = "mine"\n'
+        'base_url = "http://127.0.0.1:9/planted-url"\nenv_key = "MY_PROVIDER_KEY"\n'
+        + ('http_headers = "planted header"\n' if ill_typed else "")
+        + 'experimental_bearer_token = "planted-bearer"\n'
+        '[mcp_servers.other]\ncommand = "planted-command"\n'
+        'env = { OTHER_PASSWORD = "planted-other" }\n'
+    )
+    setup.env |= {
+        "MY_PROVIDER_KEY": "planted-provider-key",
+        "ANTHROPIC_API_KEY": "planted-anthropic",
+        "OPENAI_API_KEY": "sk-planted-0123456789abcdef",
+    }
+    (setup.home / "auth.json").write_text('{"OPENAI_API_KEY": "sk-planted-of-auth-0123456789"}')
+    found = setup.run()
+    assert found.exit_code == (1 if ill_typed else 0), found.text
+    assert "planted" not in found.text, found.text
+
+
+def test_secrets_that_codex_shows_are_masked(setup: Setup) -> None:
+    setup.config('[mcp_servers.other]\ncommand = "x"\nenv = { PASSWORD = "planted-of-config" }\n')
+    setup.env["MY_PROVIDER_KEY"] = "planted-of-environment"
+    setup.write_codex('echo "planted-of-config and $MY_PROVIDER_KEY" >&2; exit 3')
+    found = setup.run()
+    assert "[secret] and [secret]" in found.of("codex")["message"]
+    assert "planted" not in found.text
+
+
+# The machine.
+
+
+def test_git_that_is_missing(setup: Setup) -> None:
+    setup.install()
+    (setup.bin / "git").unlink()
+    found = setup.run()
+    found.expect_warning("git", "git is not on PATH", "install git")
+    assert found.of("turn")["status"] == "ok"
+
+
+def test_a_sandbox_that_does_not_work(setup: Setup, version: str) -> None:
+    setup.write_codex(
+        '[ "$1" = sandbox ] && { echo "bwrap: setting up uid map: Permission denied" >&2; exit 1; }'
+        f'\nexec {real_codex(version)} "$@"'
+    )
+    found = setup.run()
+    found.expect_problem("sandbox", "does not work here", "sandbox")
+    assert "uid map: Permission denied" in found.of("sandbox")["message"]
+    unsandboxed = setup.run(
+        *("--default-sandbox", "danger-full-access", "--max-sandbox", "danger-full-access")
+    )
+    unsandboxed.expect_warning("sandbox", "Runs here are not sandboxed", "sandbox")
+
+
+def test_a_system_that_allows_no_sandbox(setup: Setup) -> None:
+    # In a user namespace of its own, in which no further one may be made.
+    script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    enter = ("/usr/bin/unshare", "-r", "/bin/sh", "-c", script, "sh")
+    if not Path(enter[0]).exists() or subprocess.run([*enter, "/bin/true"]).returncode:
+        cannot_have("a user namespace")
+    setup.install()
+    check = setup.run(command=(*enter, server_program())).of("sandbox")
+    assert check["status"] == "problem"
+    assert "bwrap" in check["message"]
+    assert check["cure"].startswith("sudo sysctl -w user.max_user_namespaces=")
+
+
+def test_a_sandbox_that_does_not_hold(setup: Setup) -> None:
+    setup.write_codex(
+        '[ "$1" = sandbox ] && { while [ "$1" != /bin/sh ]; do shift; done; exec "$@"; }'
+        f'\nexec {real_codex(NEWEST)} "$@"'
+    )
+    setup.run().expect_problem("sandbox", "wrote outside", "sandbox")
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_state_folder_that_is_a_file(setup: Setup, below: str) -> None:
+    setup.install()
+    setup.state.touch()
+    setup.env["MCP_SERVER_CODEX_STATE_DIR"] = f"{setup.state}{below}"
+    found = setup.run()
+    assert found.exit_code == 1
+    check = found.of("state_dir")
+    assert check["status"] == "problem"
+    assert f"cannot keep its files in {setup.state}" in check["message"]
+    assert "--state-dir DIR" in check["cure"]
+
+
+def test_a_state_folder_that_others_may_read(setup: Setup) -> None:
+    setup.install()
+    setup.state.mkdir(mode=0o755)
+    cure = f"chmod 700 {setup.state}"
+    setup.run().expect_warning("state_dir", "other users may look into it", cure)
+
+
+def test_a_damaged_index_is_built_anew_and_no_problem(setup: Setup) -> None:
+    setup.install()
+    setup.run()
+    (index,) = (setup.state / "history").glob("*.sqlite")
+    index.write_bytes(b"this was a database once " * 1000)
+    found = setup.run()
+    assert found.exit_code == 0, found.text
+    assert f"the index {index.name} is damaged" in found.of("state_dir")["message"]
+    assert found.of("protocol")["status"] == "ok"
+    assert "is damaged" not in setup.run().of("state_dir")["message"]
+
+
+# Python and the settings.
+
+
+def hostile_package(folder: Path, name: str) -> Path:
+    package = folder / name
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"raise SystemExit('the wrong {name}')\n")
+    return package / "__init__.py"
+
+
+CLEAN = "PYTHONPATH= PYTHONSAFEPATH=1"
+
+
+def test_a_pythonpath_with_a_package_of_the_name_of_ours(setup: Setup) -> None:
+    setup.install()
+    files = [hostile_package(setup.root / "libs", name) for name in ("mcp", "orjson", "rich")]
+    setup.env["PYTHONPATH"] = str(setup.root / "libs")
+    found = setup.run()
+    found.expect_problem("python", f"PYTHONPATH ({setup.root / 'libs'})", CLEAN)
+    for file in files:
+        assert str(file) in found.of("python")["message"]
+    assert found.of("turn")["status"] == "ok", "the rest is looked at all the same"
+
+
+def test_a_current_folder_with_a_package_of_the_name_of_ours(setup: Setup) -> None:
+    setup.install()
+    file = hostile_package(setup.cwd, "mcp")
+    module = (sys.executable, "-m", "mcp_server_codex")
+    found = setup.run(command=module)
+    found.expect_problem("python", f"mcp is {file}", CLEAN)
+    # The console script, and the documented settings, keep it out.
+    assert setup.run().exit_code == 0
+    setup.env["PYTHONSAFEPATH"] = "1"
+    assert setup.run(command=module).exit_code == 0
+
+
+def test_folders_named_as_ours_are_no_problem(setup: Setup) -> None:
+    setup.install()
+    for name in ("tools", "server", "tests", "test", "codex", "events"):
+        hostile_package(setup.cwd, name)
+    setup.env["PYTHONPATH"] = str(setup.cwd)
+    found = setup.run()
+    assert (found.names("problem"), found.exit_code) == ([], 0), found.text
+
+
+def test_a_setting_in_the_environment_that_makes_no_sense(setup: Setup) -> None:
+    setup.install()
+    setup.env |= {"MCP_SERVER_CODEX_MAX_RUNS": "zero", "MCP_SERVER_CODEX_ROOT": "/no/such"}
+    found = setup.run()
+    found.expect_problem("settings", "MCP_SERVER_CODEX_", "unset MCP_SERVER_CODEX_")
+    told = [check["message"] for check in found.whole["checks"] if check["name"] == "settings"]
+    assert len(told) == 2
+    assert any("MCP_SERVER_CODEX_MAX_RUNS" in each for each in told)
+    assert any("/no/such is not a folder" in each for each in told)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--max-runs", "0"), "--max-runs: must be at least 1"),
+        (("--no-such", "thing"), "unknown argument: --no-such"),
+        (("--wait-s",), "--wait-s"),
+        (("--max-sandbox", "read-only", "--default-sandbox", "workspace-write"), "wider"),
+    ],
+)
+def test_an_option_that_makes_no_sense(setup: Setup, options: tuple[str, ...], says: str) -> None:
+    setup.env["CODEX_BIN"] = str(setup.root / "gone")
+    found = setup.run(*options)
+    assert found.of("settings")["status"] == "problem"
+    assert says in found.of("settings")["message"]
+    assert found.of("protocol")["status"] == "ok"
+
+
+def test_a_current_folder_that_is_gone(setup: Setup) -> None:
+    setup.env["CODEX_BIN"] = str(setup.root / "gone")
+    script = '/bin/rmdir "$PWD" && exec "$@"'
+    found = setup.run(command=("/bin/sh", "-c", script, "sh", server_program()))
+    assert set(found.names("problem")) == {"system", "codex"}
+    assert found.of("system")["cure"] == "cd ~"
+    assert found.of("protocol")["status"] == "ok"
+
+
+def test_a_configuration_that_is_a_pipe_holds_nothing_up(setup: Setup) -> None:
+    setup.install()
+    os.mkfifo(setup.home / "config.toml")
+    found = setup.run()
+    found.expect_problem("config", "is not a file", f"mv {setup.home / 'config.toml'}")
+    assert found.of("turn")["status"] == "ok"
+
+
+def test_inside_a_run_it_says_so(setup: Setup) -> None:
+    setup.install()
+    setup.env["CODEX_RUN_DEPTH"] = "1"
+    found = setup.run()
+    assert "inside 1 of this server's runs" in found.of("nesting")["message"]
+    assert found.of("turn")["status"] == "ok"
+
+
+# The clients.
+
+
+def cursor(setup: Setup, command: str, **entry: Any) -> Path:
+    """Configure this server in Cursor."""
+    file = setup.root / ".cursor" / "mcp.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"mcpServers": {"mine": {"command": command} | entry}}))
+    return file
+
+
+def test_a_client_that_starts_the_server(setup: Setup) -> None:
+    setup.install()
+    file = cursor(setup, server_program(), args=["--max-runs", "2"])
+    check = setup.run().of("clients")
+    assert check["status"] == "ok"
+    assert f"Cursor has this server as mine in {file}" in check["message"]
+    assert "leave --wait-s at auto" in check["message"]
+
+
+def test_a_client_without_the_server(setup: Setup) -> None:
+    setup.install()
+    (setup.root / ".cursor").mkdir()
+    setup.run().expect_warning("clients", "Cursor", "mcp-server-codex install cursor")
+
+
+def test_a_client_s_program_that_is_gone(setup: Setup) -> None:
+    setup.install()
+    command = str(setup.root / "old" / "mcp-server-codex")
+    file = cursor(setup, command)
+    found = setup.run()
+    found.expect_problem("clients", f"{command}, which", "mcp-server-codex install cursor")
+    assert str(file) in found.of("clients")["message"]
+
+
+@pytest.mark.parametrize(
+    "entry", [{"args": ["--max-runs", "zero"]}, {"env": {"MCP_SERVER_CODEX_MAX_RUNS": "zero"}}]
+)
+def test_a_client_s_options_that_make_no_sense(setup: Setup, entry: Json) -> None:
+    setup.install()
+    file = cursor(setup, server_program(), **entry)
+    setup.run().expect_problem("clients", "would refuse to start", f"Correct {file}")
+
+
+def test_a_client_s_entry_that_is_switched_off(setup: Setup) -> None:
+    setup.install()
+    file = cursor(setup, server_program(), disabled=True)
+    setup.run().expect_warning("clients", "switched off", f"in {file}")
+
+
+def test_a_client_s_file_that_is_broken(setup: Setup) -> None:
+    setup.install()
+    file = cursor(setup, server_program())
+    file.write_text('{"mcpServers": {\n"mine": \n')
+    setup.run().expect_warning("clients", "cannot be read: line", f"Correct {file}")
+
+
+# Its end.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["while it starts", "--version", "exec"])
+def test_a_signal_leaves_nothing_running(setup: Setup, where: str, number: signal.Signals) -> None:
+    setup.write_codex(
+        f'for word; do [ "$word" = "{where}" ] && {{ sleep 601 & sleep 602; }}; done'
+        f'\nexec {real_codex(NEWEST)} "$@"'
+    )
+    (setup.bin / "sleep").symlink_to(str(shutil.which("sleep")))
+    with subprocess.Popen(
+        [server_program(), "doctor"],
+        env=setup.env,
+        cwd=setup.cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as doctor:
+        deadline = time.monotonic() + 60
+        # The first that it starts is a guard, which must not be lost on its way.
+        while not (
+            len(marked(setup.tag)) > 1
+            if where == "while it starts"
+            else is_running(setup.tag, "602")
+        ):
+            assert time.monotonic() < deadline
+            assert doctor.poll() is None
+            time.sleep(0 if where == "while it starts" else 0.05)
+        doctor.send_signal(number)
+        try:
+            output, _ = doctor.communicate(timeout=60)
+        finally:
+            doctor.kill()
+    assert doctor.returncode == 128 + number, output
+    assert b"Traceback" not in output
+    while left := marked(setup.tag):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def is_running(tag: str, argument: str) -> bool:
+    for pid in marked(tag):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if argument.encode() in words:
+            return True
+    return False

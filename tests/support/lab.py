@@ -1,0 +1,164 @@
+"""A lab to work in (a Codex home, a project, a scripted model), and a client connected to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import anyio
+from mcp import Client
+from mcp.client.stdio import StdioServerParameters, stdio_client
+
+from mcp_server_codex.cli.scripted_model import ScriptedModel, Step, model_name
+from support.codex_versions import CACHE, PINNED, number
+
+Json = dict[str, Any]
+
+
+Note = Callable[[str, object], None]
+
+
+MODES = ("auto", "legacy")
+"""Both protocol eras: 2026-07-28 by discovery, and the initialize handshake."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A Codex home, a project in git, a scripted model; all of one test."""
+
+    root: Path
+    model: ScriptedModel
+
+    @property
+    def home(self) -> Path:
+        return self.root / "codex-home"
+
+    @property
+    def project(self) -> Path:
+        return self.root / "project"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def log(self) -> Path:
+        """What the servers of this lab wrote to stderr."""
+        return self.root / "server.log"
+
+    def script(self, prompt: str, *steps: Step) -> str:
+        """Let the model answer *prompt* with *steps*; return the prompt."""
+        self.model.scripts[prompt] = steps
+        return prompt
+
+    def rollouts(self) -> list[Path]:
+        return sorted((self.home / "sessions").rglob("rollout-*.jsonl"))
+
+
+@contextmanager
+def open_lab(version: str = PINNED[1], *, config: str = "") -> Generator[Lab]:
+    """Make a lab for Codex *version*.
+
+    Outside the system's temp folder: a sandboxed Codex leaves an empty .git
+    there, after which older versions take all of it for a repository.
+    """
+    labs = CACHE / "labs"
+    labs.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=labs, ignore_cleanup_errors=True) as place,
+        ScriptedModel() as model,
+    ):
+        lab = Lab(Path(place).resolve(), model)
+        model.write_config(lab.home, model=model_name(number(version)), extra=config)
+        lab.project.mkdir()
+        subprocess.run(["git", "init", "-q"], cwd=lab.project, check=True)
+        yield lab
+
+
+@asynccontextmanager
+async def connect(
+    mode: str,
+    codex: Path | None,
+    lab: Lab,
+    *options: str,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    **client: Any,
+) -> AsyncGenerator[Client]:
+    """Start the server as a client would and speak to it in *mode*."""
+    chosen = ("--codex-bin", str(codex)) if codex is not None else ()
+    server = StdioServerParameters(
+        command=server_program(),
+        args=[*chosen, "--state-dir", str(lab.state), *options],
+        cwd=cwd or lab.project,
+        env=environment(lab) | (env or {}),
+    )
+    with lab.log.open("ab") as log:
+        transport = stdio_client(server, errlog=cast("TextIO", log))
+        async with Client(transport, mode=mode, **client) as connected:
+            yield connected
+
+
+def server_program() -> str:
+    """Return the console script of the environment that runs the tests."""
+    return str(Path(sys.executable).parent / "mcp-server-codex")
+
+
+def environment(lab: Lab) -> dict[str, str]:
+    """Return a plain environment for a server in *lab*.
+
+    With an empty home folder, since Codex runs login shells: what they find in
+    a developer's own profile is none of a test's business.
+    """
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(lab.root),
+        "CODEX_HOME": str(lab.home),
+        "LANG": "C.UTF-8",
+    }
+
+
+async def call(client: Client, tool: str, **arguments: Any) -> Json:
+    """Call *tool* and return its structured result, which every result has."""
+    result = await client.call_tool(tool, arguments)
+    data = cast("Json", result.structured_content)
+    assert result.is_error is (data["status"] in ("failed", "timed_out")), data
+    return data | {"text": cast("Any", result.content[0]).text}
+
+
+async def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
+    """Wait until *condition* holds; fail if it does not within *within_s*."""
+    with anyio.fail_after(within_s):
+        while not condition():  # noqa: ASYNC110 - other processes make it true
+            await anyio.sleep(0.02)
+
+
+def marked(tag: str) -> list[int]:
+    """Return the ids of the processes whose environment holds *tag*."""
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if tag.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def commands(tag: str) -> list[str]:
+    """Return the command lines of the processes whose environment holds *tag*."""
+    found: list[str] = []
+    for pid in marked(tag):
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        found.append(argv.replace(b"\0", b" ").decode(errors="replace").strip())
+    return found
