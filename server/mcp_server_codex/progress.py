@@ -90,8 +90,8 @@ class Progress:
         ids: list[str] = []
         for run in self._runs:
             ids += [f"run_id {run.run_id}"]
-            if run.fold.thread_id is not None:
-                ids += [f"thread_id {run.fold.thread_id}"]
+            if run.progress.thread_id is not None:
+                ids += [f"thread_id {run.progress.thread_id}"]
         return [each for each in ids if each not in self._told]
 
 

@@ -15,7 +15,7 @@ say: a noisy machine disturbs both of a pair alike. One table, one run:
    after the initialize handshake, spoken as lines on pipes. Beside it
    minimal_server.py, the least that the MCP SDK can be. Both are killed at that
    moment, so their CPU time (wait4) has no shutdown in it; memory is VmRSS.
-3. Events: the CPU time of parse_event and Fold.add, an event, over one long
+3. Events: the CPU time of parse_event and TurnProgress.add, an event, over one long
    turn: the recorded streams of successful turns over and over, their items
    numbered on. Beside it `orjson.loads` alone on the same lines. The process's
    memory shall not grow with the stream.

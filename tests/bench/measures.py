@@ -22,7 +22,7 @@ from figure import Figure, pair
 from huge_line import memory
 
 from codex_tools.codex.events import parse_event
-from codex_tools.codex.turn_result import Fold
+from codex_tools.codex.turn_result import TurnProgress
 from mcp_server_codex.cli.scripted_model import say
 from support.codex_versions import PINNED, real_codex
 from support.lab import Json, Lab, connect, environment, open_lab, server_program
@@ -175,17 +175,17 @@ def send(server: subprocess.Popen[bytes], message: Json) -> None:
 
 
 def measure_events() -> list[Figure]:
-    fold = Fold()
+    progress = TurnProgress()
     measured: list[tuple[float, float]] = []
     grown: list[float] = [memory("VmRSS")]
     for number, lines in enumerate(long_turn()):
-        ours, beside = partial(parse_and_fold, fold, lines), partial(load_only, lines)
+        ours, beside = partial(parse_and_fold, progress, lines), partial(load_only, lines)
         measured.append(
             pair(number, partial(cpu_us, len(lines), ours), partial(cpu_us, len(lines), beside))
         )
         if number + 1 in (EVENTS // PART // 2, EVENTS // PART):
             grown.append(memory("VmRSS"))
-    assert fold.completed, "the stream ends with a completed turn"
+    assert progress.completed, "the stream ends with a completed turn"
     first, half, last = grown
     return [
         Figure(
@@ -243,8 +243,8 @@ def numbered(line: bytes, first: int) -> bytes:
     return b'%s%s%d"%s' % (head, found, first + int(old), tail)
 
 
-def parse_and_fold(fold: Fold, lines: list[bytes]) -> None:
-    add = fold.add
+def parse_and_fold(progress: TurnProgress, lines: list[bytes]) -> None:
+    add = progress.add
     for line in lines:
         add(parse_event(line))
 

@@ -1,4 +1,4 @@
-"""The fold of a turn's events, and how a stream that has ended comes out."""
+"""The progress of a turn's events, and how a stream that has ended comes out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from codex_tools.codex.events import (
     parse_event,
 )
 from codex_tools.codex.record import Usage
-from codex_tools.codex.turn_result import ChangeKind, Command, Fold, bare_command
+from codex_tools.codex.turn_result import ChangeKind, Command, TurnProgress, bare_command
 from codex_tools.engines.driver import check_thread, finish
 
 RECORDED = sorted((Path(__file__).parents[2] / "data" / "exec").glob("*/*/stdout.jsonl"))
@@ -52,11 +52,11 @@ USAGE = Usage(
 DONE = TurnCompletedEvent(USAGE)
 
 
-def folded(*events: Event) -> Fold:
-    fold = Fold()
+def folded(*events: Event) -> TurnProgress:
+    progress = TurnProgress()
     for event in events:
-        fold.add(event)
-    return fold
+        progress.add(event)
+    return progress
 
 
 def says(text: str, id_: str = "m") -> Event:
@@ -95,14 +95,14 @@ KINDS = {
 def test_each_recorded_stream_ends_as_it_did() -> None:
     for path in RECORDED:
         version, scenario = path.parts[-3:-1]
-        fold = folded(*map(parse_event, path.read_bytes().splitlines()))
+        progress = folded(*map(parse_event, path.read_bytes().splitlines()))
         exit_code = json.loads(path.with_name("meta.json").read_text())["exit_code"]
-        fold.add(ExitedEvent(exit_code, path.with_name("stderr.txt").read_text()))
+        progress.add(ExitedEvent(exit_code, path.with_name("stderr.txt").read_text()))
         expected = KINDS.get(scenario)
         if scenario == "resume_bad_id" and version in ("0.60.1", "0.98.0"):
             expected = None  # They begin a new thread.
         try:
-            kind, answer = None, finish(fold).final_response
+            kind, answer = None, finish(progress).final_response
         except TurnFailed as error:
             kind, answer = error.failure.kind, error.failure.message
         except NoAnswer as error:
@@ -112,13 +112,13 @@ def test_each_recorded_stream_ends_as_it_did() -> None:
 
 
 def test_the_last_message_is_the_answer() -> None:
-    fold = folded(says("first", "a"), starts("c"), ends("c"), says("last", "b"), DONE)
-    assert finish(fold).final_response == "last"
-    assert finish(fold).usage == USAGE
+    progress = folded(says("first", "a"), starts("c"), ends("c"), says("last", "b"), DONE)
+    assert finish(progress).final_response == "last"
+    assert finish(progress).usage == USAGE
 
 
 def test_a_sub_agent_s_leaked_messages_do_not_become_the_answer() -> None:
-    fold = folded(
+    progress = folded(
         ThreadStartedEvent("parent"),
         TurnStartedEvent(),
         ItemCompletedEvent(ToolCallItem("item_0", None, "spawn_agent", "completed")),
@@ -130,7 +130,7 @@ def test_a_sub_agent_s_leaked_messages_do_not_become_the_answer() -> None:
         DONE,
         ExitedEvent(0, ""),
     )
-    result = finish(fold)
+    result = finish(progress)
     assert (result.thread_id, result.final_response) == ("parent", "from the parent")
     assert [call.tool for call in result.tool_calls] == ["spawn_agent", "wait"]
 
@@ -155,53 +155,53 @@ NET = {
 
 @pytest.mark.parametrize("kinds", NET)
 def test_changes_of_one_path_come_to_one_net_change(kinds: str) -> None:
-    fold = folded(*(ItemCompletedEvent(patches(f"{kind} /p/a")) for kind in kinds.split()))
-    assert dict(fold.result().files_changed).get("/p/a") == NET[kinds]
-    assert fold.files_changed == (NET[kinds] is not None)
+    progress = folded(*(ItemCompletedEvent(patches(f"{kind} /p/a")) for kind in kinds.split()))
+    assert dict(progress.result().files_changed).get("/p/a") == NET[kinds]
+    assert progress.files_changed == (NET[kinds] is not None)
 
 
 def test_paths_keep_the_order_of_their_first_change() -> None:
-    fold = folded(
+    progress = folded(
         ItemCompletedEvent(patches("add /z", "update /a")),
         ItemCompletedEvent(patches("delete /m", "update /z")),
     )
-    assert fold.result().files_changed == (("/z", "add"), ("/a", "update"), ("/m", "delete"))
+    assert progress.result().files_changed == (("/z", "add"), ("/a", "update"), ("/m", "delete"))
 
 
 def test_only_patches_that_were_applied_count() -> None:
-    fold = folded(
+    progress = folded(
         ItemStartedEvent(patches("add /a", status="in_progress")),
         ItemCompletedEvent(patches("add /b", status="failed")),
     )
-    assert fold.result().files_changed == ()
+    assert progress.result().files_changed == ()
 
 
 def test_the_newest_fifty_commands_are_kept_and_all_are_counted() -> None:
-    fold = Fold()
+    progress = TurnProgress()
     for number in range(120):
-        fold.add(starts(f"c{number}", f"echo {number}"))
-        fold.add(ends(f"c{number}", f"echo {number}"))
-    result = fold.result()
+        progress.add(starts(f"c{number}", f"echo {number}"))
+        progress.add(ends(f"c{number}", f"echo {number}"))
+    result = progress.result()
     assert result.command_count == 120
     assert [c.command for c in result.commands] == [f"echo {n}" for n in range(70, 120)]
 
 
 def test_a_command_that_outlasts_fifty_others_is_counted_once() -> None:
-    fold = folded(starts("long"))
+    progress = folded(starts("long"))
     for number in range(50):
-        fold.add(starts(f"c{number}"))
-        fold.add(ends(f"c{number}"))
-    fold.add(ends("long"))
-    assert fold.command_count == 51
-    assert len(fold.result().commands) == 50
+        progress.add(starts(f"c{number}"))
+        progress.add(ends(f"c{number}"))
+    progress.add(ends("long"))
+    assert progress.command_count == 51
+    assert len(progress.result().commands) == 50
 
 
 def test_what_never_completes_stays_open_and_in_progress() -> None:
     call = ToolCallItem("t", "lab", "echo", "in_progress")
-    fold = folded(starts("a"), starts("b", "sleep 9"), ItemStartedEvent(call), ends("a"))
-    assert fold.open_items == {"b", "t"}
-    fold = folded(starts("b", "sleep 9"), ItemStartedEvent(call), says("done"), DONE)
-    result = finish(fold)
+    progress = folded(starts("a"), starts("b", "sleep 9"), ItemStartedEvent(call), ends("a"))
+    assert progress.open_items == {"b", "t"}
+    progress = folded(starts("b", "sleep 9"), ItemStartedEvent(call), says("done"), DONE)
+    result = finish(progress)
     assert result.commands == (Command("sleep 9", None, "in_progress"),)
     assert result.tool_calls == (call,)
 
@@ -220,61 +220,63 @@ def test_only_commands_and_tool_calls_can_be_open() -> None:
 
 
 def test_an_error_that_the_failure_repeats_is_no_warning_as_well() -> None:
-    fold = folded(ErrorEvent("slow model"), ErrorEvent("it broke"), TurnFailedEvent("it broke"))
+    progress = folded(ErrorEvent("slow model"), ErrorEvent("it broke"), TurnFailedEvent("it broke"))
     with pytest.raises(TurnFailed) as caught:
-        finish(fold)
+        finish(progress)
     assert caught.value.failure.message == "it broke"
     assert caught.value.turn.warnings == ("slow model",)
 
 
 def test_reconnecting_is_one_warning_and_no_sign_of_life() -> None:
-    fold = folded(TurnStartedEvent())
-    assert fold.alive
+    progress = folded(TurnStartedEvent())
+    assert progress.alive
     for number in range(1, 6):
-        fold.add(ErrorEvent(f"Reconnecting... {number}/5 (stream disconnected)"))
-        assert not fold.alive
-    assert fold.doing == "reconnecting... 5/5 (stream disconnected)"
-    assert fold.result().warnings == ("Reconnecting... 5/5 (stream disconnected)",)
-    fold.add(ErrorEvent("Something else"))
-    assert fold.alive
+        progress.add(ErrorEvent(f"Reconnecting... {number}/5 (stream disconnected)"))
+        assert not progress.alive
+    assert progress.doing == "reconnecting... 5/5 (stream disconnected)"
+    assert progress.result().warnings == ("Reconnecting... 5/5 (stream disconnected)",)
+    progress.add(ErrorEvent("Something else"))
+    assert progress.alive
 
 
 def test_warnings_are_distinct_and_bounded() -> None:
-    fold = Fold()
+    progress = TurnProgress()
     for number in range(200):
-        fold.add(ItemCompletedEvent(ErrorItem("e", f"warning {number}")))
-        fold.add(ErrorEvent("again and again"))
-    fold.add(ErrorEvent("y" * 5000))
-    warnings = fold.result().warnings
+        progress.add(ItemCompletedEvent(ErrorItem("e", f"warning {number}")))
+        progress.add(ErrorEvent("again and again"))
+    progress.add(ErrorEvent("y" * 5000))
+    warnings = progress.result().warnings
     assert len(warnings) == 20
     assert warnings.count("again and again") == 1
     assert max(map(len, warnings)) == 500
 
 
 def test_no_secret_is_in_warnings_nor_in_what_people_are_told() -> None:
-    fold = Fold()
+    progress = TurnProgress()
     for start in ("Reconnecting... 1/5 (", "Oh no, "):
-        fold.add(ErrorEvent(f"{start}Incorrect API key provided: sk-proj-abcdefghijkl)"))
-        assert "sk-proj-" not in f"{fold.result().warnings} {fold.last_error} {fold.doing}"
+        progress.add(ErrorEvent(f"{start}Incorrect API key provided: sk-proj-abcdefghijkl)"))
+        assert (
+            "sk-proj-" not in f"{progress.result().warnings} {progress.last_error} {progress.doing}"
+        )
 
 
 def test_unreadable_lines_are_told_in_one_warning() -> None:
-    fold = folded(UnreadableEvent("x"), UnreadableEvent("y"), says("ok"), DONE)
-    assert finish(fold).warnings == ("2 lines of Codex's output could not be read.",)
+    progress = folded(UnreadableEvent("x"), UnreadableEvent("y"), says("ok"), DONE)
+    assert finish(progress).warnings == ("2 lines of Codex's output could not be read.",)
 
 
 def test_exit_code_0_without_turn_completed_is_a_crash() -> None:
-    fold = folded(ThreadStartedEvent("t"), says("so far"), ExitedEvent(0, ""))
+    progress = folded(ThreadStartedEvent("t"), says("so far"), ExitedEvent(0, ""))
     with pytest.raises(TurnFailed) as caught:
-        finish(fold)
+        finish(progress)
     assert caught.value.failure.kind == "codex_crashed"
     assert caught.value.turn.thread_id == "t"
     assert caught.value.turn.final_response == "so far"
 
 
 def test_exit_code_1_after_turn_completed_is_a_success() -> None:
-    fold = folded(says("done"), DONE, ExitedEvent(1, "ERROR: cannot write the log"))
-    assert finish(fold).final_response == "done"
+    progress = folded(says("done"), DONE, ExitedEvent(1, "ERROR: cannot write the log"))
+    assert finish(progress).final_response == "done"
 
 
 def test_of_two_terminal_events_the_last_counts() -> None:
@@ -291,29 +293,29 @@ def test_a_turn_without_words_is_no_answer(events: tuple[Event, ...]) -> None:
 
 
 def test_the_plan_is_the_newest_one() -> None:
-    fold = folded(
+    progress = folded(
         ItemStartedEvent(TodoListItem("p", (("A", False), ("B", False)))),
         ItemUpdatedEvent(TodoListItem("p", (("A", True), ("B", False)))),
         says("planned"),
         ItemCompletedEvent(TodoListItem("p", (("A", True), ("B", True)))),
         DONE,
     )
-    assert finish(fold).plan == (("A", True), ("B", True))
+    assert finish(progress).plan == (("A", True), ("B", True))
 
 
 def test_a_search_is_listed_once_by_its_final_words() -> None:
-    fold = folded(
+    progress = folded(
         ItemStartedEvent(WebSearchItem("s", "")),
         ItemCompletedEvent(WebSearchItem("s", "weather oslo")),
     )
-    assert fold.result().searches == ("weather oslo",)
+    assert progress.result().searches == ("weather oslo",)
 
 
 def test_a_resumed_thread_must_be_the_one_asked_for() -> None:
-    fold = folded(ThreadStartedEvent("new"), ThreadStartedEvent("later"))
-    check_thread("new", fold)
+    progress = folded(ThreadStartedEvent("new"), ThreadStartedEvent("later"))
+    check_thread("new", progress)
     with pytest.raises(WrongThread) as caught:
-        check_thread("old", fold)
+        check_thread("old", progress)
     assert (caught.value.asked, caught.value.opened) == ("old", "new")
     with pytest.raises(WrongThread, match=r"thread \(none\) instead"):
         check_thread("old", folded(ThreadStartedEvent("")))

@@ -7,7 +7,7 @@ import pytest
 from codex_tools.codex.errors import TurnFailed
 from codex_tools.codex.events import parse_event
 from codex_tools.codex.failures import classify
-from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.runs.attempts import (
     BACKOFF_S,
     LAST_START_S,
@@ -125,8 +125,8 @@ async def test_what_will_not_pass_is_not_tried_again(message: str) -> None:
 def test_a_turn_is_touched_by_whatever_it_may_have_done(
     item: Json, kind: str, touched: bool
 ) -> None:
-    fold = Fold()
-    fold.add(parse_event(events({"type": kind, "item": {"id": "item_0"} | item})))
-    assert fold.result().touched is touched
-    fold.begin_turn(None)
-    assert fold.result().touched is False
+    progress = TurnProgress()
+    progress.add(parse_event(events({"type": kind, "item": {"id": "item_0"} | item})))
+    assert progress.result().touched is touched
+    progress.begin_turn(None)
+    assert progress.result().touched is False

@@ -20,7 +20,7 @@ from codex_tools.codex.events import (
     TurnFailedEvent,
     parse_event,
 )
-from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.driver import finish
 from codex_tools.runs.result import (
     FILES_KEPT,
@@ -138,18 +138,18 @@ EXIT = st.builds(
 )
 
 
-def folded(lines: list[bytes], ended: ExitedEvent) -> tuple[Fold, list[Event]]:
-    fold = Fold()
+def folded(lines: list[bytes], ended: ExitedEvent) -> tuple[TurnProgress, list[Event]]:
+    progress = TurnProgress()
     events: list[Event] = [*map(parse_event, lines), ended]
     for event in events:
-        fold.add(event)
-        fold.result()
-    return fold, events
+        progress.add(event)
+        progress.result()
+    return progress, events
 
 
-def outcome(fold: Fold) -> tuple[TurnResult, CodexError | None]:
+def outcome(progress: TurnProgress) -> tuple[TurnResult, CodexError | None]:
     try:
-        return finish(fold), None
+        return finish(progress), None
     except CodexError as error:
         # Any other kind of CodexError knows no turn, and has no place here.
         return cast("TurnError", error).turn, error
@@ -160,14 +160,14 @@ def outcome(fold: Fold) -> tuple[TurnResult, CodexError | None]:
 def test_a_run_is_completed_only_if_turn_completed_was_the_last_terminal_event(
     lines: list[bytes], ended: ExitedEvent
 ) -> None:
-    fold, events = folded(lines, ended)
+    progress, events = folded(lines, ended)
     terminal = [e for e in events if isinstance(e, TurnCompletedEvent | TurnFailedEvent)]
-    _, error = outcome(fold)
+    _, error = outcome(progress)
     if error is None or error.kind == "no_answer":
         assert isinstance(terminal[-1], TurnCompletedEvent)
     else:
         assert not terminal or isinstance(terminal[-1], TurnFailedEvent)
-    assert fold.ended is bool(terminal)
+    assert progress.ended is bool(terminal)
 
 
 @settings(deadline=None, max_examples=150)
@@ -175,21 +175,21 @@ def test_a_run_is_completed_only_if_turn_completed_was_the_last_terminal_event(
 def test_a_turn_is_bounded_however_long_its_stream(lines: list[bytes], ended: ExitedEvent) -> None:
     # Repeated under other ids, so that every list meets its limit.
     many = [line.replace(b"item_", b"item_%d" % n) for n in range(4) for line in lines]
-    fold, events = folded(many, ended)
-    turn, _ = outcome(fold)
+    progress, events = folded(many, ended)
+    turn, _ = outcome(progress)
     assert len(turn.commands) <= 50
     assert len(turn.commands) <= turn.command_count
     assert len(turn.tool_calls) <= 50
     assert len(turn.searches) <= 50
     assert len(turn.warnings) <= 21
     assert all(len(warning) <= 500 for warning in turn.warnings)
-    assert len(fold.last_error or "") <= 500
+    assert len(progress.last_error or "") <= 500
     items = [e for e in events if isinstance(e, ItemStartedEvent | ItemUpdatedEvent)]
     finished = [e.item.id for e in events if isinstance(e, ItemCompletedEvent)]
-    assert fold.open_items <= {event.item.id for event in items}
+    assert progress.open_items <= {event.item.id for event in items}
     assert len(turn.files_changed) == len({path for path, _ in turn.files_changed})
     assert turn.final_response is None or finished or items
-    assert fold.thread_id != ""
+    assert progress.thread_id != ""
 
 
 @settings(deadline=None, max_examples=200)
@@ -207,8 +207,8 @@ def test_a_turn_is_bounded_however_long_its_stream(lines: list[bytes], ended: Ex
 def test_every_result_satisfies_its_schema_and_fits(
     lines: list[bytes], ended: ExitedEvent, running: bool
 ) -> None:
-    fold, _ = folded(lines, ended)
-    turn, error = outcome(fold)
+    progress, _ = folded(lines, ended)
+    turn, error = outcome(progress)
     status: RunStatus = "running" if running else "failed" if error else "completed"
     result = make_result(
         status,
@@ -235,8 +235,8 @@ def test_every_result_satisfies_its_schema_and_fits(
 @given(TEXT, st.sampled_from(["", "\0", '"', "\\", "é", "\U0001f4a9", "\x01"]))
 def test_a_long_answer_keeps_its_head_and_its_tail(text: str, filler: str) -> None:
     answer = f"HEAD {text}{filler * 60_000} TAIL"
-    fold = Fold()
-    fold.add(
+    progress = TurnProgress()
+    progress.add(
         parse_event(
             written(
                 {"type": "item.completed", "item": {"type": "agent_message", "text": answer}},
@@ -244,7 +244,7 @@ def test_a_long_answer_keeps_its_head_and_its_tail(text: str, filler: str) -> No
             )
         )
     )
-    result = make_result("completed", turn=fold.result())
+    result = make_result("completed", turn=progress.result())
     response = result.final_response or ""
     assert response.startswith("HEAD ")
     assert response.endswith(" TAIL")

@@ -1,4 +1,4 @@
-"""Fold the events of a turn into a TurnResult, one by one."""
+"""TurnProgress the events of a turn into a TurnResult, one by one."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Fold:
+class TurnProgress:
     """A turn in the making, or several of one run: takes events one by one, in any order."""
 
     thread_id: str | None = None

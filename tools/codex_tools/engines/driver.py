@@ -1,4 +1,4 @@
-"""Run one turn: open an engine, fold its events into a TurnResult."""
+"""Run one turn: open an engine, progress its events into a TurnResult."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from codex_tools.codex.errors import NoAnswer, Stalled, TimedOut, TurnFailed, Wr
 from codex_tools.codex.events import ThreadStartedEvent
 from codex_tools.codex.failures import classify, classify_exit
 from codex_tools.codex.program import Program
-from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.engines.exec import open_turn
 
 LINGER_S = 10.0
 """How long Codex may take to exit after the turn's end, to close its files."""
 
-Report = Callable[[Fold], None]
+Report = Callable[[TurnProgress], None]
 """Called after each event with the turn so far; must be quick and not block."""
 
 
@@ -27,7 +27,7 @@ async def run_turn(
     report: Report,
     keep: Callable[[bytes], None],
     *,
-    fold: Fold | None = None,
+    progress: TurnProgress | None = None,
     since: float | None = None,
 ) -> TurnResult:
     """Run one turn of Codex and return what it produced.
@@ -37,7 +37,7 @@ async def run_turn(
         request: The turn.
         report: Told the turn so far after each event.
         keep: Gets each line as Codex wrote it.
-        fold: What the run did in earlier turns; this one is added.
+        progress: What the run did in earlier turns; this one is added.
         since: When the time limit began to count; None for now.
 
     Leaving early, by timeout or cancellation, kills the whole process tree,
@@ -51,37 +51,37 @@ async def run_turn(
         WrongThread: Codex opened another thread than the one to resume.
         NoAnswer: The turn was completed without a message.
     """
-    fold = Fold() if fold is None else fold
+    progress = TurnProgress() if progress is None else progress
     began = anyio.current_time()
     start = began if since is None else since
     first = min(start + request.timeout_s, began + request.stall_s)
     with anyio.CancelScope(deadline=first) as limit:
         async with open_turn(program, request, keep) as events:
             async for event in events:
-                fold.add(event)
-                report(fold)
+                progress.add(event)
+                report(progress)
                 if isinstance(event, ThreadStartedEvent) and request.thread_id is not None:
-                    check_thread(request.thread_id, fold)
-                limit.deadline = _deadline(fold, request, start, began)
-    if limit.cancelled_caught and not fold.ended:
+                    check_thread(request.thread_id, progress)
+                limit.deadline = _deadline(progress, request, start, began)
+    if limit.cancelled_caught and not progress.ended:
         if anyio.current_time() - start >= request.timeout_s:
-            raise TimedOut(request.timeout_s, fold.last_error, fold.result())
-        raise Stalled(request.stall_s, fold.last_error, fold.result())
-    return finish(fold)
+            raise TimedOut(request.timeout_s, progress.last_error, progress.result())
+        raise Stalled(request.stall_s, progress.last_error, progress.result())
+    return finish(progress)
 
 
-def _deadline(fold: Fold, request: TurnRequest, start: float, began: float) -> float:
+def _deadline(progress: TurnProgress, request: TurnRequest, start: float, began: float) -> float:
     now = anyio.current_time()
-    if fold.ended:
+    if progress.ended:
         return min(start + request.timeout_s, now + LINGER_S)
-    if fold.alive:
-        fold.alive_at = now
-    if fold.open_items:
+    if progress.alive:
+        progress.alive_at = now
+    if progress.open_items:
         return start + request.timeout_s
-    return min(start + request.timeout_s, (fold.alive_at or began) + request.stall_s)
+    return min(start + request.timeout_s, (progress.alive_at or began) + request.stall_s)
 
 
-def check_thread(asked: str, fold: Fold) -> None:
+def check_thread(asked: str, progress: TurnProgress) -> None:
     """Insist that the thread that Codex opened is the one *asked* for.
 
     0.60.1 and 0.98.0 begin a new thread where they do not find the old one.
@@ -89,11 +89,11 @@ def check_thread(asked: str, fold: Fold) -> None:
     Raises:
         WrongThread: It is another one.
     """
-    if fold.thread_id != asked:
-        raise WrongThread(asked, fold.thread_id or "", fold.result())
+    if progress.thread_id != asked:
+        raise WrongThread(asked, progress.thread_id or "", progress.result())
 
 
-def finish(fold: Fold) -> TurnResult:
+def finish(progress: TurnProgress) -> TurnResult:
     """Return the result of a stream that has ended.
 
     Success is `turn.completed`, seen last, and nothing else: exit codes lie in
@@ -103,12 +103,12 @@ def finish(fold: Fold) -> TurnResult:
         TurnFailed: Codex reported a failure, or ended without a result.
         NoAnswer: The turn was completed without a message.
     """
-    result = fold.result()
-    if fold.failure is not None:
-        raise TurnFailed(classify(fold.failure), result)
-    if not fold.completed:
-        returncode, stderr = fold.exited or (0, "")
-        raise TurnFailed(classify_exit(returncode, stderr, fold.last_error), result)
+    result = progress.result()
+    if progress.failure is not None:
+        raise TurnFailed(classify(progress.failure), result)
+    if not progress.completed:
+        returncode, stderr = progress.exited or (0, "")
+        raise TurnFailed(classify_exit(returncode, stderr, progress.last_error), result)
     if not (result.final_response or "").strip():
         raise NoAnswer(result)
     return result

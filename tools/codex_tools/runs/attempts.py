@@ -19,7 +19,7 @@ import anyio
 from codex_tools.codex.errors import Kind, OutputMismatch, TurnFailed
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.record import Usage
-from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.driver import run_turn
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.files import find_rollout
@@ -45,7 +45,7 @@ Codex itself repeats a request that got a 5xx for up to 20 s; three times that
 would only keep the failure from the caller.
 """
 
-Report = Callable[[Fold], None]
+Report = Callable[[TurnProgress], None]
 
 
 async def run_turns(
@@ -57,14 +57,16 @@ async def run_turns(
         CodexError: As of `run_turn`, of the last turn.
         OutputMismatch: The answer is still in the wrong shape.
     """
-    request, fold = run.request, run.fold
+    request, progress = run.request, run.progress
     since = anyio.current_time()
     before = run.before.usage if run.before is not None else None
     tries, repairs = 1, run.output.repairs if run.output is not None else 0
     while True:
         run.attempts += 1
         try:
-            turn = await run_turn(run.program, request, report, keep, fold=fold, since=since)
+            turn = await run_turn(
+                run.program, request, report, keep, progress=progress, since=since
+            )
         except TurnFailed as error:
             _count(run, error.turn.usage, before)
             age_s = anyio.current_time() - since
@@ -72,12 +74,12 @@ async def run_turns(
             if pause_s is None:
                 raise
             kind = error.failure.kind.replace("_", " ")
-            fold.note(f"Try {tries} failed ({kind}: {error.message}); tried again.")
-            fold.doing = f"{kind}, trying again in {pause_s:.0f} s"
-            report(fold)
+            progress.note(f"Try {tries} failed ({kind}: {error.message}); tried again.")
+            progress.doing = f"{kind}, trying again in {pause_s:.0f} s"
+            report(progress)
             await anyio.sleep(pause_s)
             tries += 1
-            request = _again(request, fold)
+            request = _again(request, progress)
             before = _thread_usage(request)
             continue
         _count(run, turn.usage, before)
@@ -86,17 +88,17 @@ async def run_turns(
         try:
             return turn, run.output.read(turn)
         except OutputMismatch as error:
-            if repairs == 0 or not _can_resume(request, fold.thread_id):
+            if repairs == 0 or not _can_resume(request, progress.thread_id):
                 raise
             found = error.problems
-        fold.note(f"An answer did not match output_schema: {'; '.join(found)}")
+        progress.note(f"An answer did not match output_schema: {'; '.join(found)}")
         repairs -= 1
         tries = 1
         request = replace(request, prompt=_mend(found), images=(), thread_id=turn.thread_id)
         before = _thread_usage(request)
-        fold.begin_turn(turn.thread_id)
-        fold.doing = "asking for the answer in the right shape"
-        report(fold)
+        progress.begin_turn(turn.thread_id)
+        progress.doing = "asking for the answer in the right shape"
+        report(progress)
 
 
 def pause_before_next(
@@ -152,10 +154,12 @@ def asked_pause(message: str) -> float | None:
     return seconds or None
 
 
-def _again(request: TurnRequest, fold: Fold) -> TurnRequest:
+def _again(request: TurnRequest, progress: TurnProgress) -> TurnRequest:
     """Return the same turn once more: in the thread that it opened, if that was kept."""
-    thread_id = fold.thread_id if _can_resume(request, fold.thread_id) else request.thread_id
-    fold.begin_turn(thread_id)
+    thread_id = (
+        progress.thread_id if _can_resume(request, progress.thread_id) else request.thread_id
+    )
+    progress.begin_turn(thread_id)
     return replace(request, thread_id=thread_id)
 
 

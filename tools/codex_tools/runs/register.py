@@ -29,7 +29,7 @@ from codex_tools.codex.errors import (
 )
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.program import Program
-from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.threads import ThreadState
@@ -84,7 +84,7 @@ class Runs:
             ThreadBusy: Another run is at work in it.
         """
         for run in list(self._runs.values()):
-            if run.stopped and run.fold.thread_id == thread_id:
+            if run.stopped and run.progress.thread_id == thread_id:
                 await run.done.wait()
         return ThreadLock.take(self._state_dir, thread_id)
 
@@ -117,7 +117,7 @@ class Runs:
             request = replace(request, output_schema=output.strict.schema)
         run = Run(run_id, program, request, before, now(), output, caller, warnings)
         if before is not None:
-            run.fold.thread_id = before.thread_id
+            run.progress.thread_id = before.thread_id
         if sum(other.outcome is None for other in self._runs.values()) < self._places.total_tokens:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
@@ -237,10 +237,10 @@ class Runs:
                     outcome = faulty(run)
         finally:
             # Also on the server's own end, when there is nobody left to await anything.
-            stopped = Cancelled(run.fold.result()) if run.stopped else Interrupted()
+            stopped = Cancelled(run.progress.result()) if run.stopped else Interrupted()
             run.ended_at, run.ended = anyio.current_time(), now()
             run.outcome = outcome or failed(run, stopped)
-            run.fold = Fold(thread_id=run.fold.thread_id)  # An answer may be large.
+            run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer may be large.
             self._save(run)
             self.audit.write("ended", ending_of(run))
             self._forget()
@@ -251,13 +251,13 @@ class Runs:
     async def _turn(self, run: Run, locks: ExitStack) -> RunResult:
         known = False
 
-        def report(fold: Fold) -> None:
+        def report(progress: TurnProgress) -> None:
             nonlocal known
-            run.fold = fold
-            if fold.thread_id is not None and not known:
+            run.progress = progress
+            if progress.thread_id is not None and not known:
                 known = True
                 if run.before is None:
-                    self._lock_new_thread(fold.thread_id, locks)
+                    self._lock_new_thread(progress.thread_id, locks)
                 self._save(run)
 
         writes = run.request.sandbox != "read-only"
@@ -271,7 +271,7 @@ class Runs:
                 error = problem
         run.seen = await changes_since(before) if before is not None else None
         if error is not None:
-            return failed(run, error, await self._price(run, run.fold.result()))
+            return failed(run, error, await self._price(run, run.progress.result()))
         return completed(run, turn, output, await self._price(run, turn))
 
     async def _price(self, run: Run, turn: TurnResult) -> float | None:

@@ -20,7 +20,7 @@ from codex_tools.codex.masking import mask
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.program import Program
 from codex_tools.codex.record import Usage
-from codex_tools.codex.turn_result import Fold, TurnResult
+from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import find_rollout
@@ -50,7 +50,7 @@ class Run:
     ended_at: float | None = None
     ended: str = ""
     """When it ended, as ISO 8601 in UTC."""
-    fold: Fold = field(default_factory=Fold)
+    progress: TurnProgress = field(default_factory=TurnProgress)
     attempts: int = 0
     """How often a turn was started."""
     seen: Changes | None = None
@@ -76,7 +76,7 @@ class Run:
         return make_result(
             "queued" if queued else "running",
             run_id=self.run_id,
-            turn=self.fold.result(),
+            turn=self.progress.result(),
             setting=_asked(self),
             duration_s=self.duration_s,
             attempts=self.attempts,
@@ -97,9 +97,9 @@ class Run:
             return self.outcome.status.replace("_", " ")
         if self.started_at is None:
             return "waiting in line, all runs are taken"
-        files = self.fold.files_changed
+        files = self.progress.files_changed
         changed = f" · {files} file{'s' if files > 1 else ''} changed" if files else ""
-        return mask(self.fold.doing) + changed
+        return mask(self.progress.doing) + changed
 
 
 def price_run(run: Run, turn: TurnResult, prices: Prices) -> float | None:
@@ -139,13 +139,13 @@ def completed(
 
 def faulty(run: Run) -> RunResult:
     """Return the result of a run that met an internal fault, made of as little as can be."""
-    turn = TurnResult(thread_id=run.fold.thread_id)
+    turn = TurnResult(thread_id=run.progress.thread_id)
     return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
 
 
 def failed(run: Run, error: CodexError, cost_usd: float | None = None) -> RunResult:
     """Return the result of a run that *error* ended."""
-    turn = error.turn if isinstance(error, TurnError) else run.fold.result()
+    turn = error.turn if isinstance(error, TurnError) else run.progress.result()
     setting, noticed = _found(run, turn.thread_id)
     match error:
         case TimedOut() | Stalled():
