@@ -1,4 +1,4 @@
-"""Rollouts line by line, what a ledger tells of them, and a thread of each kind.
+"""Rollouts line by line, what a reader tells of them, and a thread of each kind.
 
 Each request here has another number of input tokens, so that a list of them
 says which ones were counted.
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from codex_tools.rollouts.line import Counts
-from codex_tools.rollouts.thread_reader import Ledger, facts_of
+from codex_tools.rollouts.thread_reader import ThreadReader, facts_of
 from codex_tools.rollouts.token_counter import each_request
 
 Json = dict[str, Any]
@@ -214,7 +214,7 @@ def ms_of(ms: int) -> int:
 
 @dataclass
 class Read:
-    """All that a ledger tells, in a form to be compared."""
+    """All that a reader tells, in a form to be compared."""
 
     inputs: list[int]
     requests: list[tuple[int, str | None, str | None, tuple[int, ...]]]
@@ -229,11 +229,11 @@ FACTS = (
 )
 
 
-def told_by(ledger: Ledger, models: Models, earlier: Sequence[int] | None = None) -> Read:
-    requests = [*(earlier or ()), *ledger.requests]
+def told_by(reader: ThreadReader, models: Models, earlier: Sequence[int] | None = None) -> Read:
+    requests = [*(earlier or ()), *reader.requests]
     found = [(ms, *models.known[n], tuple(used)) for ms, n, *used in each_request(requests)]
-    facts: Json = {name: getattr(ledger, name) for name in FACTS}
-    facts["limits"] = json.loads(ledger.limits or "null")
+    facts: Json = {name: getattr(reader, name) for name in FACTS}
+    facts["limits"] = json.loads(reader.limits or "null")
     return Read([used[0] for *_, used in found], found, facts)
 
 
@@ -242,21 +242,21 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
         yield data[start : start + size]
 
 
-def fed(*blocks: bytes) -> Ledger:
-    ledger = Ledger(THREAD, Models())
+def fed(*blocks: bytes) -> ThreadReader:
+    reader = ThreadReader(THREAD, Models())
     for block in blocks:
-        ledger.feed(block)
-    ledger.finish()
-    return ledger
+        reader.feed(block)
+    reader.finish()
+    return reader
 
 
 def read(data: bytes, size: int | None = None) -> Read:
     models = Models()
-    ledger = Ledger(THREAD, models)
+    reader = ThreadReader(THREAD, models)
     for block in pieces(data, size or len(data) or 1):
-        ledger.feed(block)
-    ledger.finish()
-    return told_by(ledger, models)
+        reader.feed(block)
+    reader.finish()
+    return told_by(reader, models)
 
 
 def counted(*lines: Json) -> list[int]:
@@ -272,14 +272,14 @@ def counted(*lines: Json) -> list[int]:
 
 
 def resumed(data: bytes, cut: int) -> Read | None:
-    """Read up to *cut*, go on with another ledger; None where that cannot be done."""
+    """Read up to *cut*, go on with another reader; None where that cannot be done."""
     models = Models()
-    first = Ledger(THREAD, models)
+    first = ThreadReader(THREAD, models)
     first.feed(data[:cut])
     first.finish()
     if not first.is_settled:
         return None
-    second = Ledger(THREAD, models)
+    second = ThreadReader(THREAD, models)
     second.restore(facts_of(first), first.state(), first.responses)
     second.feed(data[first.offset :])
     second.finish()
@@ -287,12 +287,12 @@ def resumed(data: bytes, cut: int) -> Read | None:
 
 
 def readings(*lines: Json, thread_id: str = PARENT) -> list[tuple[Counts, Counts]]:
-    ledger = Ledger(thread_id, Models())
-    ledger.keep_counts()
-    ledger.feed(written(*lines))
-    ledger.finish()
-    assert ledger.counts is not None
-    return ledger.counts
+    reader = ThreadReader(thread_id, Models())
+    reader.keep_counts()
+    reader.feed(written(*lines))
+    reader.finish()
+    assert reader.counts is not None
+    return reader.counts
 
 
 # Whole threads of each kind, and what of them counts.

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from codex_tools.rollouts.thread_reader import LINE_LIMIT, Ledger, facts_of
+from codex_tools.rollouts.thread_reader import LINE_LIMIT, ThreadReader, facts_of
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 from support.rollout_lines import (
     COUNT_LINE,
@@ -269,9 +269,9 @@ def test_the_rest_of_an_endless_line_is_no_line() -> None:
     head = written(new_meta(), started()) + endless()[:-4]
     rest = b'","items":[{"type":"event_msg","payload":{"type":"token_count"}}]}}\n'
     for length in range(20, 40):
-        ledger = fed(head, b"y" * length + rest, b"garbage\n")
-        assert not ledger.is_damaged, length
-        assert ledger.bad_lines == 1
+        reader = fed(head, b"y" * length + rest, b"garbage\n")
+        assert not reader.is_damaged, length
+        assert reader.bad_lines == 1
 
 
 # However it is read.
@@ -294,11 +294,11 @@ def test_a_cut_at_any_byte_tells_the_same(name: str) -> None:
     whole = read(data)
     models = Models()
     for cut in range(len(data)):
-        ledger = Ledger(THREAD, models)
-        ledger.feed(data[:cut])
-        ledger.feed(data[cut:])
-        ledger.finish()
-        assert told_by(ledger, models) == whole
+        reader = ThreadReader(THREAD, models)
+        reader.feed(data[:cut])
+        reader.feed(data[cut:])
+        reader.finish()
+        assert told_by(reader, models) == whole
 
 
 @each_sample
@@ -337,27 +337,27 @@ def test_reading_on_ever_again_tells_the_same() -> None:
         models, requests = Models(), list[int]()
         marks = list[tuple[int, int, int]]()
         kept: tuple[tuple[object, ...], str, set[bytes]] | None = None
-        ledger = Ledger(THREAD, models)
+        reader = ThreadReader(THREAD, models)
         for end in range(0, len(data) + 150, 150):
-            ledger = Ledger(THREAD, models)
+            reader = ThreadReader(THREAD, models)
             if kept is not None:
-                ledger.restore(*kept)
-            start = ledger.offset
-            ledger.feed(data[start:end])
-            ledger.finish()
-            if ledger.is_settled:
+                reader.restore(*kept)
+            start = reader.offset
+            reader.feed(data[start:end])
+            reader.finish()
+            if reader.is_settled:
                 before = len(requests) // REQUEST_FIELDS
-                marks += [(at, ms, before + n) for at, ms, n in ledger.marks]
-                requests += ledger.requests
-                kept = facts_of(ledger), ledger.state(), ledger.responses
-        assert told_by(ledger, models, requests[: -len(ledger.requests) or None]) == read(data)
+                marks += [(at, ms, before + n) for at, ms, n in reader.marks]
+                requests += reader.requests
+                kept = facts_of(reader), reader.state(), reader.responses
+        assert told_by(reader, models, requests[: -len(reader.requests) or None]) == read(data)
         assert marks == fed(data).marks
 
 
 def test_a_state_is_a_text_and_comes_back_as_it_was() -> None:
-    ledger = fed(written(*MIXED))
-    again = Ledger(THREAD, Models())
-    again.restore(facts_of(ledger), ledger.state(), ledger.responses)
-    assert again.state() == ledger.state()
-    assert again.responses == ledger.responses
+    reader = fed(written(*MIXED))
+    again = ThreadReader(THREAD, Models())
+    again.restore(facts_of(reader), reader.state(), reader.responses)
+    assert again.state() == reader.state()
+    assert again.responses == reader.responses
     assert not again.requests

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codex_tools.history.indexer import feed_file
-from codex_tools.rollouts.thread_reader import Ledger
+from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS, each_request
 from support.rollout_lines import (
     CONTEXT_AGENT,
@@ -111,9 +111,9 @@ def test_a_paginated_fork_has_not_used_the_total_it_inherits(with_records: bool)
         *(*records[1], new_count(65_203, 102), ended()),
     )
     assert counted(*lines) == [101, 102]
-    ledger = fed(written(*lines))
-    assert (ledger.is_settled, ledger.needs_parent, ledger.own_offset) == (True, None, 0)
-    assert ledger.forked_id == PARENT
+    reader = fed(written(*lines))
+    assert (reader.is_settled, reader.needs_parent, reader.own_offset) == (True, None, 0)
+    assert reader.forked_id == PARENT
 
 
 def test_the_own_part_may_begin_with_a_turn_context() -> None:
@@ -128,11 +128,11 @@ def test_the_own_part_may_begin_with_a_turn_context() -> None:
 
 def test_the_own_part_of_a_copied_thread_begins_at_its_first_turn_not_older_than_itself() -> None:
     data = written(*LEGACY_FORK)
-    ledger = fed(data)
-    assert data[ledger.own_offset :].startswith(plain(stamped(LEGACY_FORK)[16]).encode())
-    assert (ledger.turns, ledger.title, ledger.ending) == (1, "my own", "completed")
-    assert ledger.is_settled
-    assert ledger.needs_parent is None
+    reader = fed(data)
+    assert data[reader.own_offset :].startswith(plain(stamped(LEGACY_FORK)[16]).encode())
+    assert (reader.turns, reader.title, reader.ending) == (1, "my own", "completed")
+    assert reader.is_settled
+    assert reader.needs_parent is None
 
 
 def test_a_turn_id_equal_to_the_thread_s_is_its_own() -> None:
@@ -144,8 +144,8 @@ def test_a_turn_id_equal_to_the_thread_s_is_its_own() -> None:
 def test_a_second_session_meta_alone_tells_of_a_copy() -> None:
     lines = (meta(), *COPY, started(), new_count(1904, 101), ended())
     assert counted(*lines) == [101]
-    ledger = fed(written(*lines))
-    assert ledger.thread_id == THREAD
+    reader = fed(written(*lines))
+    assert reader.thread_id == THREAD
 
 
 def test_a_second_session_meta_of_the_same_thread_tells_of_none() -> None:
@@ -154,11 +154,11 @@ def test_a_second_session_meta_of_the_same_thread_tells_of_none() -> None:
 
 def test_the_first_session_meta_says_whose_it_is_and_no_later_one() -> None:
     other = meta(PARENT, cwd="/of/the/parent", cli_version="0.1.0", source="cli")
-    ledger = fed(written(meta(forked_from_id=PARENT), other))
-    assert (ledger.thread_id, ledger.cwd) == (THREAD, "/made/in")
-    assert (ledger.cli_version, ledger.source, ledger.forked_id) == ("0.60.1", "exec", PARENT)
-    assert ledger.created_ms == ms_of(-114)
-    assert ledger.git_branch == "feat/x"
+    reader = fed(written(meta(forked_from_id=PARENT), other))
+    assert (reader.thread_id, reader.cwd) == (THREAD, "/made/in")
+    assert (reader.cli_version, reader.source, reader.forked_id) == ("0.60.1", "exec", PARENT)
+    assert reader.created_ms == ms_of(-114)
+    assert reader.git_branch == "feat/x"
 
 
 NO_TURN_IDS = (
@@ -177,19 +177,19 @@ def test_a_copy_without_turn_ids_is_what_its_parent_has_too(more: tuple[Json, ..
     theirs = readings(
         *(meta(PARENT), no_count(), count(901, 901), count(901, 901), count(1803, 902), *more)
     )
-    ledger = Ledger(THREAD, Models())
-    ledger.feed(written(*NO_TURN_IDS))
-    assert ledger.needs_parent == PARENT
-    assert not ledger.is_settled
-    ledger.finish(theirs)
-    assert [request[2] for request in each_request(ledger.requests)] == [101, 102]
+    reader = ThreadReader(THREAD, Models())
+    reader.feed(written(*NO_TURN_IDS))
+    assert reader.needs_parent == PARENT
+    assert not reader.is_settled
+    reader.finish(theirs)
+    assert [request[2] for request in each_request(reader.requests)] == [101, 102]
 
 
 def test_a_fork_whose_parent_has_other_readings_has_copied_none_of_them() -> None:
-    ledger = Ledger(THREAD, Models())
-    ledger.feed(written(*NO_TURN_IDS))
-    ledger.finish(readings(meta(PARENT), count(5, 5)))
-    assert [request[2] for request in each_request(ledger.requests)] == [901, 902, 101, 102]
+    reader = ThreadReader(THREAD, Models())
+    reader.feed(written(*NO_TURN_IDS))
+    reader.finish(readings(meta(PARENT), count(5, 5)))
+    assert [request[2] for request in each_request(reader.requests)] == [901, 902, 101, 102]
 
 
 def test_the_readings_of_a_thread_are_all_that_it_emitted() -> None:
@@ -201,22 +201,22 @@ def test_the_readings_of_a_thread_are_all_that_it_emitted() -> None:
 
 def test_keeping_the_readings_changes_nothing_of_the_account() -> None:
     for lines, inputs in SAMPLES.values():
-        ledger = Ledger(THREAD, Models())
-        ledger.keep_counts()
-        ledger.feed(written(*lines))
-        ledger.finish()
-        assert [request[2] for request in each_request(ledger.requests)] == inputs
+        reader = ThreadReader(THREAD, Models())
+        reader.keep_counts()
+        reader.feed(written(*lines))
+        reader.finish()
+        assert [request[2] for request in each_request(reader.requests)] == inputs
 
 
 def test_a_fork_of_a_fork_has_copied_what_that_one_had_copied_too() -> None:
     theirs = readings(*NO_TURN_IDS, thread_id=THREAD)
     own = NEXT_TURN
-    ledger = Ledger(own, Models())
+    reader = ThreadReader(own, Models())
     copy = NO_TURN_IDS[1:]
-    ledger.feed(written(meta(own, forked_from_id=THREAD), meta(), *copy, new_count(2109, 103)))
-    assert ledger.needs_parent == THREAD
-    ledger.finish(theirs)
-    assert [request[2] for request in each_request(ledger.requests)] == [103]
+    reader.feed(written(meta(own, forked_from_id=THREAD), meta(), *copy, new_count(2109, 103)))
+    assert reader.needs_parent == THREAD
+    reader.finish(theirs)
+    assert [request[2] for request in each_request(reader.requests)] == [103]
 
 
 def test_of_a_copy_whose_parent_is_gone_the_burst_of_the_first_second_is_left_out() -> None:
@@ -227,31 +227,31 @@ def test_of_a_copy_whose_parent_is_gone_the_burst_of_the_first_second_is_left_ou
 
 def test_a_sub_agent_that_replays_its_parent_needs_it_too() -> None:
     source = {"subagent": {"thread_spawn": {"parent_thread_id": PARENT, "depth": 1}}}
-    ledger = Ledger(THREAD, Models())
-    ledger.feed(written(meta(source=source), *COPY))
-    assert ledger.needs_parent == PARENT
+    reader = ThreadReader(THREAD, Models())
+    reader.feed(written(meta(source=source), *COPY))
+    assert reader.needs_parent == PARENT
 
 
 def test_a_sub_agent_with_its_parent_s_context_has_only_its_own_turns() -> None:
-    ledger = Ledger(THREAD, Models())
+    reader = ThreadReader(THREAD, Models())
     data = written(*CONTEXT_AGENT)
     own = data.index(plain(stamped(CONTEXT_AGENT)[5]).encode())
-    ledger.feed(data[:own])
-    assert (ledger.turns, ledger.ending, ledger.title) == (0, "", None)
-    assert not ledger.is_settled
-    ledger.feed(data[own:])
-    assert (ledger.turns, ledger.ending, ledger.title) == (1, "completed", "my own")
-    assert (ledger.is_subagent, ledger.parent_id, ledger.own_offset) == (True, PARENT, own)
+    reader.feed(data[:own])
+    assert (reader.turns, reader.ending, reader.title) == (0, "", None)
+    assert not reader.is_settled
+    reader.feed(data[own:])
+    assert (reader.turns, reader.ending, reader.title) == (1, "completed", "my own")
+    assert (reader.is_subagent, reader.parent_id, reader.own_offset) == (True, PARENT, own)
 
 
 @pytest.mark.parametrize("lines", [LEGACY_FORK, MIGRATED_FORK, CONTEXT_AGENT, NO_TURN_IDS])
 def test_what_was_copied_is_no_turn_no_title_and_no_ending(lines: tuple[Json, ...]) -> None:
-    ledger = Ledger(THREAD, Models())
+    reader = ThreadReader(THREAD, Models())
     copied = next((n for n, each in enumerate(lines) if each == started()), len(lines))
     for each in stamped(lines)[:copied]:
-        ledger.feed(plain(each).encode() + b"\n")
-        assert (ledger.turns, ledger.ending, ledger.title) == (0, "", None), each
-        assert not ledger.marks
+        reader.feed(plain(each).encode() + b"\n")
+        assert (reader.turns, reader.ending, reader.title) == (0, "", None), each
+        assert not reader.marks
 
 
 def test_mixed_files_are_decided_by_each_event() -> None:
@@ -302,11 +302,11 @@ def test_the_record_of_another_thread_does_not_count_nor_does_its_count() -> Non
 
 def test_a_record_counts_where_it_names_the_thread_of_the_file_and_not_of_its_name() -> None:
     name = "01a20000-0000-7000-8000-000000000001"
-    ledger = Ledger(name, Models())
+    reader = ThreadReader(name, Models())
     other = (record(901, thread_id=name), new_count(1002, 901))
-    ledger.feed(written(meta(), context(), record(101), new_count(101, 101), *other))
-    assert [request[2] for request in each_request(ledger.requests)] == [101]
-    assert ledger.thread_id == THREAD
+    reader.feed(written(meta(), context(), record(101), new_count(101, 101), *other))
+    assert [request[2] for request in each_request(reader.requests)] == [101]
+    assert reader.thread_id == THREAD
 
 
 def test_a_response_counts_once_however_often_it_is_recorded() -> None:
@@ -412,17 +412,17 @@ def test_the_account_of_a_home_is_exact_for_each_thread(
             assert copied == as_told(session)[: len(copied)]
             assert len(copied) < len(session.requests)
     for name in truth.unreadable:
-        ledger = Ledger(THREAD, Models())
-        feed_file(ledger, str(tmp_path / name))
-        assert not ledger.is_readable
+        reader = ThreadReader(THREAD, Models())
+        feed_file(reader, str(tmp_path / name))
+        assert not reader.is_readable
     assert truth.total.requests == sum(used.requests for used in truth.by_session.values())
 
 
 def read_file(path: Path, session: Session) -> Read:
     models = Models()
-    ledger = Ledger(session.thread_id, models)
-    feed_file(ledger, str(path))
-    return told_by(ledger, models)
+    reader = ThreadReader(session.thread_id, models)
+    feed_file(reader, str(path))
+    return told_by(reader, models)
 
 
 def as_told(session: Session) -> list[tuple[int, str | None, str | None, tuple[int, ...]]]:

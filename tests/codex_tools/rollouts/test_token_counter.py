@@ -111,16 +111,16 @@ def test_the_title_is_all_text_that_a_prompt_has() -> None:
 def test_each_turn_is_marked_where_it_begins() -> None:
     for lines, prompts in ((OLD, (3, 17)), (NEW, (1, 15)), (LEGACY_FORK, (16,))):
         data, entries = written(*lines), stamped(lines)
-        ledger = fed(data)
+        reader = fed(data)
         places = [data.index(plain(entries[n]).encode()) for n in prompts]
-        assert [offset for offset, *_ in ledger.marks] == places
+        assert [offset for offset, *_ in reader.marks] == places
         times = [entries[n]["timestamp"] for n in prompts]
-        assert [ms for _, ms, _ in ledger.marks] == [
+        assert [ms for _, ms, _ in reader.marks] == [
             round(datetime.fromisoformat(time).timestamp() * 1000) for time in times
         ]
         before = [read(data[:place]).inputs for place in places]
         if lines is not LEGACY_FORK:
-            assert [number for *_, number in ledger.marks] == [len(each) for each in before]
+            assert [number for *_, number in reader.marks] == [len(each) for each in before]
     assert [number for *_, number in fed(written(*LEGACY_FORK)).marks] == [0]
 
 
@@ -146,10 +146,10 @@ def test_a_thread_that_was_never_paginated_is_not_damaged(lines: tuple[Json, ...
 
 
 def percent(data: bytes) -> tuple[float, int] | None:
-    ledger = fed(data)
-    if ledger.limits is None or ledger.limits_ms is None:
+    reader = fed(data)
+    if reader.limits is None or reader.limits_ms is None:
         return None
-    return json.loads(ledger.limits)["primary"]["used_percent"], ledger.limits_ms
+    return json.loads(reader.limits)["primary"]["used_percent"], reader.limits_ms
 
 
 @pytest.mark.parametrize("form", [plain, spaced])
@@ -190,9 +190,9 @@ def test_instructions_of_any_length_hide_nothing() -> None:
     decoy = ',"history_mode":"legacy","git":{"branch":"wrong"}' * 400
     long["payload"]["base_instructions"]["text"] = decoy
     long["payload"]["git"] = {"branch": "right"}
-    ledger = fed(written(long))
-    assert (ledger.thread_id, ledger.forked_id, ledger.git_branch) == (THREAD, PARENT, "right")
-    assert ledger.is_paginated
+    reader = fed(written(long))
+    assert (reader.thread_id, reader.forked_id, reader.git_branch) == (THREAD, PARENT, "right")
+    assert reader.is_paginated
 
 
 @pytest.mark.parametrize(
@@ -215,18 +215,18 @@ def test_instructions_of_any_length_hide_nothing() -> None:
 def test_the_session_meta_says_where_a_thread_comes_from(
     more: Json, source: str | None, is_subagent: bool, parent: str | None
 ) -> None:
-    ledger = fed(written(meta(**more)))
-    assert (ledger.source, ledger.is_subagent, ledger.parent_id) == (source, is_subagent, parent)
+    reader = fed(written(meta(**more)))
+    assert (reader.source, reader.is_subagent, reader.parent_id) == (source, is_subagent, parent)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\xff" * 99, b"{}\n", b'{"type":"session_meta"}\n'])
 def test_what_is_no_rollout_is_not_readable(data: bytes) -> None:
-    ledger = fed(data)
-    assert not ledger.is_readable
-    assert (ledger.thread_id, ledger.turns, ledger.ending) == (THREAD, 0, "")
+    reader = fed(data)
+    assert not reader.is_readable
+    assert (reader.thread_id, reader.turns, reader.ending) == (THREAD, 0, "")
 
 
 def test_a_rollout_whose_head_is_lost_is_readable() -> None:
-    ledger = fed(written(context(), count(101, 101)))
-    assert ledger.is_readable
-    assert not ledger.known
+    reader = fed(written(context(), count(101, 101)))
+    assert reader.is_readable
+    assert not reader.known

@@ -27,7 +27,7 @@ from codex_tools.history.tables import (
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import ARCHIVE, BLOCK, PACKED, thread_id_of, unpacked
 from codex_tools.rollouts.line import Counts
-from codex_tools.rollouts.thread_reader import FACTS, Ledger, facts_of
+from codex_tools.rollouts.thread_reader import FACTS, ThreadReader, facts_of
 from codex_tools.rollouts.token_counter import Contexts
 
 _SEAL_BYTES = 256
@@ -92,17 +92,17 @@ class Batch:
         try:
             if former is not None and (grown := self._read_on(path, found, former)):
                 return self._take(found, *grown)
-            ledger, seal = read_ledger(path, found.size, self._contexts, self._counts_of)
-            problem = None if ledger.is_readable else "it is no rollout"
+            reader, seal = read_thread(path, found.size, self._contexts, self._counts_of)
+            problem = None if reader.is_readable else "it is no rollout"
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 # It was moved or removed since: the next look tells.
                 return
-            ledger, seal = Ledger(thread_id_of(found.name), self._contexts), 0
+            reader, seal = ThreadReader(thread_id_of(found.name), self._contexts), 0
             problem = error.strerror or str(error)
         if found.file is not None:
             self._gone.append(found.file)
-        self._take(found, self._number(), ledger, seal, (), (0, 0), False, problem)
+        self._take(found, self._number(), reader, seal, (), (0, 0), False, problem)
 
     def commit(self, gone: Iterable[int]) -> None:
         """Bring all in at once."""
@@ -140,26 +140,26 @@ class Batch:
 
     def _read_on(
         self, path: str, found: Found, former: tuple[Any, ...]
-    ) -> tuple[int, Ledger, int, list[int], tuple[int, int], bool, None] | None:
+    ) -> tuple[int, ThreadReader, int, list[int], tuple[int, int], bool, None] | None:
         """Read what was added to a file; None if it is another one than it was."""
         _, seal, state, text_offset, text_size, shadowed, *facts = former
         assert found.file is not None
         known, responses = self._db.execute(
             "SELECT requests, responses FROM detail WHERE file = ?", (found.file,)
         ).fetchone()
-        ledger = Ledger(thread_id_of(found.name), self._contexts)
-        ledger.restore(facts, state, responses.encode().split(b"\n") if responses else ())
-        if not ledger.is_settled:
+        reader = ThreadReader(thread_id_of(found.name), self._contexts)
+        reader.restore(facts, state, responses.encode().split(b"\n") if responses else ())
+        if not reader.is_settled:
             return None
         with _opened(path) as fd:
-            if _seal(fd, ledger.offset) != seal:
+            if _seal(fd, reader.offset) != seal:
                 return None
-            _feed(ledger, fd, ledger.offset, found.size)
-            ledger.finish()
-            seal = _seal(fd, ledger.offset)
+            _feed(reader, fd, reader.offset, found.size)
+            reader.finish()
+            seal = _seal(fd, reader.offset)
         self._grown.append((found.file,))
         told = (text_offset, text_size)
-        return found.file, ledger, seal, orjson.loads(known), told, bool(shadowed), None
+        return found.file, reader, seal, orjson.loads(known), told, bool(shadowed), None
 
     def _counts_of(self, thread_id: str) -> list[tuple[Counts, Counts]] | None:
         """Return the readings of a thread that a fork was copied from; of copies, the longest."""
@@ -169,44 +169,44 @@ class Batch:
             paths.add(f"{self._root}/{new.folder}/{new.name}")
         found: list[list[tuple[Counts, Counts]]] = []
         for path in paths:
-            ledger = Ledger(thread_id, self._contexts)
-            ledger.keep_counts()
+            reader = ThreadReader(thread_id, self._contexts)
+            reader.keep_counts()
             try:
-                feed_file(ledger, path)
+                feed_file(reader, path)
             except OSError:
                 continue
-            found.append(ledger.counts or [])
+            found.append(reader.counts or [])
         return max(found, key=len, default=None)
 
     def _take(
         self,
         found: Found,
         id_: int,
-        ledger: Ledger,
+        reader: ThreadReader,
         seal: int,
         earlier: Sequence[int],
         told: tuple[int, int],
         shadowed: bool,
         problem: str | None,
     ) -> None:
-        requests = ledger.requests
+        requests = reader.requests
         new = buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
         if earlier:
             requests = [*earlier, *requests]
             buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
         if not shadowed:
             self._buckets += new
-        if self._contexts.may_have(ledger.thread_id):
-            self._threads.add(ledger.thread_id)
-        responses = b"\n".join(ledger.responses).decode("utf-8", "replace")
+        if self._contexts.may_have(reader.thread_id):
+            self._threads.add(reader.thread_id)
+        responses = b"\n".join(reader.responses).decode("utf-8", "replace")
         self._details.append((id_, orjson.dumps(requests).decode(), responses))
         self.files.append(
             (
                 id_, found.folder, found.name, found.size, found.mtime_ns,
-                problem or 0, ledger.state(), seal, *told, int(shadowed),
+                problem or 0, reader.state(), seal, *told, int(shadowed),
                 int(found.folder.startswith(ARCHIVE)),
-                ledger.active_ms or found.mtime_ns // 1_000_000, *totals_of(buckets),
-                *[1 if fact is True else fact or 0 for fact in facts_of(ledger)],
+                reader.active_ms or found.mtime_ns // 1_000_000, *totals_of(buckets),
+                *[1 if fact is True else fact or 0 for fact in facts_of(reader)],
             )
         )  # fmt: skip
 
@@ -242,48 +242,48 @@ class Batch:
                 )
 
 
-def read_ledger(
+def read_thread(
     path: str | Path,
     size: int,
     contexts: Contexts,
     counts_of: Callable[[str], Sequence[tuple[Counts, Counts]] | None],
-) -> tuple[Ledger, int]:
-    """Read a rollout up to *size* bytes; return its ledger and its seal.
+) -> tuple[ThreadReader, int]:
+    """Read a rollout up to *size* bytes; return its reader and its seal.
 
     Raises:
         OSError: It cannot be read, or its compression is damaged.
     """
     path = str(path)
-    ledger = Ledger(thread_id_of(path), contexts)
+    reader = ThreadReader(thread_id_of(path), contexts)
     seal = 0
     is_packed = path.endswith(PACKED)
     block = b""
     with _opened(path) as fd:
         if is_packed:
-            _unpack(ledger, fd)
+            _unpack(reader, fd)
         else:
-            block = _feed(ledger, fd, 0, size)
-        parent = ledger.needs_parent
-        ledger.finish(counts_of(parent) if parent is not None else None)
+            block = _feed(reader, fd, 0, size)
+        parent = reader.needs_parent
+        reader.finish(counts_of(parent) if parent is not None else None)
         if not is_packed:
-            offset = ledger.offset
+            offset = reader.offset
             seal = _seal(fd, offset) if offset > len(block) else _seal_in(block, offset)
-    return ledger, seal
+    return reader, seal
 
 
-def feed_file(ledger: Ledger, path: str) -> None:
-    """Feed the whole of a rollout to *ledger*, and finish it.
+def feed_file(reader: ThreadReader, path: str) -> None:
+    """Feed the whole of a rollout to *reader*, and finish it.
 
     Raises:
         OSError: It cannot be read, or its compression is damaged.
     """
     with _opened(path) as fd:
         if path.endswith(PACKED):
-            _unpack(ledger, fd)
+            _unpack(reader, fd)
         else:
             while block := os.read(fd, BLOCK):
-                ledger.feed(block)
-    ledger.finish()
+                reader.feed(block)
+    reader.finish()
 
 
 def price_anew(db: sqlite3.Connection, prices: Prices, count: int) -> None:
@@ -332,20 +332,20 @@ class _opened:
         os.close(self._fd)
 
 
-def _unpack(ledger: Ledger, fd: int) -> None:
+def _unpack(reader: ThreadReader, fd: int) -> None:
     with open(fd, "rb", buffering=0, closefd=False) as file:
         for block in unpacked(file):
-            ledger.feed(block)
+            reader.feed(block)
 
 
-def _feed(ledger: Ledger, fd: int, start: int, end: int) -> bytes:
-    """Feed a part of a file to *ledger*; return it if it was one block, else nothing."""
+def _feed(reader: ThreadReader, fd: int, start: int, end: int) -> bytes:
+    """Feed a part of a file to *reader*; return it if it was one block, else nothing."""
     if start:
         os.lseek(fd, start, os.SEEK_SET)
     left = end - start
     only = b""
     while left > 0 and (block := os.read(fd, min(BLOCK, left))):
-        ledger.feed(block)
+        reader.feed(block)
         only = block if left == end - start else b""
         left -= len(block)
     return only

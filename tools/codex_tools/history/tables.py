@@ -26,7 +26,7 @@ from codex_tools.rollouts.token_counter import each_request
 Json = dict[str, Any]
 
 SCHEMA = 2
-"""Raise it with any change of the tables or of what a ledger reads: all is read anew."""
+"""Raise it with any change of the tables or of what a reader reads: all is read anew."""
 
 BUSY_S = 30.0
 """How long a connection waits for another's transaction."""

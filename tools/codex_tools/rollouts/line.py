@@ -27,7 +27,7 @@ NOWHERE = slice(0, 0)
 FLAT = slice(40, 40 + HEAD_BYTES)
 """Where the type stands without an ordinal: {"timestamp":"2026-11-22T15:21:59.595Z","type":"""
 PASS, COUNT, RECORD, CONTEXT, ITEM, PROMPT, AGENT, STARTED, COMPLETED, RARE, META, ODD = range(12)
-"""What a line is to a ledger."""
+"""What a line is to a reader."""
 _KINDS = (
     (b'"type":"event_msg","payload":{"type":"token_', COUNT),
     (b'"type":"event_msg","payload":{"type":"item_c', ITEM),

@@ -7,12 +7,12 @@ from pathlib import Path
 from codex_tools.codex.record import Usage
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import blocks, thread_id_of
-from codex_tools.rollouts.thread_reader import Ledger
+from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
 
 
 class _Models:
-    """The models of a ledger's requests."""
+    """The models of a reader's requests."""
 
     def __init__(self) -> None:
         self.names: list[str | None] = []
@@ -37,12 +37,12 @@ def cost_of(path: Path, since_ms: int, prices: Prices) -> float | None:
         OSError: The rollout cannot be read.
     """
     models = _Models()
-    ledger = Ledger(thread_id_of(path.name), models)
+    reader = ThreadReader(thread_id_of(path.name), models)
     for block in blocks(path):
-        ledger.feed(block)
-    ledger.finish()
+        reader.feed(block)
+    reader.finish()
     costs: list[float] = []
-    for ms, context, input_, cached, write, output, _ in each_request(ledger.requests):
+    for ms, context, input_, cached, write, output, _ in each_request(reader.requests):
         if ms >= since_ms:
             price = prices.of(models.names[context], ms)
             if price is None:

@@ -68,19 +68,19 @@ FACTS = (
     *("cli_version", "parent_id", "forked_id", "title", "turns", "ending", "is_paginated"),
     *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits"),
 )
-"""What a ledger tells of its thread, by the names of its attributes."""
+"""What a reader tells of its thread, by the names of its attributes."""
 _STATE = (
     *("offset", "known", "active_ms", "_in_turn", "_replay", "_own", "_recorded", "_doubtful"),
     *("_skipping", "_prompted", "_added"),
 )
 
 facts_of = attrgetter(*FACTS)
-"""Returns the FACTS of a ledger."""
+"""Returns the FACTS of a reader."""
 _state_of = attrgetter(*_STATE)
 
 
 @dataclass(slots=True, eq=False)
-class Ledger(Account):
+class ThreadReader(Account):
     """One rollout as far as it has been read; its attributes are for reading.
 
     Feed it the file's bytes in order, then call `finish`. `state` and `restore`
@@ -123,7 +123,7 @@ class Ledger(Account):
         return orjson.dumps((*_state_of(self), self._total.decode("utf-8", "replace"))).decode()
 
     def restore(self, facts: Sequence[object], state: str, responses: Iterable[bytes]) -> None:
-        """Go on from where another ledger was."""
+        """Go on from where another reader was."""
         *values, total = orjson.loads(state)
         for name, value in zip((*FACTS, *_STATE), (*facts, *values), strict=True):
             setattr(self, name, value)

@@ -280,5 +280,5 @@ class Account:
 
 
 def each_request(requests: Iterable[int]) -> Iterator[tuple[int, ...]]:
-    """Yield the requests of `Ledger.requests` one by one."""
+    """Yield the requests of `ThreadReader.requests` one by one."""
     return zip(*[iter(requests)] * REQUEST_FIELDS, strict=True)

@@ -17,7 +17,7 @@ import orjson
 
 from codex_tools.rollouts.files import blocks, parts_of, thread_id_of
 from codex_tools.rollouts.line import COMPACTED, inner, ms_of, text_of, user_text
-from codex_tools.rollouts.thread_reader import Ledger
+from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 
 Json = dict[str, Any]
@@ -69,15 +69,15 @@ def read_turns(path: Path, before: int | None, count: int) -> tuple[list[Turn], 
     Raises:
         OSError: The rollout cannot be read.
     """
-    ledger = Ledger(thread_id_of(path.name), _Unnumbered())
+    reader = ThreadReader(thread_id_of(path.name), _Unnumbered())
     for block in blocks(path):
-        ledger.feed(block)
-    ledger.finish()
-    marks = ledger.marks
+        reader.feed(block)
+    reader.finish()
+    marks = reader.marks
     last = len(marks) if before is None else min(before, len(marks))
     first = max(0, last - count)
-    ends = [*(offset for offset, *_ in marks[1:]), ledger.offset]
-    used = [*(requests for *_, requests in marks[1:]), len(ledger.requests) // REQUEST_FIELDS]
+    ends = [*(offset for offset, *_ in marks[1:]), reader.offset]
+    used = [*(requests for *_, requests in marks[1:]), len(reader.requests) // REQUEST_FIELDS]
     turns: list[Turn] = []
     if first < last:
         data = _between(path, marks[first][0], ends[last - 1])
@@ -86,7 +86,7 @@ def read_turns(path: Path, before: int | None, count: int) -> tuple[list[Turn], 
             start = offset - marks[first][0]
             lines = data[start : ends[number] - marks[first][0]].split(b"\n")
             turn = _Reading(ms).read(lines)
-            rows = ledger.requests[requests * REQUEST_FIELDS : used[number] * REQUEST_FIELDS]
+            rows = reader.requests[requests * REQUEST_FIELDS : used[number] * REQUEST_FIELDS]
             input_, cached, output, reasoning = (
                 sum(rows[column::REQUEST_FIELDS]) for column in (2, 3, 5, 6)
             )
