@@ -48,7 +48,7 @@ from codex_tools.rollouts.line import (
     user_text,
     without_instructions,
 )
-from codex_tools.rollouts.token_counter import REQUEST_FIELDS, Account
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS, TokenCounter
 
 TITLE_LIMIT = 200
 LINE_LIMIT = 16 * 1024 * 1024
@@ -80,7 +80,7 @@ _state_of = attrgetter(*_STATE)
 
 
 @dataclass(slots=True, eq=False)
-class ThreadReader(Account):
+class ThreadReader(TokenCounter):
     """One rollout as far as it has been read; its attributes are for reading.
 
     Feed it the file's bytes in order, then call `finish`. `state` and `restore`

@@ -50,7 +50,7 @@ class Contexts(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Account:
+class TokenCounter:
     """Whose thread it is, and its requests in the order of its rollout."""
 
     thread_id: str
