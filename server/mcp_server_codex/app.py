@@ -23,7 +23,7 @@ from codex_tools.codex.masking import shorten
 from codex_tools.codex.paths import codex_home
 from codex_tools.compat import CODEX, CODEX_REPLY, CodexRequest
 from codex_tools.engines.nesting import find_depth
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.pricing.prices import read_prices
 from codex_tools.resume import RESUME
 from codex_tools.run import RUN
@@ -99,7 +99,7 @@ def make_server(settings: Settings) -> Server[Runs]:
             history.close()
 
     prices = read_prices(settings.prices)
-    history = History(codex_home(), settings.state_dir, prices)
+    history = ThreadIndex(codex_home(), settings.state_dir, prices)
     seals = Seals()
     resources = Resources(history, settings)
     tools = TOOLS if settings.compat == "none" else (*TOOLS, *OLD_TOOLS)
@@ -162,7 +162,7 @@ async def _call(
     call: Call,
     params: types.CallToolRequestParams,
     settings: Settings,
-    history: History,
+    history: ThreadIndex,
     seals: Seals,
 ) -> types.CallToolResult | types.InputRequiredResult:
     runs, caller = call.lifespan_context, caller_of(call.session)

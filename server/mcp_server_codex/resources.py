@@ -23,7 +23,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import CodexError
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import COLD_FILES, Listing, ThreadQuery, enough_for
 from codex_tools.history.transcript import read_transcript, thread_uri
 from codex_tools.runs.register import Runs
@@ -78,7 +78,7 @@ TEMPLATES = (
 class Resources:
     """The resources that one server offers."""
 
-    def __init__(self, history: History, settings: Settings) -> None:
+    def __init__(self, history: ThreadIndex, settings: Settings) -> None:
         self._history = history
         self._state_dir = settings.state_dir
 

@@ -22,7 +22,7 @@ say: a noisy machine disturbs both of a pair alike. One table, one run:
 4. Huge lines: the CPU time of reading and parsing one line of 100 MB from a
    real child, a megabyte, beside one of 10 MB: 1.0 is linear. And the peak of
    memory, and what is kept of it afterwards, in lines. See huge_line.py.
-5. History: the CPU time of `mcp-server-codex usage --json` with an empty state
+5. ThreadIndex: the CPU time of `mcp-server-codex usage --json` with an empty state
    folder, the whole process, and of a codex_usage call on a server that has its
    index, beside ccusage (npm) on the same home; of warm codex_usage and
    codex_sessions calls beside a bare scandir and stat of the same files; the

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.history.usage_report import find_usage
 from codex_tools.pricing.prices import Prices, read_prices
 from codex_tools.sessions import SessionsRequest, find_sessions
@@ -41,9 +41,9 @@ _STATUSES = {
 
 
 @contextmanager
-def open_history(home: Path, state: Path, prices: Prices = PRICES) -> Generator[History]:
+def open_index(home: Path, state: Path, prices: Prices = PRICES) -> Generator[ThreadIndex]:
     """Open an index, and let go of it."""
-    history = History(home, state, prices)
+    history = ThreadIndex(home, state, prices)
     try:
         yield history
     finally:
@@ -53,19 +53,19 @@ def open_history(home: Path, state: Path, prices: Prices = PRICES) -> Generator[
 # What it tells.
 
 
-def usage(history: History, **given: Any) -> Json:
+def usage(history: ThreadIndex, **given: Any) -> Json:
     """Ask for usage; by UTC unless *given* says otherwise."""
     wanted: Json = {"timezone": "UTC"} | given
     return find_usage(history, None, **wanted)
 
 
-def sessions(history: History, **given: Any) -> Json:
+def sessions(history: ThreadIndex, **given: Any) -> Json:
     """Ask for a list of threads."""
     request = SessionsRequest(**given)
     return find_sessions(request, history, history.home / "no-state", None, None)
 
 
-def all_sessions(history: History, **given: Any) -> list[Json]:
+def all_sessions(history: ThreadIndex, **given: Any) -> list[Json]:
     """Ask for page after page, until there is no other."""
     pages: list[Json] = []
     cursor: str | None = None
@@ -78,7 +78,7 @@ def all_sessions(history: History, **given: Any) -> list[Json]:
             return pages
 
 
-def found_ids(history: History, **given: Any) -> list[str]:
+def found_ids(history: ThreadIndex, **given: Any) -> list[str]:
     """Return the ids of the threads that a list tells of."""
     return [each["thread_id"] for each in sessions(history, **given)["sessions"]]
 
@@ -104,11 +104,11 @@ def rows(told: Json) -> dict[str, Row]:
 
 def answers(home: Path, state: Path, prices: Prices = PRICES) -> Json:
     """Return all that an index tells of a home that does not depend on when it is asked."""
-    with open_history(home, state, prices) as history:
+    with open_index(home, state, prices) as history:
         return all_told(history)
 
 
-def all_told(history: History) -> Json:
+def all_told(history: ThreadIndex) -> Json:
     """Return all that an open index tells but what depends on when it is asked."""
     found: Json = {}
     for group_by in ("day", "model", "cwd", "thread"):

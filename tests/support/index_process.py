@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from codex_tools.codex.errors import HistoryUnavailable
-from support.index_checks import PRICES, all_told, open_history
+from codex_tools.codex.errors import IndexUnavailable
+from support.index_checks import PRICES, all_told, open_index
 
 UNAVAILABLE = 3
 
@@ -61,12 +61,12 @@ def _index(asked: dict[str, Any]) -> int:
         if stop_after is not None and done >= stop_after:
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    with open_history(Path(asked["home"]), Path(asked["state"])) as history:
+    with open_index(Path(asked["home"]), Path(asked["state"])) as history:
         try:
             history.refresh(progress)
             told = {"notes": history.notes} | (all_told(history) if "out" in asked else {})
             code = 0
-        except HistoryUnavailable as error:
+        except IndexUnavailable as error:
             told, code = {"error": error.message}, UNAVAILABLE
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if "out" in asked:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.pricing.prices import Prices, read_prices
 from mcp_server_codex.cli.scripted_model import (
     Act,
@@ -497,7 +497,7 @@ def open_real_home(version: str, grown: Path) -> Generator[RealHome]:
     with open_lab(version) as lab:
         home = RealHome(lab, version)
         home.other.mkdir()
-        history = History(lab.home, grown, read_prices())
+        history = ThreadIndex(lab.home, grown, read_prices())
         enough = threading.Event()
         faults: list[Exception] = []
 

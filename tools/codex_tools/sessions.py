@@ -13,7 +13,7 @@ from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.paths import folder_names
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.record import Record, Usage
-from codex_tools.history.index import History, Progress
+from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.tables import tokens
 from codex_tools.history.thread_list import COLD_FILES, Listing, Page, ThreadQuery, enough_for
 from codex_tools.history.times import instant, iso
@@ -140,7 +140,7 @@ async def sessions(request: SessionsRequest, context: Context) -> SessionsResult
 
 def find_sessions(
     request: SessionsRequest,
-    history: History,
+    history: ThreadIndex,
     state_dir: Path,
     program: Program | None,
     progress: Progress | None,
@@ -150,7 +150,7 @@ def find_sessions(
     Raises:
         InvalidArguments: A time or a cursor is none.
         ThreadNotFound: There is no thread of that id.
-        HistoryUnavailable: There is no index to read.
+        IndexUnavailable: There is no index to read.
     """
     listing = Listing(history, state_dir, program)
     result: Json = dict.fromkeys(SessionsResult.model_fields)
@@ -170,7 +170,7 @@ def find_sessions(
 
 
 def _page(
-    request: SessionsRequest, history: History, listing: Listing, progress: Progress | None
+    request: SessionsRequest, history: ThreadIndex, listing: Listing, progress: Progress | None
 ) -> Page:
     query = ThreadQuery(
         words=request.query,

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
 from codex_tools.codex.record import Record
-from codex_tools.history.index import History, Progress
+from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.policy import Policy, Review, ask_for
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
@@ -50,7 +50,7 @@ class Context:
     """Tell the caller of this run's progress from now on."""
     wait_s: float
     """How long a call waits for its run where it does not say."""
-    history: History
+    history: ThreadIndex
     state_dir: Path
     tell: Callable[[Callable[[], str]], None]
     """Tell the caller from now on what the function says goes on."""
@@ -82,7 +82,7 @@ class Context:
             raise excesses[0].declined()
         return tuple(f"The person allowed this once: {excess.what}." for excess in excesses)
 
-    async def read_history(self, work: Callable[[History, Progress], T]) -> T:
+    async def read_history(self, work: Callable[[ThreadIndex, Progress], T]) -> T:
         """Do *work* on the index in a thread, telling how far it has come."""
         at = (0, 0)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.program import find_codex
-from codex_tools.history.index import History, Progress
+from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.sessions import SESSIONS, Session, SessionsResult, Turn, find_sessions
 from codex_tools.tool import Tool
 from mcp_server_codex.cli.command import Argument, Command, run_command, short
@@ -53,7 +53,7 @@ def arguments_of(tool: Tool[Any, Any], words: str | None = None) -> tuple[Argume
     )
 
 
-def _find(values: Json, history: History, settings: Settings, progress: Progress) -> Json:
+def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Progress) -> Json:
     request = SESSIONS.read(values)
     try:
         program = anyio.run(find_codex, settings.codex_bin)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from codex_tools.history.index import History, Progress
+from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.usage_report import GroupBy, find_usage
 from mcp_server_codex.cli.command import Argument, Command, run_command
 from mcp_server_codex.settings import Settings
@@ -21,7 +21,7 @@ def run_usage(arguments: list[str]) -> int:
     return run_command(USAGE, arguments)
 
 
-def _find(values: Json, history: History, settings: Settings, progress: Progress) -> Json:
+def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Progress) -> Json:
     return find_usage(history, progress, **values)
 
 

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import zstandard
 
-from codex_tools.codex.errors import HistoryUnavailable
-from codex_tools.history.index import History
+from codex_tools.codex.errors import IndexUnavailable
+from codex_tools.history.index import ThreadIndex
 from codex_tools.pricing.prices import Prices, read_prices
 from support.index_checks import (
     PRICES,
@@ -33,7 +33,7 @@ from support.index_checks import (
     found_ids,
     marks,
     numbers,
-    open_history,
+    open_index,
     opened_files,
     requests_of,
     rollouts_in,
@@ -86,14 +86,14 @@ def truth(small: tuple[Path, Truth]) -> Truth:
 
 
 @pytest.fixture
-def history(home: Path, tmp_path: Path) -> Generator[History]:
+def history(home: Path, tmp_path: Path) -> Generator[ThreadIndex]:
     """An index of that copy as it was."""
-    with open_history(home, tmp_path / "state") as opened:
+    with open_index(home, tmp_path / "state") as opened:
         opened.refresh()
         yield opened
 
 
-def anew(history: History, tmp_path: Path) -> object:
+def anew(history: ThreadIndex, tmp_path: Path) -> object:
     """Return what an index tells that is made from nothing."""
     scratch = tmp_path / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -117,7 +117,7 @@ def test_a_list_tells_of_each_thread_once_however_long_its_pages_are(
     made: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     home, truth = made
-    with open_history(home, tmp_path) as history:
+    with open_index(home, tmp_path) as history:
         whole = all_sessions(history, **ALL, limit=100)
         assert {each["thread_id"] for each in whole} == set(truth.sessions)
         assert all_sessions(history, **ALL, limit=7) == whole
@@ -137,7 +137,7 @@ def test_archived_threads_and_sub_agents_are_listed_only_if_asked_for(
         if (archived or not session.archived) and (agents or not session.kind.endswith("agent"))
     }
     asked = {"include_archived": archived, "include_subagents": agents}
-    with open_history(home, tmp_path) as history:
+    with open_index(home, tmp_path) as history:
         listed = all_sessions(history, **asked, limit=100)
     assert {each["thread_id"] for each in listed} == wanted
 
@@ -146,7 +146,7 @@ def test_what_each_thread_cost_is_the_sum_over_its_requests(
     made: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     home, truth = made
-    with open_history(home, tmp_path) as history:
+    with open_index(home, tmp_path) as history:
         told = usage(history, group_by="thread")
     assert told["unpriced_models"] == []
     assert told["totals"]["cost_usd"] == pytest.approx(cost_of(requests_of(truth)), abs=1e-5)
@@ -157,7 +157,7 @@ def test_what_each_thread_cost_is_the_sum_over_its_requests(
         assert group["threads"] == 1
 
 
-def test_files_that_are_no_rollouts_are_told_of(history: History, truth: Truth) -> None:
+def test_files_that_are_no_rollouts_are_told_of(history: ThreadIndex, truth: Truth) -> None:
     told = usage(history)
     assert told["unreadable"] == len(truth.unreadable) == 3
     copies = sum(1 for session in truth.sessions.values() if session.copy is not None)
@@ -168,7 +168,7 @@ def test_files_that_are_no_rollouts_are_told_of(history: History, truth: Truth) 
 
 
 def test_a_home_without_threads_tells_nothing(tmp_path: Path) -> None:
-    with open_history(tmp_path / "none", tmp_path / "state") as history:
+    with open_index(tmp_path / "none", tmp_path / "state") as history:
         told = usage(history)
         assert row(told["totals"]) == (0, 0, 0, 0, 0)
         assert told["totals"]["cost_usd"] == 0
@@ -208,7 +208,7 @@ def test_files_that_grow_piece_by_piece_tell_the_same_as_if_read_at_once(
     )
     assert {session.kind for session in truth.sessions.values()} == {*KINDS}
     draw = random.Random(seed)
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         # One by one as they began: a fork never comes before its parent.
         for session in sorted(truth.sessions.values(), key=lambda each: each.thread_id):
             data = (whole / session.path).read_bytes()
@@ -223,7 +223,7 @@ def test_of_a_file_that_grew_only_the_new_part_is_read(tmp_path: Path) -> None:
     home = tmp_path / "home"
     rollout = Rollout(home).ask("Read a lot.").use(10)
     rollout.item("function_call_output", call_id="c", output="x" * 30_000_000).save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         before = bytes_read()
         assert usage(history)["totals"]["input_tokens"] == 10
         assert bytes_read() - before > 30_000_000, "what counts bytes does not"
@@ -235,7 +235,9 @@ def test_of_a_file_that_grew_only_the_new_part_is_read(tmp_path: Path) -> None:
         assert bytes_read() - before < 1_000_000
 
 
-def test_of_a_home_that_did_not_change_no_rollout_is_opened(home: Path, history: History) -> None:
+def test_of_a_home_that_did_not_change_no_rollout_is_opened(
+    home: Path, history: ThreadIndex
+) -> None:
     with opened_files(home) as seen:
         usage(history)
         sessions(history)
@@ -243,7 +245,7 @@ def test_of_a_home_that_did_not_change_no_rollout_is_opened(home: Path, history:
 
 
 def test_of_a_home_where_one_file_grew_only_that_one_is_opened(
-    home: Path, tmp_path: Path, truth: Truth, history: History
+    home: Path, tmp_path: Path, truth: Truth, history: ThreadIndex
 ) -> None:
     session = next(each for each in truth.sessions.values() if each.kind == "new")
     with (home / session.path).open("ab") as file:
@@ -255,7 +257,7 @@ def test_of_a_home_where_one_file_grew_only_that_one_is_opened(
 
 
 def test_a_second_index_of_the_same_home_reads_no_rollout(
-    home: Path, tmp_path: Path, truth: Truth, history: History
+    home: Path, tmp_path: Path, truth: Truth, history: ThreadIndex
 ) -> None:
     with opened_files(home) as seen:
         assert_exact(answers(home, tmp_path / "state"), truth)
@@ -401,7 +403,7 @@ UNSEEN_IN_TOTALS = (archive, compress, unpack, move_all, copy, rename_threads, f
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_after_a_change_an_index_tells_the_same_as_one_made_from_nothing(
-    home: Path, tmp_path: Path, truth: Truth, history: History, change: Change
+    home: Path, tmp_path: Path, truth: Truth, history: ThreadIndex, change: Change
 ) -> None:
     before = all_told(history)
     change(home, truth)
@@ -412,7 +414,7 @@ def test_after_a_change_an_index_tells_the_same_as_one_made_from_nothing(
 
 
 def test_changes_one_after_the_other_and_all_at_once_tell_the_same(
-    home: Path, tmp_path: Path, truth: Truth, history: History
+    home: Path, tmp_path: Path, truth: Truth, history: ThreadIndex
 ) -> None:
     for change in (rewrite, copy, archive, rename_threads, vanish):
         change(home, truth)
@@ -427,7 +429,7 @@ def test_changes_one_after_the_other_and_all_at_once_tell_the_same(
 
 
 def test_a_home_that_comes_back_is_exact_again(
-    home: Path, truth: Truth, history: History, tmp_path: Path
+    home: Path, truth: Truth, history: ThreadIndex, tmp_path: Path
 ) -> None:
     home.rename(tmp_path / "away")
     assert row(usage(history)["totals"]) == (0, 0, 0, 0, 0)
@@ -440,7 +442,7 @@ def test_a_thread_in_two_places_counts_once_and_by_the_other_if_the_first_vanish
 ) -> None:
     home = tmp_path / "home"
     stale = Rollout(home, archived=True).ask("Begin.").use(100).save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert usage(history)["totals"]["input_tokens"] == 100
         Rollout(home).ask("Begin.").use(100).answer("Begun.").ask("More.").use(40).save()
         told = usage(history)
@@ -461,7 +463,7 @@ def test_a_stale_copy_that_grows_counts_once_it_is_ahead(tmp_path: Path) -> None
     home = tmp_path / "home"
     Rollout(home).ask("Begin.").use(100).use(50).save()
     other = Rollout(home, archived=True).ask("Begin.").use(100).save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert row(usage(history)["totals"])[:2] == (2, 150)
         other.use(50).save()
         assert row(usage(history)["totals"])[:2] == (2, 150)
@@ -488,7 +490,7 @@ def test_a_fork_without_a_turn_of_its_own_has_used_nothing(tmp_path: Path) -> No
     home = tmp_path / "home"
     parent = Rollout(home).ask("Begin.").use(100).use(20).answer("Begun.").use(3).save()
     fork = legacy_fork(parent).save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert rows(usage(history, group_by="thread")) == {parent.id: (3, 123, 0, 21, 0)}
         listed = {each["thread_id"]: each["turn_count"] for each in all_sessions(history)}
         assert listed == {parent.id: 1, fork.id: 0}
@@ -499,7 +501,7 @@ def test_a_fork_of_a_thread_in_two_places_has_copied_the_longer_one(tmp_path: Pa
     stale = Rollout(home).ask("Begin.").use(100).save()
     parent = Rollout(home, archived=True).ask("Begin.").use(100).use(20).answer("Begun.").save()
     legacy_fork(parent).save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert rows(usage(history, group_by="thread")) == {stale.id: (2, 120, 0, 14, 0)}
 
 
@@ -509,7 +511,7 @@ def test_what_a_fork_uses_at_once_is_told_from_its_copy_by_the_parent(
 ) -> None:
     parent = Rollout(tmp_path / "home").ask("Begin.").use(100).answer("Begun.").save()
     fork = legacy_fork(parent)
-    with open_history(parent.home, tmp_path / "state") as history:
+    with open_index(parent.home, tmp_path / "state") as history:
         if place != "with it":
             usage(history)
             parent.path.unlink()
@@ -533,12 +535,12 @@ def priced(path: Path, text: str) -> Prices:
 
 
 def test_other_prices_price_all_anew_without_reading_a_rollout(
-    home: Path, truth: Truth, history: History, tmp_path: Path
+    home: Path, truth: Truth, history: ThreadIndex, tmp_path: Path
 ) -> None:
     usual = usage(history)
     text = '[models."gpt-5.4"]\ninput = 1000\noutput = 2000\n'
     prices = priced(tmp_path / "prices.toml", text)
-    with opened_files(home) as seen, open_history(home, tmp_path / "state", prices) as other:
+    with opened_files(home) as seen, open_index(home, tmp_path / "state", prices) as other:
         told = usage(other, group_by="thread")
         listed = all_sessions(other, **ALL)
     assert rollouts_in(seen) == []
@@ -560,7 +562,7 @@ def test_other_prices_price_all_anew_without_reading_a_rollout(
 
 
 def test_requests_to_a_model_without_a_price_have_no_cost_and_hide_no_other(
-    home: Path, truth: Truth, history: History
+    home: Path, truth: Truth, history: ThreadIndex
 ) -> None:
     for path in home.rglob("rollout-*.jsonl"):
         path.write_bytes(path.read_bytes().replace(b'"gpt-5.4"', b'"acme-9"'))
@@ -614,11 +616,11 @@ def test_the_first_page_of_a_large_home_is_right_before_all_is_read(
     large: tuple[Path, Truth], tmp_path: Path, asked: dict[str, object]
 ) -> None:
     home, truth = large
-    with open_history(home, tmp_path / "whole") as history:
+    with open_index(home, tmp_path / "whole") as history:
         history.refresh()
         whole = sessions(history, **asked)
         assert whole["total"] is not None
-    with opened_files(home) as seen, open_history(home, tmp_path / "state") as history:
+    with opened_files(home) as seen, open_index(home, tmp_path / "state") as history:
         first = sessions(history, **asked)
         opened = len(set(rollouts_in(seen)))
         assert first["sessions"] == whole["sessions"]
@@ -641,11 +643,11 @@ def test_a_first_page_that_only_the_oldest_files_fill_waits_for_them(tmp_path: P
     for number in range(1, 561):
         cwd = "/rare" if number < 4 else "/usual"
         Rollout(home, number, cwd=cwd, ms=begin + number * 60_000).ask("Go.").save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert sessions(history, cwd="/usual")["total"] is None
-    with open_history(home, tmp_path / "other") as history:
+    with open_index(home, tmp_path / "other") as history:
         assert len(found_ids(history, cwd="/rare", limit=2)) == 2
-    with open_history(home, tmp_path / "third") as history:
+    with open_index(home, tmp_path / "third") as history:
         page = sessions(history, cwd="/rare")
         assert (len(page["sessions"]), page["total"]) == (3, 3)
 
@@ -654,7 +656,7 @@ def test_paging_through_a_large_home_while_it_is_read_leaves_nothing_out(
     large: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     home, truth = large
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         listed: list[str] = []
         cursor: str | None = None
         totals: list[int | None] = []
@@ -672,7 +674,7 @@ def test_usage_waits_for_all_though_a_list_did_not(
     large: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     home, truth = large
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert sessions(history)["total"] is None
         assert row(usage(history)["totals"]) == numbers(truth.total)
 
@@ -683,7 +685,7 @@ def test_a_search_in_a_large_home_waits_for_all(large: tuple[Path, Truth], tmp_p
         (each for each in truth.sessions.values() if not each.archived and each.kind == "old"),
         key=lambda each: each.active_ms,
     )
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert oldest.thread_id in found_ids(history, query=f'"{oldest.prompt}"')
 
 
@@ -692,7 +694,7 @@ def test_progress_tells_how_many_files_are_read_and_of_how_many(
 ) -> None:
     home, truth = large
     seen: list[tuple[int, int]] = []
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert history.refresh(lambda done, total: seen.append((done, total))) == 0
     assert len(seen) > 2
     assert seen == sorted(seen)
@@ -704,12 +706,12 @@ def test_a_refresh_that_has_enough_tells_how_many_files_are_left(
     large: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     home, _ = large
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         left = history.refresh(enough=lambda db, next_ns: True)
         assert left > 0
         assert history.refresh(enough=lambda db, next_ns: False, patience=0) == 0
         files = len(list(home.rglob("rollout-*")))
-    with open_history(home, tmp_path / "other") as history:
+    with open_index(home, tmp_path / "other") as history:
         assert history.refresh(enough=lambda db, next_ns: True, patience=files) == 0
 
 
@@ -717,7 +719,7 @@ def test_an_index_that_is_closed_while_it_reads_on_ends_at_once(
     large: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     home, truth = large
-    history = History(home, tmp_path / "state", PRICES)
+    history = ThreadIndex(home, tmp_path / "state", PRICES)
     with opened_files(home) as seen:
         sessions(history)
         history.close()
@@ -729,7 +731,7 @@ def test_an_index_that_is_closed_before_it_reads_on_is_not_opened_again(
     large: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     home, _ = large
-    history = History(home, tmp_path / "state", PRICES)
+    history = ThreadIndex(home, tmp_path / "state", PRICES)
     history.refresh(enough=lambda db, next_ns: True)
     with history.opened():
         history.finish_later()
@@ -738,7 +740,7 @@ def test_an_index_that_is_closed_before_it_reads_on_is_not_opened_again(
     history.close()
     reader.join(60)
     assert not reader.is_alive()
-    with pytest.raises(HistoryUnavailable, match="ending"):
+    with pytest.raises(IndexUnavailable, match="ending"):
         history.refresh()
     opened = [each.path for each in psutil.Process().open_files()]
     assert [path for path in opened if path.startswith(str(tmp_path))] == []

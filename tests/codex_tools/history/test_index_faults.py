@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import pytest
 
-from codex_tools.codex.errors import HistoryUnavailable
+from codex_tools.codex.errors import IndexUnavailable
 from codex_tools.history.tables import open_database
 from codex_tools.history.usage_report import UsageQuery, report
 from support.codex_versions import cannot_have
@@ -31,7 +31,7 @@ from support.index_checks import (
     assert_exact,
     marks,
     numbers,
-    open_history,
+    open_index,
     row,
     usage,
 )
@@ -269,7 +269,7 @@ def test_where_no_index_can_be_kept_the_answers_are_exact_and_say_so(
     home: Path, truth: Truth, tmp_path: Path, place: Callable[[Path], Path]
 ) -> None:
     state = place(tmp_path)
-    with open_history(home, state) as history:
+    with open_index(home, state) as history:
         assert_exact(all_told(history), truth)
         (note,) = history.notes
         assert f"cannot be kept in {state}" in note
@@ -282,7 +282,7 @@ def test_an_index_of_its_own_is_gone_once_it_is_closed(
     places = tmp_path / "places"
     places.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(places))
-    with open_history(home, a_file(tmp_path)) as history:
+    with open_index(home, a_file(tmp_path)) as history:
         usage(history)
         assert [*places.iterdir()] != []
     assert [*places.iterdir()] == []
@@ -315,8 +315,8 @@ ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=300k tmpfs "$1" && cd "$2" && exec "$3" -c '
 import json, sys
 from pathlib import Path
-from support.index_checks import all_told, open_history
-with open_history(Path(sys.argv[1]), Path(sys.argv[2])) as history:
+from support.index_checks import all_told, open_index
+with open_index(Path(sys.argv[1]), Path(sys.argv[2])) as history:
     told = all_told(history) | {"notes": history.notes}
 print(json.dumps(told))
 ' "$4" "$1"
@@ -443,7 +443,7 @@ def exact_sooner_or_later(home: Path, state: Path, truth: Truth) -> None:
     for _ in range(3):
         try:
             told = answers(home, state)
-        except HistoryUnavailable:
+        except IndexUnavailable:
             continue
         assert_exact(told, truth)
         return
@@ -468,13 +468,13 @@ def test_a_damaged_index_is_made_anew(
 def test_an_index_that_is_damaged_while_it_is_open_is_made_anew(
     home: Path, truth: Truth, state: Path, damage: Callable[[Path], None]
 ) -> None:
-    with open_history(home, state) as history:
+    with open_index(home, state) as history:
         all_told(history)
         damage(index_in(state))
         for _ in range(3):
             try:
                 told = all_told(history)
-            except HistoryUnavailable:
+            except IndexUnavailable:
                 continue
             assert_exact(told, truth)
             break
@@ -487,12 +487,12 @@ def test_an_index_that_is_damaged_while_it_is_open_is_made_anew(
 def test_an_index_that_is_deleted_between_reading_and_telling_is_not_told_from_empty(
     home: Path, truth: Truth, state: Path, damage: Callable[[Path], None]
 ) -> None:
-    with open_history(home, state) as history:
+    with open_index(home, state) as history:
         history.refresh()
         damage(index_in(state))
         try:
             told = report(history, UsageQuery())
-        except HistoryUnavailable:
+        except IndexUnavailable:
             return
         assert row(told["totals"]) == numbers(truth.total)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from codex_tools.codex.errors import InvalidArguments, ThreadNotFound
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.sessions import SessionsRequest, find_sessions
 from support.index_checks import (
     START,
@@ -28,7 +28,7 @@ from support.index_checks import (
     found_ids,
     marks,
     name_threads,
-    open_history,
+    open_index,
     opened_files,
     rollouts_in,
     sessions,
@@ -44,12 +44,12 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def history(home: Path, tmp_path: Path) -> Generator[History]:
-    with open_history(home, tmp_path / "state") as opened:
+def history(home: Path, tmp_path: Path) -> Generator[ThreadIndex]:
+    with open_index(home, tmp_path / "state") as opened:
         yield opened
 
 
-def test_what_is_not_known_is_null_and_a_zero_is_a_text(home: Path, history: History) -> None:
+def test_what_is_not_known_is_null_and_a_zero_is_a_text(home: Path, history: ThreadIndex) -> None:
     Rollout(home, 1, cwd="", meta={"source": None, "git": {"branch": "0"}}).save()
     Rollout(home, 2, cwd="0", model="0").ask("0").save()
     known, unknown = sessions(history)["sessions"]
@@ -104,7 +104,7 @@ def thread(home: Path, *turns: str, number: int = 1, paginated: bool = False) ->
     ],
 )
 def test_words_are_found_where_all_of_them_occur(
-    home: Path, history: History, query: str, found: bool, paginated: bool
+    home: Path, history: ThreadIndex, query: str, found: bool, paginated: bool
 ) -> None:
     wanted = thread(
         home,
@@ -175,7 +175,7 @@ def test_words_are_found_where_all_of_them_occur(
     ],
 )
 def test_what_was_said_is_found_by_itself_and_is_no_syntax(
-    home: Path, history: History, text: str
+    home: Path, history: ThreadIndex, text: str
 ) -> None:
     wanted = thread(home, f"First {text} last.", "Done.")
     thread(home, "Nothing of the kind here.", "Done.", number=2)
@@ -196,7 +196,7 @@ def test_what_was_said_is_found_by_itself_and_is_no_syntax(
     ],
 )
 def test_chinese_and_japanese_are_found_without_blanks(
-    home: Path, history: History, query: str, found: bool
+    home: Path, history: ThreadIndex, query: str, found: bool
 ) -> None:
     wanted = thread(home, "你好世界。用中文语言", "これはテストです。")
     thread(home, "Nothing of the kind here.", number=2)
@@ -206,7 +206,7 @@ def test_chinese_and_japanese_are_found_without_blanks(
 @pytest.mark.parametrize(
     "query", ["Überhaupt", "überhaupt", "ÜBERHAUPT", "haupt", "Re-do", "100%", "überhaupt kitchen"]
 )
-def test_words_of_a_name_are_found(home: Path, history: History, query: str) -> None:
+def test_words_of_a_name_are_found(home: Path, history: ThreadIndex, query: str) -> None:
     wanted = thread(home, "Clean the kitchen.")
     other = thread(home, "Clean the kitchen.", number=2)
     name_threads(home, {wanted.id: "Überhaupt Re-do 100%", other.id: "Another 1000"})
@@ -214,7 +214,7 @@ def test_words_of_a_name_are_found(home: Path, history: History, query: str) -> 
 
 
 def test_a_name_is_the_newest_one_and_an_older_one_finds_nothing(
-    home: Path, history: History
+    home: Path, history: ThreadIndex
 ) -> None:
     wanted = thread(home, "Clean the kitchen.")
     name_threads(home, {wanted.id: "before"})
@@ -226,7 +226,7 @@ def test_a_name_is_the_newest_one_and_an_older_one_finds_nothing(
     assert found_ids(history, query="before") == []
 
 
-def test_a_thread_is_found_by_its_id(home: Path, history: History) -> None:
+def test_a_thread_is_found_by_its_id(home: Path, history: ThreadIndex) -> None:
     thread(home, "One.")
     wanted = thread(home, "Two.", number=2)
     assert found_ids(history, query=wanted.id) == [wanted.id]
@@ -234,7 +234,7 @@ def test_a_thread_is_found_by_its_id(home: Path, history: History) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "   ", "\n", '"'])
-def test_no_words_find_all(home: Path, history: History, query: str) -> None:
+def test_no_words_find_all(home: Path, history: ThreadIndex, query: str) -> None:
     thread(home, "One.")
     thread(home, "Two.", number=2)
     assert len(found_ids(history, query=query)) == 2
@@ -246,7 +246,7 @@ def test_no_words_find_all(home: Path, history: History, query: str) -> None:
 @given(
     query=st.text(max_size=30) | st.text(alphabet="\"'*()-+:^{}\\ANDORNEAR %_\0\n\t;", max_size=20)
 )
-def test_any_text_may_be_searched_for(home: Path, history: History, query: str) -> None:
+def test_any_text_may_be_searched_for(home: Path, history: ThreadIndex, query: str) -> None:
     if not home.exists():
         thread(home, "Clean the kitchen.")
     sessions(history, query=query)
@@ -255,7 +255,7 @@ def test_any_text_may_be_searched_for(home: Path, history: History, query: str) 
 
 
 def test_what_a_command_printed_or_the_model_read_is_not_searched(
-    home: Path, history: History
+    home: Path, history: ThreadIndex
 ) -> None:
     rollout = Rollout(home).ask("Look.")
     rollout.item("function_call_output", call_id="c", output="lighthouse")
@@ -268,7 +268,7 @@ def test_what_a_command_printed_or_the_model_read_is_not_searched(
 
 @pytest.mark.parametrize("paginated", [False, True])
 def test_words_that_come_later_are_found_then(
-    home: Path, history: History, paginated: bool
+    home: Path, history: ThreadIndex, paginated: bool
 ) -> None:
     rollout = thread(home, "Paint the lighthouse.", "Painted.", paginated=paginated)
     assert found_ids(history, query="harbour") == []
@@ -284,7 +284,7 @@ def test_words_that_come_later_are_found_then(
 @pytest.mark.parametrize("paginated", [False, True])
 @pytest.mark.parametrize("cut", [1, 30, -1])
 def test_words_of_a_line_that_was_read_in_two_pieces_are_found(
-    home: Path, history: History, paginated: bool, cut: int, searched: bool
+    home: Path, history: ThreadIndex, paginated: bool, cut: int, searched: bool
 ) -> None:
     rollout = thread(home, "Paint the lighthouse.", "Painted.", paginated=paginated)
     size = rollout.path.stat().st_size
@@ -298,7 +298,9 @@ def test_words_of_a_line_that_was_read_in_two_pieces_are_found(
         assert found_ids(history, query=word) == [rollout.id], word
 
 
-def test_words_of_every_line_are_found_wherever_it_was_cut(home: Path, history: History) -> None:
+def test_words_of_every_line_are_found_wherever_it_was_cut(
+    home: Path, history: ThreadIndex
+) -> None:
     draw = random.Random(41)
     rollout = Rollout(home)
     for n in range(40):
@@ -317,7 +319,7 @@ def test_words_of_every_line_are_found_wherever_it_was_cut(home: Path, history: 
     assert lost == []
 
 
-def test_words_of_a_file_that_was_written_anew_are_gone(home: Path, history: History) -> None:
+def test_words_of_a_file_that_was_written_anew_are_gone(home: Path, history: ThreadIndex) -> None:
     thread(home, "Paint the lighthouse.")
     assert found_ids(history, query="lighthouse") == [thread_id(1)]
     thread(home, "Paint the house.", "Twice.")
@@ -325,7 +327,9 @@ def test_words_of_a_file_that_was_written_anew_are_gone(home: Path, history: His
     assert found_ids(history, query="house twice") == [thread_id(1)]
 
 
-def test_words_that_a_fork_has_copied_find_only_its_parent(home: Path, history: History) -> None:
+def test_words_that_a_fork_has_copied_find_only_its_parent(
+    home: Path, history: ThreadIndex
+) -> None:
     parent = thread(home, "Paint the lighthouse.", "Painted.")
     fork = Rollout(
         home,
@@ -345,7 +349,7 @@ def test_words_that_a_fork_has_copied_find_only_its_parent(home: Path, history: 
     assert found_ids(history, query="harbour submarine") == [fork.id]
 
 
-def test_words_are_found_in_packed_threads_too(home: Path, history: History) -> None:
+def test_words_are_found_in_packed_threads_too(home: Path, history: ThreadIndex) -> None:
     import zstandard
 
     rollout = thread(home, "Paint the lighthouse.", "Painted.")
@@ -356,7 +360,7 @@ def test_words_are_found_in_packed_threads_too(home: Path, history: History) -> 
     assert found_ids(history, query="lighthouse painted") == [rollout.id]
 
 
-def test_texts_are_read_once(home: Path, history: History) -> None:
+def test_texts_are_read_once(home: Path, history: ThreadIndex) -> None:
     for number in range(1, 20):
         thread(home, "Paint the lighthouse.", number=number)
     assert sessions(history, query="lighthouse")["total"] == 19
@@ -396,7 +400,7 @@ def test_texts_are_read_once(home: Path, history: History) -> None:
     ],
 )
 def test_filters_leave_those_that_fit(
-    home: Path, history: History, asked: Json, numbers: list[int]
+    home: Path, history: ThreadIndex, asked: Json, numbers: list[int]
 ) -> None:
     begin = int(START.timestamp() * 1000)
     for number, cwd in enumerate(("/a/b", "/a/bc", "/a/b/c", "/100%", "/ü/"), 1):
@@ -413,7 +417,7 @@ def test_filters_leave_those_that_fit(
 
 
 def test_a_folder_is_found_by_any_of_its_names(
-    home: Path, tmp_path: Path, history: History
+    home: Path, tmp_path: Path, history: ThreadIndex
 ) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
     (real / "below").mkdir(parents=True)
@@ -430,7 +434,7 @@ def test_a_folder_that_is_no_absolute_path_is_refused() -> None:
         SessionsRequest.model_validate({"cwd": "here"})
 
 
-def test_sub_agents_are_found_by_their_source(home: Path, history: History) -> None:
+def test_sub_agents_are_found_by_their_source(home: Path, history: ThreadIndex) -> None:
     spawn = {"subagent": {"thread_spawn": {"parent_thread_id": thread_id(1)}}}
     Rollout(home, 1).ask("One.").save()
     Rollout(home, 2, meta={"source": spawn}).ask("Two.").save()
@@ -443,7 +447,7 @@ def test_sub_agents_are_found_by_their_source(home: Path, history: History) -> N
 # Pages.
 
 
-def test_threads_of_one_instant_are_each_told_once(home: Path, history: History) -> None:
+def test_threads_of_one_instant_are_each_told_once(home: Path, history: ThreadIndex) -> None:
     for number in range(1, 12):
         Rollout(home, number).ask("At once.").save()
     assert [each["thread_id"] for each in all_sessions(history, limit=2)] == [
@@ -452,7 +456,7 @@ def test_threads_of_one_instant_are_each_told_once(home: Path, history: History)
 
 
 def test_threads_that_come_go_and_move_while_one_pages_neither_repeat_nor_hide_others(
-    home: Path, history: History
+    home: Path, history: ThreadIndex
 ) -> None:
     begin = int(START.timestamp() * 1000)
     rollouts = [Rollout(home, n, ms=begin + n * 60_000).ask("Begin.").save() for n in range(1, 31)]
@@ -475,14 +479,14 @@ def test_threads_that_come_go_and_move_while_one_pages_neither_repeat_nor_hide_o
 
 
 @pytest.mark.parametrize("cursor", ["x", "", "1", "1.", ".a", "12.a;b", "9" * 30 + ".a", "1.a'b"])
-def test_a_cursor_that_is_none_is_refused(home: Path, history: History, cursor: str) -> None:
+def test_a_cursor_that_is_none_is_refused(home: Path, history: ThreadIndex, cursor: str) -> None:
     thread(home, "One.")
     with pytest.raises(InvalidArguments, match="cursor"):
         sessions(history, cursor=cursor)
 
 
 def test_a_page_of_long_titles_is_cut_where_a_client_would_cut_it_and_goes_on(
-    home: Path, history: History
+    home: Path, history: ThreadIndex
 ) -> None:
     for number in range(1, 121):
         cwd = f"/{'folder' * 50}/{number}"
@@ -519,7 +523,7 @@ def held_elsewhere(lock: Path) -> Generator[None]:
         holder.communicate()
 
 
-def status(history: History, state: Path) -> str:
+def status(history: ThreadIndex, state: Path) -> str:
     """Return how the only thread stands, in a list and by itself."""
 
     def asked(**given: str) -> Json:
@@ -571,7 +575,7 @@ AT_WORK: list[tuple[str, bool, Lines]] = [
 def test_a_turn_that_ended_stands_as_it_ended(
     home: Path,
     tmp_path: Path,
-    history: History,
+    history: ThreadIndex,
     paginated: bool,
     lines: Lines,
     expected: str,
@@ -588,7 +592,7 @@ def test_a_turn_that_ended_stands_as_it_ended(
     ("paginated", "lines"), [c[1:] for c in AT_WORK], ids=[f"{c[0]}-{c[1]}" for c in AT_WORK]
 )
 def test_an_open_turn_whose_thread_is_locked_is_running(
-    home: Path, tmp_path: Path, history: History, paginated: bool, lines: Lines
+    home: Path, tmp_path: Path, history: ThreadIndex, paginated: bool, lines: Lines
 ) -> None:
     rollout = Rollout(home, paginated=paginated)
     lines(rollout)
@@ -606,7 +610,7 @@ def test_an_open_turn_whose_thread_is_locked_is_running(
 
 
 def test_asking_how_a_thread_stands_takes_no_lock(
-    home: Path, tmp_path: Path, history: History
+    home: Path, tmp_path: Path, history: ThreadIndex
 ) -> None:
     rollout = Rollout(home, paginated=True).ask("Go.").save()
     lock = home / "thread-writer-locks" / f"{rollout.id}.lock"
@@ -638,7 +642,7 @@ def test_asking_how_a_thread_stands_takes_no_lock(
 def test_an_open_turn_without_a_lock_is_running_while_it_is_fresh_if_no_lock_would_tell(
     home: Path,
     tmp_path: Path,
-    history: History,
+    history: ThreadIndex,
     paginated: bool,
     age_s: int,
     locks: bool,
@@ -653,7 +657,7 @@ def test_an_open_turn_without_a_lock_is_running_while_it_is_fresh_if_no_lock_wou
 # One.
 
 
-def test_one_thread_is_told_with_its_newest_turns(home: Path, history: History) -> None:
+def test_one_thread_is_told_with_its_newest_turns(home: Path, history: ThreadIndex) -> None:
     rollout = Rollout(home)
     for n in range(12):
         rollout.ask(f"prompt {n}").use(10 + n, 2).answer(f"answer {n}")
@@ -671,7 +675,7 @@ def test_one_thread_is_told_with_its_newest_turns(home: Path, history: History) 
 
 
 def test_an_archived_thread_and_a_sub_agent_are_told_by_their_ids(
-    home: Path, history: History
+    home: Path, history: ThreadIndex
 ) -> None:
     Rollout(home, 1, archived=True).ask("One.").save()
     Rollout(home, 2, meta={"thread_source": "subagent"}).ask("Two.").save()
@@ -683,7 +687,9 @@ def test_an_archived_thread_and_a_sub_agent_are_told_by_their_ids(
 
 
 @pytest.mark.parametrize("wanted", [thread_id(5), "", "../../etc/passwd", "%", "' OR 1=1 --"])
-def test_a_thread_that_is_not_there_is_not_found(home: Path, history: History, wanted: str) -> None:
+def test_a_thread_that_is_not_there_is_not_found(
+    home: Path, history: ThreadIndex, wanted: str
+) -> None:
     thread(home, "One.")
     with pytest.raises(ThreadNotFound):
         sessions(history, thread_id=wanted)
@@ -691,7 +697,7 @@ def test_a_thread_that_is_not_there_is_not_found(home: Path, history: History, w
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "1.5", "9999999999", "²", ""])
 def test_a_cursor_of_turns_that_is_none_is_refused(
-    home: Path, history: History, cursor: str
+    home: Path, history: ThreadIndex, cursor: str
 ) -> None:
     thread(home, "One.")
     with pytest.raises(InvalidArguments, match="cursor"):

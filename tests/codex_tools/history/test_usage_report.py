@@ -13,13 +13,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from codex_tools.codex.errors import InvalidArguments
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.history.usage_report import THREADS_TOLD, GroupBy, UsageQuery, report
 from support.index_checks import (
     START,
     Rollout,
     cost_of,
-    open_history,
+    open_index,
     requests_of,
     row,
     rows,
@@ -61,10 +61,10 @@ def requests(truth: Truth) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def history(truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Generator[History]:
+def history(truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Generator[ThreadIndex]:
     """An index over that home, which no test changes."""
     home = Path(truth.unreadable[-1])
-    with open_history(home, tmp_path_factory.mktemp("state")) as opened:
+    with open_index(home, tmp_path_factory.mktemp("state")) as opened:
         opened.refresh()
         yield opened
 
@@ -91,7 +91,7 @@ UNITS = {"day": day, "week": week, "month": month}
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("name", ZONES)
 def test_periods_are_those_of_the_time_zone(
-    history: History, requests: list[Request], name: str, unit: Literal["day", "week", "month"]
+    history: ThreadIndex, requests: list[Request], name: str, unit: Literal["day", "week", "month"]
 ) -> None:
     zone = ZoneInfo(name)
     told = usage(history, group_by=unit, timezone=name)
@@ -105,7 +105,7 @@ def test_periods_are_those_of_the_time_zone(
 
 
 def test_periods_without_a_time_zone_are_the_machine_s(
-    history: History, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+    history: ThreadIndex, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("America/New_York", "Pacific/Auckland"):
         with monkeypatch.context() as patched:
@@ -135,7 +135,7 @@ def cuts(requests: list[Request], draw: random.Random) -> list[tuple[int | None,
 
 @pytest.mark.parametrize("group_by", ["day", "week", "model", "cwd", "thread"])
 def test_a_report_of_any_range_is_cut_to_the_millisecond(
-    history: History, truth: Truth, requests: list[Request], group_by: GroupBy
+    history: ThreadIndex, truth: Truth, requests: list[Request], group_by: GroupBy
 ) -> None:
     draw = random.Random(52)
     hits = 0
@@ -163,7 +163,9 @@ def test_a_report_of_any_range_is_cut_to_the_millisecond(
     assert hits > 20
 
 
-def test_dates_are_whole_days_of_the_time_zone(history: History, requests: list[Request]) -> None:
+def test_dates_are_whole_days_of_the_time_zone(
+    history: ThreadIndex, requests: list[Request]
+) -> None:
     for name in ("UTC", "America/New_York", "Asia/Kathmandu"):
         zone = ZoneInfo(name)
         told = usage(history, since="2025-03-08", until="2025-03-10", timezone=name)
@@ -181,7 +183,7 @@ def test_times_ago_count_from_now(tmp_path: Path) -> None:
     rollout.use(20)
     rollout.ms = now - 10 * 60_000
     rollout.use(3).save()
-    with open_history(tmp_path / "home", tmp_path / "state") as history:
+    with open_index(tmp_path / "home", tmp_path / "state") as history:
         for since, expected in {"15m": 3, "4h": 23, "1d": 23, "2d": 123, "1w": 123}.items():
             assert usage(history, since=since)["totals"]["input_tokens"] == expected
         assert usage(history, until="4h")["totals"]["input_tokens"] == 100
@@ -202,13 +204,13 @@ def test_times_ago_count_from_now(tmp_path: Path) -> None:
         {"timezone": ""},
     ],
 )
-def test_a_time_that_is_none_is_refused(history: History, asked: Json) -> None:
+def test_a_time_that_is_none_is_refused(history: ThreadIndex, asked: Json) -> None:
     with pytest.raises(InvalidArguments):
         usage(history, **asked)
 
 
 def test_filters_count_what_fits_all_of_them(
-    history: History, truth: Truth, requests: list[Request]
+    history: ThreadIndex, truth: Truth, requests: list[Request]
 ) -> None:
     for model in ("gpt-5.4", "GPT-5.2-Codex", "gpt-5", "nothing"):
         kept = [each for each in requests if each.model == model.lower()]
@@ -232,7 +234,7 @@ def test_a_folder_is_it_and_all_below_by_any_name(tmp_path: Path) -> None:
         rollout.cwd = str(cwd)
         rollout.ask("Go.").use(10**n)
     rollout.save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
 
         def used(cwd: object) -> int:
             return usage(history, cwd=str(cwd))["totals"]["input_tokens"]
@@ -247,7 +249,7 @@ def test_a_folder_is_it_and_all_below_by_any_name(tmp_path: Path) -> None:
         assert used("/els") == used(f"{real}/%") == used("/nowhere") == 0
 
 
-def test_the_largest_groups_come_first(history: History) -> None:
+def test_the_largest_groups_come_first(history: ThreadIndex) -> None:
     for group_by in ("model", "cwd", "thread"):
         sizes = [group["total_tokens"] for group in usage(history, group_by=group_by)["groups"]]
         assert sizes == sorted(sizes, reverse=True)
@@ -257,7 +259,7 @@ def test_groups_beyond_the_most_are_left_out_and_told_of(tmp_path: Path) -> None
     home = tmp_path / "home"
     for number in range(1, THREADS_TOLD + 6):
         Rollout(home, number).ask("Go.").use(number).save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         told = usage(history, group_by="thread")
         assert len(told["groups"]) == THREADS_TOLD
         assert told["groups"][-1]["key"] == thread_id(6)
@@ -301,7 +303,7 @@ def test_the_newest_rate_limits_of_all_threads_are_told(tmp_path: Path) -> None:
     )
     newest.use(2).save()  # It tells of none.
     Rollout(home, 2, ms=(now - 500) * 1000).ask("Go.").use(1, limits=limits(99, now + 60)).save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         told = usage(history)["rate_limits"]
         assert 95 <= told["age_s"] <= 110
         observed = datetime.fromisoformat(told["observed_at"])
@@ -326,7 +328,7 @@ def test_limits_whose_line_was_cut_off_leave_those_of_another_thread(tmp_path: P
     newer = Rollout(home, 2, ms=older.ms).ask("Go.").use(1, limits=limits(99, 1795364521))
     newer.lines[-1] = newer.lines[-1][:-20]
     newer.answer("Gone.").save()
-    with open_history(home, tmp_path / "state") as history:
+    with open_index(home, tmp_path / "state") as history:
         assert usage(history)["rate_limits"]["primary"]["used_percent"] == 50
         older.path.unlink()
         assert usage(history)["rate_limits"] is None
@@ -339,7 +341,7 @@ def test_a_limit_that_resets_at_an_odd_time_spoils_no_report(
     tmp_path: Path, resets_at: object
 ) -> None:
     rollout = Rollout(tmp_path / "home").ask("Go.").use(5, limits=limits(50, resets_at)).save()
-    with open_history(rollout.home, tmp_path / "state") as history:
+    with open_index(rollout.home, tmp_path / "state") as history:
         told = usage(history)
     assert told["totals"]["input_tokens"] == 5
     assert told["rate_limits"]["primary"]["used_percent"] == 50
@@ -351,7 +353,7 @@ def test_a_request_at_an_odd_time_is_counted(tmp_path: Path, ms: int) -> None:
     rollout.ms = ms
     rollout.use(5)
     rollout.save(mtime_ms=10**12)
-    with open_history(rollout.home, tmp_path / "state") as history:
+    with open_index(rollout.home, tmp_path / "state") as history:
         for group_by in ("day", "week", "month", "thread"):
             for zone in ("UTC", "Pacific/Auckland", "America/New_York"):
                 told = usage(history, group_by=group_by, timezone=zone)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import zstandard
 
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.rollouts.turn_reader import COMMANDS_KEPT, Turn, read_turns
 from codex_tools.runs.result import RESULT_LIMIT
 from codex_tools.sessions import SessionsResult
-from support.index_checks import START, Rollout, open_history, sessions
+from support.index_checks import START, Rollout, open_index, sessions
 from support.synthetic_home import KINDS, Truth, make_home
 
 Json = dict[str, Any]
@@ -26,8 +26,8 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def history(home: Path, tmp_path: Path) -> Generator[History]:
-    with open_history(home, tmp_path / "state") as opened:
+def history(home: Path, tmp_path: Path) -> Generator[ThreadIndex]:
+    with open_index(home, tmp_path / "state") as opened:
         yield opened
 
 
@@ -108,7 +108,7 @@ def test_any_part_of_the_turns_can_be_read(
     assert ([turn.prompt for turn in turns], rest) == (prompts, left)
 
 
-def test_a_thread_without_turns_has_none(home: Path, history: History) -> None:
+def test_a_thread_without_turns_has_none(home: Path, history: ThreadIndex) -> None:
     rollout = Rollout(home).save()
     assert read_turns(rollout.path, None, 5) == ([], 0)
     assert sessions(history, thread_id=rollout.id)["turns"] == []
@@ -164,7 +164,7 @@ def test_what_the_tool_tells_of_a_thread_fits_its_schema(
     made: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     home, truth = made
-    with open_history(home, tmp_path) as history:
+    with open_index(home, tmp_path) as history:
         for id_ in truth.sessions:
             SessionsResult.model_validate(sessions(history, thread_id=id_, turns=50))
 
@@ -307,7 +307,7 @@ def test_of_a_file_that_changed_again_and_again_the_whole_is_told(home: Path, st
 
 @pytest.mark.parametrize("paginated", [False, True])
 def test_texts_and_lists_are_bounded_however_large_a_turn_is(
-    home: Path, history: History, paginated: bool
+    home: Path, history: ThreadIndex, paginated: bool
 ) -> None:
     rollout = Rollout(home, paginated=paginated)
     for n in range(60):
@@ -342,7 +342,7 @@ def test_of_many_commands_the_newest_are_kept(home: Path) -> None:
     assert commands[0][0] == "echo 30"
 
 
-def test_a_cut_answer_says_where_the_whole_one_is(home: Path, history: History) -> None:
+def test_a_cut_answer_says_where_the_whole_one_is(home: Path, history: ThreadIndex) -> None:
     rollout = Rollout(home)
     rollout.ask("a long one")
     rollout.answer("a" * 100_000)

@@ -12,7 +12,7 @@
     + ThreadNotFound
     + ThreadBusy
     + UnknownRun
-    + HistoryUnavailable
+    + IndexUnavailable
   x Interrupted: the server died while Codex was at work
   x InternalFault: a fault of this server
   x TurnError: Codex was started, and `turn` tells what it had done by then
@@ -223,7 +223,7 @@ class UnknownRun(RequestError):
         )
 
 
-class HistoryUnavailable(RequestError):
+class IndexUnavailable(RequestError):
     """The index over Codex's threads can be kept nowhere."""
 
     kind = "internal"

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from codex_tools.codex.errors import CodexError, HistoryUnavailable
+from codex_tools.codex.errors import CodexError, IndexUnavailable
 from codex_tools.history.indexer import Batch, Numbers, price_anew, uncollected
 from codex_tools.history.scan import Changes, compare, inode_of, mark_of, mark_of_file, scan
 from codex_tools.history.search_text import read_names, read_new_texts
@@ -60,7 +60,7 @@ Enough = Callable[[sqlite3.Connection, int], bool]
 """Told the newest modification time (ns) of the files that are still unread."""
 
 
-class History:
+class ThreadIndex:
     """The index over the rollouts of one CODEX_HOME; safe to use from any thread.
 
     Several processes may share one: the first that finds something new locks
@@ -102,7 +102,7 @@ class History:
         """Yield a connection to the index as it was refreshed last, for this thread alone.
 
         Raises:
-            HistoryUnavailable: There is no place to keep an index.
+            IndexUnavailable: There is no place to keep an index.
         """
         with self._wanted():
             try:
@@ -115,7 +115,7 @@ class History:
             except sqlite3.DatabaseError as error:
                 # Found damaged while it was read: the next refresh makes it anew.
                 self._recover(error)
-                raise HistoryUnavailable(str(error)) from error
+                raise IndexUnavailable(str(error)) from error
 
     def refresh(
         self,
@@ -134,7 +134,7 @@ class History:
             patience: Up to so many files are read without asking *enough*.
 
         Raises:
-            HistoryUnavailable: There is no place to keep an index.
+            IndexUnavailable: There is no place to keep an index.
         """
         with self._wanted():
             for _ in range(3):
@@ -142,11 +142,11 @@ class History:
                     return self._refresh(progress or _tell_nobody, enough, texts, patience)
                 except sqlite3.DatabaseError as error:
                     if not self._recover(error):
-                        raise HistoryUnavailable(str(error)) from error
+                        raise IndexUnavailable(str(error)) from error
                 except OSError as error:
                     if not self._retreat(str(error)):
-                        raise HistoryUnavailable(str(error)) from error
-            raise HistoryUnavailable("it was damaged again while it was rebuilt")
+                        raise IndexUnavailable(str(error)) from error
+            raise IndexUnavailable("it was damaged again while it was rebuilt")
 
     def finish_later(self) -> None:
         """Read on in the background where a refresh had enough; gives way to any other use."""
@@ -228,7 +228,7 @@ class History:
             self._db = self._open(path)
         except (OSError, sqlite3.OperationalError) as error:
             if not self._retreat(str(error)):
-                raise HistoryUnavailable(str(error)) from error
+                raise IndexUnavailable(str(error)) from error
             return self._connect()
         self._inode = inode_of(path)
         return self._db
@@ -316,7 +316,7 @@ class History:
                     if (now := data_version(db)) != seen:
                         seen, since = now, time.monotonic()
                     if time.monotonic() - since > WAIT_S or self._leave.is_set():
-                        raise HistoryUnavailable("another process has locked it") from None
+                        raise IndexUnavailable("another process has locked it") from None
                     progress(0, 0)
                     time.sleep(0.02)
             yield
@@ -392,7 +392,7 @@ class History:
 
     def _check_leave(self) -> None:
         if self._leave.is_set():
-            raise HistoryUnavailable("this process is ending")
+            raise IndexUnavailable("this process is ending")
 
 
 def _tell_nobody(done: int, total: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codex_tools.codex.program import Program
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.history.search_text import fold
 from codex_tools.history.tables import tokens
 from codex_tools.history.times import iso
@@ -76,7 +76,7 @@ class Page:
 class Listing:
     """What a list of threads is made of."""
 
-    def __init__(self, history: History, state_dir: Path, program: Program | None) -> None:
+    def __init__(self, history: ThreadIndex, state_dir: Path, program: Program | None) -> None:
         """*program* is the Codex that would resume them, if one is known."""
         self._history = history
         self._program = program
@@ -220,7 +220,7 @@ def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
 
 
 def enough_for(query: ThreadQuery) -> Any:
-    """Return a test for `History.refresh`: whether this page is certain by now.
+    """Return a test for `ThreadIndex.refresh`: whether this page is certain by now.
 
     A file cannot tell of activity much later than its own modification time.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from codex_tools.codex.errors import ThreadNotFound
 from codex_tools.codex.masking import quote, shorten
-from codex_tools.history.index import History
+from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import Listing
 from codex_tools.history.times import iso
 from codex_tools.rollouts.turn_reader import Turn, read_turns
@@ -31,7 +31,7 @@ def thread_uri(thread_id: str, before: int | None = None) -> str:
 
 
 def read_transcript(
-    history: History, state_dir: Path, thread_id: str, before: int | None = None
+    history: ThreadIndex, state_dir: Path, thread_id: str, before: int | None = None
 ) -> tuple[str, int]:
     """Return a page of a thread's transcript, and how many turns come before it.
 
@@ -45,7 +45,7 @@ def read_transcript(
 
     Raises:
         ThreadNotFound: There is no thread of that id, or its rollout cannot be read.
-        HistoryUnavailable: There is no index to read.
+        IndexUnavailable: There is no index to read.
     """
     history.refresh(None)
     found = Listing(history, state_dir, None).one(thread_id)

@@ -17,7 +17,7 @@ import orjson
 
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.paths import folder_names, is_inside
-from codex_tools.history.index import History, Progress
+from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, tokens
 from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
 from codex_tools.rollouts.line import loads
@@ -63,7 +63,7 @@ class UsageQuery:
 
 
 def find_usage(
-    history: History,
+    history: ThreadIndex,
     progress: Progress | None,
     *,
     since: str | None = None,
@@ -80,7 +80,7 @@ def find_usage(
 
     Raises:
         InvalidArguments: A time or time zone is none.
-        HistoryUnavailable: There is no index to read.
+        IndexUnavailable: There is no index to read.
     """
     try:
         zone = zone_of(timezone)
@@ -99,18 +99,18 @@ def find_usage(
     return report(history, query) | {"error": None}
 
 
-def report(history: History, query: UsageQuery) -> Json:
+def report(history: ThreadIndex, query: UsageQuery) -> Json:
     """Return what was used, as codex_usage tells it.
 
     Raises:
-        HistoryUnavailable: There is no index to read.
+        IndexUnavailable: There is no index to read.
     """
     with history.opened() as db:
         return _Report(db, history, query).result()
 
 
 class _Report:
-    def __init__(self, db: sqlite3.Connection, history: History, query: UsageQuery) -> None:
+    def __init__(self, db: sqlite3.Connection, history: ThreadIndex, query: UsageQuery) -> None:
         self._db, self._history, self._query = db, history, query
         self._table = "bucket"
         self._cost = 0.0
