@@ -24,7 +24,7 @@ from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.history.index import ThreadIndex
-from codex_tools.history.thread_list import COLD_FILES, Listing, ThreadQuery, enough_for
+from codex_tools.history.thread_list import COLD_FILES, ThreadList, ThreadQuery, enough_for
 from codex_tools.history.transcript import read_transcript, thread_uri
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import RunResult, run_uri
@@ -179,7 +179,7 @@ class Resources:
                 texts=bool(words),
                 patience=COLD_FILES,
             )
-            page = Listing(self._history, self._state_dir, None).page(query, left)
+            page = ThreadList(self._history, self._state_dir, None).page(query, left)
         except (CodexError, UnicodeEncodeError):
             return []  # Nothing to propose is no error.
         ids = [str(thread["thread_id"]) for thread in page.threads]

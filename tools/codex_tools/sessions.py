@@ -15,7 +15,7 @@ from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.record import Record, Usage
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.tables import tokens
-from codex_tools.history.thread_list import COLD_FILES, Listing, Page, ThreadQuery, enough_for
+from codex_tools.history.thread_list import COLD_FILES, Page, ThreadList, ThreadQuery, enough_for
 from codex_tools.history.times import instant, iso
 from codex_tools.history.transcript import thread_uri
 from codex_tools.rollouts.turn_reader import Turn as ReadTurn
@@ -152,7 +152,7 @@ def find_sessions(
         ThreadNotFound: There is no thread of that id.
         IndexUnavailable: There is no index to read.
     """
-    listing = Listing(history, state_dir, program)
+    listing = ThreadList(history, state_dir, program)
     result: Json = dict.fromkeys(SessionsResult.model_fields)
     if request.thread_id is None:
         try:
@@ -170,7 +170,7 @@ def find_sessions(
 
 
 def _page(
-    request: SessionsRequest, history: ThreadIndex, listing: Listing, progress: Progress | None
+    request: SessionsRequest, history: ThreadIndex, listing: ThreadList, progress: Progress | None
 ) -> Page:
     query = ThreadQuery(
         words=request.query,
@@ -204,7 +204,7 @@ def _fitted(page: Page) -> Page:
 
 
 def _one(
-    request: SessionsRequest, listing: Listing, thread_id: str
+    request: SessionsRequest, listing: ThreadList, thread_id: str
 ) -> tuple[Json, list[Json], str | None]:
     found = listing.one(thread_id.strip().lower())
     if found is None:

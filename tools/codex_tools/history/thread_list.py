@@ -73,7 +73,7 @@ class Page:
         return self.cursors[-1] if self.has_more and self.cursors else None
 
 
-class Listing:
+class ThreadList:
     """What a list of threads is made of."""
 
     def __init__(self, history: ThreadIndex, state_dir: Path, program: Program | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from codex_tools.codex.errors import ThreadNotFound
 from codex_tools.codex.masking import quote, shorten
 from codex_tools.history.index import ThreadIndex
-from codex_tools.history.thread_list import Listing
+from codex_tools.history.thread_list import ThreadList
 from codex_tools.history.times import iso
 from codex_tools.rollouts.turn_reader import Turn, read_turns
 
@@ -48,7 +48,7 @@ def read_transcript(
         IndexUnavailable: There is no index to read.
     """
     history.refresh(None)
-    found = Listing(history, state_dir, None).one(thread_id)
+    found = ThreadList(history, state_dir, None).one(thread_id)
     if found is None:
         raise ThreadNotFound(f"There is no thread {thread_id}.", "Find its id with codex_sessions.")
     thread, path = found
