@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from codex_tools.codex.errors import CodexError, IndexUnavailable
-from codex_tools.history.indexer import Batch, Numbers, price_anew, uncollected
+from codex_tools.history.indexer import IndexBatch, Numbers, price_anew, uncollected
 from codex_tools.history.scan import Changes, compare, inode_of, mark_of, mark_of_file, scan
 from codex_tools.history.search_text import read_names, read_new_texts
 from codex_tools.history.tables import (
@@ -369,7 +369,7 @@ class ThreadIndex:
         done = 0
         progress(0, total)
         while done < total or changes.gone:
-            batch = Batch(db, str(self.home), self.prices, contexts, changes)
+            batch = IndexBatch(db, str(self.home), self.prices, contexts, changes)
             size = 0
             while done < total and len(batch.files) < BATCH_FILES and size < BATCH_BYTES:
                 batch.read(changes.found[done])

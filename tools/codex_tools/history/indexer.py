@@ -63,7 +63,7 @@ class Numbers:
         return found
 
 
-class Batch:
+class IndexBatch:
     """Some files that are read, to be brought in by one transaction."""
 
     def __init__(
