@@ -15,7 +15,7 @@ from codex_tools.history.index import ThreadIndex
 from codex_tools.history.search_text import fold
 from codex_tools.history.tables import tokens
 from codex_tools.history.times import iso
-from codex_tools.history.writer_locks import Writers
+from codex_tools.history.writer_locks import WriterLocks
 from codex_tools.rollouts.files import PACKED
 
 Json = dict[str, Any]
@@ -80,7 +80,7 @@ class ThreadList:
         """*program* is the Codex that would resume them, if one is known."""
         self._history = history
         self._program = program
-        self._writers = Writers(history.home, state_dir)
+        self._writers = WriterLocks(history.home, state_dir)
 
     def page(self, query: ThreadQuery, left: int = 0) -> Page:
         """Return a page of threads, newest activity first.

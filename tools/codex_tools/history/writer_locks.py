@@ -16,7 +16,7 @@ from pathlib import Path
 _LOCKS = Path("/proc/locks")
 
 
-class Writers:
+class WriterLocks:
     """The locks as they are when they are first asked for."""
 
     def __init__(self, home: Path, state_dir: Path) -> None:
