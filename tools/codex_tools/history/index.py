@@ -27,7 +27,7 @@ import orjson
 
 from codex_tools.codex.errors import CodexError, IndexUnavailable
 from codex_tools.history.indexer import IndexBatch, Numbers, price_anew, uncollected
-from codex_tools.history.scan import Changes, compare, inode_of, mark_of, mark_of_file, scan
+from codex_tools.history.scan import RolloutChanges, compare, inode_of, mark_of, mark_of_file, scan
 from codex_tools.history.search_text import read_names, read_new_texts
 from codex_tools.history.tables import (
     SCHEMA,
@@ -113,7 +113,7 @@ class ThreadIndex:
                     db = self._connect()
                 yield db
             except sqlite3.DatabaseError as error:
-                # Found damaged while it was read: the next refresh makes it anew.
+                # ChangedRollout damaged while it was read: the next refresh makes it anew.
                 self._recover(error)
                 raise IndexUnavailable(str(error)) from error
 
@@ -321,13 +321,13 @@ class ThreadIndex:
                     time.sleep(0.02)
             yield
 
-    def _changes(self, db: sqlite3.Connection) -> Changes:
+    def _changes(self, db: sqlite3.Connection) -> RolloutChanges:
         """Compare disk and index; folders that stand as at the last look are not compared."""
         version = data_version(db)
         if version != self._seen_at:
             self._seen = orjson.loads(get_meta(db, "folders") or "{}")
             self._seen_at = version
-        changes = Changes()
+        changes = RolloutChanges()
         folders: set[str] = set()
         for folder, entries in scan(self.home):
             folders.add(folder)
@@ -360,7 +360,7 @@ class ThreadIndex:
     def _read_changes(
         self,
         db: sqlite3.Connection,
-        changes: Changes,
+        changes: RolloutChanges,
         progress: Progress,
         enough: Enough | None,
     ) -> int:

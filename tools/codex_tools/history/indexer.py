@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from codex_tools.history.scan import Changes, Found
+from codex_tools.history.scan import ChangedRollout, RolloutChanges
 from codex_tools.history.tables import (
     ADD_FILE,
     AMBIGUOUS,
@@ -72,7 +72,7 @@ class IndexBatch:
         root: str,
         prices: Prices,
         contexts: Numbers,
-        changes: Changes,
+        changes: RolloutChanges,
     ) -> None:
         self._db, self._root, self._prices, self._contexts = db, root, prices, contexts
         self._changes = changes
@@ -84,7 +84,7 @@ class IndexBatch:
         self._grown: list[tuple[int]] = []
         self._threads: set[str] = set()
 
-    def read(self, found: Found) -> None:
+    def read(self, found: ChangedRollout) -> None:
         """Read a file, or what has been added to it."""
         # Not a Path: making one costs as much as opening the file.
         path = f"{self._root}/{found.folder}/{found.name}"
@@ -128,7 +128,7 @@ class IndexBatch:
         self._next += 1
         return self._next - 1
 
-    def _former(self, found: Found) -> tuple[Any, ...] | None:
+    def _former(self, found: ChangedRollout) -> tuple[Any, ...] | None:
         if found.file is None or found.name.endswith(PACKED):
             return None
         row = self._db.execute(
@@ -139,7 +139,7 @@ class IndexBatch:
         return row if row is not None and row[0] < found.size else None
 
     def _read_on(
-        self, path: str, found: Found, former: tuple[Any, ...]
+        self, path: str, found: ChangedRollout, former: tuple[Any, ...]
     ) -> tuple[int, ThreadReader, int, list[int], tuple[int, int], bool, None] | None:
         """Read what was added to a file; None if it is another one than it was."""
         _, seal, state, text_offset, text_size, shadowed, *facts = former
@@ -180,7 +180,7 @@ class IndexBatch:
 
     def _take(
         self,
-        found: Found,
+        found: ChangedRollout,
         id_: int,
         reader: ThreadReader,
         seal: int,

@@ -16,7 +16,7 @@ Entry = tuple[str, int, int]
 
 
 @dataclass(slots=True)
-class Found:
+class ChangedRollout:
     """A rollout that is not in the index as it is on disk."""
 
     folder: str
@@ -28,14 +28,16 @@ class Found:
 
 
 @dataclass(slots=True)
-class Changes:
+class RolloutChanges:
     """What differs between disk and index."""
 
-    found: list[Found] = field(default_factory=list[Found])
+    found: list[ChangedRollout] = field(default_factory=list[ChangedRollout])
     gone: list[int] = field(default_factory=list[int])
-    _by_thread: dict[str, list[Found]] = field(default_factory=dict[str, list[Found]])
+    _by_thread: dict[str, list[ChangedRollout]] = field(
+        default_factory=dict[str, list[ChangedRollout]]
+    )
 
-    def found_of(self, thread_id: str) -> list[Found]:
+    def found_of(self, thread_id: str) -> list[ChangedRollout]:
         """Return what was found of one thread, as the files' names tell."""
         if not self._by_thread:
             for found in self.found:
@@ -86,16 +88,18 @@ def mark_of(entries: list[Entry]) -> int:
     return hash((zlib.crc32("/".join(names).encode("utf-8", "surrogateescape")), sizes, times))
 
 
-def compare(db: sqlite3.Connection, folder: str, entries: list[Entry], changes: Changes) -> None:
+def compare(
+    db: sqlite3.Connection, folder: str, entries: list[Entry], changes: RolloutChanges
+) -> None:
     """Add to *changes* how a folder differs from what the index has of it."""
     rows = db.execute("SELECT name, size, mtime_ns, id FROM file WHERE folder = ?", (folder,))
     known = {name: (size, mtime_ns, id_) for name, size, mtime_ns, id_ in rows}
     for name, size, mtime_ns in entries:
         former = known.pop(name, None)
         if former is None:
-            changes.found.append(Found(folder, name, size, mtime_ns, None))
+            changes.found.append(ChangedRollout(folder, name, size, mtime_ns, None))
         elif former[0] != size or former[1] != mtime_ns:
-            changes.found.append(Found(folder, name, size, mtime_ns, former[2]))
+            changes.found.append(ChangedRollout(folder, name, size, mtime_ns, former[2]))
     changes.gone += [id_ for *_, id_ in known.values()]
 
 
