@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from codex_tools.codex.errors import CodexError, IndexUnavailable
-from codex_tools.history.indexer import IndexBatch, Numbers, price_anew, uncollected
+from codex_tools.history.indexer import ContextNumbers, IndexBatch, price_anew, uncollected
 from codex_tools.history.scan import RolloutChanges, compare, inode_of, mark_of, mark_of_file, scan
 from codex_tools.history.search_text import read_names, read_new_texts
 from codex_tools.history.tables import (
@@ -365,7 +365,7 @@ class ThreadIndex:
         enough: Enough | None,
     ) -> int:
         total = len(changes.found)
-        contexts = Numbers(db)
+        contexts = ContextNumbers(db)
         done = 0
         progress(0, total)
         while done < total or changes.gone:

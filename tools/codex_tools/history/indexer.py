@@ -33,7 +33,7 @@ from codex_tools.rollouts.token_counter import Contexts
 _SEAL_BYTES = 256
 
 
-class Numbers:
+class ContextNumbers:
     """The numbers of models in folders, as the index has them, and which threads it has."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -71,7 +71,7 @@ class IndexBatch:
         db: sqlite3.Connection,
         root: str,
         prices: Prices,
-        contexts: Numbers,
+        contexts: ContextNumbers,
         changes: RolloutChanges,
     ) -> None:
         self._db, self._root, self._prices, self._contexts = db, root, prices, contexts
@@ -288,7 +288,7 @@ def feed_file(reader: ThreadReader, path: str) -> None:
 
 def price_anew(db: sqlite3.Connection, prices: Prices, count: int) -> None:
     """Price all requests again, from what is kept of each, *count* files at a time."""
-    models = Numbers(db).models
+    models = ContextNumbers(db).models
     db.execute("DELETE FROM bucket")
     rows = db.execute(
         "SELECT d.file, d.requests, f.shadowed FROM detail d JOIN file f ON f.id = d.file"

@@ -42,7 +42,7 @@ _BURST_MS = 1000
 
 
 class Contexts(Protocol):
-    """Numbers for what requests were made with: a model in a folder."""
+    """ContextNumbers for what requests were made with: a model in a folder."""
 
     def number(self, model: str | None, cwd: str | None) -> int:
         """Return the number of a model in a folder."""
