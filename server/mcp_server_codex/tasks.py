@@ -18,7 +18,7 @@ from mcp.shared.exceptions import MCPError
 from codex_tools.codex.errors import UnknownRun
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
-from codex_tools.runs.store import KEEP_S, Stored, now
+from codex_tools.runs.store import KEEP_S, StoredRun, now
 from mcp_server_codex.wire import AnyTool, to_result
 
 EXTENSION = "io.modelcontextprotocol/tasks"
@@ -91,7 +91,7 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
     server.add_request_handler("tasks/update", UpdateParams, update)
 
 
-def _find(call: Call, task_id: str) -> Run | Stored:
+def _find(call: Call, task_id: str) -> Run | StoredRun:
     if not wants_task(call):
         raise MCPError(code=types.METHOD_NOT_FOUND, message="Method not found", data=call.method)
     try:
@@ -100,7 +100,7 @@ def _find(call: Call, task_id: str) -> Run | Stored:
         raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown task: {task_id}") from None
 
 
-def _head(found: Run | Stored, status: Status) -> Json:
+def _head(found: Run | StoredRun, status: Status) -> Json:
     if isinstance(found, Run):
         task_id, message = found.run_id, " ".join(found.headline.split())
         updated_at = now() if found.outcome is None else found.ended

@@ -27,7 +27,7 @@ from codex_tools.codex.errors import Cancelled
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.event_log import LOG_LIMIT
 from codex_tools.runs.result import RunResult, RunStatus, Setting, make_result
-from codex_tools.runs.store import KEEP_BYTES, KEEP_S, Store, now
+from codex_tools.runs.store import KEEP_BYTES, KEEP_S, RunStore, now
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Json, Lab, call, connect, marked
 
@@ -40,7 +40,7 @@ import json, os, random, resource, signal, sys, time
 from pathlib import Path
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.result import make_result
-from codex_tools.runs.store import Store, now
+from codex_tools.runs.store import RunStore, now
 
 def result(number, status="running", text=""):
     turn = TurnResult(thread_id="01a20661-b445-73e1-b566-c552cde98ccd", final_response=text)
@@ -50,7 +50,7 @@ state = Path(sys.argv[1])
 """
 
 HOLD = """
-store = Store(state)
+store = RunStore(state)
 store.save(result(int(sys.argv[2])), now())
 print("saved", flush=True)
 sys.stdin.read()
@@ -60,7 +60,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 WRITE = """
-store = Store(state)
+store = RunStore(state)
 for round in range(10 ** 9):
     store.save(result(int(sys.argv[2]), text="x" * (500_000 if round % 2 else 5)), now())
     if round == 1:
@@ -68,11 +68,11 @@ for round in range(10 ** 9):
 """
 
 KILL = """
-reader, kills, faults, seen = Store(state), 0, [], set()
+reader, kills, faults, seen = RunStore(state), 0, [], set()
 for round in range(int(sys.argv[2])):
     child = os.fork()
     if child == 0:
-        store = Store(state)
+        store = RunStore(state)
         for number in range(10 ** 9):
             text = "x" * random.choice([5, 50_000, 500_000])
             store.save(result(number % 3 + round % 4, text=text), now())
@@ -96,7 +96,7 @@ print(json.dumps({"kills": kills, "faults": faults, "seen": len(seen),
 """
 
 SHARE = """
-store, mine, all_ = Store(state), int(sys.argv[2]), range(40)
+store, mine, all_ = RunStore(state), int(sys.argv[2]), range(40)
 for number in all_:
     if number % 2 == mine:
         store.save(result(number), now())
@@ -109,7 +109,7 @@ sys.stdin.readline()
 """
 
 FULL = """
-store = Store(state)
+store = RunStore(state)
 store.save(result(1, text="first"), "then")
 limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 limit(5000)
@@ -159,8 +159,8 @@ def ask(process: subprocess.Popen[str]) -> str:
 
 
 @contextmanager
-def opened(state: Path) -> Generator[Store]:
-    store = Store(state)
+def opened(state: Path) -> Generator[RunStore]:
+    store = RunStore(state)
     try:
         yield store
     finally:
@@ -184,7 +184,7 @@ def folder_of(state: Path, number: int) -> Path:
     return state / "runs" / run_id(number)
 
 
-def keep(store: Store, number: int, status: RunStatus = "completed") -> None:
+def keep(store: RunStore, number: int, status: RunStatus = "completed") -> None:
     store.save(result(number, status), now())
     with store.open_log(run_id(number)) as log:
         log.add(b"{}")
@@ -316,7 +316,7 @@ def test_two_servers_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_server_that_starts_while_others_clear_up_is_known_to_live(tmp_path: Path) -> None:
     clear = """
-store = Store(state)
+store = RunStore(state)
 print("saved", flush=True)
 while True:
     store.prune()
@@ -334,7 +334,7 @@ while True:
 
 def test_a_dead_server_is_not_taken_for_a_living_one_by_many_who_look(tmp_path: Path) -> None:
     look = """
-store = Store(state)
+store = RunStore(state)
 print("saved", flush=True)
 while True:
     store.load("run_%016x" % 1)

@@ -38,7 +38,7 @@ from codex_tools.runs.audit import Audit, ending_of, facts_of
 from codex_tools.runs.event_log import EventPage
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run, completed, failed, faulty, price_run
-from codex_tools.runs.store import Store, Stored, now
+from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
 from codex_tools.schemas.output_schema import Output
@@ -63,7 +63,7 @@ class Runs:
     """All runs of this server, and what is kept of earlier ones."""
 
     def __init__(
-        self, tasks: TaskGroup, state_dir: Path, store: Store, max_runs: int, prices: Prices
+        self, tasks: TaskGroup, state_dir: Path, store: RunStore, max_runs: int, prices: Prices
     ) -> None:
         self._tasks = tasks
         self._prices = prices
@@ -126,7 +126,7 @@ class Runs:
         self._tasks.start_soon(self._work, run, lock, name=run_id)
         return run
 
-    def find(self, run_id: str) -> Run | Stored:
+    def find(self, run_id: str) -> Run | StoredRun:
         """Return a run of this server, or what is kept of another one.
 
         Raises:
@@ -207,7 +207,7 @@ class Runs:
             UnknownRun: There is none of that id, or it is at work in another server.
         """
         found = self.find(run_id)
-        if isinstance(found, Stored):
+        if isinstance(found, StoredRun):
             if not _has_ended(found.result):
                 raise UnknownRun(run_id, "is at work in another server, and only that can end it")
             return found.result
@@ -306,11 +306,11 @@ async def open_runs(state_dir: Path, max_runs: int, prices: Prices) -> AsyncGene
     """
     with ExitStack() as stack:
         try:
-            store = Store(state_dir)
+            store = RunStore(state_dir)
         except OSError as error:
             logger.warning("%s cannot be used, nothing will be kept: %s", state_dir, error)
             state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            store = Store(state_dir)
+            store = RunStore(state_dir)
         stack.callback(store.close)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_prune, store)
@@ -320,7 +320,7 @@ async def open_runs(state_dir: Path, max_runs: int, prices: Prices) -> AsyncGene
                 tasks.cancel_scope.cancel()
 
 
-async def _prune(store: Store) -> None:
+async def _prune(store: RunStore) -> None:
     await anyio.sleep(PRUNE_AFTER_S)
     try:
         await anyio.to_thread.run_sync(store.prune, abandon_on_cancel=True)

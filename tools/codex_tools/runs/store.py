@@ -40,7 +40,7 @@ _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 _SERVER_ID = re.compile(r"[0-9a-f]{16}")
 
 
-class Store:
+class RunStore:
     """The runs below one state folder, seen by one server."""
 
     def __init__(self, state_dir: Path) -> None:
@@ -87,7 +87,7 @@ class Store:
             file.write(orjson.dumps(record))
         draft.replace(folder / "run.json")
 
-    def load(self, run_id: str) -> Stored | None:
+    def load(self, run_id: str) -> StoredRun | None:
         """Return a run as it was kept last; None if there is none of that id.
 
         One that was at work in a server that is gone comes back as interrupted.
@@ -109,7 +109,7 @@ class Store:
             return None
         if result.status in ("running", "queued") and not self._lives(server_id):
             result = interrupt(result)
-        return Stored(result, *times)
+        return StoredRun(result, *times)
 
     def open_log(self, run_id: str) -> EventLog:
         """Return a log for the run's events."""
@@ -197,7 +197,7 @@ class Store:
         return self._runs / run_id
 
 
-class Stored:
+class StoredRun:
     """A run as it was kept, and when."""
 
     def __init__(self, result: RunResult, created_at: str, updated_at: str) -> None:
