@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from codex_tools.runs import audit as module
-from codex_tools.runs.audit import FILES_KEPT, Audit
+from codex_tools.runs.audit import FILES_KEPT, AuditLog
 
 
 def entries(folder: Path) -> list[dict[str, object]]:
@@ -20,7 +20,7 @@ def entries(folder: Path) -> list[dict[str, object]]:
 
 
 def test_an_entry_is_a_line_that_only_this_user_may_read(tmp_path: Path) -> None:
-    log = Audit(tmp_path)
+    log = AuditLog(tmp_path)
     log.write("started", {"cwd": "/a\nb", "n": 1})
     log.write("ended", {"status": "completed"})
     first, second = entries(tmp_path)
@@ -30,7 +30,7 @@ def test_an_entry_is_a_line_that_only_this_user_may_read(tmp_path: Path) -> None
 
 
 def test_no_secret_gets_into_it(tmp_path: Path) -> None:
-    Audit(tmp_path).write("refused", {"message": "key sk-proj-abcdefghijklmnop", "a": 1})
+    AuditLog(tmp_path).write("refused", {"message": "key sk-proj-abcdefghijklmnop", "a": 1})
     (entry,) = entries(tmp_path)
     assert entry["message"] == "key [secret]"
 
@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 from codex_tools.runs import audit
 audit.FILE_LIMIT = 150_000
-log = audit.Audit(Path(sys.argv[1]))
+log = audit.AuditLog(Path(sys.argv[1]))
 for count in range(200):
     log.write("started", {"who": sys.argv[2], "count": count, "padding": "x" * 500})
 """
@@ -60,7 +60,7 @@ def test_the_oldest_lines_go_when_there_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FILE_LIMIT", 1000)
-    log = Audit(tmp_path)
+    log = AuditLog(tmp_path)
     for count in range(200):
         log.write("started", {"count": count, "padding": "x" * 100})
     assert len([*tmp_path.glob("audit*.jsonl")]) == FILES_KEPT
@@ -74,5 +74,5 @@ def test_a_log_that_cannot_be_written_is_a_warning(
 ) -> None:
     (tmp_path / "audit.jsonl").mkdir()
     with caplog.at_level(logging.WARNING):
-        Audit(tmp_path).write("started", {})
+        AuditLog(tmp_path).write("started", {})
     assert "is not written on" in caplog.text

@@ -28,7 +28,7 @@ FILES_KEPT = 5
 """How many files there are at most, the newest without a number."""
 
 
-class Audit:
+class AuditLog:
     """The log in one state folder, which several servers write on."""
 
     def __init__(self, state_dir: Path) -> None:

@@ -34,7 +34,7 @@ from codex_tools.engines.engine import TurnRequest
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.runs.attempts import run_turns
-from codex_tools.runs.audit import Audit, ending_of, facts_of
+from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.event_log import EventPage
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run, completed, failed, faulty, price_run
@@ -69,7 +69,7 @@ class Runs:
         self._prices = prices
         self._state_dir = state_dir
         self._store = store
-        self.audit = Audit(state_dir)
+        self.audit = AuditLog(state_dir)
         self._places = anyio.CapacityLimiter(max_runs)
         self._runs: dict[str, Run] = {}
         self._changed = anyio.Event()
