@@ -36,7 +36,7 @@ from codex_tools.usage import USAGE
 from codex_tools.wait import WAIT
 from mcp_server_codex import prompts, tasks
 from mcp_server_codex.elicitation import Seals, Unanswered, find_asker
-from mcp_server_codex.progress import Progress
+from mcp_server_codex.progress import ProgressReporter
 from mcp_server_codex.resources import Resources
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import AnyTool, caller_of, to_result, to_tool
@@ -182,7 +182,7 @@ async def _call(
         if isinstance(found, types.InputRequiredResult):
             return found
         cwd = found
-    progress = Progress(call.session)
+    progress = ProgressReporter(call.session)
     context = Context(
         policy=settings.policy,
         runs=runs,

@@ -1,4 +1,4 @@
-"""Progress of a call, told to the client."""
+"""ProgressReporter of a call, told to the client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAY_EVERY_S = 9.0
 """How often it is told though nothing has changed."""
 
 
-class Progress:
+class ProgressReporter:
     """The progress of one call: says what its runs do, until it is cancelled.
 
     It looks at the runs instead of being fed by them, so a client that does

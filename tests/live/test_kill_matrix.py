@@ -232,7 +232,8 @@ ENDS = (
 IMPATIENT = (
     # As Claude Code does it; whether the last one still meets a server is the machine's choice.
     End("SIGINT + SIGTERM + SIGKILL", send(INT, 0.1, TERM, 0.4, KILL), (130, -KILL)),
-    End("SIGINT + all others", send_all, (130,)),
+    # The kernel hands over the lowest number last of those that it keeps: any may be the first.
+    End("SIGINT + all others", send_all, (130, 143, 129)),
 )
 
 
