@@ -73,10 +73,10 @@ async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoRe
         tasks.start_soon(heed_stdout)
         with serving:
             try:
-                lines = Lines(_take_stdin())
+                lines = FrameReader(_take_stdin())
                 async with stdio_server(
                     cast("anyio.AsyncFile[str]", lines),
-                    cast("anyio.AsyncFile[str]", Writer(wire)),
+                    cast("anyio.AsyncFile[str]", FrameWriter(wire)),
                 ) as (incoming, outgoing):
 
                     async def refuse(error: types.JSONRPCError) -> None:
@@ -104,7 +104,7 @@ def _take_stdin() -> int:
     return private
 
 
-class Writer:
+class FrameWriter:
     """The way out; a write that blocks is abandoned, not waited for, at the end."""
 
     def __init__(self, fd: int) -> None:
@@ -126,7 +126,7 @@ class Writer:
                 select.select([], [self._fd], [])
 
 
-class Lines:
+class FrameReader:
     """The messages of a file descriptor, awaited without a thread that blocks the end.
 
     The reader is a daemon thread of its own: one of anyio's would be waited for
