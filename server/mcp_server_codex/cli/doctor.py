@@ -27,7 +27,7 @@ from mcp_server_codex.cli.checks.python import (
 )
 
 if TYPE_CHECKING:
-    from mcp_server_codex.cli.checks.context import Examination
+    from mcp_server_codex.cli.checks.context import CheckContext
 
 _USAGE = """\
 usage: mcp-server-codex doctor [--json] [OPTION]...
@@ -41,7 +41,7 @@ Exit code 1 if there is a problem.
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _REPORT = "Report it as a bug, with what `mcp-server-codex doctor --json` prints."
 
-Checking = Callable[["Examination"], "list[Check] | Awaitable[list[Check]]"]
+Checking = Callable[["CheckContext"], "list[Check] | Awaitable[list[Check]]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ def _steps() -> tuple[Step, ...]:
     )
 
 
-async def _bounded(step: Step, examination: Examination, report: Report) -> list[Check]:
+async def _bounded(step: Step, examination: CheckContext, report: Report) -> list[Check]:
     """Return what *step* finds, or that it found no end or failed."""
     import anyio.to_thread
 
@@ -222,7 +222,7 @@ async def _bounded(step: Step, examination: Examination, report: Report) -> list
         try:
             if inspect.iscoroutinefunction(step.check):
                 return await step.check(examination)
-            check = cast("Callable[[Examination], list[Check]]", step.check)
+            check = cast("Callable[[CheckContext], list[Check]]", step.check)
             return await anyio.to_thread.run_sync(check, examination, abandon_on_cancel=True)
         except Exception as error:
             said = f"The check itself fails: {type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, cast
 
 from codex_tools.codex.paths import expand_home
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
-from mcp_server_codex.cli.checks.context import Examination
+from mcp_server_codex.cli.checks.context import CheckContext
 from mcp_server_codex.cli.clients.known import CLIENTS, Client, ConfigError
 from mcp_server_codex.settings import read_settings
 
@@ -45,7 +45,7 @@ class Entry:
         return f"mcp-server-codex install {self.client.name}{scope}"
 
 
-def check_clients(examination: Examination) -> list[Check]:
+def check_clients(examination: CheckContext) -> list[Check]:
     """See how each client starts this server, and which one does not."""
     home, env = Path.home(), examination.environ
     findings: list[Check] = []
@@ -65,7 +65,7 @@ def check_clients(examination: Examination) -> list[Check]:
     return [*findings, *_without(without, any_entry=bool(entries))]
 
 
-def _entries(client: Client, home: Path, examination: Examination) -> Iterator[Entry]:
+def _entries(client: Client, home: Path, examination: CheckContext) -> Iterator[Entry]:
     paths = client.config_paths(home, examination.cwd, examination.environ)
     for scope, file in paths.items():
         if not file.is_file():
@@ -76,7 +76,7 @@ def _entries(client: Client, home: Path, examination: Examination) -> Iterator[E
             yield Entry(client, scope, file, *found)
 
 
-def _broken(client: Client, home: Path, examination: Examination, error: ConfigError) -> Check:
+def _broken(client: Client, home: Path, examination: CheckContext, error: ConfigError) -> Check:
     files = client.config_paths(home, examination.cwd, examination.environ).values()
     shown = " or ".join(dict.fromkeys(str(file) for file in files if file.is_file()))
     said = f"{client.title}'s configuration, {shown}, cannot be read: {error}."

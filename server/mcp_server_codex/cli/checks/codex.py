@@ -16,7 +16,7 @@ from codex_tools.codex.masking import quote
 from codex_tools.codex.paths import expand_home
 from codex_tools.codex.program import Version, bundled_codex, find_codex, native_binary
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
-from mcp_server_codex.cli.checks.context import Answer, Codex, Examination, ask, update_of
+from mcp_server_codex.cli.checks.context import Answer, CheckContext, Codex, ask, update_of
 from mcp_server_codex.settings import OPTIONS
 
 NEWEST_TESTED: Version = (0, 171, 0)
@@ -26,7 +26,7 @@ _INSTALL = 'npm install -g @openai/codex, or: uv tool install "mcp-server-codex[
 _PACKAGE = "openai-codex-cli-bin"
 
 
-async def check_codex(examination: Examination) -> list[Check]:
+async def check_codex(examination: CheckContext) -> list[Check]:
     """Find Codex, ask for its version, keep it for the other checks."""
     place, source, problems = _locate(examination)
     if place is None:
@@ -85,7 +85,7 @@ async def check_codex(examination: Examination) -> list[Check]:
     return [ok("codex", said, **about)]
 
 
-def _locate(examination: Examination) -> tuple[Path | None, str, list[Check]]:
+def _locate(examination: CheckContext) -> tuple[Path | None, str, list[Check]]:
     configured = examination.settings.codex_bin
     if configured:
         source = _source(examination)
@@ -113,7 +113,7 @@ def _locate(examination: Examination) -> tuple[Path | None, str, list[Check]]:
     return None, "", [problem("codex", said, _INSTALL, path=os.environ.get("PATH", ""))]
 
 
-def _source(examination: Examination) -> str:
+def _source(examination: CheckContext) -> str:
     option = next(option for option in OPTIONS if option.flag == "--codex-bin")
     if any(word.partition("=")[0] == option.flag for word in examination.arguments):
         return option.flag

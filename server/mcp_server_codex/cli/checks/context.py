@@ -42,7 +42,7 @@ class Codex:
 
 
 @dataclass(slots=True)
-class Examination:
+class CheckContext:
     """The set-up that is looked at, and what the checks so far have found out."""
 
     arguments: list[str]
@@ -96,7 +96,7 @@ class Answer:
 
 def begin(
     arguments: list[str], environ: dict[str, str], home: Path
-) -> tuple[Examination, list[Check]]:
+) -> tuple[CheckContext, list[Check]]:
     """Read the settings; leave out those that make no sense, and say so."""
     left, env, problems = [*arguments], dict(environ), list[str]()
 
@@ -110,7 +110,7 @@ def begin(
         except _Refused as refused:
             problems.append(str(refused))
             _leave_out(str(refused), left, env)
-    examination = Examination(left, env, settings, Path.cwd(), home, _config(home))
+    examination = CheckContext(left, env, settings, Path.cwd(), home, _config(home))
     given = [name for option in OPTIONS for name in option.variables if env.get(name)]
     given += [word.partition("=")[0] for word in left if word.startswith("--")]
     if not problems:

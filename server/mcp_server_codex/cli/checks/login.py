@@ -20,7 +20,7 @@ from codex_tools.codex.failures import last_words
 from codex_tools.codex.masking import quote
 from codex_tools.codex.program import Version
 from mcp_server_codex.cli.checks.check import Check, Json, ok, problem, warning
-from mcp_server_codex.cli.checks.context import Examination, ask
+from mcp_server_codex.cli.checks.context import CheckContext, ask
 
 KNOWS_DOCTOR: Version = (0, 163, 0)
 """Since here, or some version before, there is `codex doctor --json`. Not in 0.120.0."""
@@ -36,7 +36,7 @@ _EXCERPT = re.compile(r"^\s*\d*\s*\|.*$", re.MULTILINE)
 _QUOTED = re.compile(r'string "(?:[^"\\]|\\.)*"')
 
 
-def check_home(examination: Examination) -> list[Check]:
+def check_home(examination: CheckContext) -> list[Check]:
     """See whether CODEX_HOME is a folder in which this user can work."""
     home, named = examination.home, bool(examination.environ.get("CODEX_HOME"))
     what = f"CODEX_HOME, {home}," if named else f"{home}"
@@ -61,7 +61,7 @@ def check_home(examination: Examination) -> list[Check]:
     ]
 
 
-def _usable(examination: Examination, what: str, shown: str) -> Check:
+def _usable(examination: CheckContext, what: str, shown: str) -> Check:
     home = examination.home
     barred = [
         path
@@ -88,7 +88,7 @@ def _usable(examination: Examination, what: str, shown: str) -> Check:
     return ok("codex_home", f"{what} can be read and written.", path=str(home))
 
 
-async def check_config(examination: Examination) -> list[Check]:
+async def check_config(examination: CheckContext) -> list[Check]:
     """Let Codex read its configuration; without a Codex, see at least whether it is TOML."""
     file = examination.home / "config.toml"
     if file.exists() and not file.is_file():
@@ -166,7 +166,7 @@ def _line_of(file: Path, key: str) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-async def _login(examination: Examination, code: int, said: str) -> list[Check]:
+async def _login(examination: CheckContext, code: int, said: str) -> list[Check]:
     reports = await _doctor(examination)
     network = [*_network(reports)]
     if code == 0:
@@ -184,7 +184,7 @@ async def _login(examination: Examination, code: int, said: str) -> list[Check]:
     return [_without_login(examination, reports), *network]
 
 
-def _without_login(examination: Examination, reports: Mapping[str, Json]) -> Check:
+def _without_login(examination: CheckContext, reports: Mapping[str, Json]) -> Check:
     for name in ("CODEX_API_KEY", "CODEX_ACCESS_TOKEN"):
         if name in examination.codex_environment:
             return ok("login", f"Codex has no login of its own and uses {name}.")
@@ -210,7 +210,7 @@ def _without_login(examination: Examination, reports: Mapping[str, Json]) -> Che
     return warning("login", "Codex is not logged in.", f"{_word(examination)} login")
 
 
-async def _doctor(examination: Examination) -> Mapping[str, Json]:
+async def _doctor(examination: CheckContext) -> Mapping[str, Json]:
     """Return the findings of `codex doctor`, where there is one."""
     assert examination.codex is not None
     program = examination.codex.program
@@ -240,7 +240,7 @@ def _network(reports: Mapping[str, Json]) -> Iterator[Check]:
         )
 
 
-def _word(examination: Examination) -> str:
+def _word(examination: CheckContext) -> str:
     """Return how a person calls this Codex."""
     assert examination.codex is not None
     place = examination.codex.place

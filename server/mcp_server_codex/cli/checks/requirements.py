@@ -15,7 +15,7 @@ from pathlib import Path
 from codex_tools.engines.nesting import find_depth
 from codex_tools.history.tables import open_database, schema_of
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
-from mcp_server_codex.cli.checks.context import Examination, ask
+from mcp_server_codex.cli.checks.context import CheckContext, ask
 
 LOW_ON_SPACE = 1024**3
 """Bytes; the server keeps half of it at most, Codex's own doctor calls less than this a fault."""
@@ -24,7 +24,7 @@ _FOREIGN_RUN = ("CODEX_THREAD_ID", "CODEX_CI", "CODEX_SANDBOX", "CODEX_SANDBOX_N
 """Variables that Codex sets for the commands that it runs (seen on 0.98 to 0.169)."""
 
 
-async def check_git(examination: Examination) -> list[Check]:
+async def check_git(examination: CheckContext) -> list[Check]:
     """See whether there is git, and whether the current folder is in a repository."""
     git = shutil.which("git", path=examination.environ.get("PATH"))
     if git is None:
@@ -49,7 +49,7 @@ async def check_git(examination: Examination) -> list[Check]:
     return [ok("git", said, repository=None)]
 
 
-def check_state(examination: Examination) -> list[Check]:
+def check_state(examination: CheckContext) -> list[Check]:
     """See whether the server can keep its files."""
     folder = examination.settings.state_dir
     try:
@@ -105,7 +105,7 @@ def _damaged_indexes(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def check_policy(examination: Examination) -> list[Check]:
+def check_policy(examination: CheckContext) -> list[Check]:
     """Say what callers may ask for."""
     policy = examination.settings.policy
     where = ", ".join(map(str, policy.roots)) if policy.roots else "any folder"
@@ -122,7 +122,7 @@ def check_policy(examination: Examination) -> list[Check]:
     return [ok("policy", said, **about)]
 
 
-def check_nesting(examination: Examination) -> list[Check]:
+def check_nesting(examination: CheckContext) -> list[Check]:
     """Say whether this is inside a run of Codex already."""
     limit = examination.settings.policy.max_depth
     depth = find_depth(examination.environ)

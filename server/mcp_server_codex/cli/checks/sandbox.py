@@ -9,7 +9,7 @@ from pathlib import Path
 from codex_tools.codex.failures import last_words
 from codex_tools.codex.masking import quote
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
-from mcp_server_codex.cli.checks.context import Answer, Codex, Examination, ask, room
+from mcp_server_codex.cli.checks.context import Answer, CheckContext, Codex, ask, room
 
 _TRY = "echo allowed > inside/file && echo wrote; echo refused > outside/file"
 _SETTINGS = (
@@ -28,7 +28,7 @@ _SYSCTLS = (
 _UNSANDBOXED = "--default-sandbox danger-full-access --max-sandbox danger-full-access"
 
 
-async def check_sandbox(examination: Examination) -> list[Check]:
+async def check_sandbox(examination: CheckContext) -> list[Check]:
     """Run a command in the sandbox: it may write in its folder, and only there."""
     codex = examination.codex
     assert codex is not None

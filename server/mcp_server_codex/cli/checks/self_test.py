@@ -23,7 +23,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from codex_tools.codex.masking import quote
 from codex_tools.engines.nesting import find_depth
 from mcp_server_codex.cli.checks.check import Check, Json, ok, problem
-from mcp_server_codex.cli.checks.context import Codex, Examination, room
+from mcp_server_codex.cli.checks.context import CheckContext, Codex, room
 from mcp_server_codex.cli.scripted_model import Patch, ScriptedModel, Shell, do, model_name, say
 from mcp_server_codex.settings import PREFIX
 
@@ -46,7 +46,7 @@ _SCRIPT = (
 _REPORT = "mcp-server-codex --log-level debug shows more; report it as a bug if it stays"
 
 
-async def check_protocol(examination: Examination) -> list[Check]:
+async def check_protocol(examination: CheckContext) -> list[Check]:
     """Start the server as a client would, in both eras of MCP, and use it."""
     from mcp_server_codex.app import TOOLS  # Here, so that a failure is this check's.
 
@@ -82,7 +82,7 @@ async def check_protocol(examination: Examination) -> list[Check]:
     return [ok("protocol", said, versions=versions, start_s=start_s)]
 
 
-async def check_turn(examination: Examination) -> list[Check]:
+async def check_turn(examination: CheckContext) -> list[Check]:
     """Let the person's Codex do a turn through the server, with a model that is scripted."""
     codex = examination.codex
     assert codex is not None
