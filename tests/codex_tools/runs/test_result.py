@@ -26,8 +26,8 @@ from codex_tools.runs.result import (
     FILES_KEPT,
     RESPONSE_LIMIT,
     RESULT_LIMIT,
+    EffectiveSettings,
     RunResult,
-    Setting,
     make_result,
 )
 
@@ -63,7 +63,9 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
         plan=(("step", True),),
         warnings=("careful",),
     )
-    setting = Setting(model="gpt-5.5", sandbox="read-only", cwd="/p", codex_version="0.169.0")
+    setting = EffectiveSettings(
+        model="gpt-5.5", sandbox="read-only", cwd="/p", codex_version="0.169.0"
+    )
     result = make_result(
         "completed",
         run_id="run_1",
@@ -244,5 +246,7 @@ def test_next_says_what_to_do_with_the_ids_in_it() -> None:
     wrong = make_result("failed", turn=TURN, error=WrongThread("t-0", "t-1", TURN)).next
     refused = make_result("failed", error=InvalidArguments(["x"])).next
     assert wrong == refused == "Do as the hint of the error says."
-    ephemeral = make_result("completed", turn=TURN, setting=Setting(can_resume=False)).next
+    ephemeral = make_result(
+        "completed", turn=TURN, setting=EffectiveSettings(can_resume=False)
+    ).next
     assert "codex_resume" not in ephemeral

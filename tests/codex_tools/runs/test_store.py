@@ -26,7 +26,7 @@ from mcp.shared.exceptions import MCPError
 from codex_tools.codex.errors import Cancelled
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.event_log import LOG_LIMIT
-from codex_tools.runs.result import RunResult, RunStatus, Setting, make_result
+from codex_tools.runs.result import EffectiveSettings, RunResult, RunStatus, make_result
 from codex_tools.runs.store import KEEP_BYTES, KEEP_S, RunStore, now
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Json, Lab, call, connect, marked
@@ -174,7 +174,7 @@ def run_id(number: int) -> str:
 def result(number: int, status: RunStatus = "completed", text: str = "answer") -> RunResult:
     turn = TurnResult(thread_id=THREAD, final_response=text, files_changed=(("/é/a", "add"),))
     error = Cancelled(turn) if status == "cancelled" else None
-    setting = Setting(model="m", sandbox="read-only", cwd="/c", codex_version="0.169.0")
+    setting = EffectiveSettings(model="m", sandbox="read-only", cwd="/c", codex_version="0.169.0")
     return make_result(
         status, run_id=run_id(number), turn=turn, setting=setting, attempts=1, error=error
     )

@@ -108,7 +108,7 @@ class RunResult(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class EffectiveSettings:
     """What a run really ran with; None where that is not known."""
 
     model: str | None = None
@@ -127,7 +127,7 @@ def make_result(
     usage: Usage | None = None,
     cost_usd: float | None = None,
     structured_output: Any = None,
-    setting: Setting | None = None,
+    setting: EffectiveSettings | None = None,
     files: Sequence[tuple[str, ChangeKind, SeenBy]] | None = None,
     duration_s: float = 0.0,
     attempts: int = 0,
@@ -138,7 +138,7 @@ def make_result(
 
     *files* are those that changed, by whatever means; without it, the patched ones.
     """
-    turn, setting = turn or TurnResult(), setting or Setting()
+    turn, setting = turn or TurnResult(), setting or EffectiveSettings()
     files = merge(turn.files_changed, None) if files is None else files
     told = tell_error(error) if error is not None else None
     result = RunResult(

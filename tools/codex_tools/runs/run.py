@@ -26,7 +26,7 @@ from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import find_rollout
 from codex_tools.rollouts.thread_cost import cost_of, cost_without_rollout
 from codex_tools.rollouts.threads import ThreadState, read_state
-from codex_tools.runs.result import RunResult, Setting, make_result
+from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import Changes, merge
 
@@ -169,9 +169,9 @@ def failed(run: Run, error: CodexError, cost_usd: float | None = None) -> RunRes
     )
 
 
-def _asked(run: Run) -> Setting:
+def _asked(run: Run) -> EffectiveSettings:
     request = run.request
-    return Setting(
+    return EffectiveSettings(
         model=request.model,
         reasoning_effort=request.reasoning_effort,
         sandbox=request.sandbox,
@@ -181,7 +181,7 @@ def _asked(run: Run) -> Setting:
     )
 
 
-def _found(run: Run, thread_id: str | None) -> tuple[Setting, tuple[str, ...]]:
+def _found(run: Run, thread_id: str | None) -> tuple[EffectiveSettings, tuple[str, ...]]:
     """Return what the turn really ran with, by its rollout, and what differs."""
     asked = _asked(run)
     path = find_rollout(codex_home(), thread_id) if thread_id and asked.can_resume else None
