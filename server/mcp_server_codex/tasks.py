@@ -16,6 +16,7 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import UnknownRun
+from codex_tools.codex.json_object import Json
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import KEEP_S, StoredRun, now
@@ -25,7 +26,6 @@ EXTENSION = "io.modelcontextprotocol/tasks"
 VERSION = "2026-07-28"
 POLL_EVERY_MS = 1000
 
-Json = dict[str, Any]
 Call = ServerRequestContext[Runs, Any]
 Status = Literal["working", "completed", "cancelled"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-Json = dict[str, Any]
+from codex_tools.codex.json_object import Json
+
 Samples = tuple[float, ...]
 T = TypeVar("T")
 

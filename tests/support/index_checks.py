@@ -15,13 +15,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
+from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.usage_report import find_usage
 from codex_tools.pricing.prices import Prices, read_prices
 from codex_tools.sessions import SessionsRequest, find_sessions
 from support.synthetic_home import Request, Session, Tokens, Truth, Used
 
-Json = dict[str, Any]
 Row = tuple[int, int, int, int, int]
 """Requests, input, cached, output and reasoning tokens."""
 

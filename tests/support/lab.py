@@ -16,11 +16,9 @@ import anyio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
+from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.scripted_model import ScriptedModel, Step, model_name
 from support.codex_versions import CACHE, PINNED, number
-
-Json = dict[str, Any]
-
 
 Note = Callable[[str, object], None]
 

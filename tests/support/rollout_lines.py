@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
+from codex_tools.codex.json_object import Json
 from codex_tools.rollouts.line import Counts
 from codex_tools.rollouts.thread_reader import ThreadReader, facts_of
 from codex_tools.rollouts.token_counter import each_request
-
-Json = dict[str, Any]
 
 PARENT = "01a203da-44d3-7691-b0ab-2028070f8cec"
 OLD_TURN = "01a203da-9ef9-7441-827b-ac0c97c81a88"

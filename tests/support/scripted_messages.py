@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
+from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.loopback import Loopback, QuietHandler
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 
+from codex_tools.codex.json_object import Json
 from codex_tools.schemas.rewriter import StrictSchema
-
-Json = dict[str, Any]
 
 
 def dumped(value: object) -> str:

@@ -9,6 +9,7 @@ import orjson
 from pydantic import Field, model_validator
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, ThreadNotFound
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.paths import folder_names
 from codex_tools.codex.program import Program, find_codex
@@ -22,8 +23,6 @@ from codex_tools.rollouts.turn_reader import Turn as ReadTurn
 from codex_tools.rollouts.turn_reader import read_turns
 from codex_tools.runs.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
 from codex_tools.tool import Context, Folder, Tool
-
-Json = dict[str, Any]
 
 _ROOM = 40_000
 """Characters for the texts of all turns together."""

@@ -7,20 +7,20 @@ import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, cast
+from typing import Annotated, Generic, TypeVar, cast
 
 import anyio.to_thread
 from pydantic import AfterValidator, ValidationError
 from pydantic_core import ErrorDetails
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.record import Record
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.policy import Policy, Review, ask_for
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
 
-Json = dict[str, Any]
 T = TypeVar("T")
 RequestT = TypeVar("RequestT", bound=Record)
 ResultT = TypeVar("ResultT", bound=Record)

@@ -12,15 +12,14 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, cast
+from typing import Literal, NoReturn, cast
 
 from codex_tools.codex.errors import CodexError
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import codex_home, make_absolute
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.pricing.prices import read_prices
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
-
-Json = dict[str, Any]
 
 Find = Callable[[Json, ThreadIndex, Settings, Progress], Json]
 """Finds the tool's structured result by its arguments."""

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import anyio
 from mcp import Client
@@ -29,6 +29,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from codex_tools.codex.errors import CodexError
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program, find_codex
 from mcp_server_codex.cli.scripted_model import (
     Patch,
@@ -42,8 +43,6 @@ from mcp_server_codex.cli.scripted_model import (
     model_name,
     say,
 )
-
-Json = dict[str, Any]
 
 _PRICES = '''\
 def total(prices, discount):

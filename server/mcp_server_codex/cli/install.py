@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.clients.claude_code import (
     add_command,
     find_claude,
@@ -25,8 +26,6 @@ from mcp_server_codex.cli.clients.formats import at_path
 from mcp_server_codex.cli.clients.known import CLIENTS, NAME, Client, client_named
 from mcp_server_codex.cli.clients.launch import find_command, read_options
 from mcp_server_codex.cli.command import Argument, add_arguments
-
-Json = dict[str, Any]
 
 SHARED = (
     Argument("client", "the client", "word", tuple(each.name for each in CLIENTS)),

@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.loopback import Loopback, QuietHandler
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,13 @@ from rich.rule import Rule
 from rich.table import Table
 
 from codex_tools.codex.errors import CodexError
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import find_codex
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.sessions import SESSIONS, Session, SessionsResult, Turn, find_sessions
 from codex_tools.tool import Tool
 from mcp_server_codex.cli.command import Argument, Command, run_command, short
 from mcp_server_codex.settings import Settings
-
-Json = dict[str, Any]
 
 _COLOURS = {"completed": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 

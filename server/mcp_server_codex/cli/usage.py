@@ -6,14 +6,13 @@ pydantic; so they are written down here again, and a test compares them.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
+from codex_tools.codex.json_object import Json
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.usage_report import GroupBy, find_usage
 from mcp_server_codex.cli.command import Argument, Command, run_command
 from mcp_server_codex.settings import Settings
-
-Json = dict[str, Any]
 
 
 def run_usage(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ from typing import Any, cast
 import pytest
 
 from codex_tools.codex.errors import IndexUnavailable
+from codex_tools.codex.json_object import Json
 from codex_tools.history.tables import open_database
 from codex_tools.history.usage_report import UsageQuery, report
 from support.codex_versions import cannot_have
@@ -37,8 +38,6 @@ from support.index_checks import (
 )
 from support.index_process import UNAVAILABLE
 from support.synthetic_home import Truth, make_home
-
-Json = dict[str, Any]
 
 HOME: dict[str, Any] = {"days": 30, "turns": 1, "output_kb": 0.1, "start": START}
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from codex_tools.codex.errors import InvalidArguments, ThreadNotFound
+from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
 from codex_tools.sessions import SessionsRequest, find_sessions
 from support.index_checks import (
@@ -34,8 +34,6 @@ from support.index_checks import (
     sessions,
     thread_id,
 )
-
-Json = dict[str, Any]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from codex_tools.codex.errors import InvalidArguments
+from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.usage_report import THREADS_TOLD, GroupBy, UsageQuery, report
 from support.index_checks import (
@@ -28,8 +29,6 @@ from support.index_checks import (
     usage,
 )
 from support.synthetic_home import Request, Truth, make_home
-
-Json = dict[str, Any]
 
 QUARTER_MS = 900_000
 ZONES = (

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
 
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.record import Usage
 from codex_tools.rollouts.files import find_archived, find_rollout
 from codex_tools.rollouts.threads import newest_thread, read_state
-
-Json = dict[str, Any]
 
 THREAD = "01a20661-b445-73e1-b566-c552cde98ccd"  # Made on 2026-11-23, UTC.
 OTHER = "01a203da-44d3-7691-b0ab-2028070f8cec"

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
 
+from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
 from codex_tools.rollouts.turn_reader import COMMANDS_KEPT, Turn, read_turns
 from codex_tools.runs.result import RESULT_LIMIT
 from codex_tools.sessions import SessionsResult
 from support.index_checks import START, Rollout, open_index, sessions
 from support.synthetic_home import KINDS, Truth, make_home
-
-Json = dict[str, Any]
 
 
 @pytest.fixture

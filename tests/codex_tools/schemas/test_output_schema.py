@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from codex_tools.codex.errors import CodexError, InvalidOutputSchema, OutputMismatch
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.schemas.output_schema import Output, check_schema, problems
-
-Json = dict[str, Any]
 
 
 def read_output(schema: Json, turn: TurnResult) -> object:

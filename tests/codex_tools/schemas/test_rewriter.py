@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from codex_tools.codex.errors import InvalidOutputSchema
+from codex_tools.codex.json_object import Json
 from codex_tools.schemas.output_schema import check_schema, problems
 from codex_tools.schemas.rewriter import make_strict
 from support.strict_answer import (
@@ -26,8 +27,6 @@ from support.strict_answer import (
     is_valid,
     resolved,
 )
-
-Json = dict[str, Any]
 
 DATA = Path(__file__).parents[2] / "data" / "schemas"
 USABLE: list[Json] = json.loads((DATA / "usable.json").read_text())

@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
+from codex_tools.codex.json_object import Json
 from support.codex_versions import PINNED, cannot_have, real_codex
 from support.fake_codex import FakeCodex
 from support.lab import Lab, marked, server_program
-
-Json = dict[str, Any]
 
 NEWEST = PINNED[1]
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import orjson
 
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.record import Usage
 
 Status = Literal["in_progress", "completed", "failed"]
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,11 @@ from typing import Any
 
 import orjson
 
+from codex_tools.codex.json_object import Json
 from codex_tools.pricing.price import Price
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.thread_reader import FACTS
 from codex_tools.rollouts.token_counter import each_request
-
-Json = dict[str, Any]
 
 SCHEMA = 2
 """Raise it with any change of the tables or of what a reader reads: all is read anew."""

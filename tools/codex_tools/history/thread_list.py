@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.search_text import fold
@@ -17,8 +18,6 @@ from codex_tools.history.tables import tokens
 from codex_tools.history.times import iso
 from codex_tools.history.writer_locks import WriterLocks
 from codex_tools.rollouts.files import PACKED
-
-Json = dict[str, Any]
 
 COLD_FILES = 500
 """With more unread files than this a first page does not wait for all of them."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from codex_tools.codex.errors import ThreadNotFound
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import quote, shorten
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import ThreadList
 from codex_tools.history.times import iso
 from codex_tools.rollouts.turn_reader import Turn, read_turns
-
-Json = dict[str, Any]
 
 PAGE_TURNS = 20
 """The most turns of a page."""

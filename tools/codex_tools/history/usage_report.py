@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import orjson
 
 from codex_tools.codex.errors import InvalidArguments
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import folder_names, is_inside
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, tokens
@@ -23,7 +24,6 @@ from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
 from codex_tools.rollouts.line import loads
 from codex_tools.rollouts.token_counter import each_request
 
-Json = dict[str, Any]
 GroupBy = Literal["day", "week", "month", "model", "cwd", "thread"]
 
 THREADS_TOLD = 1000

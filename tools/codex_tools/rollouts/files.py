@@ -15,9 +15,9 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-Json = dict[str, Any]
+from codex_tools.codex.json_object import Json
 
 SESSIONS = "sessions"
 ARCHIVE = "archived_sessions"

@@ -14,7 +14,8 @@ from typing import Any, cast
 
 import orjson
 
-Json = dict[str, Any]
+from codex_tools.codex.json_object import Json
+
 Counts = tuple[int, int, int, int, int]
 """Input, cached, cache-write, output and reasoning tokens of one reading."""
 

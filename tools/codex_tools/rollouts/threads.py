@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from codex_tools.codex.events import read_usage
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.rollouts.files import BLOCK, SESSIONS, open_rollout, payload_of, rollouts_below
-
-Json = dict[str, Any]
 
 _HEAD_OF_LINE = 300
 """Within so many bytes a line names its type; strings inside it are escaped."""

@@ -15,12 +15,11 @@ from typing import Any, cast
 
 import orjson
 
+from codex_tools.codex.json_object import Json
 from codex_tools.rollouts.files import blocks, parts_of, thread_id_of
 from codex_tools.rollouts.line import COMPACTED, inner, ms_of, text_of, user_text
 from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS
-
-Json = dict[str, Any]
 
 COMMANDS_KEPT = 50
 FILES_KEPT = 200

@@ -19,16 +19,15 @@ import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import orjson
 
+from codex_tools.codex.json_object import Json
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult, interrupt
 
 logger = logging.getLogger(__name__)
-
-Json = dict[str, Any]
 
 KEEP_S = 14 * 24 * 3600
 """How long the files of a run that has ended are kept, in seconds."""

@@ -14,9 +14,8 @@ from typing import Any, cast
 import orjson
 
 from codex_tools.codex.errors import InvalidOutputSchema
+from codex_tools.codex.json_object import Json
 from codex_tools.schemas.keywords import ONE, inner_schemas
-
-Json = dict[str, Any]
 
 NODES = 40_000
 """More places than this are refused: OpenAI takes 5,000 properties, and merging can multiply."""

@@ -13,12 +13,11 @@ from typing import Any, cast
 import orjson
 
 from codex_tools.codex.errors import InvalidOutputSchema, OutputMismatch
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.schemas.keywords import inner_schemas
 from codex_tools.schemas.rewriter import StrictSchema, make_strict
-
-Json = dict[str, Any]
 
 PARTS_LIMIT = 12_000
 """Objects and lists of a schema; the provider takes 5,000 properties."""

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, cast
 
 import orjson
 
-Json = dict[str, Any]
+from codex_tools.codex.json_object import Json
 
 WRAPPER = "answer"
 """The property that holds an answer which is no object."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-Json = dict[str, Any]
+from codex_tools.codex.json_object import Json
 
 Status = Literal["ok", "warning", "problem"]
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import expand_home
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.context import CheckContext
 from mcp_server_codex.cli.clients.known import CLIENTS, Client, ConfigError
 from mcp_server_codex.settings import read_settings
-
-Json = dict[str, Any]
 
 _TIMES = ("timeout", "tool_timeout_sec")
 """What entries call the time that a call may take."""

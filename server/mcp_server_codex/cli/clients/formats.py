@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.clients import jsonc, toml_text
 from mcp_server_codex.cli.clients.config_error import ConfigError
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.clients.config_error import ConfigError
 from mcp_server_codex.cli.clients.formats import JSON, JSONC, TOML, Format, at_path
 
 __all__ = ["CLIENTS", "NAME", "Client", "ConfigError", "client_named", "starts_this_server"]
-
-Json = dict[str, Any]
 
 NAME = "codex"
 """What this server is called in a client, unless a person has called it otherwise."""
