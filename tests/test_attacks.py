@@ -21,8 +21,7 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import InvalidArguments
-from codex_tools.policy import Policy, Review
-from codex_tools.turn_options import existing_folder
+from codex_tools.policy import Policy
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Json, Lab, call, connect, until
 
@@ -440,7 +439,7 @@ async def strike(client: Any, attack: Attack, fake: FakeCodex, lab: Lab) -> str 
 def test_half_a_character_in_a_path_is_refused(path: str) -> None:
     """No client on the SDK can send one, so here it comes without a wire."""
     with pytest.raises(InvalidArguments):
-        existing_folder("cwd", path, Review(Policy()))
+        Policy().folder("cwd", path)
 
 
 @pytest.mark.parametrize("rooted", [True, False])

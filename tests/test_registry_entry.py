@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from codex_tools.schemas.output_schema import problems
+from codex_tools.schemas.validation import problems
 from mcp_server_codex.settings import OPTIONS, Option
 from support.installed_package import TOP
 from support.lab import Json

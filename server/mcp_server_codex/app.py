@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -20,18 +21,20 @@ from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import CodexError, InternalFault
 from codex_tools.codex.masking import shorten
-from codex_tools.codex.paths import codex_home
-from codex_tools.compat import CODEX, CODEX_REPLY, CodexRequest
+from codex_tools.codex.workers import on_disk
+from codex_tools.compat import CODEX, CODEX_REPLY
+from codex_tools.engines.choose import choose_engine
+from codex_tools.engines.engine import Engine
 from codex_tools.engines.nesting import find_depth
 from codex_tools.history.index import ThreadIndex
 from codex_tools.pricing.prices import read_prices
 from codex_tools.resume import RESUME
+from codex_tools.rollouts.threads import Threads, local_threads
 from codex_tools.run import RUN
 from codex_tools.runs.register import Runs, open_runs
 from codex_tools.sessions import SESSIONS
 from codex_tools.stop import STOP
 from codex_tools.tool import Context
-from codex_tools.turn_options import TurnOptions
 from codex_tools.usage import USAGE
 from codex_tools.wait import WAIT
 from mcp_server_codex import prompts, tasks
@@ -87,19 +90,44 @@ _ROOTS_WITHIN_S = 5.0
 Call = ServerRequestContext[Runs, Any]
 
 
-def make_server(settings: Settings) -> Server[Runs]:
-    """Return the server, ready to be run."""
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What all calls of one server work with."""
+
+    settings: Settings
+    engine: Engine
+    threads: Threads
+    history: ThreadIndex
+
+
+def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs]:
+    """Return the server, ready to run.
+
+    Args:
+        settings: The operator's settings.
+        engine: Runs the turns; None for the engine that the settings choose.
+    """
 
     @asynccontextmanager
     async def lifespan(_: Server[Runs]) -> AsyncGenerator[Runs]:
         try:
-            async with open_runs(settings.state_dir, settings.max_runs, prices) as runs:
+            async with open_runs(
+                settings.state_dir,
+                engine=surroundings.engine,
+                threads=surroundings.threads,
+                max_runs=settings.max_runs,
+                prices=prices,
+            ) as runs:
                 yield runs
         finally:
             history.close()
 
     prices = read_prices(settings.prices)
-    history = ThreadIndex(codex_home(), settings.state_dir, prices)
+    threads = local_threads()
+    history = ThreadIndex(threads.home, settings.state_dir, prices)
+    surroundings = _Surroundings(
+        settings, engine or choose_engine(settings.codex_bin), threads, history
+    )
     seals = Seals()
     resources = Resources(history, settings)
     tools = TOOLS if settings.compat == "none" else (*TOOLS, *OLD_TOOLS)
@@ -114,7 +142,7 @@ def make_server(settings: Settings) -> Server[Runs]:
         if tool is None:
             raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
         try:
-            return await _call(tool, call, params, settings, history, seals)
+            return await _call(tool, call, params, surroundings, seals)
         except Unanswered as question:
             return question.result
         except Exception:  # Any fault is for the log: the SDK would send its text to the client.
@@ -161,10 +189,10 @@ async def _call(
     tool: AnyTool,
     call: Call,
     params: types.CallToolRequestParams,
-    settings: Settings,
-    history: ThreadIndex,
+    around: _Surroundings,
     seals: Seals,
 ) -> types.CallToolResult | types.InputRequiredResult:
+    settings = around.settings
     runs, caller = call.lifespan_context, caller_of(call.session)
 
     def refuse(error: CodexError) -> types.CallToolResult:
@@ -176,26 +204,28 @@ async def _call(
         request = tool.read(params.arguments or {})
     except CodexError as error:
         return refuse(error)
-    cwd = Path.cwd()
-    if isinstance(request, TurnOptions | CodexRequest) and request.cwd is None:
+    cwd = Path()
+    if getattr(request, "cwd", "") is None:
         found = await _callers_folder(call, params)
         if isinstance(found, types.InputRequiredResult):
             return found
         cwd = found
+    depth = await on_disk(_depth)
     progress = ProgressReporter(call.session)
     context = Context(
         policy=settings.policy,
         runs=runs,
-        codex_bin=settings.codex_bin,
+        engine=around.engine,
+        threads=around.threads,
         default_cwd=cwd,
         watch=progress.watch,
         wait_s=_wait_s(call, settings),
-        history=history,
+        history=around.history,
         state_dir=settings.state_dir,
-        tell=progress.tell,
+        report=progress.report,
         caller=caller,
-        depth=_depth(),
-        ask=find_asker(call, params, seals) if settings.ask == "auto" and not _depth() else None,
+        depth=depth,
+        ask=find_asker(call, params, seals) if settings.ask == "auto" and not depth else None,
     )
     if tool.start is not None and tasks.wants_task(call):
         try:
@@ -205,7 +235,7 @@ async def _call(
         # A shape of the extension's, which the SDK passes on as it is.
         return cast("types.CallToolResult", tasks.new_task(run))
     told = (call.meta or {}).get("progress_token") is not None
-    async with progress.told() if told else nullcontext():
+    async with progress.reporting() if told else nullcontext():
         try:
             result = await tool.call(request, context)
         except CodexError as error:
@@ -239,7 +269,7 @@ async def _callers_folder(
     its folder as the one root, and says the same in CLAUDE_PROJECT_DIR.
     """
     told = os.environ.get("CLAUDE_PROJECT_DIR")
-    fallback = _folder(told) or Path.cwd()
+    fallback = await on_disk(_folder, told) or await on_disk(Path.cwd)
     capabilities = call.session.client_capabilities
     if capabilities is None or capabilities.roots is None:
         return fallback
@@ -248,13 +278,13 @@ async def _callers_folder(
         with anyio.move_on_after(_ROOTS_WITHIN_S):
             try:
                 answer = await call.session.send_request(question, types.ListRootsResult)
-                return _first_folder(answer) or fallback
+                return await on_disk(_first_folder, answer) or fallback
             except MCPError:
                 logger.info("the client offers roots but does not list them")
         return fallback
     answer = (params.input_responses or {}).get("roots")
     if isinstance(answer, types.ListRootsResult):
-        return _first_folder(answer) or fallback
+        return await on_disk(_first_folder, answer) or fallback
     if told or answer is not None:
         return fallback
     return types.InputRequiredResult(input_requests={"roots": question})

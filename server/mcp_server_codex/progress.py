@@ -1,4 +1,4 @@
-"""ProgressReporter of a call, told to the client."""
+"""Report the progress of a call to the client."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ MESSAGE_LIMIT = 200
 """Characters of a progress message; Claude Code cuts there."""
 
 
-LOOK_EVERY_S = 0.1
-"""How often progress is looked at."""
+POLL_EVERY_S = 0.1
+"""Seconds between two looks at the runs."""
 
-
-TELL_EVERY_S = 0.5
-"""How often it is told at most."""
-
+REPORT_EVERY_S = 0.5
+"""The shortest time between two messages, in seconds."""
 
 FIRST_WITHIN_S = 0.3
-"""When it is told first, if there is no run to tell of before."""
+"""Seconds until the first message of a call that has no run yet."""
 
-
-SAY_EVERY_S = 9.0
-"""How often it is told though nothing has changed."""
+REPEAT_EVERY_S = 9.0
+"""Seconds until a message is repeated although nothing has changed."""
 
 
 class ProgressReporter:
-    """The progress of one call: says what its runs do, until it is cancelled.
+    """Reports what the runs of one call do, until it is cancelled.
 
-    It looks at the runs instead of being fed by them, so a client that does
-    not read holds up nothing but these messages.
+    It polls the runs instead of being called by them, so a client that does not read delays
+    nothing but these messages.
     """
 
     def __init__(self, session: ServerSession) -> None:
@@ -42,43 +39,43 @@ class ProgressReporter:
         self._runs: list[Run] = []
         self._doing: Callable[[], str] | None = None
         self._start = anyio.current_time()
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def watch(self, run: Run) -> None:
-        """Tell of *run* from now on."""
+        """Report *run* from now on."""
         self._runs.append(run)
 
-    def tell(self, doing: Callable[[], str]) -> None:
-        """Say from now on what *doing* says."""
+    def report(self, doing: Callable[[], str]) -> None:
+        """Report from now on what *doing* returns."""
         self._doing = doing
 
     @asynccontextmanager
-    async def told(self) -> AsyncGenerator[None]:
+    async def reporting(self) -> AsyncGenerator[None]:
         """Send messages while the block runs."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._tell)
+            tasks.start_soon(self._report)
             try:
                 yield
             finally:
                 tasks.cancel_scope.cancel()
 
-    async def _tell(self) -> None:
-        count, last, last_at = 0, "", -TELL_EVERY_S
+    async def _report(self) -> None:
+        count, last, last_at = 0, "", -REPORT_EVERY_S
         while True:
             now = anyio.current_time()
-            headline, new = self._headline(), self._untold()
+            headline, new = self._headline(), self._unreported()
             if count == 0:
                 due = bool(self._runs) or now - self._start >= FIRST_WITHIN_S
             else:
-                changed = (headline != last or new) and now - last_at >= TELL_EVERY_S
-                due = changed or now - last_at >= SAY_EVERY_S
+                changed = (headline != last or new) and now - last_at >= REPORT_EVERY_S
+                due = changed or now - last_at >= REPEAT_EVERY_S
             if due:
                 count += 1
                 message = " · ".join([_duration(now - self._start), headline, *new])
                 await self._session.report_progress(count, None, message[:MESSAGE_LIMIT])
-                self._told.update(each for each in new if each in message[:MESSAGE_LIMIT])
+                self._reported.update(each for each in new if each in message[:MESSAGE_LIMIT])
                 last, last_at = headline, now
-            await anyio.sleep(LOOK_EVERY_S)
+            await anyio.sleep(POLL_EVERY_S)
 
     def _headline(self) -> str:
         if not self._runs:
@@ -86,13 +83,13 @@ class ProgressReporter:
         text = " | ".join(" ".join(run.headline.split()) for run in self._runs)
         return _cut(text, MESSAGE_LIMIT - 110)
 
-    def _untold(self) -> list[str]:
+    def _unreported(self) -> list[str]:
         ids: list[str] = []
         for run in self._runs:
             ids += [f"run_id {run.run_id}"]
             if run.progress.thread_id is not None:
                 ids += [f"thread_id {run.progress.thread_id}"]
-        return [each for each in ids if each not in self._told]
+        return [each for each in ids if each not in self._reported]
 
 
 def _cut(text: str, limit: int) -> str:

@@ -10,19 +10,18 @@ is, and so does `next` in the result's _meta.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+import threading
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import anyio
-import anyio.to_thread
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.errors import CodexError
+from codex_tools.codex.workers import on_index
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import COLD_FILES, ThreadList, ThreadQuery, enough_for
 from codex_tools.history.transcript import read_transcript, thread_uri
@@ -32,7 +31,6 @@ from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import caller_of
 
 Call = ServerRequestContext[Runs, Any]
-T = TypeVar("T")
 
 RUNS_LISTED = 20
 """Runs on a page of resources/list, which Claude Code asks for at each start."""
@@ -81,6 +79,8 @@ class Resources:
     def __init__(self, history: ThreadIndex, settings: Settings) -> None:
         self._history = history
         self._state_dir = settings.state_dir
+        self._completing = threading.Lock()
+        """Held while one call looks for threads to propose."""
 
     async def list(
         self, call: Call, params: types.PaginatedRequestParams | None
@@ -88,7 +88,7 @@ class Resources:
         """List the newest runs; all else is found by its template."""
         cursor = params.cursor if params is not None else None
         runs = call.lifespan_context
-        found = await _in_thread(functools.partial(runs.newest, RUNS_LISTED + 1, cursor))
+        found = await runs.newest(RUNS_LISTED + 1, cursor)
         told = found[:RUNS_LISTED]
         more = len(found) > RUNS_LISTED
         return types.ListResourcesResult(
@@ -130,13 +130,11 @@ class Resources:
         """
         match name:
             case "run_id":
-                listed = functools.partial(call.lifespan_context.newest_ids, 100)
-                ids = await _in_thread(listed)
+                ids = await call.lifespan_context.newest_ids(100)
                 return [run_id for run_id in ids if run_id.startswith(value)][:COMPLETIONS]
             case "thread_id":
-                find = functools.partial(self._threads, value.strip())
                 with anyio.move_on_after(COMPLETE_WITHIN_S):
-                    return await anyio.to_thread.run_sync(find, abandon_on_cancel=True)
+                    return await on_index(self._threads, value.strip(), abandon=True)
                 return []
             case _:
                 return []
@@ -146,12 +144,11 @@ class Resources:
         options = parse_qs(parts.query)
         match parts.scheme, parts.netloc, parts.path.strip("/").split("/"):
             case "codex", "runs", [run_id] if run_id and not options:
-                result = await _in_thread(functools.partial(runs.whole, run_id))
+                result = await runs.whole(run_id)
                 return _one(uri, "application/json", result.model_dump_json(indent=2))
             case "codex", "runs", [run_id, "events"]:
                 offset = _number(options, "offset") or 0
-                read = functools.partial(runs.events, run_id, offset, EVENTS_ROOM)
-                page = await _in_thread(read)
+                page = await runs.events(run_id, offset, EVENTS_ROOM)
                 text = "".join(f"{line}\n" for line in page.lines)
                 at = page.next_offset
                 following = None if at is None else f"{run_uri(run_id)}/events?offset={at}"
@@ -160,16 +157,23 @@ class Resources:
                 before = _number(options, "before")
                 thread_id = _uuid(thread_id)
                 state_dir = self._state_dir
-                read = functools.partial(
+                text, left = await on_index(
                     read_transcript, self._history, state_dir, thread_id, before
                 )
-                text, left = await _in_thread(read)
                 earlier = thread_uri(thread_id, left) if left else None
                 return _one(uri, "text/markdown", text, earlier)
             case _:
                 raise ValueError("Unknown resource: see the templates for what there is.")
 
     def _threads(self, value: str) -> list[str]:
+        if not self._completing.acquire(blocking=False):
+            return []  # A thread that was abandoned is still reading a large home.
+        try:
+            return self._find_threads(value)
+        finally:
+            self._completing.release()
+
+    def _find_threads(self, value: str) -> list[str]:
         words = None if _begins_id(value) else value
         query = ThreadQuery(words=words, limit=100 if words is None else COMPLETIONS)
         try:
@@ -252,7 +256,3 @@ def _to_resource(result: RunResult) -> types.Resource:
         description=" · ".join(fact for fact in facts if fact),
         mime_type="application/json",
     )
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    return await anyio.to_thread.run_sync(work)

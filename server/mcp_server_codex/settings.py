@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
-from codex_tools.codex.paths import codex_home, expand_home
+from codex_tools.codex.paths import expand_home
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
 from codex_tools.pricing.prices import read_prices
+from codex_tools.rollouts.threads import local_threads
 
 PREFIX = "MCP_SERVER_CODEX_"
 
@@ -233,7 +234,7 @@ def read_settings(
             max_depth=values["max_depth"],
             environment=EnvironmentRules(values["pass_env"], values["deny_env"]),
             home=Path(expand_home("~")),
-            codex_home=codex_home(),
+            codex_home=local_threads().home,
             state_dir=state_dir,
         ),
         wait_s=values["wait_s"],

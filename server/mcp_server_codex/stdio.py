@@ -109,10 +109,13 @@ class FrameWriter:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._thread = anyio.CapacityLimiter(1)
 
     async def write(self, text: str) -> None:
-        """Write *text* whole."""
-        await anyio.to_thread.run_sync(self._write, text.encode(), abandon_on_cancel=True)
+        """Write *text* whole, in a thread that no other work can take."""
+        await anyio.to_thread.run_sync(
+            self._write, text.encode(), abandon_on_cancel=True, limiter=self._thread
+        )
 
     async def flush(self) -> None:
         """Do nothing: nothing is held back."""

@@ -58,7 +58,7 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
     """Serve the extension's methods; a task's result has the shape of *tool*'s."""
 
     async def get(call: Call, params: TaskParams) -> Json:
-        found = _find(call, params.task_id)
+        found = await _find(call, params.task_id)
         result = found.result() if isinstance(found, Run) else found.result
         match result.status:
             case "running" | "queued":
@@ -73,7 +73,7 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
                 return {"resultType": "complete", **_head(found, "completed"), "result": answer}
 
     async def cancel(call: Call, params: TaskParams) -> Json:
-        _find(call, params.task_id)
+        await _find(call, params.task_id)
         try:
             await call.lifespan_context.stop(params.task_id)
         except UnknownRun as error:
@@ -82,7 +82,7 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
 
     async def update(call: Call, params: UpdateParams) -> Json:
         # Takes answers to questions; no task asks any.
-        _find(call, params.task_id)
+        await _find(call, params.task_id)
         return {"resultType": "complete"}
 
     server.extensions[EXTENSION] = {}
@@ -91,11 +91,11 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
     server.add_request_handler("tasks/update", UpdateParams, update)
 
 
-def _find(call: Call, task_id: str) -> Run | StoredRun:
+async def _find(call: Call, task_id: str) -> Run | StoredRun:
     if not wants_task(call):
         raise MCPError(code=types.METHOD_NOT_FOUND, message="Method not found", data=call.method)
     try:
-        return call.lifespan_context.find(task_id)
+        return await call.lifespan_context.find(task_id)
     except UnknownRun:
         raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown task: {task_id}") from None
 

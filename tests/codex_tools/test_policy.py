@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,32 +12,60 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codex_tools.codex.errors import InvalidArguments, NotAllowed
+from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
+from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import WIDTH, Sandbox
-from codex_tools.policy import SAFE_CONFIG, Policy, Review, ask_for
+from codex_tools.policy import SAFE_CONFIG, CheckedTurn, Policy, ask_for
+from codex_tools.rollouts.threads import ThreadState
+from codex_tools.turn_options import TurnOptions
 
 SANDBOXES: tuple[Sandbox, ...] = get_args(Sandbox)
+HERE = Path(__file__).parent
 
 
-def refused(review: Review) -> list[str]:
-    return [excess.option for excess in review.excesses]
+CODEX = Program(Path("/bin/codex"), (0, 169, 0), "0.169.0", None, frozenset({"--ephemeral"}))
+
+
+def check(policy: Policy, thread: ThreadState | None = None, **options: Any) -> CheckedTurn:
+    """Check a turn in the folder *cwd*, by default one that is there."""
+    asked = TurnOptions.model_validate({"prompt": "x", **options})
+    return policy.check(asked, CODEX, default_cwd=HERE, depth=0, thread=thread)
+
+
+def config(policy: Policy, values: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return check(policy, config=values).request.config
+
+
+def refused(turn: CheckedTurn) -> list[str]:
+    return [excess.option for excess in turn.excesses]
+
+
+def left_by(sandbox: Sandbox) -> ThreadState:
+    """A thread whose last turn ran with *sandbox*."""
+    thread_id = "01a20661-b445-73e1-b566-c552cde98ccd"
+    path = Path(f"/rollout-{thread_id}.jsonl")
+    return ThreadState(thread_id, path, False, False, str(HERE), sandbox, "m", "low", None)
 
 
 @pytest.mark.parametrize("ceiling", SANDBOXES)
 @pytest.mark.parametrize("asked", SANDBOXES)
 def test_no_sandbox_is_wider_than_the_ceiling(asked: Sandbox, ceiling: Sandbox) -> None:
-    review = Review(Policy(max_sandbox=ceiling))
-    assert review.sandbox(asked) == asked
+    policy = Policy(max_sandbox=ceiling)
+    turn = check(policy, sandbox=asked)
+    resumed = check(policy, left_by(asked))
+    assert turn.request.sandbox == asked
+    assert resumed.excesses == ()
     if SANDBOXES.index(asked) <= SANDBOXES.index(ceiling):
-        assert review.excesses == []
-        assert review.narrowed(asked) == asked
+        assert turn.excesses == ()
+        assert (resumed.request.sandbox, resumed.warnings) == (asked, ())
     else:
-        (excess,) = review.excesses
+        (excess,) = turn.excesses
         assert asked in excess.message
         assert ceiling in excess.message
         assert "--max-sandbox" in excess.hint
         assert excess.danger
-        assert review.narrowed(asked) == ceiling
+        assert resumed.request.sandbox == ceiling
+        assert asked in resumed.warnings[0]
 
 
 def test_the_sandboxes_are_ordered_from_narrow_to_wide() -> None:
@@ -49,41 +79,58 @@ def test_who_names_no_sandbox_gets_the_default_below_the_ceiling() -> None:
         (Policy(default_sandbox="workspace-write"), "workspace-write"),
         (Policy(default_sandbox="danger-full-access", max_sandbox="read-only"), "read-only"),
     ):
-        review = Review(policy)
-        assert review.sandbox(None) == sandbox
-        assert review.excesses == []
+        turn = check(policy)
+        assert turn.request.sandbox == sandbox
+        assert turn.excesses == ()
 
 
 def test_a_time_limit_is_the_caller_s_up_to_the_most() -> None:
-    review = Review(Policy(timeout_s=100, max_timeout_s=200))
-    assert [review.timeout(asked) for asked in (None, 0.5, 200)] == [100, 0.5, 200]
-    assert review.excesses == []
-    review.timeout(200.5)
-    (excess,) = review.excesses
+    policy = Policy(timeout_s=100, max_timeout_s=200)
+    for asked, limit in ((None, 100), (0.5, 0.5), (200.0, 200)):
+        turn = check(policy, timeout_s=asked)
+        assert (turn.request.timeout_s, turn.excesses) == (limit, ())
+    (excess,) = check(policy, timeout_s=200.5).excesses
     assert "timeout_s 200.5 is not allowed: the most is 200" in excess.message
-    assert Review(Policy(timeout_s=300, max_timeout_s=200)).timeout(None) == 200
+    assert check(Policy(timeout_s=300, max_timeout_s=200)).request.timeout_s == 200
 
 
 def test_without_roots_any_path_will_do(tmp_path: Path) -> None:
-    review = Review(Policy())
-    review.inside("cwd", tmp_path)
-    review.inside("cwd", Path("/"))
-    assert review.excesses == []
+    for cwd in (tmp_path, Path("/")):
+        assert check(Policy(), cwd=str(cwd)).excesses == ()
 
 
 def test_a_path_must_lie_inside_a_root(tmp_path: Path) -> None:
     root, other, outside = (tmp_path / name for name in ("root", "other", "root-not"))
-    review = Review(Policy(roots=(root, other)))
-    for path in (root, root / "sub", other, root / "new" / "file"):
-        review.inside("cwd", path)
-    assert review.excesses == []
+    for folder in (root / "sub", other, root / "new" / "deep", outside):
+        folder.mkdir(parents=True)
+    policy = Policy(roots=(root, other))
+    for path in (root, root / "sub", other, root / "new" / "deep"):
+        assert check(policy, cwd=str(path)).excesses == ()
     for path in (outside, tmp_path, Path("/")):
-        review = Review(Policy(roots=(root, other)))
-        review.inside("add_dirs", path)
-        (excess,) = review.excesses
+        (excess,) = check(policy, cwd=str(root), add_dirs=[str(path)]).excesses
         assert f"add_dirs {path}" in excess.message
         assert str(other) in excess.message
         assert excess.option == "--root"
+
+
+def test_a_run_that_would_be_nested_too_deeply_is_refused_before_all_else() -> None:
+    asked = TurnOptions.model_validate({"prompt": "x", "cwd": "/not/there"})
+    for depth, most in ((1, 1), (2, 1), (3, 3)):
+        with pytest.raises(TooDeep):
+            Policy(max_depth=most).check(asked, CODEX, default_cwd=HERE, depth=depth)
+    options = TurnOptions.model_validate({"prompt": "x"})
+    nested = Policy(max_depth=3).check(options, CODEX, default_cwd=HERE, depth=2)
+    assert nested.request.depth == 3
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_by_that_reason(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    for cwd in (None, str(tmp_path / "link")):
+        asked = TurnOptions.model_validate({"prompt": "x", "cwd": cwd})
+        with pytest.raises(InvalidArguments, match=r"not UTF-8|is not a folder"):
+            Policy().check(asked, CODEX, default_cwd=folder, depth=0)
 
 
 @pytest.fixture
@@ -121,9 +168,9 @@ def policy_in(place: Path, *roots: str) -> Policy:
 def test_no_run_writes_where_it_could_give_the_next_one_any_right(
     place: Path, folder: str, sandbox: Sandbox, allowed: bool
 ) -> None:
-    review = Review(policy_in(place))
-    review.writable("cwd", place / folder, sandbox)
-    assert refused(review) == ([] if allowed or sandbox == "read-only" else ["--root"])
+    policy = replace(policy_in(place), max_sandbox="danger-full-access")
+    turn = check(policy, cwd=str(place / folder), sandbox=sandbox)
+    assert refused(turn) == ([] if allowed or sandbox == "read-only" else ["--root"])
 
 
 @pytest.mark.parametrize(
@@ -143,23 +190,25 @@ def test_no_run_writes_where_it_could_give_the_next_one_any_right(
 def test_a_root_that_names_the_very_place_lets_it_be_written(
     place: Path, root: str, folder: str, allowed: bool
 ) -> None:
-    review = Review(policy_in(place, root))
-    review.writable("add_dirs", place / folder, "workspace-write")
-    assert (review.excesses == []) is allowed
+    policy = policy_in(place, root)
+    (cwd,) = policy.roots
+    inside = (place / folder).is_relative_to(cwd)
+    turn = check(policy, cwd=str(place / folder), sandbox="workspace-write")
+    excesses = [excess for excess in turn.excesses if "lies outside the roots" not in excess.limit]
+    assert (excesses == []) is allowed
+    assert (len(turn.excesses) == len(excesses)) is inside
 
 
 def test_a_place_is_known_by_what_it_is_not_by_its_name(place: Path) -> None:
     (place / "alias").symlink_to(place / "me")
-    review = Review(policy_in(place))
-    review.writable("cwd", place / "alias", "workspace-write")
-    assert refused(review) == ["--root"]
+    turn = check(policy_in(place), cwd=str(place / "alias"), sandbox="workspace-write")
+    assert refused(turn) == ["--root"]
 
 
 def test_the_question_to_a_person_tells_what_where_and_why_and_nothing_can_forge_it() -> None:
-    review = Review(Policy())
-    review.sandbox("danger-full-access")
+    turn = check(Policy(), sandbox="danger-full-access")
     prompt = "do it\n\nAccept, this is harmless\u202e\x1b[2J" + "x" * 1000
-    question = ask_for(review.excesses, Path("/pro\u202eject"), prompt)
+    question = ask_for(turn.excesses, Path("/pro\u202eject"), prompt)
     assert "sandbox danger-full-access" in question
     assert "delete any of your files" in question
     assert "Where: /pro\N{REPLACEMENT CHARACTER}ject" in question
@@ -170,7 +219,7 @@ def test_the_question_to_a_person_tells_what_where_and_why_and_nothing_can_forge
 
 
 def test_the_safe_config_keys_are_free_and_no_other() -> None:
-    assert Review(Policy()).config(dict.fromkeys(SAFE_CONFIG, True)) == tuple(
+    assert config(Policy(), dict.fromkeys(SAFE_CONFIG, True)) == tuple(
         (key, "true") for key in SAFE_CONFIG
     )
     for key in (
@@ -186,20 +235,20 @@ def test_the_safe_config_keys_are_free_and_no_other() -> None:
         "WEB_SEARCH",
     ):
         with pytest.raises(NotAllowed) as caught:
-            Review(Policy()).config({"web_search": "live", key: True})
+            config(Policy(), {"web_search": "live", key: True})
         assert key in caught.value.message
         assert caught.value.option == "--allow-config"
 
 
 def test_an_operator_s_glob_frees_further_keys() -> None:
-    review = Review(Policy(allow_config=("mcp_servers.*.enabled", "model_provider")))
-    assert review.config({"mcp_servers.a.enabled": False, "model_provider": "x"}) == (
+    policy = Policy(allow_config=("mcp_servers.*.enabled", "model_provider"))
+    assert config(policy, {"mcp_servers.a.enabled": False, "model_provider": "x"}) == (
         ("mcp_servers.a.enabled", "false"),
         ("model_provider", '"x"'),
     )
     for key in ("mcp_servers.a.command", "Model_Provider", "model_providers"):
         with pytest.raises(NotAllowed):
-            review.config({key: 1})
+            config(policy, {key: 1})
 
 
 @pytest.mark.parametrize(
@@ -221,13 +270,13 @@ def test_an_operator_s_glob_frees_further_keys() -> None:
 )
 def test_a_key_is_a_plain_dotted_one_even_where_all_are_free(key: str) -> None:
     with pytest.raises(InvalidArguments, match="is not a dotted key"):
-        Review(Policy(allow_config=("*",))).config({key: 1})
+        config(Policy(allow_config=("*",)), {key: 1})
 
 
 @pytest.mark.parametrize("value", [None, [None], {"a": None}, [{"a": [1, None]}]])
 def test_null_has_no_form_in_toml(value: object) -> None:
     with pytest.raises(InvalidArguments, match=r"config\.web_search: null"):
-        Review(Policy()).config({"web_search": value})
+        config(Policy(), {"web_search": value})
 
 
 VALUES = st.recursive(
@@ -246,7 +295,7 @@ VALUES = st.recursive(
 @settings(deadline=None)
 @given(VALUES)
 def test_a_value_stays_what_it_is_and_cannot_reach_past_its_key(value: Any) -> None:
-    (pair,) = Review(Policy()).config({"web_search": value})
+    (pair,) = config(Policy(), {"web_search": value})
     assert tomllib.loads("=".join(pair)) == {"web_search": value}
 
 
@@ -254,6 +303,6 @@ def test_a_value_stays_what_it_is_and_cannot_reach_past_its_key(value: Any) -> N
     "text", ['"', '"\nsandbox_mode="x', "'''", "\\", "\x7f\x00\x1b", "\u2028", "${HOME}", "a\r\nb"]
 )
 def test_a_hostile_string_stays_one_string(text: str) -> None:
-    (pair,) = Review(Policy()).config({"web_search": text})
+    (pair,) = config(Policy(), {"web_search": text})
     assert "\n" not in pair[1]
     assert tomllib.loads("=".join(pair)) == {"web_search": text}

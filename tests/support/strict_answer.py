@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from jsonschema import Draft202012Validator
-
 from codex_tools.codex.json_object import Json
 from codex_tools.schemas.rewriter import StrictSchema
+from codex_tools.schemas.validation import Validator
 
 
 def dumped(value: object) -> str:
@@ -17,7 +16,7 @@ def dumped(value: object) -> str:
 
 
 def is_valid(schema: Json, value: object) -> bool:
-    return bool(cast(Any, Draft202012Validator(schema)).is_valid(value))
+    return Validator(schema).is_valid(value)
 
 
 class Unsayable(Exception):

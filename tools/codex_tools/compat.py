@@ -19,9 +19,9 @@ from codex_tools.codex.record import Record
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.engines.engine import TurnRequest
-from codex_tools.runs.result import RunResult, error_text, tell_error
+from codex_tools.runs.result import RunResult, Words, error_text, tell_error
 from codex_tools.tool import Context, Tool
-from codex_tools.turn_options import PROMPT_LIMIT, Model, Profile, follow
+from codex_tools.turn_options import PROMPT_LIMIT, Model, Profile
 
 INSTRUCTIONS_LIMIT = 60_000
 """The most characters of each kind of instructions."""
@@ -97,7 +97,7 @@ async def call_codex(request: CodexRequest, context: Context) -> CodexResult:
         )
 
     started = await run.start(options, context, adapt)
-    return _to_old(await follow(started, options, context))
+    return _to_old(await context.follow(started, options.wait_s))
 
 
 async def call_reply(request: CodexReplyRequest, context: Context) -> CodexResult:
@@ -116,6 +116,15 @@ def refuse(error: CodexError) -> CodexResult:
     """Return the result of a request that was refused."""
     told = tell_error(error)
     return CodexFailure(threadId="", content=f"{told.kind}: {told.message}\nHint: {told.hint}")
+
+
+def words(result: CodexResult) -> Words:
+    """Return a result as text.
+
+    Where there is no thread, the old tools gave no structured content.
+    """
+    failed = isinstance(result, CodexFailure)
+    return Words(result.content, is_error=failed, has_data=not failed or bool(result.threadId))
 
 
 def _options(request: CodexRequest) -> run.RunRequest:
@@ -153,6 +162,7 @@ CODEX = Tool(
     result=CodexResult,
     call=call_codex,
     refuse=refuse,
+    words=words,
 )
 
 CODEX_REPLY = Tool(
@@ -163,4 +173,5 @@ CODEX_REPLY = Tool(
     result=CodexResult,
     call=call_reply,
     refuse=refuse,
+    words=words,
 )

@@ -1,23 +1,27 @@
-"""What the operator allows; no caller can lift it.
+"""Check turns against the operator's limits, which no caller can lift.
 
-A request is checked in one place, by a Review, before anything starts. What
-goes beyond the limits is collected, so that a person can be asked once about
-all of it; nobody else can grant it.
+`Policy.check` is the only way from a caller's arguments to a turn. It collects what is beyond the
+limits, so that a person can be asked once about all of it; no other party can grant it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from codex_tools.codex.errors import InvalidArguments, NotAllowed
+from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
+from codex_tools.codex.masking import shorten
+from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
+from codex_tools.engines.engine import TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.rollouts.threads import ThreadState
+from codex_tools.turn_options import TurnOptions
 
 SAFE_CONFIG = (
     "model_reasoning_effort",
@@ -29,6 +33,9 @@ SAFE_CONFIG = (
     "tools.web_search",
 )
 """The `config` keys that cannot widen what a run may do."""
+
+PATH_LIMIT = 4096
+"""Characters of a path; the limit of Linux."""
 
 CONFIG_LIMIT = 32_000
 """Characters of all `config` values; Linux takes 131,071 bytes for an argument."""
@@ -46,55 +53,154 @@ _DANGERS: dict[Sandbox, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class CheckedTurn:
+    """A turn whose arguments were checked, and what is beyond the operator's limits in it."""
+
+    request: TurnRequest
+    excesses: tuple[NotAllowed, ...] = ()
+    """A person may allow these once; without that, the turn must not start."""
+    warnings: tuple[str, ...] = ()
+    """What the caller must know of the difference between the arguments and the turn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The operator's limits; made once from the settings."""
 
     default_sandbox: Sandbox = "read-only"
     max_sandbox: Sandbox = "workspace-write"
     roots: tuple[Path, ...] = ()
-    """Where cwd, add_dirs and images may lie; none means anywhere."""
+    """Where cwd, add_dirs and images may lie; empty means anywhere."""
     allow_config: tuple[str, ...] = ()
-    """Globs of `config` keys that callers may set besides SAFE_CONFIG."""
+    """Globs of `config` keys that callers may set, in addition to SAFE_CONFIG."""
     timeout_s: float = 3600.0
     max_timeout_s: float = 14400.0
     stall_s: float = 600.0
     max_depth: int = 1
-    """How many runs may be inside each other: 1 forbids one that starts another."""
+    """How many runs may be nested: 1 forbids a run that starts another."""
     environment: EnvironmentRules = field(default_factory=EnvironmentRules)
     home: Path | None = None
-    """The person's own folder."""
+    """The person's home folder."""
     codex_home: Path | None = None
     state_dir: Path | None = None
 
+    def check(
+        self,
+        options: TurnOptions,
+        program: Program,
+        *,
+        default_cwd: Path,
+        depth: int,
+        thread: ThreadState | None = None,
+        ephemeral: bool = False,
+    ) -> CheckedTurn:
+        """Return the turn that *options* ask for, checked against the limits and the disk.
+
+        This is the only place where a turn is decided. It looks at files: run it in a worker
+        thread.
+
+        Args:
+            options: The caller's arguments.
+            program: The Codex that will run the turn.
+            default_cwd: The folder to work in where neither the caller nor the thread names one.
+            depth: How many runs this server is nested in.
+            thread: The thread to resume. Its folder, sandbox, model and effort are used where
+                the caller names none, the sandbox never wider than the limit.
+            ephemeral: True to keep no rollout.
+
+        Raises:
+            TooDeep: The run would be nested too deeply.
+            InvalidArguments: A file or folder is not there, or a value has no form in TOML.
+            NotAllowed: The policy forbids something that no person can be asked about.
+        """
+        if depth >= self.max_depth:
+            raise TooDeep(depth, self.max_depth)
+        review = _Review(self)
+        cwd = review.cwd(options.cwd, default_cwd, thread)
+        sandbox = review.sandbox(options.sandbox, thread)
+        add_dirs = tuple(review.folder("add_dirs", str(cwd / d)) for d in options.add_dirs or ())
+        review.writable("cwd", cwd, sandbox)
+        for folder in add_dirs:
+            review.writable("add_dirs", folder, sandbox)
+        request = TurnRequest(
+            program=program,
+            prompt=options.prompt,
+            cwd=cwd,
+            sandbox=sandbox,
+            timeout_s=review.timeout(options.timeout_s),
+            stall_s=self.stall_s,
+            thread_id=thread.thread_id if thread is not None else None,
+            model=options.model or (thread.model if thread is not None else None),
+            reasoning_effort=options.reasoning_effort
+            or (thread.reasoning_effort if thread is not None else None),
+            profile=options.profile,
+            images=tuple(review.file("images", str(cwd / i)) for i in options.images or ()),
+            add_dirs=add_dirs,
+            web_search=options.web_search,
+            config=review.config(options.config or {}),
+            skip_git_repo_check=options.skip_git_repo_check,
+            ephemeral=ephemeral,
+            environment=self.environment,
+            depth=depth + 1,
+        )
+        return CheckedTurn(request, tuple(review.excesses), tuple(review.warnings))
+
+    def folder(self, name: str, path: str) -> Path:
+        """Return the real place of the folder *path*, an argument called *name*.
+
+        Raises:
+            InvalidArguments: It is not a folder.
+            NotAllowed: It is not a folder, and lies outside the roots.
+        """
+        return _Review(self).folder(name, path)
+
 
 @dataclass(slots=True)
-class Review:
-    """One request before the policy: says what shall really hold, collects what is too much."""
+class _Review:
+    """One look at one turn: what will really hold, and what is beyond the limits."""
 
     policy: Policy
     excesses: list[NotAllowed] = field(default_factory=list[NotAllowed])
+    warnings: list[str] = field(default_factory=list[str])
 
-    def sandbox(self, asked: Sandbox | None) -> Sandbox:
-        """Return the sandbox for a thread without one: *asked*, or the default."""
-        if asked is None:
-            return self.narrowed(self.policy.default_sandbox)
-        if WIDTH[asked] > WIDTH[self.policy.max_sandbox]:
-            self.excesses.append(
-                NotAllowed(
-                    f"sandbox {asked}",
-                    f"the widest allowed here is {self.policy.max_sandbox}",
-                    "--max-sandbox",
-                    _DANGERS[asked],
+    def cwd(self, asked: str | None, default: Path, thread: ThreadState | None) -> Path:
+        """Return the folder to work in."""
+        if asked is None and thread is not None and thread.cwd is not None:
+            if not Path(thread.cwd).is_dir():
+                raise InvalidArguments(
+                    [f"cwd: the thread's folder {thread.cwd} does not exist any more; name another"]
                 )
-            )
-        return asked
+            return self.folder("cwd", thread.cwd)
+        return self.folder("cwd", asked or str(default))
 
-    def narrowed(self, sandbox: Sandbox) -> Sandbox:
-        """Return *sandbox*, or the ceiling where that is narrower."""
+    def sandbox(self, asked: Sandbox | None, thread: ThreadState | None) -> Sandbox:
+        """Return the sandbox: *asked*, else the thread's, else the default."""
+        limit = self.policy.max_sandbox
+        if asked is not None:
+            if WIDTH[asked] > WIDTH[limit]:
+                self.excesses.append(
+                    NotAllowed(
+                        f"sandbox {asked}",
+                        f"the widest allowed here is {limit}",
+                        "--max-sandbox",
+                        _DANGERS[asked],
+                    )
+                )
+            return asked
+        if thread is None or thread.sandbox is None:
+            return self._narrowed(self.policy.default_sandbox)
+        sandbox = self._narrowed(thread.sandbox)
+        if sandbox != thread.sandbox:
+            self.warnings.append(
+                f"The thread ran with {thread.sandbox}; the most allowed is {sandbox}."
+            )
+        return sandbox
+
+    def _narrowed(self, sandbox: Sandbox) -> Sandbox:
         return min(sandbox, self.policy.max_sandbox, key=WIDTH.__getitem__)
 
     def timeout(self, asked: float | None) -> float:
-        """Return a run's wall clock in seconds."""
+        """Return the run's time limit in seconds."""
         most = self.policy.max_timeout_s
         if asked is None:
             return min(self.policy.timeout_s, most)
@@ -109,8 +215,46 @@ class Review:
             )
         return asked
 
-    def inside(self, name: str, path: Path) -> NotAllowed | None:
-        """See whether *path*, links resolved already, lies inside a root; return what is not so."""
+    def folder(self, name: str, path: str) -> Path:
+        """Return the real place of a folder that exists.
+
+        Several versions of Codex do not check that their folder exists.
+        """
+        return self._existing(name, path, Path.is_dir, "a folder")
+
+    def file(self, name: str, path: str) -> Path:
+        """Return the real place of a file that exists."""
+        return self._existing(name, path, Path.is_file, "a file")
+
+    def _existing(self, name: str, path: str, exists: Callable[[Path], bool], kind: str) -> Path:
+        """Return the real place of *path*: a link that changes later then changes nothing."""
+        if re.search(r"[\x00-\x1f\x7f]", path):
+            raise InvalidArguments([f"{name}: a path must not hold control characters"])
+        if len(path) > PATH_LIMIT:
+            raise InvalidArguments([f"{name}: a path has at most {PATH_LIMIT} characters"])
+        try:
+            path.encode()
+            real = Path(path).resolve()
+        except (OSError, UnicodeEncodeError, RuntimeError):  # The last for links in a ring.
+            raise InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"]) from None
+        excess = self._outside(name, real)
+        try:
+            found = exists(real)
+        except OSError:  # A name longer than the file system allows.
+            found = False
+        if not found:
+            # Outside the roots both cases get the same answer: a caller must not probe there.
+            raise excess or InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"])
+        try:
+            str(real).encode()
+        except UnicodeEncodeError:
+            raise InvalidArguments(
+                [f"{name}: the name of {str(real)!r} is not UTF-8, so no result can name it"]
+            ) from None
+        return real
+
+    def _outside(self, name: str, path: Path) -> NotAllowed | None:
+        """Note and return the excess of a real *path* that lies in no root."""
         roots = self.policy.roots
         if not roots or any(path.is_relative_to(root) for root in roots):
             return None
@@ -124,16 +268,17 @@ class Review:
         return excess
 
     def writable(self, name: str, folder: Path, sandbox: Sandbox) -> None:
-        """See whether a run of *sandbox* may have *folder* to write in.
+        """Note it as an excess if a run of *sandbox* must not write in *folder*.
 
-        One that can write to Codex's own files, or to this server's, can give
-        the next run any right it likes; one that can write to the whole home
-        folder can do so by the shell's start-up files.
+        A run that can write to Codex's own files, or to this server's, can give the next run any
+        right it likes. A run that can write to the whole home folder can do so by the shell's
+        start-up files.
         """
         if sandbox == "read-only":
             return
+        roots = self.policy.roots
         for what, place in self._guarded(folder):
-            if not any(_same(folder, root) or _within(folder, root, place) for root in self.roots):
+            if not any(_same(folder, root) or _within(folder, root, place) for root in roots):
                 self.excesses.append(
                     NotAllowed(
                         f"sandbox {sandbox} in {name} {folder}",
@@ -144,13 +289,8 @@ class Review:
                 )
                 return
 
-    @property
-    def roots(self) -> tuple[Path, ...]:
-        """The operator's roots."""
-        return self.policy.roots
-
     def _guarded(self, folder: Path) -> Iterator[tuple[str, Path]]:
-        """Yield why *folder* is no place to write in, and the place that makes it so."""
+        """Yield why *folder* must not be written to, and the place that is the reason."""
         ancestors = [folder, *folder.parents]
         if len(ancestors) == 1:
             yield "is the whole file system", folder
@@ -171,15 +311,15 @@ class Review:
         """Return *config* as pairs of key and TOML value.
 
         Raises:
-            NotAllowed: A key is neither safe nor allowed by the operator; no
-                person can see through what a key might do, so none is asked.
+            NotAllowed: A key is neither safe nor allowed by the operator. No person is asked,
+                because no person can see through what a key might do.
             InvalidArguments: A key or value has no form in TOML.
         """
         pairs: list[tuple[str, str]] = []
+        allowed = self.policy.allow_config
         for key, value in config.items():
             if _KEY.fullmatch(key) is None:
                 raise InvalidArguments([f"config: {key[:100]!r} is not a dotted key"])
-            allowed = self.policy.allow_config
             if key not in SAFE_CONFIG and not any(fnmatchcase(key, glob) for glob in allowed):
                 safe = ", ".join(SAFE_CONFIG)
                 raise NotAllowed(

@@ -1,37 +1,28 @@
-"""codex_resume: go on in a thread, as it was left."""
+"""Define codex_resume: continue a thread with the settings of its last turn."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from pathlib import Path
 from uuid import UUID
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from codex_tools.codex.errors import CodexUnsupported, InvalidArguments, ThreadNotFound
-from codex_tools.codex.paths import codex_home
-from codex_tools.codex.program import Program, find_codex
-from codex_tools.codex.sandbox import Sandbox
-from codex_tools.policy import Review
-from codex_tools.rollouts.files import PACKED, find_archived, find_rollout
-from codex_tools.rollouts.threads import ThreadState, newest_thread, read_state
-from codex_tools.runs.result import RunResult
+from codex_tools.codex.errors import CodexUnsupported, ThreadNotFound
+from codex_tools.codex.program import Program
+from codex_tools.codex.workers import on_disk
+from codex_tools.history.thread_list import newest_thread
+from codex_tools.rollouts.files import PACKED
+from codex_tools.rollouts.threads import ThreadState
+from codex_tools.runs.result import RunResult, refused, words_of
 from codex_tools.runs.run import Run
 from codex_tools.tool import Context, Tool
-from codex_tools.turn_options import (
-    TurnOptions,
-    check_depth,
-    existing_folder,
-    follow,
-    make_output,
-    make_turn,
-    refuse,
-)
+from codex_tools.turn_options import PROMPT_LIMIT, TurnOptions, make_output
 
 
 class ResumeRequest(TurnOptions):
     """The arguments of codex_resume."""
 
+    prompt: str = Field(min_length=1, max_length=PROMPT_LIMIT)
+    """What to do next; Codex remembers the thread, so send only what is new"""
     thread_id: str | None = None
     """From the result of an earlier run"""
     last: bool = False
@@ -57,94 +48,62 @@ class ResumeRequest(TurnOptions):
         return self
 
 
-async def resume(request: ResumeRequest, context: Context) -> RunResult:
-    """Run a prompt in a thread that exists and return what came of it."""
-    return await follow(await start(request, context), request, context)
-
-
 async def start(request: ResumeRequest, context: Context) -> Run:
-    """Start a turn in a thread that exists.
+    """Start a turn in an existing thread and return its run.
 
-    Codex itself keeps nothing but the conversation: folder, sandbox, model and
-    effort of a resumed turn come from its command line. Those that the request
-    does not name are taken from the thread's last turn, never wider than the
-    operator allows.
+    Codex itself keeps nothing but the conversation: folder, sandbox, model and effort of a
+    resumed turn come from its command line. `Policy.check` takes those that the request does not
+    name from the thread's last turn.
     """
-    check_depth(context)
-    review = Review(context.policy)
     output = await make_output(request)
-    thread_id = request.thread_id or _newest(request, context)
-    with ExitStack() as unless_started:
-        # Locked before it is read: another run may be about to change it.
-        lock = await context.runs.lock_thread(thread_id)
-        unless_started.callback(lock.release)
-        state = _state_of(thread_id)
-        program = await find_codex(context.codex_bin)
-        _check_resumable(state, program)
-        _check_packed(state, program)
-        sandbox, warnings = _sandbox(request, state, review)
-        folder = _folder(request, state, context, review)
-        turn = make_turn(
-            request,
-            context,
-            review,
-            cwd=folder,
-            sandbox=sandbox,
-            thread_id=thread_id,
-            model=state.model,
-            reasoning_effort=state.reasoning_effort,
+    thread_id = request.thread_id or await _newest(request, context)
+    # Locked before it is read: another run may be about to change it.
+    lock = await context.runs.lock_thread(thread_id)
+    try:
+        thread = await on_disk(context.threads.state, thread_id)
+        program = await context.engine.prepare()
+        _check_resumable(thread, program)
+        turn = await context.check(request, program, thread=thread)
+        warnings = await context.permit(turn)
+        return context.runs.start(
+            turn.request,
+            output,
+            before=thread,
+            lock=lock,
+            caller=context.caller,
+            warnings=warnings,
         )
-        warnings += await context.permit(review, folder, request.prompt)
-        unless_started.pop_all()
-    return context.runs.start(
-        program,
-        turn,
-        output,
-        before=state,
-        lock=lock,
-        caller=context.caller,
-        warnings=warnings,
-    )
+    except BaseException:
+        await context.runs.unlock_thread(lock)
+        raise
 
 
-def _newest(request: ResumeRequest, context: Context) -> str:
+async def resume(request: ResumeRequest, context: Context) -> RunResult:
+    """Run a prompt in an existing thread and return its result."""
+    return await context.follow(await start(request, context), request.wait_s)
+
+
+async def _newest(request: ResumeRequest, context: Context) -> str:
+    """Return the id of the thread that was active last in the caller's folder, or anywhere."""
     folder = None
     if not request.all_dirs:
-        cwd = request.cwd or str(context.default_cwd)
-        folder = existing_folder("cwd", cwd, Review(context.policy))
-    state = newest_thread(codex_home(), folder)
-    if state is None:
+        asked = request.cwd or str(context.default_cwd)
+        folder = await on_disk(context.policy.folder, "cwd", asked)
+    found = await context.read_history(
+        lambda index, progress: newest_thread(index, folder, progress)
+    )
+    if found is None:
         where = f" of {folder}" if folder is not None else ""
-        raise ThreadNotFound(f"There is no thread{where} to resume in {codex_home()}.")
-    return state.thread_id
-
-
-def _state_of(thread_id: str) -> ThreadState:
-    home = codex_home()
-    path = find_rollout(home, thread_id)
-    state = read_state(path) if path is not None else None
-    if state is not None and state.thread_id == thread_id:
-        return state
-    if find_archived(home, thread_id) is not None:
-        raise ThreadNotFound(
-            f"Thread {thread_id} is archived.",
-            f"Take it out with `codex unarchive {thread_id}`, then call again.",
-        )
-    raise ThreadNotFound(f"There is no thread {thread_id} in {home}.")
-
-
-def _sandbox(
-    request: ResumeRequest, state: ThreadState, review: Review
-) -> tuple[Sandbox, tuple[str, ...]]:
-    if request.sandbox is not None or state.sandbox is None:
-        return review.sandbox(request.sandbox), ()
-    sandbox = review.narrowed(state.sandbox)
-    if sandbox == state.sandbox:
-        return sandbox, ()
-    return sandbox, (f"The thread ran with {state.sandbox}; the most allowed is {sandbox}.",)
+        raise ThreadNotFound(f"There is no thread{where} to resume in {context.threads.home}.")
+    return found
 
 
 def _check_resumable(state: ThreadState, program: Program) -> None:
+    """Check that this Codex can resume the thread without harm.
+
+    Raises:
+        CodexUnsupported: It cannot read the thread's rollout, or would damage it.
+    """
     if state.is_paginated and not program.knows_paginated_threads:
         raise CodexUnsupported(
             f"paginated history, in which thread {state.thread_id} is kept, and would damage"
@@ -152,24 +111,12 @@ def _check_resumable(state: ThreadState, program: Program) -> None:
             program.version_text,
             "Update Codex to 0.147.0 or later, or begin a new thread with codex_run.",
         )
-
-
-def _check_packed(state: ThreadState, program: Program) -> None:
     if state.path.name.endswith(PACKED) and not program.knows_packed_threads:
         raise CodexUnsupported(
             f"compressed rollouts, as that of thread {state.thread_id} is",
             program.version_text,
             "Update Codex, or begin a new thread with codex_run.",
         )
-
-
-def _folder(request: ResumeRequest, state: ThreadState, context: Context, review: Review) -> Path:
-    cwd = request.cwd or state.cwd or str(context.default_cwd)
-    if request.cwd is None and not Path(cwd).is_dir():
-        raise InvalidArguments(
-            [f"cwd: the thread's folder {cwd} is not there any more; name another one"]
-        )
-    return existing_folder("cwd", cwd, review)
 
 
 RESUME = Tool(
@@ -185,7 +132,8 @@ RESUME = Tool(
     result=RunResult,
     call=resume,
     start=start,
-    refuse=refuse,
+    refuse=refused,
+    words=words_of,
     search_hint="continue earlier Codex thread, follow up",
     may_be_large=True,
 )

@@ -1,24 +1,14 @@
-"""codex_run: delegate a task to Codex in a new thread."""
+"""Define codex_run: delegate a task to Codex in a new thread."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from codex_tools.codex.program import find_codex
 from codex_tools.engines.engine import TurnRequest
-from codex_tools.policy import Review
-from codex_tools.runs.result import RunResult
+from codex_tools.runs.result import RunResult, refused, words_of
 from codex_tools.runs.run import Run
 from codex_tools.tool import Context, Tool
-from codex_tools.turn_options import (
-    TurnOptions,
-    check_depth,
-    existing_folder,
-    follow,
-    make_output,
-    make_turn,
-    refuse,
-)
+from codex_tools.turn_options import TurnOptions, make_output
 
 
 class RunRequest(TurnOptions):
@@ -31,33 +21,23 @@ class RunRequest(TurnOptions):
 async def start(
     request: RunRequest, context: Context, adapt: Callable[[TurnRequest], TurnRequest] | None = None
 ) -> Run:
-    """Start a task in a new thread.
+    """Start a task in a new thread and return its run.
 
-    *adapt* may add to the turn what codex_run's arguments cannot say.
+    *adapt* may add to the turn what the arguments of codex_run cannot express.
     """
-    check_depth(context)
-    review = Review(context.policy)
-    folder = existing_folder("cwd", request.cwd or str(context.default_cwd), review)
-    turn = make_turn(
-        request,
-        context,
-        review,
-        cwd=folder,
-        sandbox=review.sandbox(request.sandbox),
-        ephemeral=request.ephemeral,
-    )
-    turn = turn if adapt is None else adapt(turn)
+    program = await context.engine.prepare()
+    turn = await context.check(request, program, ephemeral=request.ephemeral)
     output = await make_output(request)
-    program = await find_codex(context.codex_bin)
     if request.ephemeral:
         program.need("--ephemeral")
-    warnings = await context.permit(review, folder, request.prompt)
-    return context.runs.start(program, turn, output, caller=context.caller, warnings=warnings)
+    warnings = await context.permit(turn)
+    ready = turn.request if adapt is None else adapt(turn.request)
+    return context.runs.start(ready, output, caller=context.caller, warnings=warnings)
 
 
 async def run(request: RunRequest, context: Context) -> RunResult:
-    """Run a task in a new thread and return what came of it."""
-    return await follow(await start(request, context), request, context)
+    """Run a task in a new thread and return its result."""
+    return await context.follow(await start(request, context), request.wait_s)
 
 
 RUN = Tool(
@@ -77,7 +57,8 @@ RUN = Tool(
     result=RunResult,
     call=run,
     start=start,
-    refuse=refuse,
+    refuse=refused,
+    words=words_of,
     search_hint="delegate coding task to Codex agent, implement, fix, review, second opinion",
     may_be_large=True,
 )

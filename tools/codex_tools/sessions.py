@@ -12,8 +12,8 @@ from codex_tools.codex.errors import CodexError, InvalidArguments, ThreadNotFoun
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.paths import folder_names
-from codex_tools.codex.program import Program, find_codex
-from codex_tools.codex.record import Record, Usage
+from codex_tools.codex.program import Program
+from codex_tools.codex.record import Folder, Record, Usage
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.tables import tokens
 from codex_tools.history.thread_list import COLD_FILES, Page, ThreadList, ThreadQuery, enough_for
@@ -21,8 +21,16 @@ from codex_tools.history.times import instant, iso
 from codex_tools.history.transcript import thread_uri
 from codex_tools.rollouts.turn_reader import Turn as ReadTurn
 from codex_tools.rollouts.turn_reader import read_turns
-from codex_tools.runs.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
-from codex_tools.tool import Context, Folder, Tool
+from codex_tools.runs.result import (
+    RESULT_LIMIT,
+    ChangedFile,
+    RanCommand,
+    RunError,
+    Words,
+    tell_error,
+    words_of_error,
+)
+from codex_tools.tool import Context, Tool
 
 _ROOM = 40_000
 """Characters for the texts of all turns together."""
@@ -126,7 +134,7 @@ class SessionsResult(Record):
 async def sessions(request: SessionsRequest, context: Context) -> SessionsResult:
     """List threads, or show one with its turns."""
     try:
-        program = await find_codex(context.codex_bin)
+        program = await context.engine.prepare()
     except CodexError:
         program = None  # Lists need none.
     found = await context.read_history(
@@ -277,6 +285,13 @@ def refuse(error: CodexError) -> SessionsResult:
     return SessionsResult(**cast(Any, nothing | {"notes": [], "error": tell_error(error)}))
 
 
+def words(result: SessionsResult) -> Words:
+    """Return a result as text: the same data as JSON."""
+    if result.error is not None:
+        return words_of_error(result.error)
+    return Words(result.model_dump_json())
+
+
 SESSIONS = Tool(
     name="codex_sessions",
     title="Find Codex threads",
@@ -289,6 +304,7 @@ SESSIONS = Tool(
     result=SessionsResult,
     call=sessions,
     refuse=refuse,
+    words=words,
     search_hint="find Codex threads, conversation history, transcript search",
     read_only=True,
     idempotent=True,

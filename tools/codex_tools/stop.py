@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.record import Record
-from codex_tools.runs.result import RunResult, make_result
+from codex_tools.runs.result import RunResult, Words, error_text, refused
 from codex_tools.tool import Context, Tool
 
 
@@ -27,7 +27,15 @@ async def stop(request: StopRequest, context: Context) -> StopResult:
 
 def refuse(error: CodexError) -> StopResult:
     """Return the result of a request that was refused."""
-    return StopResult(run=make_result("failed", error=error))
+    return StopResult(run=refused(error))
+
+
+def words(result: StopResult) -> Words:
+    """Return a result as text. That a run had failed before is no failure of codex_stop."""
+    run = result.run
+    if run.run_id is None:
+        return Words(error_text(run), is_error=True)
+    return Words(f"{run.status}. {run.next}")
 
 
 STOP = Tool(
@@ -41,6 +49,7 @@ STOP = Tool(
     result=StopResult,
     call=stop,
     refuse=refuse,
+    words=words,
     search_hint="cancel Codex run, abort",
     idempotent=True,
     open_world=False,

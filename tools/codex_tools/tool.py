@@ -1,4 +1,4 @@
-"""What a tool is: a name, a request, a result, one async function, hints."""
+"""Define what a tool is, and what it is given to work with."""
 
 from __future__ import annotations
 
@@ -7,83 +7,107 @@ import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
-import anyio.to_thread
-from pydantic import AfterValidator, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
 from codex_tools.codex.json_object import Json
+from codex_tools.codex.program import Program
 from codex_tools.codex.record import Record
+from codex_tools.codex.workers import on_disk, on_index
+from codex_tools.engines.engine import Engine
 from codex_tools.history.index import Progress, ThreadIndex
-from codex_tools.policy import Policy, Review, ask_for
-from codex_tools.runs.register import Runs
+from codex_tools.policy import CheckedTurn, Policy, ask_for
+from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.runs.register import Runs, wait_while_called
+from codex_tools.runs.result import RunResult, Words
 from codex_tools.runs.run import Run
+from codex_tools.turn_options import TurnOptions
 
 T = TypeVar("T")
 RequestT = TypeVar("RequestT", bound=Record)
 ResultT = TypeVar("ResultT", bound=Record)
 
 
-def _absolute(path: str) -> str:
-    if not Path(path).is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
-
-
-Folder = Annotated[str, AfterValidator(_absolute)]
-"""The absolute path of a folder."""
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a tool works with, besides its arguments."""
+    """What a tool works with, in addition to its arguments."""
 
     policy: Policy
     runs: Runs
-    codex_bin: str | None
-    """The configured Codex; None means to look for one."""
+    engine: Engine
+    """Runs the turns."""
+    threads: Threads
+    """The threads on disk that the engine can resume."""
+    history: ThreadIndex
+    """The index over those threads."""
     default_cwd: Path
     """The caller's own folder."""
     watch: Callable[[Run], None]
-    """Tell the caller of this run's progress from now on."""
+    """Report this run's progress to the caller from now on."""
     wait_s: float
-    """How long a call waits for its run where it does not say."""
-    history: ThreadIndex
+    """How long a call waits for its run, in seconds, where the caller does not say."""
     state_dir: Path
-    tell: Callable[[Callable[[], str]], None]
-    """Tell the caller from now on what the function says goes on."""
+    report: Callable[[Callable[[], str]], None]
+    """Report to the caller from now on what the function returns."""
     caller: str
     """The client's name and version, for the audit log."""
     depth: int
-    """How many runs this server lives inside."""
+    """How many runs this server is nested in."""
     ask: Callable[[str], Awaitable[bool]] | None
-    """Put a question to the person; None where nobody can be asked."""
+    """Ask the person a question; None where no person can be asked."""
 
-    async def permit(self, review: Review, cwd: Path, prompt: str) -> tuple[str, ...]:
-        """Let a request pass that is within the limits, or that a person allows this once.
+    async def check(
+        self,
+        options: TurnOptions,
+        program: Program,
+        *,
+        thread: ThreadState | None = None,
+        ephemeral: bool = False,
+    ) -> CheckedTurn:
+        """Return the checked turn that *options* ask for; see `Policy.check`."""
+        check = functools.partial(
+            self.policy.check,
+            options,
+            program,
+            default_cwd=self.default_cwd,
+            depth=self.depth,
+            thread=thread,
+            ephemeral=ephemeral,
+        )
+        return await on_disk(check)
+
+    async def permit(self, turn: CheckedTurn) -> tuple[str, ...]:
+        """Let a turn pass that is within the limits, or that a person allows this once.
 
         Returns:
-            What to tell the caller of it.
+            Warnings for the caller.
 
         Raises:
-            NotAllowed: It is beyond the limits, and nobody has allowed it.
+            NotAllowed: The turn is beyond the limits, and no person has allowed it.
         """
-        excesses = review.excesses
+        excesses, request = turn.excesses, turn.request
         if not excesses:
-            return ()
+            return turn.warnings
         if self.ask is None:
             raise excesses[0]
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
-        allowed = await self.ask(ask_for(excesses, cwd, prompt))
+        allowed = await self.ask(ask_for(excesses, request.cwd, request.prompt))
         self.runs.audit.write("granted" if allowed else "declined", facts)
         if not allowed:
             raise excesses[0].declined()
-        return tuple(f"The person allowed this once: {excess.what}." for excess in excesses)
+        granted = (f"The person allowed this once: {excess.what}." for excess in excesses)
+        return (*turn.warnings, *granted)
+
+    async def follow(self, run: Run, wait_s: float | None) -> RunResult:
+        """Report a run's progress while the call waits for it; return its result by then."""
+        self.watch(run)
+        return await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
 
     async def read_history(self, work: Callable[[ThreadIndex, Progress], T]) -> T:
-        """Do *work* on the index in a thread, telling how far it has come."""
+        """Run *work* on the index in a worker thread, reporting how many rollouts are read."""
         at = (0, 0)
 
         def progress(done: int, total: int) -> None:
@@ -92,18 +116,18 @@ class Context:
 
         def doing() -> str:
             done, total = at
-            return f"reading rollouts, {done} of {total}" if total else "looking at rollouts"
+            return f"reading rollouts, {done} of {total}" if total else "looking for new rollouts"
 
-        self.tell(doing)
+        self.report(doing)
         try:
-            return await anyio.to_thread.run_sync(work, self.history, progress)
+            return await on_index(work, self.history, progress)
         except UnicodeEncodeError:
             raise InvalidArguments(["half a character (a lone surrogate) in a text"]) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Tool(Generic[RequestT, ResultT]):
-    """A tool as the server offers it."""
+    """A tool as the server offers it: all that the server needs to know of it."""
 
     name: str
     title: str | None
@@ -112,7 +136,9 @@ class Tool(Generic[RequestT, ResultT]):
     result: type[ResultT]
     call: Callable[[RequestT, Context], Awaitable[ResultT]]
     refuse: Callable[[CodexError], ResultT]
-    """Make a result of an error that came before there was one."""
+    """Return the result for an error that came before there was a result."""
+    words: Callable[[ResultT], Words]
+    """Return a result as text, for the clients that show their model nothing else."""
     start: Callable[[RequestT, Context], Awaitable[Run]] | None = None
     """For a tool that runs Codex: start the run and return at once."""
     search_hint: str | None = None

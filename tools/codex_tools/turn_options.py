@@ -1,34 +1,20 @@
-"""What codex_run and codex_resume share: their arguments, checked and made into a turn."""
+"""Define the arguments that codex_run and codex_resume share."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
-import anyio.to_thread
 from pydantic import AfterValidator, Field, field_validator
 
-from codex_tools.codex.errors import CodexError, InvalidArguments, TooDeep
-from codex_tools.codex.masking import shorten
-from codex_tools.codex.record import Record
+from codex_tools.codex.record import Folder, Record
 from codex_tools.codex.sandbox import Sandbox
-from codex_tools.engines.engine import TurnRequest
-from codex_tools.policy import Review
-from codex_tools.runs.register import wait_while_called
-from codex_tools.runs.result import RunResult, make_result
-from codex_tools.runs.run import Run
+from codex_tools.codex.workers import on_cpu
 from codex_tools.schemas.output_schema import Output
-from codex_tools.tool import Context, Folder
 
 PROMPT_LIMIT = 1_000_000
 """Characters; Codex since 0.120 takes 1,048,576."""
-
-
-PATH_LIMIT = 4096
-"""Characters of a path, as Linux has it."""
 
 
 def _plain(pattern: str) -> Any:
@@ -95,120 +81,13 @@ class TurnOptions(Record):
         return prompt
 
 
-async def follow(started: Run, request: TurnOptions, context: Context) -> RunResult:
-    """Tell of a run while the call waits for it; return how it stands then."""
-    context.watch(started)
-    wait_s = context.wait_s if request.wait_s is None else request.wait_s
-    return await wait_while_called(started, wait_s)
-
-
-def check_depth(context: Context) -> None:
-    """Insist that one more run may be inside those that this server lives in.
-
-    Raises:
-        TooDeep: It may not.
-    """
-    if context.depth >= context.policy.max_depth:
-        raise TooDeep(context.depth, context.policy.max_depth)
-
-
 async def make_output(options: TurnOptions) -> Output | None:
-    """Return the shape that the answer shall have, if one was asked for.
+    """Return the shape that the answer must have, or None if the caller asked for none.
 
     Raises:
-        InvalidOutputSchema: It is no JSON Schema, or none that a provider can keep to.
+        InvalidOutputSchema: It is not a JSON Schema, or no provider can follow it.
     """
     if options.output_schema is None:
         return None
     make = functools.partial(Output.of, options.output_schema, options.repair_attempts)
-    return await anyio.to_thread.run_sync(make)  # A large one takes seconds.
-
-
-def make_turn(
-    options: TurnOptions,
-    context: Context,
-    review: Review,
-    *,
-    cwd: Path,
-    sandbox: Sandbox,
-    thread_id: str | None = None,
-    model: str | None = None,
-    reasoning_effort: str | None = None,
-    ephemeral: bool = False,
-) -> TurnRequest:
-    """Return the turn that *options* ask for, checked against the disk, under *review*.
-
-    *model* and *reasoning_effort* hold where the options name none.
-
-    Raises:
-        InvalidArguments: A file or folder is not there.
-        NotAllowed: The policy forbids something that no person can be asked about.
-    """
-    add_dirs = tuple(
-        existing_folder("add_dirs", str(cwd / folder), review) for folder in options.add_dirs or ()
-    )
-    for name, folder in (("cwd", cwd), *(("add_dirs", each) for each in add_dirs)):
-        review.writable(name, folder, sandbox)
-    return TurnRequest(
-        prompt=options.prompt,
-        cwd=cwd,
-        sandbox=sandbox,
-        timeout_s=review.timeout(options.timeout_s),
-        stall_s=context.policy.stall_s,
-        thread_id=thread_id,
-        model=options.model or model,
-        reasoning_effort=options.reasoning_effort or reasoning_effort,
-        profile=options.profile,
-        images=tuple(_existing_file(image, cwd, review) for image in options.images or ()),
-        add_dirs=add_dirs,
-        web_search=options.web_search,
-        config=review.config(options.config or {}),
-        skip_git_repo_check=options.skip_git_repo_check,
-        ephemeral=ephemeral,
-        environment=context.policy.environment,
-        depth=context.depth + 1,
-    )
-
-
-def existing_folder(name: str, path: str, review: Review) -> Path:
-    """Return *path* as a folder that is there, links resolved; it goes under *review*.
-
-    Several versions of Codex do not look whether it is there.
-
-    Raises:
-        InvalidArguments: It is no folder.
-    """
-    return _existing(name, path, Path.is_dir, "a folder", review)
-
-
-def _existing_file(image: str, cwd: Path, review: Review) -> Path:
-    return _existing("images", str(cwd / image), Path.is_file, "a file", review)
-
-
-def _existing(
-    name: str, path: str, exists: Callable[[Path], bool], kind: str, review: Review
-) -> Path:
-    """Return the real place behind *path*: links that change later change nothing then."""
-    if re.search(r"[\x00-\x1f\x7f]", path):
-        raise InvalidArguments([f"{name}: control characters are not taken in a path"])
-    if len(path) > PATH_LIMIT:
-        raise InvalidArguments([f"{name}: a path has {PATH_LIMIT} characters at most"])
-    try:
-        path.encode()
-        real = Path(path).resolve()
-    except (OSError, UnicodeEncodeError, RuntimeError):  # The last for links in a ring.
-        raise InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"]) from None
-    excess = review.inside(name, real)
-    try:
-        found = exists(real)
-    except OSError:  # A name longer than the file system has.
-        found = False
-    if found:
-        return real
-    # Outside the roots, what is not there looks like what is: nobody may feel around.
-    raise excess or InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"])
-
-
-def refuse(error: CodexError) -> RunResult:
-    """Return the result of a request that was refused."""
-    return make_result("failed", error=error)
+    return await on_cpu(make)  # A large schema takes seconds.

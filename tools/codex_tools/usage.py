@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from codex_tools.codex.errors import CodexError
-from codex_tools.codex.record import Record
+from codex_tools.codex.record import Folder, Record
 from codex_tools.history.usage_report import GroupBy, find_usage
-from codex_tools.runs.result import RunError, tell_error
-from codex_tools.tool import Context, Folder, Tool
+from codex_tools.runs.result import RunError, Words, tell_error, words_of_error
+from codex_tools.tool import Context, Tool
 
 
 class UsageRequest(Record):
@@ -106,6 +106,13 @@ def refuse(error: CodexError) -> UsageResult:
     )
 
 
+def words(result: UsageResult) -> Words:
+    """Return a result as text: the same data as JSON."""
+    if result.error is not None:
+        return words_of_error(result.error)
+    return Words(result.model_dump_json())
+
+
 USAGE = Tool(
     name="codex_usage",
     title="Codex usage",
@@ -118,6 +125,7 @@ USAGE = Tool(
     result=UsageResult,
     call=usage,
     refuse=refuse,
+    words=words,
     search_hint="Codex tokens, cost, spending, rate limits",
     read_only=True,
     idempotent=True,

@@ -8,7 +8,16 @@ from pydantic import Field
 
 from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.record import Record
-from codex_tools.runs.result import RESULT_LIMIT, RunError, RunResult, fit, tell_error
+from codex_tools.runs.result import (
+    RESULT_LIMIT,
+    RunError,
+    RunResult,
+    Words,
+    fit,
+    tell_error,
+    words_of,
+    words_of_error,
+)
 from codex_tools.runs.run import Run
 from codex_tools.tool import Context, Tool
 
@@ -36,7 +45,7 @@ async def wait(request: WaitRequest, context: Context) -> WaitResult:
     if len(set(request.run_ids)) < len(request.run_ids):
         raise InvalidArguments(["run_ids: name each run once"])
     for run_id in request.run_ids:
-        found = context.runs.find(run_id)
+        found = await context.runs.find(run_id)
         if isinstance(found, Run):
             context.watch(found)
     results = await context.runs.wait(request.run_ids, request.wait_s, request.until)
@@ -47,6 +56,14 @@ async def wait(request: WaitRequest, context: Context) -> WaitResult:
 def refuse(error: CodexError) -> WaitResult:
     """Return the result of a request that was refused."""
     return WaitResult(runs=[], error=tell_error(error))
+
+
+def words(result: WaitResult) -> Words:
+    """Return a result as text: each run's status and answer."""
+    if result.error is not None:
+        return words_of_error(result.error)
+    parts = (f"{run.run_id}: {run.status}\n{words_of(run).text}" for run in result.runs)
+    return Words("\n\n".join(parts))
 
 
 WAIT = Tool(
@@ -61,6 +78,7 @@ WAIT = Tool(
     result=WaitResult,
     call=wait,
     refuse=refuse,
+    words=words,
     search_hint="result of Codex run in background, poll",
     may_be_large=True,
     read_only=True,

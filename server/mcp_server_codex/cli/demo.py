@@ -30,7 +30,8 @@ from rich.table import Table
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
-from codex_tools.codex.program import Program, find_codex
+from codex_tools.codex.program import Program
+from codex_tools.engines.choose import choose_engine
 from mcp_server_codex.cli.scripted_model import (
     Patch,
     ScriptedModel,
@@ -113,7 +114,7 @@ def run_demo(arguments: list[str]) -> int:
         return 2
     console = Console(highlight=False)
     try:
-        program = anyio.run(find_codex, os.environ.get("CODEX_BIN"))
+        program = anyio.run(choose_engine(os.environ.get("CODEX_BIN")).prepare)
     except CodexError as error:
         console.print(f"[red]{escape(error.message)}[/red]\n{escape(error.hint)}")
         return 1

@@ -165,10 +165,10 @@ async def _heed_signals(options: list[str], environ: dict[str, str], report: Rep
 
 
 async def _examine(options: list[str], environ: dict[str, str], report: Report) -> None:
-    from codex_tools.codex.paths import codex_home
+    from codex_tools.rollouts.threads import local_threads
     from mcp_server_codex.cli.checks.context import begin
 
-    examination, checks = begin(options, environ, codex_home())
+    examination, checks = begin(options, environ, local_threads().home)
     report.mask = examination.mask
     report.add(*checks)
     skipped: list[str] = []

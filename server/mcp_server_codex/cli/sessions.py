@@ -16,7 +16,7 @@ from rich.table import Table
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
-from codex_tools.codex.program import find_codex
+from codex_tools.engines.choose import choose_engine
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.sessions import SESSIONS, Session, SessionsResult, Turn, find_sessions
 from codex_tools.tool import Tool
@@ -55,7 +55,7 @@ def arguments_of(tool: Tool[Any, Any], words: str | None = None) -> tuple[Argume
 def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Progress) -> Json:
     request = SESSIONS.read(values)
     try:
-        program = anyio.run(find_codex, settings.codex_bin)
+        program = anyio.run(choose_engine(settings.codex_bin).prepare)
     except CodexError:
         program = None
     found = find_sessions(request, history, settings.state_dir, program, progress)

@@ -18,7 +18,7 @@ from codex_tools.engines.exec import build_argv
 NEW = Program(Path("/bin/codex"), (0, 169, 0), "0.169.0", None, frozenset({"--ephemeral"}))
 OLD = Program(Path("/bin/codex"), (0, 60, 1), "0.60.1", "/vendor/path", frozenset())
 THREAD = "01a20661-b445-73e1-b566-c552cde98ccd"
-PLAIN = TurnRequest("do it", Path("/project"), "read-only", timeout_s=60, stall_s=60)
+PLAIN = TurnRequest(NEW, "do it", Path("/project"), "read-only", timeout_s=60, stall_s=60)
 FULL = replace(
     PLAIN,
     sandbox="workspace-write",
@@ -40,13 +40,13 @@ def settings(argv: list[str]) -> list[str]:
 
 
 def test_a_plain_turn_names_its_sandbox_and_folder_and_reads_stdin() -> None:
-    assert build_argv(NEW, PLAIN, None) == [
+    assert build_argv(PLAIN, None) == [
         *("/bin/codex", "exec", "--json", "-s", "read-only", "-C", "/project", "-")
     ]
 
 
 def test_every_option_has_its_place() -> None:
-    assert build_argv(NEW, FULL, Path("/tmp/schema.json")) == [
+    assert build_argv(FULL, Path("/tmp/schema.json")) == [
         *("/bin/codex", "exec", "--json", "-s", "workspace-write", "-C", "/project"),
         *("-m", "gpt-5.5", "-p", "fast"),
         *("-c", 'model_verbosity="low"', "-c", "a.b=[1, 2]"),
@@ -60,33 +60,33 @@ def test_every_option_has_its_place() -> None:
 
 @pytest.mark.parametrize("request_", [PLAIN, FULL])
 def test_everything_stands_before_resume(request_: TurnRequest) -> None:
-    fresh = build_argv(NEW, request_, Path("/tmp/schema.json"))
-    resumed = build_argv(NEW, replace(request_, thread_id=THREAD), Path("/tmp/schema.json"))
+    fresh = build_argv(request_, Path("/tmp/schema.json"))
+    resumed = build_argv(replace(request_, thread_id=THREAD), Path("/tmp/schema.json"))
     assert resumed == [*fresh[:-1], "resume", THREAD, "-"]
 
 
 @pytest.mark.parametrize("sandbox", ["read-only", "workspace-write", "danger-full-access"])
 @pytest.mark.parametrize("thread_id", [None, THREAD])
 def test_the_sandbox_is_always_named(sandbox: Sandbox, thread_id: str | None) -> None:
-    argv = build_argv(NEW, replace(PLAIN, sandbox=sandbox, thread_id=thread_id), None)
+    argv = build_argv(replace(PLAIN, sandbox=sandbox, thread_id=thread_id), None)
     assert argv.count("-s") == 1
     assert argv[argv.index("-s") + 1] == sandbox
 
 
 def test_the_prompt_is_never_on_the_command_line() -> None:
-    argv = build_argv(NEW, replace(FULL, prompt="--yolo secret"), None)
+    argv = build_argv(replace(FULL, prompt="--yolo secret"), None)
     assert "--yolo secret" not in argv
     assert argv[-1] == "-"
 
 
 def test_an_image_cannot_swallow_the_dash() -> None:
-    argv = build_argv(NEW, FULL, None)
+    argv = build_argv(FULL, None)
     assert not {"-i", "--image"} & set(argv)
 
 
 def test_web_search_is_switched_by_the_key_of_every_version() -> None:
     def read(web_search: bool | None) -> dict[str, object]:
-        argv = build_argv(NEW, replace(PLAIN, web_search=web_search), None)
+        argv = build_argv(replace(PLAIN, web_search=web_search), None)
         return tomllib.loads("\n".join(settings(argv)))
 
     assert read(None) == {}
@@ -100,7 +100,7 @@ def test_web_search_is_switched_by_the_key_of_every_version() -> None:
 
 def test_what_the_options_say_comes_after_the_config_and_so_wins() -> None:
     given = replace(PLAIN, config=(("model_reasoning_effort", '"low"'),), reasoning_effort="xhigh")
-    assert settings(build_argv(NEW, given, None)) == [
+    assert settings(build_argv(given, None)) == [
         'model_reasoning_effort="low"',
         'model_reasoning_effort="xhigh"',
     ]
@@ -108,19 +108,19 @@ def test_what_the_options_say_comes_after_the_config_and_so_wins() -> None:
 
 def test_ephemeral_is_refused_where_codex_does_not_know_it() -> None:
     with pytest.raises(CodexUnsupported) as caught:
-        build_argv(OLD, replace(PLAIN, ephemeral=True), None)
+        build_argv(replace(PLAIN, program=OLD, ephemeral=True), None)
     assert caught.value.version == "0.60.1"
     assert "--ephemeral" in caught.value.message
-    assert "--ephemeral" not in build_argv(OLD, PLAIN, None)
+    assert "--ephemeral" not in build_argv(replace(PLAIN, program=OLD), None)
 
 
 def test_variables_that_commands_must_not_get_are_told_before_what_the_caller_sets() -> None:
     given = replace(PLAIN, config=(("web_search", "true"),))
-    assert settings(build_argv(NEW, given, None, ["CODEX_API_KEY", 'a"b'])) == [
+    assert settings(build_argv(given, None, ["CODEX_API_KEY", 'a"b'])) == [
         'shell_environment_policy.exclude=["CODEX_API_KEY", "a\\"b"]',
         "web_search=true",
     ]
-    assert settings(build_argv(NEW, PLAIN, None, [])) == []
+    assert settings(build_argv(PLAIN, None, [])) == []
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_variables_that_commands_must_not_get_are_told_before_what_the_caller_se
 def test_no_snapshot_of_the_environment_gives_back_what_is_kept_from_commands(
     version: Version | None, off: bool
 ) -> None:
-    program = replace(NEW, version=version)
+    other = replace(PLAIN, program=replace(NEW, version=version))
     switch = "features.shell_snapshot=false"
-    assert (switch in build_argv(program, PLAIN, None, ["CODEX_API_KEY"])) is off
-    assert switch not in build_argv(program, PLAIN, None)
+    assert (switch in build_argv(other, None, ["CODEX_API_KEY"])) is off
+    assert switch not in build_argv(other, None)

@@ -13,7 +13,7 @@ from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.record import Usage
 from codex_tools.rollouts.files import find_archived, find_rollout
-from codex_tools.rollouts.threads import newest_thread, read_state
+from codex_tools.rollouts.threads import read_state
 
 THREAD = "01a20661-b445-73e1-b566-c552cde98ccd"  # Made on 2026-11-23, UTC.
 OTHER = "01a203da-44d3-7691-b0ab-2028070f8cec"
@@ -263,48 +263,6 @@ def test_a_rollout_that_cannot_be_read_has_no_state(tmp_path: Path) -> None:
     damaged = tmp_path / "rollout-damaged.jsonl.zst"
     damaged.write_bytes(b"\x28\xb5\x2f\xfd" + b"garbage" * 10)
     assert read_state(damaged) is None
-
-
-def test_the_newest_thread_is_the_one_that_was_written_last(tmp_path: Path) -> None:
-    ids = (THREAD, OTHER, "01a20000-0000-7000-8000-000000000001")
-    for age, thread_id in zip((30, 10, 20), ids, strict=True):
-        path = place(tmp_path / "sessions" / DAY, thread_id, written(meta(thread_id), context()))
-        change_at(path, 1_800_000_000 - age)
-    newest = newest_thread(tmp_path, None)
-    assert newest is not None
-    assert newest.thread_id == OTHER
-    assert newest_thread(tmp_path / "empty", None) is None
-
-
-def test_the_newest_thread_of_a_folder_is_told_by_its_last_turn(tmp_path: Path) -> None:
-    folder, linked = tmp_path / "project", tmp_path / "link"
-    folder.mkdir()
-    linked.symlink_to(folder)
-    sessions = tmp_path / "sessions"
-    here = place(sessions, THREAD, written(meta(), context(), context(cwd=str(linked))))
-    left = written(meta(OTHER, cwd=str(folder)), context(cwd=str(folder)), context(cwd="/else"))
-    change_at(here, 1_700_000_000)
-    place(sessions, OTHER, left)
-    for cwd in (folder, linked, folder / "sub" / ".."):
-        newest = newest_thread(tmp_path, cwd)
-        assert newest is not None
-        assert newest.thread_id == THREAD
-    assert newest_thread(tmp_path, tmp_path) is None
-
-
-def test_sub_agents_and_broken_files_are_left_aside(tmp_path: Path) -> None:
-    sessions = tmp_path / "sessions"
-    spawned: Json = {"subagent": {"thread_spawn": {"parent_thread_id": THREAD, "depth": 1}}}
-    old = place(sessions, THREAD, written(meta(), context()))
-    change_at(old, 1_700_000_000)
-    child = place(sessions, OTHER, written(meta(OTHER, source=spawned), context()))
-    place(sessions, "01a20000-0000-7000-8000-000000000001", b"garbage\n")
-    newest = newest_thread(tmp_path, Path("/project"))
-    assert newest is not None
-    assert newest.thread_id == THREAD
-    state = read_state(child)
-    assert state is not None
-    assert state.is_subagent
 
 
 def test_codex_home_is_the_environment_s_or_the_user_s(

@@ -6,12 +6,23 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from codex_tools.runs import audit as module
 from codex_tools.runs.audit import FILES_KEPT, AuditLog
+from codex_tools.runs.writer import StateWriter
+
+
+@contextmanager
+def opened(folder: Path) -> Generator[AuditLog]:
+    """Open the log of *folder*; on leaving, all is written."""
+    writer = StateWriter()
+    yield AuditLog(folder, writer)
+    writer.close(60)
 
 
 def entries(folder: Path) -> list[dict[str, object]]:
@@ -20,9 +31,9 @@ def entries(folder: Path) -> list[dict[str, object]]:
 
 
 def test_an_entry_is_a_line_that_only_this_user_may_read(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path)
-    log.write("started", {"cwd": "/a\nb", "n": 1})
-    log.write("ended", {"status": "completed"})
+    with opened(tmp_path) as log:
+        log.write("started", {"cwd": "/a\nb", "n": 1})
+        log.write("ended", {"status": "completed"})
     first, second = entries(tmp_path)
     assert (first["event"], first["cwd"], second["status"]) == ("started", "/a\nb", "completed")
     assert str(first["time"]).endswith("Z")
@@ -30,7 +41,8 @@ def test_an_entry_is_a_line_that_only_this_user_may_read(tmp_path: Path) -> None
 
 
 def test_no_secret_gets_into_it(tmp_path: Path) -> None:
-    AuditLog(tmp_path).write("refused", {"message": "key sk-proj-abcdefghijklmnop", "a": 1})
+    with opened(tmp_path) as log:
+        log.write("refused", {"message": "key sk-proj-abcdefghijklmnop", "a": 1})
     (entry,) = entries(tmp_path)
     assert entry["message"] == "key [secret]"
 
@@ -39,10 +51,13 @@ WRITER = """
 import sys
 from pathlib import Path
 from codex_tools.runs import audit
+from codex_tools.runs.writer import StateWriter
 audit.FILE_LIMIT = 150_000
-log = audit.AuditLog(Path(sys.argv[1]))
+writer = StateWriter()
+log = audit.AuditLog(Path(sys.argv[1]), writer)
 for count in range(200):
     log.write("started", {"who": sys.argv[2], "count": count, "padding": "x" * 500})
+writer.close(60)
 """
 
 
@@ -60,9 +75,9 @@ def test_the_oldest_lines_go_when_there_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FILE_LIMIT", 1000)
-    log = AuditLog(tmp_path)
-    for count in range(200):
-        log.write("started", {"count": count, "padding": "x" * 100})
+    with opened(tmp_path) as log:
+        for count in range(200):
+            log.write("started", {"count": count, "padding": "x" * 100})
     assert len([*tmp_path.glob("audit*.jsonl")]) == FILES_KEPT
     counts = sorted(int(str(entry["count"])) for entry in entries(tmp_path))
     assert counts == [*range(counts[0], 200)]
@@ -73,6 +88,6 @@ def test_a_log_that_cannot_be_written_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "audit.jsonl").mkdir()
-    with caplog.at_level(logging.WARNING):
-        AuditLog(tmp_path).write("started", {})
-    assert "is not written on" in caplog.text
+    with caplog.at_level(logging.WARNING), opened(tmp_path) as log:
+        log.write("started", {})
+    assert "cannot write to" in caplog.text

@@ -16,8 +16,9 @@ from jsonschema import Draft202012Validator
 
 from codex_tools.codex.errors import InvalidOutputSchema
 from codex_tools.codex.json_object import Json
-from codex_tools.schemas.output_schema import check_schema, problems
+from codex_tools.schemas.output_schema import check_schema
 from codex_tools.schemas.rewriter import make_strict
+from codex_tools.schemas.validation import problems
 from support.strict_answer import (
     Unsayable,
     alternatives,
@@ -220,7 +221,8 @@ def answers(sent: Json, root: Json, deep: int = 0) -> st.SearchStrategy[Any]:
                 return OBJECTS.map(json.dumps)
             return JSON.map(json.dumps)
         case "string" if "pattern" in sent:
-            return st.from_regex(cast(str, sent["pattern"]))
+            # A $ ends the text in JSON Schema; in Python it may stand before a line feed.
+            return st.from_regex(cast(str, sent["pattern"])).filter(lambda x: is_valid(sent, x))
         case "string":
             return st.sampled_from([SAMPLES.get(sent.get("format", ""), each) for each in "ab"])
         case "null":

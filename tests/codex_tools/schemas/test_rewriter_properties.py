@@ -30,7 +30,7 @@ from codex_tools.runs.result import (
     RunStatus,
     make_result,
 )
-from codex_tools.schemas.output_schema import problems
+from codex_tools.schemas.validation import problems
 from codex_tools.tool import output_schema
 
 Json = dict[str, object]

@@ -21,6 +21,7 @@ import anyio
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.paths import expand_home
+from codex_tools.codex.workers import on_disk
 
 Version = tuple[int, int, int]
 
@@ -123,16 +124,26 @@ async def find_codex(configured: str | None) -> Program:
         CodexNotFound: There is none, or it does not answer.
         CodexUnsupported: It is older than the oldest supported one.
     """
+    key = await on_disk(_binary, configured)
+    path, _, _ = key
+    async with _asking:
+        if key not in _known:
+            _known[key] = await _examine(path)
+    return _known[key]
+
+
+def _binary(configured: str | None) -> tuple[Path, int, int]:
+    """Return the native binary with its size and modification time (ns).
+
+    Raises:
+        CodexNotFound: There is none.
+    """
     path = native_binary(_locate(configured))
     try:
         stat = path.stat()
     except OSError as error:
         raise CodexNotFound(f"{path} cannot be used: {error.strerror}.") from error
-    key = (path, stat.st_size, stat.st_mtime_ns)
-    async with _asking:
-        if key not in _known:
-            _known[key] = await _examine(path)
-    return _known[key]
+    return path, stat.st_size, stat.st_mtime_ns
 
 
 def _locate(configured: str | None) -> Path:

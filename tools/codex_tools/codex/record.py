@@ -7,9 +7,9 @@ import functools
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 
@@ -61,6 +61,16 @@ def _classes(module: str) -> list[ast.ClassDef]:
         return []
     source = Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8")
     return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+
+
+def _absolute(path: str) -> str:
+    if not Path(path).is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+Folder = Annotated[str, AfterValidator(_absolute)]
+"""The absolute path of a folder, as a field of a Record."""
 
 
 class Usage(Record):

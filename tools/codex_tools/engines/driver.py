@@ -1,4 +1,4 @@
-"""Run one turn: open an engine, progress its events into a TurnResult."""
+"""Run one turn on an engine: limits on its time, and its events collected into a TurnResult."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import anyio
 from codex_tools.codex.errors import NoAnswer, Stalled, TimedOut, TurnFailed, WrongThread
 from codex_tools.codex.events import ThreadStartedEvent
 from codex_tools.codex.failures import classify, classify_exit
-from codex_tools.codex.program import Program
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
-from codex_tools.engines.engine import TurnRequest
-from codex_tools.engines.exec import open_turn
+from codex_tools.engines.engine import Engine, Keep, TurnRequest
 
 LINGER_S = 10.0
 """How long Codex may take to exit after the turn's end, to close its files."""
@@ -22,10 +20,10 @@ Report = Callable[[TurnProgress], None]
 
 
 async def run_turn(
-    program: Program,
+    engine: Engine,
     request: TurnRequest,
     report: Report,
-    keep: Callable[[bytes], None],
+    keep: Keep,
     *,
     progress: TurnProgress | None = None,
     since: float | None = None,
@@ -33,15 +31,15 @@ async def run_turn(
     """Run one turn of Codex and return what it produced.
 
     Args:
-        program: The Codex to run.
+        engine: The way to run it.
         request: The turn.
-        report: Told the turn so far after each event.
-        keep: Gets each line as Codex wrote it.
-        progress: What the run did in earlier turns; this one is added.
-        since: When the time limit began to count; None for now.
+        report: Called with the turn so far after each event.
+        keep: Called with each line as Codex wrote it.
+        progress: What the run did in earlier turns; this turn is added.
+        since: Start of the time limit on the event loop's clock; None for now.
 
-    Leaving early, by timeout or cancellation, kills the whole process tree,
-    because Codex's own children would otherwise go on editing files.
+    Leaving early, by timeout or cancellation, kills the whole process tree, because Codex's own
+    children would otherwise continue to edit files.
 
     Raises:
         CodexUnsupported: This version lacks an option that is needed.
@@ -56,7 +54,7 @@ async def run_turn(
     start = began if since is None else since
     first = min(start + request.timeout_s, began + request.stall_s)
     with anyio.CancelScope(deadline=first) as limit:
-        async with open_turn(program, request, keep) as events:
+        async with engine.open_turn(request, keep) as events:
             async for event in events:
                 progress.add(event)
                 report(progress)

@@ -1,22 +1,33 @@
-"""What an engine is: a turn's request in, its events out, and nothing left alive afterwards."""
+"""Define what an engine is: a way to run one turn of Codex.
+
+Tools and runs know this file only; `choose.py` alone names the engines that there are. A new
+engine is a file in this folder and a line there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+from codex_tools.codex.events import Event
+from codex_tools.codex.json_object import Json
+from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import Sandbox
-from codex_tools.engines.environment import (
-    EnvironmentRules,
-)
+from codex_tools.engines.environment import EnvironmentRules
+
+Keep = Callable[[bytes], None]
+"""Takes each line as Codex wrote it, before it is parsed; must return at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """One turn, as it shall really run: everything is decided, nothing is checked again."""
+    """One turn as it will run: everything is decided and checked, the engine decides nothing."""
 
+    program: Program
+    """The Codex to run, as `Engine.prepare` returned it."""
     prompt: str
     cwd: Path
     sandbox: Sandbox
@@ -27,7 +38,7 @@ class TurnRequest:
     model: str | None = None
     reasoning_effort: str | None = None
     profile: str | None = None
-    output_schema: dict[str, Any] | None = None
+    output_schema: Json | None = None
     images: tuple[Path, ...] = ()
     add_dirs: tuple[Path, ...] = ()
     web_search: bool | None = None
@@ -36,9 +47,40 @@ class TurnRequest:
     skip_git_repo_check: bool = False
     ephemeral: bool = False
     base_instructions: str | None = None
-    """What takes the place of Codex's own instructions to the model."""
+    """Replaces Codex's own instructions to the model."""
     environment: EnvironmentRules = field(default_factory=EnvironmentRules)
     depth: int = 1
-    """How many runs it is inside, itself counted."""
+    """Number of nested runs, this one included."""
     held: Sequence[int] = field(default=())
-    """File descriptors to hold until nothing of the turn is alive (its lock)."""
+    """File descriptors to keep open until no process of the turn is left (the thread's lock)."""
+
+
+class Engine(Protocol):
+    """A way to run turns of Codex."""
+
+    @property
+    def name(self) -> str:
+        """Name of the engine, as the operator chooses it: `exec`."""
+        ...
+
+    async def prepare(self) -> Program:
+        """Find Codex and return what it is and can do.
+
+        Raises:
+            CodexNotFound: There is no Codex, or it does not answer.
+            CodexUnsupported: It is older than the oldest supported version.
+        """
+        ...
+
+    def open_turn(
+        self, request: TurnRequest, keep: Keep
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Event]]:
+        """Start a turn; the context manager yields its events, the last one an ExitedEvent.
+
+        Leaving it, for whatever reason, leaves no process alive that the turn has started.
+
+        Raises:
+            CodexUnsupported: This version of Codex lacks an option that the turn needs.
+            NotAllowed: A path leads elsewhere than when it was checked.
+        """
+        ...

@@ -1,27 +1,26 @@
-"""One `codex exec --json` child as a stream of events; argv is built here.
-
-An engine is one function of the shape of `open_turn`: a turn's request in, its
-events out, the last of them an ExitedEvent, and nothing left alive afterwards.
-"""
+"""Run a turn by `codex exec --json`: one child process per turn, its stdout as events."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import orjson
 
 from codex_tools.codex.errors import NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
 from codex_tools.codex.paths import codex_home
-from codex_tools.codex.program import Program
+from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.toml import to_toml
-from codex_tools.engines.engine import TurnRequest
+from codex_tools.codex.workers import on_disk
+from codex_tools.engines.engine import Keep, TurnRequest
 from codex_tools.engines.environment import (
     environment_for_codex,
     kept_from_commands,
@@ -35,31 +34,62 @@ _SEARCH_OFF = (
     "tools.web_search=false",
     "features.web_search_request=false",
 )
-"""Each version knows another key; together they hold on 0.60.1 to 0.169.0."""
+"""Each version reads another of these keys; all of them together work on 0.60.1 to 0.169.0."""
+
+
+class ExecEngine:
+    """Runs each turn as a `codex exec --json` process under a guard."""
+
+    name = "exec"
+
+    def __init__(self, codex_bin: str | None) -> None:
+        """*codex_bin* is the configured Codex; None to look for one."""
+        self._codex_bin = codex_bin
+
+    async def prepare(self) -> Program:
+        """Find Codex and return what it is and can do; see `Engine.prepare`."""
+        return await find_codex(self._codex_bin)
+
+    @asynccontextmanager
+    async def open_turn(
+        self, request: TurnRequest, keep: Keep
+    ) -> AsyncGenerator[AsyncGenerator[Event]]:
+        """Start a turn and yield its events; see `Engine.open_turn`."""
+        await on_disk(_check_unmoved, request)
+        async with _files_for(request) as (request, scratch):
+            argv, env = await on_disk(_command_for, request, scratch)
+            async with (
+                open_child(
+                    argv,
+                    stdin=request.prompt.encode("utf-8", "replace"),
+                    cwd=request.cwd,
+                    env=env,
+                    scratch=scratch,
+                    held=request.held,
+                ) as child,
+                aclosing(_events(child, keep)) as events,
+            ):
+                yield events
 
 
 def build_argv(
-    program: Program,
-    request: TurnRequest,
-    schema_file: Path | None,
-    kept: Sequence[str] = (),
+    request: TurnRequest, schema_file: Path | None, kept: Sequence[str] = ()
 ) -> list[str]:
-    """Return the command line, in the one form that all versions take.
+    """Return the command line of a turn, in the one form that all versions accept.
 
-    All options stand before `resume`, since 0.60.1 takes few and no version
-    takes -s or -C after it. The sandbox is always named, because several
-    versions remember or guess another one. `--image=` binds its value, because
-    `-i FILE -` swallows the dash.
+    All options come before `resume`: 0.60.1 accepts few after it, and no version accepts -s or
+    -C there. The sandbox is always named, because several versions remember or guess another
+    one. `--image=` binds its value, because `-i FILE -` takes the dash for a file.
 
     Args:
-        program: The Codex to run.
         request: The turn.
-        schema_file: Where its output schema stands, if it has one.
-        kept: Globs of variables that Codex shall keep from its commands.
+        schema_file: The file with its output schema, if it has one.
+        kept: Globs of environment variables that Codex must keep from its commands.
 
     Raises:
-        CodexUnsupported: This version lacks an option that is needed.
+        CodexUnsupported: This version of Codex lacks an option that the turn needs.
     """
+    program = request.program
     argv = [str(program.path), "exec", "--json"]
     argv += ["-s", request.sandbox, "-C", str(request.cwd)]
     if request.model is not None:
@@ -98,64 +128,65 @@ def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
 
 
 @asynccontextmanager
-async def open_turn(
-    program: Program, request: TurnRequest, keep: Callable[[bytes], None]
-) -> AsyncGenerator[AsyncGenerator[Event]]:
-    """Start the turn and yield its events; leaving ends all that it started.
+async def _files_for(request: TurnRequest) -> AsyncGenerator[tuple[TurnRequest, Path | None]]:
+    """Write the files that Codex reads a part of the turn from, and remove them afterwards.
 
-    Each line goes to *keep* as Codex wrote it, before it is read.
-
-    Raises:
-        CodexUnsupported: This version lacks an option that is needed.
-        NotAllowed: A path leads elsewhere than when it was checked.
+    Yields the request as it must be put to Codex, and the folder of the files, or None where
+    the turn needs none.
     """
-    _insist_unmoved(request)
-    scratch = schema_file = None
+    if (
+        request.output_schema is None
+        and request.base_instructions is None
+        and not any("," in str(image) for image in request.images)
+    ):
+        yield request, None
+        return
+    scratch = Path(tempfile.gettempdir(), f"mcp-server-codex-{secrets.token_hex(8)}")
     try:
-        if (
-            request.output_schema is not None
-            or request.base_instructions is not None
-            or any("," in str(image) for image in request.images)
-        ):
-            scratch = Path(tempfile.mkdtemp(prefix="mcp-server-codex-"))
-            request = _with_instructions(request, scratch)
-            request = replace(request, images=_without_commas(request.images, scratch))
-        if request.output_schema is not None and scratch is not None:
-            schema_file = scratch / "output_schema.json"
-            schema_file.write_bytes(orjson.dumps(request.output_schema))
-        config = read_config(codex_home(), request.profile)
-        kept = kept_from_commands(os.environ, request.environment, config)
-        async with (
-            open_child(
-                build_argv(program, request, schema_file, kept),
-                stdin=request.prompt.encode("utf-8", "replace"),
-                cwd=request.cwd,
-                env=environment_for_codex(
-                    os.environ,
-                    request.environment,
-                    config,
-                    depth=request.depth,
-                    search_path=program.search_path,
-                ),
-                scratch=scratch,
-                held=request.held,
-            ) as child,
-            aclosing(_events(child, keep)) as events,
-        ):
-            yield events
+        yield await on_disk(_write_files, request, scratch), scratch
     finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with anyio.CancelScope(shield=True):
+            await on_disk(shutil.rmtree, scratch, True)
 
 
-def _insist_unmoved(request: TurnRequest) -> None:
-    """Insist that the paths, whose links were resolved, are still without links.
+def _write_files(request: TurnRequest, scratch: Path) -> TurnRequest:
+    scratch.mkdir(mode=0o700)
+    if request.output_schema is not None:
+        _schema_file(scratch).write_bytes(orjson.dumps(request.output_schema))
+    if request.base_instructions is not None:
+        request = _with_instructions(request, request.base_instructions, scratch)
+    return replace(request, images=_without_commas(request.images, scratch))
 
-    The run may have waited in line for long, and another one may have been at
-    work in the same folder meanwhile.
+
+def _schema_file(scratch: Path) -> Path:
+    return scratch / "output_schema.json"
+
+
+def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and the environment for Codex; reads Codex's configuration."""
+    config = read_config(codex_home(), request.profile)
+    kept = kept_from_commands(os.environ, request.environment, config)
+    schema_file = None
+    if request.output_schema is not None and scratch is not None:
+        schema_file = _schema_file(scratch)
+    argv = build_argv(request, schema_file, kept)
+    env = environment_for_codex(
+        os.environ,
+        request.environment,
+        config,
+        depth=request.depth,
+        search_path=request.program.search_path,
+    )
+    return argv, env
+
+
+def _check_unmoved(request: TurnRequest) -> None:
+    """Check that the paths, whose links were resolved before, still have none.
+
+    The run may have waited in the queue for long, while another run worked in the same folder.
 
     Raises:
-        NotAllowed: A part of one was replaced by a link.
+        NotAllowed: A link replaced a part of a path.
     """
     for path in (request.cwd, *request.add_dirs, *request.images):
         if os.path.realpath(path) != str(path):
@@ -164,15 +195,13 @@ def _insist_unmoved(request: TurnRequest) -> None:
             )
 
 
-def _with_instructions(request: TurnRequest, scratch: Path) -> TurnRequest:
-    """Return *request* with its instructions in a file, which Codex takes them from.
+def _with_instructions(request: TurnRequest, text: str, scratch: Path) -> TurnRequest:
+    """Return *request* with its instructions in a file that Codex reads them from.
 
-    The first key is of 0.60.1, the second of 0.163.0 and 0.169.0; each lets the other be.
+    The first key is read by 0.60.1, the second by 0.163.0 and 0.169.0; each ignores the other.
     """
-    if request.base_instructions is None:
-        return request
     file = scratch / "instructions.md"
-    file.write_bytes(request.base_instructions.encode("utf-8", "replace"))
+    file.write_bytes(text.encode("utf-8", "replace"))
     keys = ("experimental_instructions_file", "model_instructions_file")
     return replace(request, config=(*request.config, *((key, to_toml(str(file))) for key in keys)))
 
@@ -188,7 +217,8 @@ def _without_commas(images: Sequence[Path], scratch: Path) -> tuple[Path, ...]:
     return tuple(plain)
 
 
-async def _events(child: Child, keep: Callable[[bytes], None]) -> AsyncGenerator[Event]:
+async def _events(child: Child, keep: Keep) -> AsyncGenerator[Event]:
+    """Yield the events that *child* prints, then how it ended."""
     async with aclosing(child.lines()) as lines:
         async for line in lines:
             if line.strip():

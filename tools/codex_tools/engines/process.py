@@ -1,13 +1,14 @@
-"""A child: closed stdin, lines out, bounded stderr, sure death.
+"""Run a child process: stdin at EOF, stdout as lines, and a guaranteed kill of its process tree.
 
-Knows nothing of Codex. The child runs under a guard (guard.py), so its whole
-tree dies with the `async with` block that opened it, and with this process.
+This file knows nothing of Codex. The child runs under a guard (guard.py), so its process tree ends
+with the `async with` block that opened it, and with this process.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,59 @@ Claude Code gives a server 500 ms in all before it sends SIGKILL.
 LAST_WORDS_WITHIN_S = 1.0
 """How long the end of stderr is waited for: on macOS something that got away may hold it open."""
 
+LINE_LIMIT = 32 * 1024 * 1024
+"""Bytes of a line that is yielded whole.
+
+A line of 700 MB took 7 s of the event loop and 2.2 GB before there was a limit. The longest that
+a real Codex writes holds the output of one command.
+"""
+
+LINE_HEAD = 4 * 1024 * 1024
+"""Bytes kept of the beginning of a longer line."""
+
+LINE_TAIL = 1024 * 1024
+"""Bytes kept of its end; Codex writes a command's exit code there, behind its output."""
+
 _CHUNK = 64 * 1024
+
+_WITHOUT_ESCAPE = re.compile(rb"[^\\]{6}(?=[\x20-\x7f])")
+"""Where a JSON string can be resumed: no escape sequence reaches over six bytes."""
+_ESCAPE_BEGUN = re.compile(rb"(?:[\xc0-\xff][\x80-\xbf]{0,3}|\\+(?:u[0-9a-fA-F]{0,3})?)\Z")
+"""A character or an escape sequence that a cut may have split."""
+
+
+class LineCutter:
+    """Shortens a line that is too long to keep: its beginning and its end, with a mark between.
+
+    Nearly always one JSON string makes the line long. Cut inside that string, the line is still
+    valid JSON: what it says of other fields is kept.
+    """
+
+    def __init__(self, begun: bytes) -> None:
+        self._head = _ESCAPE_BEGUN.sub(b"", begun[:LINE_HEAD])
+        self._size = len(begun)
+        self._tail: deque[bytes] = deque()
+        self._tail_size = 0
+        self._keep(begun[LINE_HEAD:][-LINE_TAIL:])
+
+    def add(self, piece: bytes) -> None:
+        """Take more of the line."""
+        self._size += len(piece)
+        self._keep(piece)
+
+    def line(self) -> bytes:
+        """Return the shortened line."""
+        tail = b"".join(self._tail)[-LINE_TAIL:]
+        found = _WITHOUT_ESCAPE.search(tail)
+        tail = tail[found.end() :] if found is not None else b""
+        mark = f" [{self._size - len(self._head) - len(tail):,} bytes left out] "
+        return self._head + mark.encode() + tail
+
+    def _keep(self, piece: bytes) -> None:
+        self._tail.append(piece)
+        self._tail_size += len(piece)
+        while self._tail_size - len(self._tail[0]) >= LINE_TAIL:
+            self._tail_size -= len(self._tail.popleft())
 
 
 class Child:
@@ -49,24 +102,42 @@ class Child:
     async def lines(self) -> AsyncGenerator[bytes]:
         """Yield what the child prints, line by line, without the line feeds.
 
-        A line may have any length; the last one needs no line feed.
+        The last line needs no line feed. A line over LINE_LIMIT bytes is yielded shortened, see
+        `LineCutter`.
         """
         assert self._process.stdout is not None
         parts: list[bytes] = []
+        size = 0
+        cutter: LineCutter | None = None
         async for chunk in _chunks(self._process.stdout):
             start = 0
             while (end := chunk.find(b"\n", start)) >= 0:
-                if parts:
-                    parts.append(chunk[start:end])
-                    line = b"".join(parts)
-                    parts.clear()
-                    yield line
-                else:
-                    yield chunk[start:end]
+                piece = chunk[start:end] if start or end < len(chunk) else chunk
                 start = end + 1
+                if cutter is not None:
+                    cutter.add(piece)
+                    line = cutter.line()
+                elif parts:
+                    parts.append(piece)
+                    line = b"".join(parts)
+                else:
+                    line = piece
+                parts.clear()
+                size, cutter = 0, None
+                yield line
             if start < len(chunk):
-                parts.append(chunk[start:])
-        if parts:
+                rest = chunk[start:]
+                size += len(rest)
+                if cutter is not None:
+                    cutter.add(rest)
+                elif size <= LINE_LIMIT:
+                    parts.append(rest)
+                else:
+                    cutter = LineCutter(b"".join([*parts, rest]))
+                    parts.clear()
+        if cutter is not None:
+            yield cutter.line()
+        elif parts:
             yield b"".join(parts)
 
     async def wait(self) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from codex_tools.codex.json_object import Json
+from codex_tools.codex.paths import folder_names
 from codex_tools.codex.program import Program
-from codex_tools.history.index import ThreadIndex
+from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.search_text import fold
 from codex_tools.history.tables import tokens
 from codex_tools.history.times import iso
@@ -45,6 +47,8 @@ class ThreadQuery:
     words: str | None = None
     cwd: tuple[str, ...] = ()
     """These folders, each the same by another name, and all below them."""
+    exact_cwd: tuple[str, ...] = ()
+    """These folders alone, each the same by another name."""
     since_ms: int | None = None
     until_ms: int | None = None
     model: str | None = None
@@ -179,6 +183,37 @@ class ThreadList:
         )
 
 
+def newest_thread(index: ThreadIndex, cwd: Path | None, progress: Progress | None) -> str | None:
+    """Return the id of the thread that was active last, or None if there is none.
+
+    Sub-agents and archived threads are left out.
+
+    Args:
+        index: The index.
+        cwd: Only threads whose last turn ran in this folder, by whatever name; None for any.
+        progress: Called after each batch of rollouts that is read.
+
+    Raises:
+        IndexUnavailable: There is no index to read.
+    """
+    query = ThreadQuery(exact_cwd=folder_names(None if cwd is None else str(cwd)), limit=0)
+    left = index.refresh(progress, enough_for(query), patience=COLD_FILES)
+    with index.opened() as db:
+        if cwd is not None:
+            folders = db.execute("SELECT DISTINCT cwd FROM file WHERE cwd IS NOT NULL").fetchall()
+            aliases = (name for (name,) in folders if os.path.realpath(name) == str(cwd))
+            query = replace(query, exact_cwd=(*query.exact_cwd, *aliases))
+        where, values = conditions(query)
+        row = db.execute(
+            f"SELECT f.thread_id FROM file f WHERE {where}"
+            " ORDER BY f.active_ms DESC, f.thread_id LIMIT 1",
+            values,
+        ).fetchone()
+    if left:
+        index.finish_later()
+    return None if row is None else row[0]
+
+
 def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
     """Return the WHERE clause for *query*, less its cursor, and its values."""
     parts = ["f.shadowed = 0 AND f.problem IS NULL"]
@@ -198,6 +233,8 @@ def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
             below += [folder or "/", len(folder) + 1, f"{folder}/"]
         each = " OR ".join(["f.cwd = ? OR substr(f.cwd, 1, ?) = ?"] * len(query.cwd))
         add(f"({each})", *below)
+    if query.exact_cwd:
+        add(f"f.cwd IN ({', '.join('?' * len(query.exact_cwd))})", *query.exact_cwd)
     if query.since_ms is not None:
         add("f.active_ms >= ?", query.since_ms)
     if query.until_ms is not None:

@@ -1,4 +1,9 @@
-"""How a thread stood at its last turn, by its rollout: what resuming goes on from."""
+"""Answer questions about the threads of one Codex home: state, usage, cost.
+
+A thread that lies on another machine is asked about by another `Threads`, so tools and runs are
+handed one and never look for CODEX_HOME themselves. Which thread of a folder is the newest is a
+question for the index (history/thread_list.py): without it all rollouts would have to be opened.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from codex_tools.codex.errors import ThreadNotFound
 from codex_tools.codex.events import read_usage
 from codex_tools.codex.json_object import Json
+from codex_tools.codex.paths import codex_home
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox import Sandbox
-from codex_tools.rollouts.files import BLOCK, SESSIONS, open_rollout, payload_of, rollouts_below
+from codex_tools.pricing.prices import Prices
+from codex_tools.rollouts.files import (
+    BLOCK,
+    find_archived,
+    find_rollout,
+    open_rollout,
+    payload_of,
+)
+from codex_tools.rollouts.thread_cost import cost_of
 
 _HEAD_OF_LINE = 300
 """Within so many bytes a line names its type; strings inside it are escaped."""
@@ -41,21 +56,60 @@ class ThreadState:
     """The thread's running total, from which newer versions go on counting."""
 
 
-def newest_thread(home: Path, cwd: Path | None) -> ThreadState | None:
-    """Return the thread that was at work last, sub-agents left aside.
+class Threads:
+    """The threads of one Codex home. Each method reads files: never call one on the event loop."""
 
-    Args:
-        home: CODEX_HOME.
-        cwd: Only threads whose last turn ran in this folder; None for any.
-    """
-    wanted = os.path.realpath(cwd) if cwd is not None else None
-    for path in sorted(rollouts_below(home / SESSIONS), key=_changed_at, reverse=True):
-        state = read_state(Path(path))
-        if state is None or state.is_subagent:
-            continue
-        if wanted is None or (state.cwd and os.path.realpath(state.cwd) == wanted):
+    def __init__(self, home: Path) -> None:
+        """*home* is CODEX_HOME."""
+        self.home = home
+
+    def state(self, thread_id: str) -> ThreadState:
+        """Return the state of a thread that Codex can resume.
+
+        Raises:
+            ThreadNotFound: There is no such thread, or it is archived.
+        """
+        state = self.find_state(thread_id)
+        if state is not None:
             return state
-    return None
+        if find_archived(self.home, thread_id) is not None:
+            raise ThreadNotFound(
+                f"Thread {thread_id} is archived.",
+                f"Run `codex unarchive {thread_id}` in a terminal, then call again.",
+            )
+        raise ThreadNotFound(f"There is no thread {thread_id} in {self.home}.")
+
+    def find_state(self, thread_id: str | None) -> ThreadState | None:
+        """Return the state of a thread, or None if there is no such thread to resume."""
+        path = find_rollout(self.home, thread_id) if thread_id is not None else None
+        state = read_state(path) if path is not None else None
+        return state if state is not None and state.thread_id == thread_id else None
+
+    def is_kept(self, thread_id: str | None) -> bool:
+        """Return True if Codex has written a rollout for the thread."""
+        return thread_id is not None and find_rollout(self.home, thread_id) is not None
+
+    def cost_since(self, thread_id: str | None, since_ms: int, prices: Prices) -> float | None:
+        """Return what a thread's requests since a time cost, in USD.
+
+        Args:
+            thread_id: The thread.
+            since_ms: In milliseconds of Unix time.
+            prices: What tokens cost.
+
+        Returns:
+            None if the cost is not known: a request has no price, or no request was recorded.
+        """
+        path = find_rollout(self.home, thread_id) if thread_id is not None else None
+        try:
+            return cost_of(path, since_ms, prices) if path is not None else None
+        except OSError:
+            return None
+
+
+def local_threads() -> Threads:
+    """Return the threads of this machine: those of CODEX_HOME, by default ~/.codex."""
+    return Threads(codex_home())
 
 
 def read_state(path: Path) -> ThreadState | None:
@@ -110,13 +164,6 @@ def _total(payload: Json | None) -> Usage | None:
 def _text(data: Json, key: str) -> str | None:
     value = data.get(key)
     return value if isinstance(value, str) and value else None
-
-
-def _changed_at(path: str) -> float:
-    try:
-        return Path(path).stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _lines_backwards(file: BinaryIO) -> Iterator[bytes]:

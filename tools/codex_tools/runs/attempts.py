@@ -1,9 +1,9 @@
-"""The turns that one run takes: the first, those that try again, those that mend the answer.
+"""Run the turns that one run takes: the first one, retries, and repairs of the answer.
 
-A turn that failed for a passing reason is tried again, but only while it has
-left no trace outside of its thread: a command that has run is not run twice
-behind the caller's back. An answer in the wrong shape goes back to the model
-with what is wrong with it. Codex itself tries requests again, but not turns.
+A turn that failed for a transient reason is retried, but only while it has left no trace outside
+of its thread: a command that has run must not run twice without the caller's knowledge. An answer
+in the wrong shape goes back to the model with a list of its problems. Codex itself retries
+requests, but not turns.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from typing import Any
 import anyio
 
 from codex_tools.codex.errors import Kind, OutputMismatch, TurnFailed
-from codex_tools.codex.paths import codex_home
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
+from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.driver import run_turn
-from codex_tools.engines.engine import TurnRequest
-from codex_tools.rollouts.files import find_rollout
-from codex_tools.rollouts.threads import read_state
+from codex_tools.engines.engine import Engine, Keep, TurnRequest
+from codex_tools.rollouts.threads import Threads
 from codex_tools.runs.run import Run
 
 PASSING: frozenset[Kind] = frozenset({"rate_limited", "overloaded", "network"})
@@ -49,9 +48,16 @@ Report = Callable[[TurnProgress], None]
 
 
 async def run_turns(
-    run: Run, report: Report, keep: Callable[[bytes], None]
+    engine: Engine, threads: Threads, run: Run, report: Report, keep: Keep
 ) -> tuple[TurnResult, Any]:
-    """Run the turns that *run* takes; return what they did, and the answer as data.
+    """Run the turns that *run* takes; return their result, and the answer as data.
+
+    Args:
+        engine: The way to run them.
+        threads: The threads that the engine can resume.
+        run: The run.
+        report: Called with the turn so far after each event.
+        keep: Called with each line as Codex wrote it.
 
     Raises:
         CodexError: As of `run_turn`, of the last turn.
@@ -64,9 +70,7 @@ async def run_turns(
     while True:
         run.attempts += 1
         try:
-            turn = await run_turn(
-                run.program, request, report, keep, progress=progress, since=since
-            )
+            turn = await run_turn(engine, request, report, keep, progress=progress, since=since)
         except TurnFailed as error:
             _count(run, error.turn.usage, before)
             age_s = anyio.current_time() - since
@@ -79,23 +83,23 @@ async def run_turns(
             report(progress)
             await anyio.sleep(pause_s)
             tries += 1
-            request = _again(request, progress)
-            before = _thread_usage(request)
+            request = await _again(request, progress, threads)
+            before = await _thread_usage(request, threads)
             continue
         _count(run, turn.usage, before)
         if run.output is None:
             return turn, None
         try:
-            return turn, run.output.read(turn)
+            return turn, await on_cpu(run.output.read, turn)
         except OutputMismatch as error:
-            if repairs == 0 or not _can_resume(request, progress.thread_id):
+            if repairs == 0 or not await _can_resume(request, progress.thread_id, threads):
                 raise
             found = error.problems
         progress.note(f"An answer did not match output_schema: {'; '.join(found)}")
         repairs -= 1
         tries = 1
         request = replace(request, prompt=_mend(found), images=(), thread_id=turn.thread_id)
-        before = _thread_usage(request)
+        before = await _thread_usage(request, threads)
         progress.begin_turn(turn.thread_id)
         progress.doing = "asking for the answer in the right shape"
         report(progress)
@@ -154,24 +158,20 @@ def asked_pause(message: str) -> float | None:
     return seconds or None
 
 
-def _again(request: TurnRequest, progress: TurnProgress) -> TurnRequest:
-    """Return the same turn once more: in the thread that it opened, if that was kept."""
-    thread_id = (
-        progress.thread_id if _can_resume(request, progress.thread_id) else request.thread_id
-    )
+async def _again(request: TurnRequest, progress: TurnProgress, threads: Threads) -> TurnRequest:
+    """Return the same turn once more: in the thread that it opened, if Codex kept that."""
+    opened = progress.thread_id
+    thread_id = opened if await _can_resume(request, opened, threads) else request.thread_id
     progress.begin_turn(thread_id)
     return replace(request, thread_id=thread_id)
 
 
-def _can_resume(request: TurnRequest, thread_id: str | None) -> bool:
-    if request.ephemeral or thread_id is None:
-        return False
-    return find_rollout(codex_home(), thread_id) is not None
+async def _can_resume(request: TurnRequest, thread_id: str | None, threads: Threads) -> bool:
+    return not request.ephemeral and await on_disk(threads.is_kept, thread_id)
 
 
-def _thread_usage(request: TurnRequest) -> Usage | None:
-    path = find_rollout(codex_home(), request.thread_id) if request.thread_id else None
-    state = read_state(path) if path is not None else None
+async def _thread_usage(request: TurnRequest, threads: Threads) -> Usage | None:
+    state = await on_disk(threads.find_state, request.thread_id)
     return state.usage if state is not None else None
 
 
@@ -180,7 +180,7 @@ def _count(run: Run, reported: Usage | None, before: Usage | None) -> None:
     if reported is None:
         return
     own = reported
-    if before is not None and run.program.usage_is_cumulative:
+    if before is not None and run.request.program.usage_is_cumulative:
         own = reported.minus(before)
         own = own if own.total_tokens >= 0 else reported
     run.used = run.used.plus(own) if run.used is not None else own

@@ -1,15 +1,18 @@
-"""The audit log: who asked for what, within which limits, and what came of it.
+"""Keep the audit log: who asked for what, within which limits, and with which result.
 
-STATE/audit.jsonl, one JSON object a line, mode 0600, rotated. Never a prompt
-nor an answer: those stand in Codex's own rollouts, by the thread's id.
+STATE/audit.jsonl, one JSON object a line, mode 0600, rotated. Prompts and answers are never in it:
+Codex's own rollouts hold those, under the thread's id.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import orjson
 from codex_tools.codex.masking import mask
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import now
+from codex_tools.runs.writer import StateWriter
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +31,31 @@ FILE_LIMIT = 4 * 1024 * 1024
 FILES_KEPT = 5
 """How many files there are at most, the newest without a number."""
 
+LOCK_WITHIN_S = 0.25
+"""Seconds to wait for another server's lock; it holds it for less than a millisecond."""
+
+LOCK_RETRY_S = 0.01
+"""Seconds between two tries to take the lock."""
+
 
 class AuditLog:
-    """The log in one state folder, which several servers write on."""
+    """The audit log in one state folder; several servers may write to the same files."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, writer: StateWriter) -> None:
         self._path = state_dir / "audit.jsonl"
+        self._writer = writer
 
     def write(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Add a line; one that cannot be written is a warning, not the run's end."""
+        """Add a line in the writer's thread; if that fails, log a warning and go on."""
         entry = {"time": now(), "event": event, "server_pid": os.getpid(), **facts}
-        line = mask(orjson.dumps(entry, default=str).decode()).encode() + b"\n"
+        try:
+            text = orjson.dumps(entry, default=str).decode()
+        except TypeError:  # A name that is not UTF-8.
+            text = json.dumps(entry, default=str)
+        line = mask(text).encode() + b"\n"
+        self._writer.put(partial(self._append, line))
+
+    def _append(self, line: bytes) -> None:
         try:
             fd = self._open()
             try:
@@ -45,22 +63,37 @@ class AuditLog:
             finally:
                 os.close(fd)
         except OSError as error:
-            logger.warning("%s is not written on: %s", self._path, error)
+            logger.warning("cannot write to %s: %s", self._path, error)
 
     def _open(self) -> int:
-        """Open the newest file, locked; begin another one if it is full."""
+        """Open the newest file, locked; begin a new file if it is full.
+
+        The lock only keeps two servers from rotating at once, and any process of this user can
+        hold it. So it is waited for briefly; without it the line is appended all the same, in one
+        write, and the files are not rotated.
+        """
+        until = time.monotonic() + LOCK_WITHIN_S
         while True:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            fd = os.open(
+                self._path,
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW,
+                0o600,
+            )
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 state = os.fstat(fd)
                 if state.st_nlink and state.st_size < FILE_LIMIT:
                     if os.path.samestat(state, self._path.stat()):
                         return fd
                 elif os.path.samestat(state, self._path.stat()):
                     self._rotate()
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    logger.warning("%s is locked by another process", self._path)
+                    return fd
+                time.sleep(LOCK_RETRY_S)
             except FileNotFoundError:
-                pass  # Another server has just moved it.
+                pass  # Another server has just renamed it.
             except BaseException:
                 os.close(fd)
                 raise
@@ -94,8 +127,8 @@ def facts_of(run: Run) -> dict[str, Any]:
         "timeout_s": request.timeout_s,
         "depth": request.depth,
         "prompt_characters": len(request.prompt),
-        "codex": str(run.program.path),
-        "codex_version": run.program.version_text,
+        "codex": str(run.request.program.path),
+        "codex_version": run.request.program.version_text,
         "warnings": list(run.warnings),
     }
 

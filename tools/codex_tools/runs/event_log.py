@@ -1,17 +1,18 @@
-"""The events of one run on disk, byte for byte as Codex wrote them."""
+"""Keep the events of one run on disk, byte for byte as Codex wrote them."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
 
-from codex_tools.codex.events import AgentMessageItem, ItemCompletedEvent, parse_event
 from codex_tools.codex.masking import mask
+from codex_tools.runs.writer import StateWriter
 
 logger = logging.getLogger(__name__)
 
@@ -31,74 +32,53 @@ class EventPage:
 
 
 class EventLog:
-    """The events of one run; opened with the first, ended at LOG_LIMIT."""
+    """The events of one run; the file is made with the first event and ends at LOG_LIMIT."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writer: StateWriter) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
+        self._writer = writer
+        self._pending: deque[bytes] = deque()
+        self._fd: int | None = None
         self._size = 0
+        self._failed = False
 
     def add(self, line: bytes) -> None:
-        """Keep one more line, in a single write: a killed server leaves whole lines."""
+        """Add a line; it is written by the writer's thread, soon and in order."""
         self._size += len(line) + 1
-        if self._size > LOG_LIMIT:
+        if self._size > LOG_LIMIT or self._failed:
+            return
+        self._pending.append(line)
+        if len(self._pending) == 1:
+            self._writer.put(self._drain)
+
+    def close(self) -> None:
+        """Close the file when all lines are written."""
+        self._writer.put(self._close)
+
+    def _drain(self) -> None:
+        """Write all pending lines at once: a server that is killed leaves whole lines."""
+        lines: list[bytes] = []
+        while self._pending:
+            lines.append(self._pending.popleft())
+        if not lines or self._failed:
             return
         try:
-            if self._file is None:
+            if self._fd is None:
                 self._path.parent.mkdir(mode=0o700, exist_ok=True)
-                fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                self._file = os.fdopen(fd, "wb", buffering=0)
-            before = self._file.tell()
-            if self._file.write(line + b"\n") != len(line) + 1:
-                self._file.truncate(before)
-                raise OSError("the disk is full")
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if not _append(self._fd, b"".join(line + b"\n" for line in lines)):
+                # All at once was too much for the disk: keep as many lines as it takes.
+                for line in lines:
+                    if not _append(self._fd, line + b"\n"):
+                        raise OSError("the disk is full")
         except OSError as error:
-            logger.warning("%s is not written on: %s", self._path, error)
-            self._size = LOG_LIMIT
+            logger.warning("cannot write to %s: %s", self._path, error)
+            self._failed = True
 
-    def page(self, offset: int, room: int) -> EventPage | None:
-        """Return events from byte *offset* on, in about *room* characters; None without a log.
-
-        Secrets are masked. An event that alone is longer is told by its type
-        and size only.
-        """
-        lines: list[str] = []
-        try:
-            with self._path.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                # What begins in the middle of an event begins with the next one.
-                file.seek(max(0, offset - 1))
-                if offset > 0:
-                    file.readline()
-                while room > 0 and (line := file.readline()):
-                    text = mask(line.decode("utf-8", "replace").strip())
-                    if len(text) > room:
-                        if lines:
-                            file.seek(-len(line), os.SEEK_CUR)
-                            break
-                        text = _outline(line)
-                    lines.append(text)
-                    room -= len(text) + 1
-                at = file.tell()
-        except FileNotFoundError:
-            return None
-        return EventPage(tuple(lines), at if at < end else None, end)
-
-    def answer(self) -> str | None:
-        """Return the last agent message, whole; None if there is none."""
-        last: bytes | None = None
-        try:
-            with self._path.open("rb") as file:
-                for line in file:
-                    if b'"agent_message"' in line and b'"item.completed"' in line:
-                        last = line
-        except FileNotFoundError:
-            return None
-        match parse_event(last) if last is not None else None:
-            case ItemCompletedEvent(item=AgentMessageItem(text=text)):
-                return text
-            case _:
-                return None
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def __enter__(self) -> EventLog:
         """Return the log itself."""
@@ -106,8 +86,51 @@ class EventLog:
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self.close()
+
+
+def _append(fd: int, data: bytes) -> bool:
+    """Write *data* whole or not at all; return False if there is no room for it."""
+    before = os.fstat(fd).st_size
+    try:
+        written = os.write(fd, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        written = 0
+    if written == len(data):
+        return True
+    os.ftruncate(fd, before)
+    return False
+
+
+def read_page(path: Path, offset: int, room: int) -> EventPage | None:
+    """Return events from byte *offset* on, in about *room* characters; None without a log.
+
+    Secrets are masked. An event that alone is longer than *room* is replaced by its type and
+    size.
+    """
+    lines: list[str] = []
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            # An offset in the middle of an event begins with the next event.
+            file.seek(max(0, offset - 1))
+            if offset > 0:
+                file.readline()
+            while room > 0 and (line := file.readline()):
+                text = mask(line.decode("utf-8", "replace").strip())
+                if len(text) > room:
+                    if lines:
+                        file.seek(-len(line), os.SEEK_CUR)
+                        break
+                    text = _outline(line)
+                lines.append(text)
+                room -= len(text) + 1
+            at = file.tell()
+    except FileNotFoundError:
+        return None
+    return EventPage(tuple(lines), at if at < end else None, end)
 
 
 def _outline(line: bytes) -> str:

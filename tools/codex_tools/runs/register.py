@@ -1,8 +1,8 @@
-"""The register of runs: start, watch, wait, stop, keep the results.
+"""Keep the register of runs: start, watch, wait, stop, keep the results.
 
-A run is one turn of Codex while this server looks after it. Runs live in a task
-group of their own, not in the call that started them, so they go on when that
-call has returned, and the server's end ends them all at once.
+A run is one turn of Codex while this server looks after it. Runs live in a task group of their
+own, not in the call that started them. So a run continues when that call has returned, and the end
+of the server ends all runs at once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import anyio
-import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from codex_tools.codex.errors import (
@@ -28,69 +28,108 @@ from codex_tools.codex.errors import (
     UnknownRun,
 )
 from codex_tools.codex.masking import shorten
-from codex_tools.codex.program import Program
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
-from codex_tools.engines.engine import TurnRequest
+from codex_tools.codex.workers import on_cpu, on_disk
+from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.pricing.prices import Prices
-from codex_tools.rollouts.threads import ThreadState
+from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.attempts import run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
-from codex_tools.runs.event_log import EventPage
+from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult
-from codex_tools.runs.run import Run, completed, failed, faulty, price_run
+from codex_tools.runs.run import Evidence, Run, completed, failed, faulty, find_evidence
 from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
+from codex_tools.runs.writer import StateWriter
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import changes_since, take_snapshot
 
 logger = logging.getLogger(__name__)
 
 KEPT_IN_MEMORY = 64
-"""Ended runs kept besides those on disk, in case the disk is full."""
+"""Ended runs kept in memory, in addition to those whose record could not be written yet."""
 
 PRUNE_AFTER_S = 5.0
-"""Old files are removed so long after the start, which they must not delay."""
+"""Seconds from the start until old files are removed, which must not delay the start."""
+
+PRUNE_EVERY_S = 3600.0
+"""Seconds between two removals of old files."""
+
+RETRY_EVERY_S = 10.0
+"""Seconds between two tries to write a record that could not be written (disk full)."""
 
 ANSWER_LIMIT = 1_000_000
-"""The most characters of an answer told in full."""
+"""The most characters of an answer that is kept in full."""
 
-LOOK_EVERY_S = 0.5
-"""How often the files of other servers' runs are looked at while waiting for them."""
+POLL_EVERY_S = 0.5
+"""Polling interval in seconds for runs owned by another server."""
+
+WRITTEN_WITHIN_S = 0.3
+"""Seconds to wait until a record is on disk; a disk that hangs must not hold up the result.
+
+Claude Code gives a server 0.5 s in all before it sends SIGKILL.
+"""
+
+EVIDENCE_WITHIN_S = 0.3
+"""Seconds to read a rollout when the run was cancelled or the server ends."""
 
 
 class Runs:
     """All runs of this server, and what is kept of earlier ones."""
 
     def __init__(
-        self, tasks: TaskGroup, state_dir: Path, store: RunStore, max_runs: int, prices: Prices
+        self,
+        tasks: TaskGroup,
+        store: RunStore,
+        writer: StateWriter,
+        *,
+        state_dir: Path,
+        engine: Engine,
+        threads: Threads,
+        max_runs: int,
+        prices: Prices,
+        notes: tuple[str, ...] = (),
     ) -> None:
+        """*notes* are warnings for the callers of all runs."""
         self._tasks = tasks
-        self._prices = prices
-        self._state_dir = state_dir
         self._store = store
-        self.audit = AuditLog(state_dir)
-        self._places = anyio.CapacityLimiter(max_runs)
+        self._writer = writer
+        self._state_dir = state_dir
+        self._engine = engine
+        self._threads = threads
+        self._prices = prices
+        self._notes = notes
+        self.audit = AuditLog(state_dir, writer)
+        self._slots = anyio.CapacityLimiter(max_runs)
         self._runs: dict[str, Run] = {}
+        self._unsaved: set[str] = set()
+        """Ids of ended runs whose record could not be written yet."""
         self._changed = anyio.Event()
 
     async def lock_thread(self, thread_id: str) -> ThreadLock:
         """Keep all other runs, of any server, out of the thread.
 
-        A run in it that is being stopped is waited for: its caller has heard
-        nothing of its end after a cancel, and may well go on at once.
+        A run in that thread that is being stopped is waited for. Its caller is not told when it
+        has ended after a cancel, and may resume the thread at once.
 
         Raises:
-            ThreadBusy: Another run is at work in it.
+            ThreadBusy: Another run is at work in the thread.
         """
         for run in list(self._runs.values()):
             if run.stopped and run.progress.thread_id == thread_id:
                 await run.done.wait()
-        return ThreadLock.take(self._state_dir, thread_id)
+        with anyio.CancelScope(shield=True):  # A lock whose taking was cancelled has no owner.
+            return await on_disk(ThreadLock.take, self._state_dir, thread_id)
+        raise AssertionError("a shielded scope is not cancelled")
+
+    async def unlock_thread(self, lock: ThreadLock) -> None:
+        """Release a thread that no run was started in."""
+        with anyio.CancelScope(shield=True):
+            await on_disk(lock.release)
 
     def start(
         self,
-        program: Program,
         request: TurnRequest,
         output: Output | None,
         *,
@@ -99,122 +138,155 @@ class Runs:
         lock: ThreadLock | None = None,
         warnings: tuple[str, ...] = (),
     ) -> Run:
-        """Start a run, or put it in line; return at once.
+        """Start a run, or queue it; return at once.
 
         Args:
-            program: The Codex to run.
             request: The turn.
-            output: The shape that its answer shall have.
-            caller: Who asked for it.
-            before: The thread to resume, as it stands now.
-            lock: That thread's lock, which the run takes over.
-            warnings: What the caller shall be told besides.
+            output: The shape that its answer must have.
+            caller: The client that asked for it.
+            before: The thread to resume, with its state now.
+            lock: That thread's lock. The run owns it, unless this method raises.
+            warnings: Warnings for the caller.
         """
         run_id = f"run_{secrets.token_hex(8)}"
         if lock is not None:
             request = replace(request, held=(lock.fd,))
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
-        run = Run(run_id, program, request, before, now(), output, caller, warnings)
+        run = Run(run_id, request, before, now(), output, caller, (*warnings, *self._notes))
         if before is not None:
             run.progress.thread_id = before.thread_id
-        if sum(other.outcome is None for other in self._runs.values()) < self._places.total_tokens:
+        if sum(other.outcome is None for other in self._runs.values()) < self._slots.total_tokens:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
-        self._save(run)
-        self.audit.write("started", facts_of(run))
-        self._tasks.start_soon(self._work, run, lock, name=run_id)
+        try:
+            self._save(run)
+            self.audit.write("started", facts_of(run))
+            self._tasks.start_soon(self._work, run, lock, name=run_id)
+        except BaseException:
+            del self._runs[run_id]
+            raise
         return run
 
-    def find(self, run_id: str) -> Run | StoredRun:
-        """Return a run of this server, or what is kept of another one.
+    async def find(self, run_id: str) -> Run | StoredRun:
+        """Return a run of this server, or what is kept of another run.
 
         Raises:
-            UnknownRun: There is none of that id.
+            UnknownRun: There is no run of that id.
         """
-        found = self._runs.get(run_id) or self._store.load(run_id)
+        found = self._runs.get(run_id) or await on_disk(self._store.load, run_id)
         if found is None:
             raise UnknownRun(run_id)
         return found
 
-    def result(self, run_id: str) -> RunResult:
-        """Return how a run stands, or what it has come to.
+    async def result(self, run_id: str) -> RunResult:
+        """Return a run's result, final or so far.
 
         Raises:
-            UnknownRun: There is none of that id.
+            UnknownRun: There is no run of that id.
         """
-        found = self.find(run_id)
+        found = await self.find(run_id)
         return found.result() if isinstance(found, Run) else found.result
 
-    def newest(self, count: int, before: str | None = None) -> list[RunResult]:
+    async def newest(self, count: int, before: str | None = None) -> list[RunResult]:
         """Return up to *count* runs of this state folder, the newest first, those before *before*.
 
-        Those that end or go meanwhile may be missing from it.
+        Runs that end or are removed meanwhile may be missing.
         """
         results: list[RunResult] = []
-        for run_id in self.newest_ids(count, before):
+        for run_id in await self.newest_ids(count, before):
             try:
-                results.append(self.result(run_id))
+                results.append(await self.result(run_id))
             except UnknownRun:
                 continue
         return results
 
-    def newest_ids(self, count: int, before: str | None = None) -> list[str]:
-        """Return their ids alone."""
-        return self._store.newest(count, before)
+    async def newest_ids(self, count: int, before: str | None = None) -> list[str]:
+        """Return the ids of `newest` alone."""
+        return await on_disk(self._store.newest, count, before)
 
-    def whole(self, run_id: str) -> RunResult:
-        """Return a run's result with its answer in full, as far as its event log goes.
+    async def whole(self, run_id: str) -> RunResult:
+        """Return a run's result with its answer in full.
 
         Raises:
-            UnknownRun: There is none of that id.
+            UnknownRun: There is no run of that id.
         """
-        result = self.result(run_id)
-        answer = self._store.read_answer(run_id)
+        found = await self.find(run_id)
+        result = found.result() if isinstance(found, Run) else found.result
+        if isinstance(found, Run) and (found.outcome is None or found.answer is not None):
+            answer = found.answer or found.progress.final_response
+        else:
+            answer = await on_disk(self._store.read_answer, run_id)
         if answer is None or len(answer) <= len(result.final_response or ""):
             return result
         return result.model_copy(update={"final_response": shorten(answer, ANSWER_LIMIT)})
 
-    def events(self, run_id: str, offset: int, room: int) -> EventPage:
+    async def events(self, run_id: str, offset: int, room: int) -> EventPage:
         """Return a page of a run's events, from byte *offset*, in *room* characters.
 
         Raises:
-            UnknownRun: There is none of that id.
+            UnknownRun: There is no run of that id.
         """
-        self.find(run_id)
-        return self._store.read_events(run_id, offset, room) or EventPage((), None, 0)
+        if isinstance(await self.find(run_id), Run):
+            await self._writer.flush(WRITTEN_WITHIN_S)
+        page = await on_disk(self._store.read_events, run_id, offset, room)
+        return page or EventPage((), None, 0)
 
     async def wait(
         self, run_ids: Sequence[str], wait_s: float, until: Literal["all", "any"]
     ) -> list[RunResult]:
-        """Wait for *wait_s* at most until *all* runs have ended, or *any*; return how they stand.
+        """Wait until *all* runs have ended, or *any*; return the result of each by then.
+
+        Args:
+            run_ids: The runs.
+            wait_s: The longest time to wait, in seconds.
+            until: Which of them to wait for.
 
         Raises:
-            UnknownRun: There is none of one of the ids.
+            UnknownRun: There is no run of one of the ids.
         """
         enough = all if until == "all" else any
-        with anyio.move_on_after(wait_s):
-            while not enough(_has_ended(self.result(run_id)) for run_id in run_ids):
-                mine = all(run_id in self._runs for run_id in run_ids)
-                with anyio.move_on_after(float("inf") if mine else LOOK_EVERY_S):
-                    await self._changed.wait()
-        return [self.result(run_id) for run_id in run_ids]
+        until_at = anyio.current_time() + wait_s
+        while True:
+            changed = self._changed
+            results = [await self.result(run_id) for run_id in run_ids]
+            left_s = until_at - anyio.current_time()
+            if left_s <= 0 or enough(map(_has_ended, results)):
+                return results
+            mine = all(run_id in self._runs for run_id in run_ids)
+            with anyio.move_on_after(left_s if mine else min(left_s, POLL_EVERY_S)):
+                await changed.wait()
 
     async def stop(self, run_id: str) -> RunResult:
-        """End a run, wait until nothing of it is left, and return what it has come to.
+        """Stop a run, wait until no process of it is left, and return its result.
 
         Raises:
-            UnknownRun: There is none of that id, or it is at work in another server.
+            UnknownRun: There is no run of that id, or it belongs to another server.
         """
-        found = self.find(run_id)
+        found = await self.find(run_id)
         if isinstance(found, StoredRun):
             if not _has_ended(found.result):
-                raise UnknownRun(run_id, "is at work in another server, and only that can end it")
+                raise UnknownRun(
+                    run_id,
+                    "belongs to another server process; only that process can stop it",
+                )
             return found.result
         if found.outcome is None:
             found.stop()
             await found.done.wait()
         return found.result()
+
+    async def prune(self) -> None:
+        """Remove old files now and then, until this is cancelled."""
+        pause_s = PRUNE_AFTER_S
+        while True:
+            await anyio.sleep(pause_s)
+            pause_s = PRUNE_EVERY_S
+            alive = [run.run_id for run in self._runs.values() if run.outcome is None]
+            try:
+                await on_disk(self._store.prune, alive, abandon=True)
+            except OSError as error:
+                logger.warning("old files cannot be removed: %s", error)
 
     async def _work(self, run: Run, lock: ThreadLock | None) -> None:
         with span_of(run):
@@ -222,12 +294,11 @@ class Runs:
 
     async def _work_on(self, run: Run, lock: ThreadLock | None) -> None:
         outcome: RunResult | None = None
+        locks = [lock] if lock is not None else []
         try:
-            with ExitStack() as locks, run.scope:
-                if lock is not None:
-                    locks.callback(lock.release)
+            with run.scope:
                 try:
-                    async with self._places:
+                    async with self._slots:
                         run.started_at = anyio.current_time()
                         outcome = await self._turn(run, locks)
                 except Exception:
@@ -236,19 +307,41 @@ class Runs:
                     logger.exception("run %s met an internal fault", run.run_id)
                     outcome = faulty(run)
         finally:
-            # Also on the server's own end, when there is nobody left to await anything.
-            stopped = Cancelled(run.progress.result()) if run.stopped else Interrupted()
+            # Also when the server ends: then all that is awaited here must be short.
+            with anyio.CancelScope(shield=True):
+                await self._end(run, outcome, locks)
+
+    async def _end(self, run: Run, outcome: RunResult | None, locks: list[ThreadLock]) -> None:
+        """Note a run's result, keep it, release its thread, and wake those that wait for it."""
+        try:
+            if outcome is None:
+                stopped = Cancelled(run.progress.result()) if run.stopped else Interrupted()
+                evidence = Evidence()
+                with anyio.move_on_after(EVIDENCE_WITHIN_S):
+                    evidence = await self._find_evidence(run, abandon=True)
+                outcome = failed(run, stopped, evidence)
+        except Exception:
+            logger.exception("run %s met an internal fault at its end", run.run_id)
+            outcome = faulty(run)
+        finally:
             run.ended_at, run.ended = anyio.current_time(), now()
-            run.outcome = outcome or failed(run, stopped)
-            run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer may be large.
-            self._save(run)
+            run.outcome = outcome or faulty(run)
+            answer = run.progress.final_response
+            run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer is large.
+            self._save(run, answer)
             self.audit.write("ended", ending_of(run))
+            await self._writer.flush(WRITTEN_WITHIN_S)
+            with anyio.move_on_after(WRITTEN_WITHIN_S):
+                for lock in locks:
+                    await on_disk(lock.release, abandon=True)
+            if run.run_id in self._unsaved:
+                self._tasks.start_soon(self._save_later, run)
             self._forget()
             run.done.set()
             self._changed.set()
             self._changed = anyio.Event()
 
-    async def _turn(self, run: Run, locks: ExitStack) -> RunResult:
+    async def _turn(self, run: Run, locks: list[ThreadLock]) -> RunResult:
         known = False
 
         def report(progress: TurnProgress) -> None:
@@ -257,82 +350,123 @@ class Runs:
             if progress.thread_id is not None and not known:
                 known = True
                 if run.before is None:
-                    self._lock_new_thread(progress.thread_id, locks)
+                    self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
                 self._save(run)
 
         writes = run.request.sandbox != "read-only"
         before = await take_snapshot(run.request.cwd) if writes else None
         error: CodexError | None = None
         turn, output = TurnResult(), None
-        with self._store.open_log(run.run_id) as log:
+        with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
-                turn, output = await run_turns(run, report, log.add)
+                turn, output = await run_turns(self._engine, self._threads, run, report, log.add)
             except CodexError as problem:
                 error = problem
         run.seen = await changes_since(before) if before is not None else None
-        if error is not None:
-            return failed(run, error, await self._price(run, run.progress.result()))
-        return completed(run, turn, output, await self._price(run, turn))
-
-    async def _price(self, run: Run, turn: TurnResult) -> float | None:
-        with anyio.CancelScope(shield=True):  # What has ended well has not been cancelled.
-            return await anyio.to_thread.run_sync(price_run, run, turn, self._prices)
+        with anyio.CancelScope(shield=True):  # A turn that has ended is not cancelled any more.
+            evidence = await self._find_evidence(run)
+            if error is not None:
+                return failed(run, error, evidence)
+            return completed(run, turn, output, evidence)
         raise AssertionError("a shielded scope is not cancelled")
 
-    def _lock_new_thread(self, thread_id: str, locks: ExitStack) -> None:
+    async def _find_evidence(self, run: Run, *, abandon: bool = False) -> Evidence:
+        thread_id = run.progress.thread_id
+        find = partial(find_evidence, run, thread_id, self._threads, self._prices)
+        return await on_cpu(find, abandon=abandon)
+
+    def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
+        """Lock the thread that a run has just begun; runs in the writer's thread."""
         try:
-            locks.callback(ThreadLock.take(self._state_dir, thread_id).release)
+            locks.append(ThreadLock.take(self._state_dir, thread_id))
         except (ThreadBusy, OSError) as error:
             logger.warning("new thread %s is not locked: %s", thread_id, error)
 
-    def _save(self, run: Run) -> None:
+    def _save(self, run: Run, answer: str | None = None) -> None:
+        """Keep a run's result, final or so far; returns before it is on disk."""
+        result = run.result()
+        if answer is not None and answer != result.final_response:
+            run.answer = shorten(answer, ANSWER_LIMIT)
+        self._writer.put(partial(self._write, run, result))
+
+    def _write(self, run: Run, result: RunResult) -> None:
+        """Write a record; runs in the writer's thread."""
         try:
-            self._store.save(run.result(), run.created_at)
-        except OSError as error:
+            self._store.save(result, run.created_at, run.answer)
+        except (OSError, TypeError) as error:
             logger.warning("%s is not kept on disk: %s", run.run_id, error)
+            if _has_ended(result):
+                self._unsaved.add(run.run_id)
+        else:
+            run.answer = None
+            self._unsaved.discard(run.run_id)
+
+    async def _save_later(self, run: Run) -> None:
+        """Write the record of an ended run as soon as that works."""
+        while run.run_id in self._unsaved:
+            await anyio.sleep(RETRY_EVERY_S)
+            self._save(run)
+            await self._writer.flush(WRITTEN_WITHIN_S)
 
     def _forget(self) -> None:
-        ended = [run_id for run_id, run in self._runs.items() if run.outcome is not None]
+        """Keep no more ended runs in memory than needed."""
+        ended = [
+            run_id
+            for run_id, run in self._runs.items()
+            if run.outcome is not None and run_id not in self._unsaved
+        ]
         for run_id in ended[:-KEPT_IN_MEMORY]:
             del self._runs[run_id]
 
 
 @asynccontextmanager
-async def open_runs(state_dir: Path, max_runs: int, prices: Prices) -> AsyncGenerator[Runs]:
-    """Keep a register of runs; leaving ends them all and all they have started.
+async def open_runs(
+    state_dir: Path, *, engine: Engine, threads: Threads, max_runs: int, prices: Prices
+) -> AsyncGenerator[Runs]:
+    """Open a register of runs; leaving it ends all runs and the processes they have started.
 
-    Where *state_dir* cannot be used, a temporary folder stands in for it:
-    results then live as long as the server.
+    Where *state_dir* cannot be used, a private temporary folder is used instead, and each result
+    says so: results are then lost when the server ends.
     """
     with ExitStack() as stack:
+        notes: tuple[str, ...] = ()
         try:
-            store = RunStore(state_dir)
+            store = await on_disk(RunStore, state_dir)
         except OSError as error:
-            logger.warning("%s cannot be used, nothing will be kept: %s", state_dir, error)
+            reason = error.strerror or str(error)
+            logger.warning("the state folder %s cannot be used: %s", state_dir, reason)
+            notes = (
+                f"The state folder {state_dir} cannot be used ({reason}): results are lost when"
+                " this server ends. The operator can choose another one with --state-dir.",
+            )
             state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            store = RunStore(state_dir)
+            store = await on_disk(RunStore, state_dir)
         stack.callback(store.close)
+        writer = StateWriter()
+        stack.callback(writer.close, WRITTEN_WITHIN_S)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_prune, store)
+            runs = Runs(
+                tasks,
+                store,
+                writer,
+                state_dir=state_dir,
+                engine=engine,
+                threads=threads,
+                max_runs=max_runs,
+                prices=prices,
+                notes=notes,
+            )
+            tasks.start_soon(runs.prune)
             try:
-                yield Runs(tasks, state_dir, store, max_runs, prices)
+                yield runs
             finally:
                 tasks.cancel_scope.cancel()
 
 
-async def _prune(store: RunStore) -> None:
-    await anyio.sleep(PRUNE_AFTER_S)
-    try:
-        await anyio.to_thread.run_sync(store.prune, abandon_on_cancel=True)
-    except OSError as error:
-        logger.warning("old files are not removed: %s", error)
-
-
 async def wait_while_called(run: Run, wait_s: float) -> RunResult:
-    """Wait for *run*, for *wait_s* at most, and return how it stands then.
+    """Wait for *run*, at most *wait_s* seconds, and return its result, final or so far.
 
-    A caller that gives up while it waits ends the run; one that has got an
-    answer in time does not.
+    A caller that gives up while it waits ends the run; a caller that has its answer does not.
     """
     try:
         with anyio.move_on_after(wait_s):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import orjson
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from codex_tools.codex.errors import CodexError, Interrupted, TurnFailed
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.record import Record, Usage
 from codex_tools.codex.sandbox import Sandbox
@@ -179,6 +180,11 @@ def make_result(
     return _fitted(result, turn.final_response)
 
 
+def refused(error: CodexError) -> RunResult:
+    """Return the result of a request that was refused."""
+    return make_result("failed", error=error)
+
+
 def run_uri(run_id: str | None) -> str | None:
     """Return the address of a run's whole result, as the server's resource."""
     return None if run_id is None else f"codex://runs/{run_id}"
@@ -194,6 +200,63 @@ def interrupt(result: RunResult) -> RunResult:
             "next": _next("failed", result.run_id, result.thread_id, told),
         }
     )
+
+
+def read_result(data: object, run_id: str) -> RunResult:
+    """Return the result that an older or newer build wrote as *data*, as far as it can be read.
+
+    A field that this build does not know is left out, one that is missing is empty, and so is one
+    whose value has another shape. A status that this build does not know becomes `failed` where
+    there is an error, else `running`, which the caller of this function checks.
+
+    Raises:
+        ValueError: *data* is not the result of the run *run_id*.
+    """
+    if not isinstance(data, dict) or cast(Json, data).get("run_id") != run_id:
+        raise ValueError("not the record of this run")
+    fields = dict(cast(Json, data))
+    status = fields.get("status")
+    if status not in get_args(RunStatus):
+        fields["status"] = "failed" if fields.get("error") else "running"
+    empty = make_result("failed").model_dump()
+    for _ in range(_REPAIRS):
+        try:
+            result = RunResult.model_validate(fields)
+            break
+        except ValidationError as problem:
+            _repair(fields, problem, empty)
+    else:
+        raise ValueError("too much of the record cannot be read")
+    if result.status == fields["status"] == status:
+        return result
+    note = f"Another version of this server wrote this record, with status {status!r:.40}."
+    return result.model_copy(update={"warnings": [*result.warnings, note]})
+
+
+_REPAIRS = 5
+"""How often a record is repaired: once for each level of nesting, and once more."""
+
+
+def _repair(fields: Json, problem: ValidationError, empty: Json) -> None:
+    """Change what *problem* names in a record, so that it can be validated."""
+    bad_items: dict[str, set[int]] = {}
+    for fault in problem.errors(include_url=False):
+        name, *rest = fault["loc"]
+        if fault["type"] == "extra_forbidden":
+            owner: Any = fields
+            for part in fault["loc"][:-1]:
+                owner = owner[part] if owner is not None else None
+            if owner is not None:  # Else it was emptied for another fault.
+                owner.pop(fault["loc"][-1], None)
+        elif rest and isinstance(rest[0], int):
+            bad_items.setdefault(str(name), set()).add(rest[0])
+        elif rest == ["retryable"] and name == "error":
+            fields["error"] = {**fields["error"], "retryable": False}
+        else:
+            fields[str(name)] = empty[str(name)]
+    for name, bad in bad_items.items():
+        # The other items of the list are kept.
+        fields[name] = [item for i, item in enumerate(fields[name]) if i not in bad]
 
 
 def fit(result: RunResult, limit: int) -> RunResult:
@@ -285,6 +348,32 @@ def tell_error(error: CodexError) -> RunError:
         hint=error.hint,
         retryable=retryable,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A tool's result as text, and how the server must send it."""
+
+    text: str
+    is_error: bool = False
+    has_data: bool = True
+    """False if the result is sent without structured content."""
+    whole_answer: str | None = None
+    """Address of the resource that holds what was cut out of the result, if something was."""
+
+
+def words_of(result: RunResult) -> Words:
+    """Return a run's result as text: its answer, or why it failed."""
+    uri = run_uri(result.run_id)
+    whole = uri if uri is not None and uri in (result.final_response or "") else None
+    if result.status in ("failed", "timed_out"):
+        return Words(error_text(result), is_error=True, whole_answer=whole)
+    return Words(result.final_response or result.next, whole_answer=whole)
+
+
+def words_of_error(error: RunError) -> Words:
+    """Return the text of an error that came without a run."""
+    return Words(f"{error.kind}: {error.message}\nHint: {error.hint}", is_error=True)
 
 
 def error_text(result: RunResult) -> str:

@@ -17,16 +17,13 @@ from codex_tools.codex.errors import (
     TurnError,
 )
 from codex_tools.codex.masking import mask
-from codex_tools.codex.paths import codex_home
-from codex_tools.codex.program import Program
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.pricing.prices import Prices
-from codex_tools.rollouts.files import find_rollout
-from codex_tools.rollouts.thread_cost import cost_of, cost_without_rollout
-from codex_tools.rollouts.threads import ThreadState, read_state
-from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
+from codex_tools.rollouts.thread_cost import cost_without_rollout
+from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.runs.result import EffectiveSettings, RunResult, RunStatus, make_result
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import Changes, merge
 
@@ -36,7 +33,6 @@ class Run:
     """One run; its fields are for reading."""
 
     run_id: str
-    program: Program
     request: TurnRequest
     before: ThreadState | None
     """The thread as it stood, if this run resumes one."""
@@ -55,6 +51,8 @@ class Run:
     """How often a turn was started."""
     seen: Changes | None = None
     """How the work tree differs from what it was before, once that is known."""
+    answer: str | None = None
+    """The answer in full, where the result holds it shortened; set when the run has ended."""
     used: Usage | None = None
     """What its turns used so far, as far as Codex told."""
     done: anyio.Event = field(default_factory=anyio.Event)
@@ -77,7 +75,7 @@ class Run:
             "queued" if queued else "running",
             run_id=self.run_id,
             turn=self.progress.result(),
-            setting=_asked(self),
+            setting=_requested(self),
             duration_s=self.duration_s,
             attempts=self.attempts,
             warnings=self.warnings,
@@ -96,57 +94,49 @@ class Run:
         if self.outcome is not None:
             return self.outcome.status.replace("_", " ")
         if self.started_at is None:
-            return "waiting in line, all runs are taken"
+            return "waiting in the queue: --max-runs runs are at work"
         files = self.progress.files_changed
         changed = f" · {files} file{'s' if files > 1 else ''} changed" if files else ""
         return mask(self.progress.doing) + changed
 
 
-def price_run(run: Run, turn: TurnResult, prices: Prices) -> float | None:
-    """Return what the run cost in USD; sub-agents are threads of their own and not in it.
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the disk says of a run's turn; None where it says nothing."""
 
-    Reads the rollout, and for the first time the prices: not for the event loop.
+    state: ThreadState | None = None
+    """The thread after the turn, by its rollout."""
+    cost_usd: float | None = None
+
+
+def find_evidence(run: Run, thread_id: str | None, threads: Threads, prices: Prices) -> Evidence:
+    """Return what the thread's rollout says of the turn.
+
+    Reads the rollout, and the prices at the first call: never call it on the event loop. The cost
+    of sub-agents is not included, because they are threads of their own.
     """
     since_ms = int(datetime.fromisoformat(run.created_at).timestamp() * 1000)
     if run.request.ephemeral:
-        return cost_without_rollout(run.used, run.request.model, since_ms, prices)
-    path = find_rollout(codex_home(), turn.thread_id) if turn.thread_id is not None else None
-    try:
-        return cost_of(path, since_ms, prices) if path is not None else None
-    except OSError:
-        return None
+        cost = cost_without_rollout(run.used, run.request.model, since_ms, prices)
+        return Evidence(cost_usd=cost)
+    state = threads.find_state(thread_id)
+    return Evidence(state, threads.cost_since(thread_id, since_ms, prices))
 
 
-def completed(
-    run: Run, turn: TurnResult, structured_output: Any, cost_usd: float | None
-) -> RunResult:
-    """Return the result of a run whose turn went well."""
-    setting, noticed = _found(run, turn.thread_id)
-    return make_result(
-        "completed",
-        run_id=run.run_id,
-        turn=turn,
-        usage=run.used,
-        cost_usd=cost_usd,
-        structured_output=structured_output,
-        setting=setting,
-        files=merge(turn.files_changed, run.seen),
-        duration_s=run.duration_s,
-        attempts=run.attempts,
-        warnings=(*run.warnings, *noticed),
-    )
+def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evidence) -> RunResult:
+    """Return the result of a run whose turn was completed."""
+    return _ended(run, "completed", turn, evidence, structured_output=structured_output)
 
 
 def faulty(run: Run) -> RunResult:
-    """Return the result of a run that met an internal fault, made of as little as can be."""
+    """Return the result of a run that met an internal fault, from as little as possible."""
     turn = TurnResult(thread_id=run.progress.thread_id)
     return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
 
 
-def failed(run: Run, error: CodexError, cost_usd: float | None = None) -> RunResult:
+def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:
     """Return the result of a run that *error* ended."""
     turn = error.turn if isinstance(error, TurnError) else run.progress.result()
-    setting, noticed = _found(run, turn.thread_id)
     match error:
         case TimedOut() | Stalled():
             status = "timed_out"
@@ -154,48 +144,62 @@ def failed(run: Run, error: CodexError, cost_usd: float | None = None) -> RunRes
             status = "cancelled"
         case _:
             status = "failed"
+    return _ended(run, status, turn, evidence, error=error)
+
+
+def _ended(
+    run: Run,
+    status: RunStatus,
+    turn: TurnResult,
+    evidence: Evidence,
+    *,
+    structured_output: Any = None,
+    error: CodexError | None = None,
+) -> RunResult:
+    settings, differences = _effective(run, evidence.state)
     return make_result(
         status,
         run_id=run.run_id,
         turn=turn,
         usage=run.used,
-        cost_usd=cost_usd,
-        setting=setting,
+        cost_usd=evidence.cost_usd,
+        structured_output=structured_output,
+        setting=settings,
         files=merge(turn.files_changed, run.seen),
         duration_s=run.duration_s,
         attempts=run.attempts,
-        warnings=(*run.warnings, *noticed),
+        warnings=(*run.warnings, *differences),
         error=error,
     )
 
 
-def _asked(run: Run) -> EffectiveSettings:
+def _requested(run: Run) -> EffectiveSettings:
     request = run.request
     return EffectiveSettings(
         model=request.model,
         reasoning_effort=request.reasoning_effort,
         sandbox=request.sandbox,
         cwd=str(request.cwd),
-        codex_version=run.program.version_text,
+        codex_version=request.program.version_text,
         can_resume=not request.ephemeral,
     )
 
 
-def _found(run: Run, thread_id: str | None) -> tuple[EffectiveSettings, tuple[str, ...]]:
-    """Return what the turn really ran with, by its rollout, and what differs."""
-    asked = _asked(run)
-    path = find_rollout(codex_home(), thread_id) if thread_id and asked.can_resume else None
-    state = read_state(path) if path is not None else None
+def _effective(run: Run, state: ThreadState | None) -> tuple[EffectiveSettings, tuple[str, ...]]:
+    """Return what the turn really ran with, by its rollout, and how that differs."""
+    asked = _requested(run)
     if state is None:
         return asked, ()
-    noticed: list[str] = []
+    differences: list[str] = []
     if state.sandbox is not None and state.sandbox != asked.sandbox:
-        noticed.append(f"Asked for sandbox {asked.sandbox}, but Codex recorded {state.sandbox}.")
-    setting = replace(
+        differences.append(
+            f"Asked for sandbox {asked.sandbox}, but Codex recorded {state.sandbox}."
+        )
+    settings = replace(
         asked,
         model=state.model or asked.model,
         reasoning_effort=state.reasoning_effort or asked.reasoning_effort,
         sandbox=state.sandbox or asked.sandbox,
         cwd=state.cwd or asked.cwd,
     )
-    return setting, tuple(noticed)
+    return settings, tuple(differences)

@@ -1,11 +1,13 @@
-"""Runs on disk: what has become of each, for this server and those after it.
+"""Keep runs on disk: the result of each, for this server and for later ones.
 
 STATE/runs/<run_id>/run.json        the run's result so far, replaced as a whole
+STATE/runs/<run_id>/answer.txt      its answer in full, where run.json holds it shortened
 STATE/runs/<run_id>/events.jsonl    its events, byte for byte as Codex wrote them
 STATE/servers/<server_id>.lock      locked as long as that server lives
 
-Several servers may share one folder. Whether a server still lives is known by
-its lock, which the kernel takes back from the dead.
+Several servers may share one folder, and they may be of different versions: records have a
+version, and are read tolerantly (see `read_result`). A server lives as long as its lock is held;
+the kernel releases the locks of dead processes.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -24,10 +27,14 @@ from typing import cast
 import orjson
 
 from codex_tools.codex.json_object import Json
-from codex_tools.runs.event_log import EventLog, EventPage
-from codex_tools.runs.result import RunResult, interrupt
+from codex_tools.runs.event_log import EventPage, read_page
+from codex_tools.runs.result import RunResult, interrupt, read_result
 
 logger = logging.getLogger(__name__)
+
+RECORD_VERSION = 1
+"""Version of a record: raise it when the meaning of a field changes. A field more or less needs no
+other version, because records are read tolerantly. Builds up to 0.1.0 wrote none."""
 
 KEEP_S = 14 * 24 * 3600
 """How long the files of a run that has ended are kept, in seconds."""
@@ -70,35 +77,52 @@ class RunStore:
         self._alive.unlink(missing_ok=True)
         os.close(self._lock)
 
-    def save(self, result: RunResult, created_at: str) -> None:
-        """Keep *result*; readers see the former one or this one, never half of it."""
+    def save(self, result: RunResult, created_at: str, answer: str | None = None) -> None:
+        """Keep *result*; readers see the former record or this one, never a part of it.
+
+        Args:
+            result: The result so far.
+            created_at: When the run was made, as ISO 8601 in UTC.
+            answer: The answer in full, where *result* holds it shortened.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         folder = self._folder(result.run_id or "")
         folder.mkdir(mode=0o700, exist_ok=True)
         record = {
+            "version": RECORD_VERSION,
             "server_id": self.server_id,
             "created_at": created_at,
             "updated_at": now(),
             "result": result.model_dump(),
         }
-        draft = folder / f"run.json.{self.server_id}"
+        if answer is not None:
+            self._replace(folder / "answer.txt", answer.encode("utf-8", "replace"))
+        self._replace(folder / "run.json", orjson.dumps(record))
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        draft = path.with_name(f"{path.name}.{self.server_id}")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "wb") as file:
-            file.write(orjson.dumps(record))
-        draft.replace(folder / "run.json")
+            file.write(data)
+        draft.replace(path)
 
     def load(self, run_id: str) -> StoredRun | None:
         """Return a run as it was kept last; None if there is none of that id.
 
-        One that was at work in a server that is gone comes back as interrupted.
+        A run whose server has died is returned as interrupted. So is a run of this very server:
+        the register asks for those that it does not know itself.
         """
         if _RUN_ID.fullmatch(run_id) is None:
             return None
         try:
             record = cast(Json, orjson.loads((self._folder(run_id) / "run.json").read_bytes()))
-            result = RunResult.model_validate(record["result"])
-            server_id, *times = (record[k] for k in ("server_id", "created_at", "updated_at"))
-            if result.run_id != run_id or not all(isinstance(t, str) for t in times):
-                raise ValueError("not the record of this run")
+            result = read_result(record["result"], run_id)
+            server_id, created_at = record["server_id"], record["created_at"]
+            updated_at = record.get("updated_at", created_at)
+            if not isinstance(created_at, str) or not isinstance(updated_at, str):
+                raise ValueError("a time is not a text")
             if _SERVER_ID.fullmatch(server_id) is None:
                 raise ValueError("not the record of a server")
         except FileNotFoundError:
@@ -108,25 +132,28 @@ class RunStore:
             return None
         if result.status in ("running", "queued") and not self._lives(server_id):
             result = interrupt(result)
-        return StoredRun(result, *times)
+        return StoredRun(result, created_at, updated_at)
 
-    def open_log(self, run_id: str) -> EventLog:
-        """Return a log for the run's events."""
-        return self._log_of(run_id)
+    def log_path(self, run_id: str) -> Path:
+        """Return the file of the run's events."""
+        return self._folder(run_id) / "events.jsonl"
 
     def read_events(self, run_id: str, offset: int, room: int) -> EventPage | None:
-        """Return a page of the run's events; None if there is no such run, or none was kept.
+        """Return a page of the run's events; None if there is no such run, or no event was kept.
 
         Args:
             run_id: The run.
-            offset: The byte to begin at, as an earlier page told.
+            offset: The byte to begin at, `next_offset` of an earlier page.
             room: How many characters the page may have.
         """
-        return self._log_of(run_id).page(offset, room)
+        return read_page(self.log_path(run_id), offset, room)
 
     def read_answer(self, run_id: str) -> str | None:
-        """Return the run's last agent message, whole; None if none was kept."""
-        return self._log_of(run_id).answer()
+        """Return the run's answer in full; None if its record holds it in full."""
+        try:
+            return (self._folder(run_id) / "answer.txt").read_text("utf-8", "replace")
+        except OSError:
+            return None
 
     def newest(self, count: int, before: str | None = None) -> list[str]:
         """Return the ids of up to *count* runs, the newest first.
@@ -149,10 +176,16 @@ class RunStore:
         start = names.index(before) + 1 if before in names else len(names)
         return names[start : start + count]
 
-    def prune(self) -> None:
-        """Remove what is too old, then what is too much; never a run at work."""
+    def prune(self, alive: Collection[str] = ()) -> None:
+        """Remove what is too old, then what is too much; never a run at work.
+
+        Args:
+            alive: Ids of this server's own runs that have not ended.
+        """
         ended: list[tuple[float, int, Path]] = []
         for folder in self._runs.iterdir():
+            if folder.name in alive:
+                continue
             try:
                 changed = max(entry.stat().st_mtime for entry in [folder, *folder.iterdir()])
                 size = sum(entry.stat().st_size for entry in folder.iterdir())
@@ -167,12 +200,13 @@ class RunStore:
             if kept > KEEP_BYTES or time.time() - changed > KEEP_S:
                 shutil.rmtree(folder, ignore_errors=True)
         for lock in self._servers.glob("*.lock"):
-            self._lives(lock.stem, remove=True)
+            if lock.stem != self.server_id:
+                self._lives(lock.stem, remove=True)
 
     def _lives(self, server_id: str, *, remove: bool = False) -> bool:
-        """Return whether a server lives; *remove* the lock of one that does not."""
+        """Return True if another server lives; *remove* the lock of one that does not."""
         if server_id == self.server_id:
-            return True
+            return False
         path = self._servers / f"{server_id}.lock"
         try:
             fd = os.open(path, os.O_RDWR)
@@ -188,9 +222,6 @@ class RunStore:
         finally:
             os.close(fd)
         return False
-
-    def _log_of(self, run_id: str) -> EventLog:
-        return EventLog(self._folder(run_id) / "events.jsonl")
 
     def _folder(self, run_id: str) -> Path:
         return self._runs / run_id

@@ -6,7 +6,7 @@ schema nor the answer (0.60.1 to 0.169.0).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,14 @@ from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.schemas.keywords import inner_schemas
 from codex_tools.schemas.rewriter import StrictSchema, make_strict
+from codex_tools.schemas.validation import (
+    ALL_PROBLEMS_LIMIT,
+    CHECKS_LIMIT,
+    EndlessReference,
+    TooManyChecks,
+    Validator,
+    count_checks,
+)
 
 PARTS_LIMIT = 12_000
 """Objects and lists of a schema; the provider takes 5,000 properties."""
@@ -41,7 +49,7 @@ def check_schema(schema: Json) -> None:
     except SchemaError as error:
         raise InvalidOutputSchema(error.json_path, shorten(error.message, 500)) from None
     resource = DRAFT202012.create_resource(schema)
-    for path, reference, resolver in _references(
+    for _, path, reference, resolver in _references(
         schema, "$", EMPTY_REGISTRY.resolver_with_root(resource)
     ):
         try:
@@ -55,9 +63,17 @@ def check_schema(schema: Json) -> None:
             )
         _check_end(path, reference, resolver)
     try:
-        problems(schema, None)
-    except RecursionError:
+        Validator(schema)
+    except ValueError as error:
+        raise InvalidOutputSchema(*error.args) from None
+    try:
+        count_checks(schema, None, find_targets(schema))
+    except (EndlessReference, RecursionError):
         raise InvalidOutputSchema("$", "a $ref leads back to itself without end") from None
+    except TooManyChecks:
+        raise InvalidOutputSchema(
+            "$", f"its references expand to more than {CHECKS_LIMIT:,} checks of one value"
+        ) from None
 
 
 def _check_end(path: str, reference: str, resolver: Any) -> None:
@@ -88,7 +104,11 @@ class Output:
     strict: StrictSchema
     """What is sent: the same, as the provider takes it."""
     repairs: int
-    """How many further turns may mend the answer."""
+    """How many further turns may repair the answer."""
+    validator: Validator
+    """*schema*, compiled."""
+    targets: Mapping[int, Sequence[object]]
+    """Where the references of *schema* lead; see `count_checks`."""
 
     @classmethod
     def of(cls, schema: Json, repairs: int) -> Output:
@@ -100,7 +120,7 @@ class Output:
         if _parts(schema) > PARTS_LIMIT:
             raise InvalidOutputSchema("$", f"it has more than {PARTS_LIMIT:,} parts")
         check_schema(schema)
-        return cls(schema, make_strict(schema), repairs)
+        return cls(schema, make_strict(schema), repairs, Validator(schema), find_targets(schema))
 
     def read(self, turn: TurnResult) -> Any:
         """Return the answer of *turn* as data, in the caller's own shape.
@@ -113,9 +133,14 @@ class Output:
         except orjson.JSONDecodeError as error:
             raise OutputMismatch([f"$: the answer is not JSON ({error})"], turn) from None
         try:
-            found = [f"{path}: {problem}" for path, problem in problems(self.schema, answer)]
+            checks = count_checks(self.schema, answer, self.targets)
+            all_ = checks <= ALL_PROBLEMS_LIMIT
+            wrong = self.validator.problems(answer, all_=all_)
+            found = [f"{path}: {problem}" for path, problem in wrong]
         except RecursionError:
             found = ["$: the answer is nested too deeply to be checked"]
+        except TooManyChecks:
+            found = [f"$: the answer needs more than {CHECKS_LIMIT:,} checks against output_schema"]
         if len(found) > _PROBLEMS_TOLD:
             found[_PROBLEMS_TOLD:] = [f"and {len(found) - _PROBLEMS_TOLD} more"]
         if found:
@@ -137,18 +162,23 @@ def _parts(node: object) -> int:
     return count
 
 
-def problems(schema: Json, value: object) -> list[tuple[str, str]]:
-    """Return where and how *value* breaks *schema*, as JSON paths and sentences."""
-    # Imported late: it takes as long as starting Codex does.
-    from jsonschema import Draft202012Validator
-    from referencing.jsonschema import EMPTY_REGISTRY
+def find_targets(schema: Json) -> dict[int, list[object]]:
+    """Return where the references of *schema* lead, by the `id` of the object that has them."""
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY
 
-    validator: Any = Draft202012Validator(schema, registry=EMPTY_REGISTRY)
-    found = ((e.json_path, shorten(e.message, 300)) for e in validator.iter_errors(value))
-    return sorted(found)
+    root = EMPTY_REGISTRY.resolver_with_root(DRAFT202012.create_resource(schema))
+    targets: dict[int, list[object]] = {}
+    for node, _, reference, resolver in _references(schema, "$", root):
+        try:
+            targets.setdefault(id(node), []).append(resolver.lookup(reference).contents)
+        except (Unresolvable, ValueError, TypeError, AttributeError):
+            continue  # check_schema refuses such a schema.
+    return targets
 
 
-def _references(schema: object, path: str, resolver: Any) -> Iterator[tuple[str, str, Any]]:
+def _references(schema: object, path: str, resolver: Any) -> Iterator[tuple[Json, str, str, Any]]:
+    """Yield each reference in *schema*: its object, its path, its text, and what resolves it."""
     from referencing.jsonschema import DRAFT202012
 
     if not isinstance(schema, dict):
@@ -158,6 +188,6 @@ def _references(schema: object, path: str, resolver: Any) -> Iterator[tuple[str,
         resolver = resolver.in_subresource(DRAFT202012.create_resource(node))
     for key in ("$ref", "$dynamicRef"):
         if isinstance(node.get(key), str):
-            yield f"{path}.{key}", node[key], resolver
+            yield node, f"{path}.{key}", node[key], resolver
     for each, inner_path in inner_schemas(node, path):
         yield from _references(each, inner_path, resolver)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from codex_tools.codex.errors import InvalidOutputSchema
 from codex_tools.schemas.node import DEEP, PATH, Impossible, Json, Node, cut, same, say, text
 from codex_tools.schemas.restore import KEY, VALUE, Entries, Leaf, Shape, Text, Union
+from codex_tools.schemas.validation import Validator
 
 _LEVELS = 10
 _PROPERTIES, _CHARACTERS, _VALUES = 5_000, 120_000, 1_000
@@ -206,9 +207,8 @@ def fixed(node: Node, path: str, tally: Tally) -> Part:
     values = [each for each in values if not any(same(each, one) for one in node.excluded)]
     bounds = {key: node.said[key] for key in (*_BOUNDS, *_TOLD) if key in node.said}
     if bounds:
-        from jsonschema import Draft202012Validator  # Imported late, as it is slow.
-
-        values = [each for each in values if cast(Any, Draft202012Validator(bounds)).is_valid(each)]
+        validator = Validator(bounds)
+        values = [each for each in values if validator.is_valid(each)]
     declared = node.said.get("type")
     types = [declared] if isinstance(declared, str) else declared
     kinds: dict[str, list[object]] = {}

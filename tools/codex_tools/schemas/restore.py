@@ -8,7 +8,6 @@ in the first; what is in the second already is left as it is.
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,6 +18,7 @@ from typing import Any, TypeAlias, cast
 import orjson
 
 from codex_tools.codex.json_object import Json
+from codex_tools.schemas.validation import pattern_validator
 
 WRAPPER = "answer"
 """The property that holds an answer which is no object."""
@@ -333,11 +333,11 @@ def _is_scalar(sent: Json, value: object) -> bool:
         return False
     try:
         if isinstance(value, str):
-            return re.search(sent.get("pattern", ""), value) is not None
+            return "pattern" not in sent or pattern_validator(sent["pattern"]).is_valid(value)
         if isinstance(value, bool | NoneType):
             return True
         return all(holds(value, sent[key]) for key, holds in _BOUNDS.items() if key in sent)
-    except (ValueError, re.error):
+    except ValueError:
         return False
 
 

@@ -35,10 +35,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import anyio
-import anyio.to_thread
 from anyio.abc import Process
 
 from codex_tools.codex.turn_result import ChangeKind
+from codex_tools.codex.workers import on_disk
 from codex_tools.worktree.files import File, GaveUp, Tree, folders_of
 
 FIRST_LOOK_S = 3.0
@@ -125,8 +125,8 @@ async def take_snapshot(cwd: Path) -> Snapshot | None:
     FILES_LIMIT files in *cwd*, slower than FIRST_LOOK_S. Nothing is written
     but, by git, the mtime of a split index.
     """
-    cwd = Path(await anyio.Path(cwd).resolve())
-    git = await anyio.to_thread.run_sync(find_git, cwd)
+    cwd = await on_disk(Path(cwd).resolve)
+    git = await on_disk(find_git, cwd)
     if git is None:
         return None
     until = time.monotonic() + FIRST_LOOK_S
@@ -244,7 +244,7 @@ async def _look(
     at: Snapshot, until: float, finish: Callable[[Tree, dict[bytes, File]], T]
 ) -> T | None:
     """Return what *finish* makes of the files that are there now."""
-    index_ns = await anyio.to_thread.run_sync(_mtime_ns, at.index)
+    index_ns = await on_disk(_mtime_ns, at.index)
     listing = await _ask(at.git, at.root, _LIST)
     if listing is None:
         return None
@@ -256,7 +256,7 @@ async def _look(
         except GaveUp:
             return None
 
-    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+    return await on_disk(work, abandon=True)
 
 
 def _mtime_ns(path: Path) -> int:

@@ -14,7 +14,8 @@ from codex_tools.codex.errors import CodexError, CodexNotFound, CodexUnsupported
 from codex_tools.codex.failures import last_words
 from codex_tools.codex.masking import quote
 from codex_tools.codex.paths import expand_home
-from codex_tools.codex.program import Version, bundled_codex, find_codex, native_binary
+from codex_tools.codex.program import Version, bundled_codex, native_binary
+from codex_tools.engines.choose import choose_engine
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.context import Answer, CheckContext, Codex, ask, update_of
 from mcp_server_codex.settings import OPTIONS
@@ -50,7 +51,7 @@ async def check_codex(examination: CheckContext) -> list[Check]:
             cure = "npm install -g --include=optional @openai/codex" if is_script else _INSTALL
             said = f"{native} ({source}) {fault}"
             return [problem("codex", said, cure, found_at=str(place), origin=source)]
-        program = await find_codex(str(place))
+        program = await choose_engine(str(place)).prepare()
     except CodexUnsupported as error:
         message, cure = f"{place} ({source}): {error.message}", update_of(place)
         return [problem("codex", message, cure, found_at=str(place), origin=source)]

@@ -1,0 +1,15 @@
+"""Choose the engine that runs turns; the only file that names the engines."""
+
+from __future__ import annotations
+
+from codex_tools.engines.engine import Engine
+from codex_tools.engines.exec import ExecEngine
+
+
+def choose_engine(codex_bin: str | None) -> Engine:
+    """Return the engine for this server.
+
+    Args:
+        codex_bin: Path or name of the configured Codex; None to look for one.
+    """
+    return ExecEngine(codex_bin)

@@ -1,0 +1,68 @@
+"""Write to the state folder in one thread of its own, in the order of the calls.
+
+A disk that is full, slow or gone delays that thread and nothing else. Callers never wait for it
+on the event loop; who needs to know that everything is written awaits `flush`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import anyio
+import anyio.from_thread
+from anyio.lowlevel import EventLoopToken, current_token
+
+logger = logging.getLogger(__name__)
+
+Work = Callable[[], object]
+
+
+class StateWriter:
+    """A queue of writes, and the thread that does them."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="state writer")
+        self._thread.start()
+
+    def put(self, work: Work) -> None:
+        """Do *work* after all that was put before; return at once."""
+        self._queue.put(work)
+
+    async def flush(self, within_s: float) -> bool:
+        """Wait until all that was put by now is done.
+
+        Args:
+            within_s: The longest time to wait, in seconds.
+
+        Returns:
+            False if the time was too short.
+        """
+        done = anyio.Event()
+        token = current_token()
+        self.put(lambda: _set(done, token))
+        with anyio.move_on_after(within_s):
+            await done.wait()
+        return done.is_set()
+
+    def close(self, within_s: float) -> None:
+        """Let the thread finish, for *within_s* seconds at most."""
+        self._queue.put(None)
+        self._thread.join(within_s)
+
+    def _run(self) -> None:
+        while (work := self._queue.get()) is not None:
+            try:
+                work()
+            except Exception:  # An outer wall: one fault must not end all later writes.
+                logger.exception("writing to the state folder met an internal fault")
+
+
+def _set(event: anyio.Event, token: EventLoopToken) -> None:
+    try:
+        anyio.from_thread.run_sync(event.set, token=token)
+    except RuntimeError:
+        return  # The event loop has ended; no task waits any more.
