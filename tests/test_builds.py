@@ -44,6 +44,7 @@ async def test_this_build_reads_the_state_that_an_earlier_one_left(
 ) -> None:
     place, told = left
     state = place / "state"
+    indexes = {path: path.read_bytes() for path in (state / "history").glob("*.sqlite")}
     async with connect(
         mode,
         fake.build(),
@@ -70,6 +71,8 @@ async def test_this_build_reads_the_state_that_an_earlier_one_left(
     assert usage["notes"] == []
     assert _facts(found) == _facts(told["sessions"])
     assert _facts(listed) == _facts(told["all"])
+    # The build that made it may still be at work beside this one.
+    assert {path: path.read_bytes() for path in indexes} == indexes
 
 
 def _kind(run: Json) -> str | None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,8 @@ import pytest
 
 from codex_tools.codex.errors import IndexUnavailable
 from codex_tools.codex.json_object import Json
-from codex_tools.history.tables import open_database
+from codex_tools.history.index import UNUSED_S
+from codex_tools.history.tables import SCHEMA, open_database
 from codex_tools.history.usage_report import UsageQuery, report
 from support.codex_versions import cannot_have
 from support.index_checks import (
@@ -33,6 +35,8 @@ from support.index_checks import (
     marks,
     numbers,
     open_index,
+    opened_files,
+    rollouts_in,
     row,
     usage,
 )
@@ -195,22 +199,54 @@ def wait_for_stop(pid: int) -> None:
 
 
 @pytest.mark.parametrize("read_before", [0, 50])
-def test_a_process_that_waits_for_one_that_stands_still_says_so_in_time(
+def test_a_stopped_process_costs_the_others_nothing_but_a_note(
     home: Path, truth: Truth, tmp_path: Path, state: Path, indexers: Indexers, read_before: int
 ) -> None:
     stopped = indexers.start(home, state, batch=10, stop_after=read_before)
     try:
         wait_for_stop(stopped)
         out = tmp_path / "out.json"
-        began = time.monotonic()
-        waiting = indexers.start(home, state, wait_s=1, out=str(out))
-        assert indexers.ended(waiting) == UNAVAILABLE
-        assert 1 <= time.monotonic() - began < 60
-        assert "another process has locked it" in json.loads(out.read_text())["error"]
+        waiting = indexers.start(home, state, wait_s=60, out=str(out))
+        assert indexers.ended(waiting) == 0
+        told = cast("Json", json.loads(out.read_text()))
+        assert_exact(told, truth)
+        assert "another process has locked it" in told["notes"][0]
+        with open_index(home, state) as history:
+            assert usage(history)["notes"] != []
+            os.kill(stopped, signal.SIGKILL)
+            indexers.ended(stopped)
+            # The lock is free: the shared index is used again, and the note is gone.
+            assert usage(history)["notes"] == []
+            assert_exact(all_told(history), truth)
+            assert len([*state.rglob("*.sqlite")]) == 1
     finally:
-        os.kill(stopped, signal.SIGKILL)
-        indexers.ended(stopped)
+        with suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGKILL)
     assert_exact(answers(home, state), truth)
+
+
+def test_two_versions_side_by_side_leave_each_other_s_index_alone(
+    home: Path, truth: Truth, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexes = ("codex_tools.history.index", "codex_tools.history.tables")
+    answers(home, state)
+    (ours,) = state.rglob("*.sqlite")
+    before = ours.read_bytes()
+    for module in indexes:
+        monkeypatch.setattr(f"{module}.SCHEMA", SCHEMA + 1)
+    assert_exact(answers(home, state), truth)
+    monkeypatch.undo()
+    assert ours.read_bytes() == before
+    with opened_files(home) as seen:
+        assert_exact(answers(home, state), truth)
+    assert rollouts_in(seen) == []
+    # One that no version has opened for a month goes when another one is made.
+    other = next(path for path in state.rglob("*.sqlite") if path != ours)
+    long_ago = time.time() - UNUSED_S - 100
+    os.utime(other, (long_ago, long_ago))
+    ours.unlink()
+    answers(home, state)
+    assert [*state.rglob("*.sqlite")] == [ours]
 
 
 def test_a_process_waits_longer_for_one_that_gets_on(

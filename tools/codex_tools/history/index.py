@@ -1,13 +1,13 @@
-"""The index over all rollouts: made once, then only what has changed is read.
+"""Index all rollouts: read everything once, and from then on only what has changed.
 
-    STATE/history/<home>.sqlite    one for each CODEX_HOME, rebuilt when missing,
-                                   damaged or of another schema
-    STATE/history/<home>.lock      held by the one process that brings it up to date
+    STATE/history/<home>-<schema>.sqlite    one for each CODEX_HOME and schema, rebuilt when it is
+                                            missing or damaged
+    STATE/history/<home>-<schema>.lock      held by the one process that updates it
 
-Each look compares folder, name, size and modification time of all rollouts with
-the index. A file that grew is read from where it grew. Codex's own files are
-only ever opened for reading, and its databases not at all: they lack threads
-that an older Codex made, and count forks twice.
+The schema is in the name, so that two versions of this server do not delete each other's index.
+Each refresh compares folder, name, size and modification time of all rollouts with the index. A
+file that grew is read from where it grew. Codex's own files are only ever opened for reading, and
+its databases not at all: they lack threads that an older Codex made, and count forks twice.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from codex_tools.history.tables import (
     schema_of,
     transaction,
 )
+from codex_tools.history.writer_locks import is_stopped, lock_holder
 from codex_tools.pricing.prices import Prices
 
 if TYPE_CHECKING:
@@ -50,8 +51,14 @@ BATCH_FILES = 250
 BATCH_BYTES = 64 * 1024 * 1024
 """So much is read between two commits."""
 
-WAIT_S = 30.0
-"""How long another process may hold the lock without getting on."""
+WAIT_S = 10.0
+"""Seconds that another process may hold the lock without a commit."""
+
+STOPPED_S = 3.0
+"""Seconds after which a process that holds the lock and is stopped (SIGSTOP) is not waited for."""
+
+UNUSED_S = 30 * 24 * 3600
+"""Seconds after which an index of another schema is removed."""
 
 
 Progress = Callable[[int, int], None]
@@ -60,12 +67,17 @@ Enough = Callable[[sqlite3.Connection, int], bool]
 """Told the newest modification time (ns) of the files that are still unread."""
 
 
+class _LockHeld(Exception):
+    """Another process holds the lock and does not progress."""
+
+
 class ThreadIndex:
     """The index over the rollouts of one CODEX_HOME; safe to use from any thread.
 
-    Several processes may share one: the first that finds something new locks
-    it, reads and commits in batches, and the others wait for it. A process
-    that is killed leaves the last batch undone, nothing else.
+    Several processes may share one: the first that finds something new locks it, reads and
+    commits in batches, and the others wait for it. A process that is killed leaves the last batch
+    undone, nothing else. A process that is stopped while it holds the lock costs the others a
+    note: they read into an index of their own until the lock is free.
     """
 
     def __init__(self, home: Path, state_dir: Path, prices: Prices) -> None:
@@ -74,9 +86,11 @@ class ThreadIndex:
         self._names = home / "session_index.jsonl"
         self.notes: list[str] = []
         """What the person should know about the index itself."""
-        self._folder = state_dir / "history"
+        self._shared_folder = self._folder = state_dir / "history"
         self._key = f"{zlib.crc32(os.fsencode(home)):08x}"
         self._own_folder: TemporaryDirectory[str] | None = None
+        self._lock_was_held = False
+        """True if the own folder is only used until another process releases the lock."""
         self._mutex = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._complete: sqlite3.Connection | None = None
@@ -137,13 +151,14 @@ class ThreadIndex:
             IndexUnavailable: There is no place to keep an index.
         """
         with self._wanted():
+            self._return()
             for _ in range(3):
                 try:
                     return self._refresh(progress or _tell_nobody, enough, texts, patience)
                 except sqlite3.DatabaseError as error:
                     if not self._recover(error):
                         raise IndexUnavailable(str(error)) from error
-                except OSError as error:
+                except (OSError, _LockHeld) as error:
                     if not self._retreat(str(error)):
                         raise IndexUnavailable(str(error)) from error
             raise IndexUnavailable("it was damaged again while it was rebuilt")
@@ -226,7 +241,7 @@ class ThreadIndex:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._db = self._open(path)
-        except (OSError, sqlite3.OperationalError) as error:
+        except (OSError, sqlite3.OperationalError, _LockHeld) as error:
             if not self._retreat(str(error)):
                 raise IndexUnavailable(str(error)) from error
             return self._connect()
@@ -238,6 +253,8 @@ class ThreadIndex:
         try:
             if schema_of(db) != SCHEMA:
                 self._make_tables(db, path)
+                self._remove_unused()
+            os.utime(path)
         except BaseException:
             db.close()
             raise
@@ -285,6 +302,29 @@ class ThreadIndex:
         self._folder = Path(self._own_folder.name)
         return True
 
+    def _return(self) -> None:
+        """Use the shared folder again if another process held its lock and no longer does."""
+        own = self._own_folder
+        if own is None or not self._lock_was_held:
+            return
+        try:
+            with self._flock(self._shared_folder) as fd:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        self._forget_connection()
+        self._folder, self._own_folder, self._lock_was_held = self._shared_folder, None, False
+        self.notes.clear()
+        own.cleanup()
+
+    def _remove_unused(self) -> None:
+        """Remove indexes of this home that another version made and has not opened for long."""
+        for path in self._folder.glob(f"{self._key}*.sqlite"):
+            with suppress(OSError):
+                if path != self._path() and time.time() - path.stat().st_mtime > UNUSED_S:
+                    for ending in ("", "-wal", "-shm"):
+                        Path(f"{path}{ending}").unlink(missing_ok=True)
+
     def _forget_connection(self) -> None:
         self._seen.clear()
         self._seen_at = None
@@ -293,11 +333,12 @@ class ThreadIndex:
             self._db = self._complete = None
 
     def _path(self) -> Path:
-        return self._folder / f"{self._key}.sqlite"
+        return self._folder / f"{self._key}-{SCHEMA}.sqlite"
 
     @contextmanager
-    def _flock(self) -> Generator[int]:
-        fd = os.open(self._folder / f"{self._key}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    def _flock(self, folder: Path | None = None) -> Generator[int]:
+        path = (folder or self._folder) / f"{self._key}-{SCHEMA}.lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             yield fd
         finally:
@@ -305,18 +346,33 @@ class ThreadIndex:
 
     @contextmanager
     def _locked(self, db: sqlite3.Connection, progress: Progress) -> Generator[None]:
-        """Be the one process that changes the index; wait as long as another gets on with it."""
+        """Be the one process that changes the index; wait while another one commits to it.
+
+        Raises:
+            _LockHeld: The other process has committed nothing for too long.
+        """
         with self._flock() as fd:
             seen, since = data_version(db), time.monotonic()
+            stopped_at: float | None = None
             while True:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if (now := data_version(db)) != seen:
-                        seen, since = now, time.monotonic()
-                    if time.monotonic() - since > WAIT_S or self._leave.is_set():
-                        raise IndexUnavailable("another process has locked it") from None
+                    self._check_leave()
+                    now = time.monotonic()
+                    if (version := data_version(db)) != seen:
+                        seen, since = version, now
+                    if not is_stopped(lock_holder(fd)):
+                        stopped_at = None
+                    elif stopped_at is None:
+                        stopped_at = now
+                    stopped_s = 0.0 if stopped_at is None else now - stopped_at
+                    if now - since > WAIT_S or stopped_s > STOPPED_S:
+                        self._lock_was_held = True
+                        raise _LockHeld(
+                            "another process has locked it and does not go on"
+                        ) from None
                     progress(0, 0)
                     time.sleep(0.02)
             yield

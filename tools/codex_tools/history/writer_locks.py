@@ -53,3 +53,27 @@ class WriterLocks:
                 major, minor, inode = words[5].split(":")
                 held.add((int(major, 16), int(minor, 16), int(inode)))
         return held
+
+
+def lock_holder(fd: int) -> int | None:
+    """Return the process id that holds the flock(2) on the file of *fd*, where Linux shows it."""
+    stat = os.fstat(fd)
+    wanted = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
+    try:
+        lines = _LOCKS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        words = line.split()
+        if len(words) >= 6 and words[1] == "FLOCK" and words[5] == wanted:
+            return int(words[4])
+    return None
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Return True if the process is stopped, by SIGSTOP or a debugger."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[:1] in (["T"], ["t"])
