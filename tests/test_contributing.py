@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_the_pages_are_not_empty_of_what_is_checked() -> None:
     assert len(paths_in(text)) > 40
     assert len(re.findall(r"`(\w+)` (?:in|of) `([\w./-]+)`", text)) > 8
     assert {"demo", "test", "check", "live", "compat", "quick"} <= TARGETS
+
+
+def test_the_source_distribution_holds_the_pages_and_the_examples() -> None:
+    build = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    held = {*build["targets"]["sdist"]["only-include"], "README.md"}  # hatchling adds the readme.
+    assert {*(page for page in PAGES if "/" not in page), "examples"} <= held
 
 
 def test_contributing_is_one_screen_and_agents_eight_lines() -> None:
