@@ -22,6 +22,8 @@ from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from pydantic_core import from_json
 
+from mcp_server_codex.watchdog import start_watchdog
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 FRAME_LIMIT = 32 * 1024 * 1024
@@ -46,6 +48,7 @@ async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoRe
     """
     code = 0
     serving = anyio.CancelScope()
+    start_watchdog(os.environ)
 
     async def heed_signals() -> None:
         # Lives longer than `serving`, so that a second signal cannot end the cleanup.

@@ -18,6 +18,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 
 from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.scripted_model import ScriptedModel, Step, model_name
+from mcp_server_codex.watchdog import VARIABLE
 from support.codex_versions import CACHE, PINNED, number
 
 Note = Callable[[str, object], None]
@@ -51,6 +52,11 @@ class Lab:
         """What the servers of this lab wrote to stderr."""
         return self.root / "server.log"
 
+    @property
+    def blocks(self) -> Path:
+        """Where the servers' watchdogs report that an event loop was blocked."""
+        return self.root / "blocks"
+
     def script(self, prompt: str, *steps: Step) -> str:
         """Let the model answer *prompt* with *steps*; return the prompt."""
         self.model.scripts[prompt] = steps
@@ -76,8 +82,11 @@ def open_lab(version: str = PINNED[1], *, config: str = "") -> Generator[Lab]:
         lab = Lab(Path(place).resolve(), model)
         model.write_config(lab.home, model=model_name(number(version)), extra=config)
         lab.project.mkdir()
+        lab.blocks.mkdir()
         subprocess.run(["git", "init", "-q"], cwd=lab.project, check=True)
         yield lab
+        # No server of this lab may have blocked its event loop for longer than half a second.
+        assert not [block.read_text() for block in lab.blocks.iterdir()]
 
 
 @asynccontextmanager
@@ -120,6 +129,7 @@ def environment(lab: Lab) -> dict[str, str]:
         "HOME": str(lab.root),
         "CODEX_HOME": str(lab.home),
         "LANG": "C.UTF-8",
+        VARIABLE: str(lab.blocks),
     }
 
 
