@@ -78,8 +78,8 @@ class Repo:
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no setting of the user's and no load of the machine play a part."""
-    monkeypatch.setattr(worktree, "FIRST_LOOK_S", 60.0)
-    monkeypatch.setattr(worktree, "SECOND_LOOK_S", 60.0)
+    monkeypatch.setattr(worktree, "FIRST_SCAN_S", 60.0)
+    monkeypatch.setattr(worktree, "SECOND_SCAN_S", 60.0)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
@@ -741,8 +741,8 @@ async def test_a_git_that_misbehaves_is_no_look_and_is_left_by_nobody(
     before = await take_snapshot(repo.root)
     assert before is not None
     fake_git(tmp_path, monkeypatch, code)
-    monkeypatch.setattr(worktree, "FIRST_LOOK_S", 0.5)
-    monkeypatch.setattr(worktree, "SECOND_LOOK_S", 0.5)
+    monkeypatch.setattr(worktree, "FIRST_SCAN_S", 0.5)
+    monkeypatch.setattr(worktree, "SECOND_SCAN_S", 0.5)
     with anyio.fail_after(60):
         assert await take_snapshot(repo.root) is None
         assert await changes_since(replace(before, git=tmp_path / "bin" / "git")) is None
