@@ -26,7 +26,9 @@ from hypothesis import strategies as st
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.worktree import changes as worktree
 from codex_tools.worktree import files as tree
-from codex_tools.worktree.changes import Changes, changes_since, find_git, merge, take_snapshot
+from codex_tools.worktree import git as git_runner
+from codex_tools.worktree.changes import Changes, changes_since, merge, take_snapshot
+from codex_tools.worktree.git import find_git
 
 OLD = 1_600_000_000
 """A time long past: files so old are in no doubt."""
@@ -722,7 +724,7 @@ async def test_a_tree_too_large_is_looked_at_in_the_working_folder_only(
 
 
 async def test_git_is_not_listened_to_for_ever(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worktree, "LISTING_LIMIT", 200)
+    monkeypatch.setattr(git_runner, "LISTING_LIMIT", 200)
     assert await take_snapshot(repo.root) is None
 
 

@@ -11,8 +11,8 @@ read them: .gitattributes, info/attributes and git's config may name filters, wh
 are programs. `git status` runs them, and the program in core.fsmonitor (seen with
 git 2.39.5). Codex may have written those files, and could so escape its sandbox.
 
-A change counts whoever makes it between the two scans: Codex, the user, a file
-watcher or another run in the same tree. They cannot be distinguished.
+Every change between the two scans counts. Codex's changes cannot be distinguished
+from those of the user, a file watcher or another run in the same tree.
 
 Changes that are missed:
     * files that git ignores, files outside the tree, and empty folders
@@ -28,11 +28,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,10 +37,10 @@ from typing import Literal, TypeVar
 
 import anyio
 import anyio.to_thread
-from anyio.abc import Process
 
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.worktree.files import File, GaveUp, Tree, folders_of
+from codex_tools.worktree.git import find_git, run_git
 
 FIRST_SCAN_S = 3.0
 """Seconds that the snapshot before a turn may take; the turn waits for it."""
@@ -57,26 +54,9 @@ FILES_LIMIT = 100_000
 10,000 files take about 0.2 s for each scan, and 4 MB of memory between the scans.
 """
 
-LISTING_LIMIT = 64 * 1024 * 1024
-"""Bytes of the longest listing that is read from git; a file takes about 220."""
-
 SeenBy = Literal["patch", "git", "both"]
 """The source of a change: Codex's patches, the scans of the work tree, or both."""
 
-_SAFE_ENV = {
-    # A partial clone fetches missing objects with a program that its config names.
-    # ls-files does that to expand a sparse index (seen with git 2.39.5).
-    "GIT_ALLOW_PROTOCOL": "none",
-    "GIT_NO_LAZY_FETCH": "1",
-    "GIT_OPTIONAL_LOCKS": "0",
-    "GIT_TERMINAL_PROMPT": "0",
-}
-_SAFE_ARGS = (
-    "--no-pager",
-    # Empty, not "false": git before 2.36 runs a program of that name.
-    *("-c", "core.fsmonitor="),
-    *("-c", "core.hooksPath=/dev/null"),
-)
 _LOCATE_ARGS = ("rev-parse", "--show-toplevel", "--git-path", "index")
 _LIST_ARGS = ("ls-files", "-z", "-t", "--stage", "--debug", "-c", "-o", "--exclude-standard")
 _ENTRY = re.compile(
@@ -139,7 +119,7 @@ async def take_snapshot(cwd: Path) -> Snapshot | None:
         return None
     until = time.monotonic() + FIRST_SCAN_S
     with anyio.move_on_after(FIRST_SCAN_S):
-        answer = await _run_git(git, cwd, _LOCATE_ARGS)
+        answer = await run_git(git, cwd, _LOCATE_ARGS)
         lines = [] if answer is None else os.fsdecode(answer).split("\n")
         if len(lines) != 3:
             return None
@@ -197,67 +177,6 @@ def merge(
     return tuple(merged)
 
 
-def find_git(cwd: Path) -> Path | None:
-    """Return the path of git for *cwd*, or None if git or a repository is missing.
-
-    Folders on PATH that are inside the project, such as a virtual environment, are
-    not searched: Codex may have put a program named git there.
-    """
-    around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))
-    project = next(around, None)
-    if project is None:
-        return None
-    folders = [
-        folder
-        for folder in os.get_exec_path()
-        if folder.startswith("/") and not Path(os.path.realpath(folder)).is_relative_to(project)
-    ]
-    found = shutil.which("git", path=os.pathsep.join(folders)) if folders else None
-    return Path(found) if found is not None else None
-
-
-async def _run_git(git: Path, folder: Path, args: Sequence[str]) -> bytes | None:
-    """Run git in *folder* and return its stdout.
-
-    Returns None if git fails or prints more than LISTING_LIMIT.
-    """
-    try:
-        process = await _start_git(git, folder, args)
-    except OSError:
-        return None
-    assert process.stdout is not None
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in process.stdout:
-            size += len(part)
-            if size > LISTING_LIMIT:
-                return None
-            parts.append(part)
-        return b"".join(parts) if await process.wait() == 0 else None
-    finally:
-        with anyio.CancelScope(shield=True):
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.aclose()
-
-
-async def _start_git(git: Path, folder: Path, args: Sequence[str]) -> Process:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    # Shielded: if the start were cancelled half-way, no code would kill the process.
-    with anyio.CancelScope(shield=True):
-        return await anyio.open_process(
-            [os.fspath(git), *_SAFE_ARGS, *args],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env=env | _SAFE_ENV,
-            start_new_session=True,
-        )
-    raise AssertionError("a shielded scope is never left without a result")
-
-
 async def _scan(
     at: Snapshot, until: float, finish: Callable[[Tree, dict[bytes, File]], T]
 ) -> T | None:
@@ -266,7 +185,7 @@ async def _scan(
     Returns None if git fails or the scan gives up.
     """
     index_ns = await anyio.to_thread.run_sync(_mtime_ns, at.index)
-    listing = await _run_git(at.git, at.root, _LIST_ARGS)
+    listing = await run_git(at.git, at.root, _LIST_ARGS)
     if listing is None:
         return None
 
