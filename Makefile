@@ -16,7 +16,7 @@ BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
 DIST := dist
 MCPB := npx --yes @anthropic-ai/mcpb@2.1.2
 
-.PHONY: demo test quick lowest live check bundle bench compat docs prices format clean
+.PHONY: demo test quick lowest live check bundle bench compat docs format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -61,10 +61,6 @@ bundle:
 	@tar -cf - --exclude=__pycache__ $(BUNDLED) | tar -xf - -C '$(DIST)/bundle'
 	@$(MCPB) pack '$(DIST)/bundle' '$(DIST)/mcp-server-codex-$(VERSION).mcpb'
 	@rm -rf '$(DIST)/bundle'
-
-# After an update of genai-prices: the table that spares importing it.
-prices: .venv/ready
-	@$(PY) -m codex_tools.pricing.catalog
 
 format: .venv/ready
 	@.venv/bin/ruff check --fix -q . && .venv/bin/ruff format -q .

@@ -95,6 +95,15 @@ def _clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_price_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    # The tests must not write into the cache folder of the person who runs them.
+    folder = tmp_path_factory.mktemp("prices")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("codex_tools.pricing.catalog.cache_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> str:
     """The protocol era that the client opens with."""

@@ -747,10 +747,10 @@ def test_what_cannot_be_is_refused_with_its_place_and_the_reason(case: Json) -> 
 @pytest.mark.parametrize(
     ("hidden", "path", "says"),
     [
-        ({"properties": {"x": {"$ref": "#/nope"}}}, "$.components.a.properties.x.$ref", "nowhere"),
-        ({"properties": []}, "$.components.a", "no JSON Schema"),
-        ([1], "$.components.a", "no JSON Schema"),
-        ({"type": "strng"}, "$.components.a", "no JSON Schema"),
+        ({"properties": {"x": {"$ref": "#/nope"}}}, "$.components.a.properties.x.$ref", "not in"),
+        ({"properties": []}, "$.components.a", "not a JSON Schema"),
+        ([1], "$.components.a", "not a JSON Schema"),
+        ({"type": "strng"}, "$.components.a", "not a JSON Schema"),
     ],
     ids=str,
 )

@@ -26,7 +26,9 @@ from hypothesis import strategies as st
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.worktree import changes as worktree
 from codex_tools.worktree import files as tree
-from codex_tools.worktree.changes import Changes, changes_since, find_git, merge, take_snapshot
+from codex_tools.worktree import git as git_runner
+from codex_tools.worktree.changes import Changes, changes_since, merge, take_snapshot
+from codex_tools.worktree.git import find_git
 
 OLD = 1_600_000_000
 """A time long past: files so old are in no doubt."""
@@ -78,8 +80,8 @@ class Repo:
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no setting of the user's and no load of the machine play a part."""
-    monkeypatch.setattr(worktree, "FIRST_LOOK_S", 60.0)
-    monkeypatch.setattr(worktree, "SECOND_LOOK_S", 60.0)
+    monkeypatch.setattr(worktree, "FIRST_SCAN_S", 60.0)
+    monkeypatch.setattr(worktree, "SECOND_SCAN_S", 60.0)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
@@ -722,7 +724,7 @@ async def test_a_tree_too_large_is_looked_at_in_the_working_folder_only(
 
 
 async def test_git_is_not_listened_to_for_ever(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worktree, "LISTING_LIMIT", 200)
+    monkeypatch.setattr(git_runner, "LISTING_LIMIT", 200)
     assert await take_snapshot(repo.root) is None
 
 
@@ -741,8 +743,8 @@ async def test_a_git_that_misbehaves_is_no_look_and_is_left_by_nobody(
     before = await take_snapshot(repo.root)
     assert before is not None
     fake_git(tmp_path, monkeypatch, code)
-    monkeypatch.setattr(worktree, "FIRST_LOOK_S", 0.5)
-    monkeypatch.setattr(worktree, "SECOND_LOOK_S", 0.5)
+    monkeypatch.setattr(worktree, "FIRST_SCAN_S", 0.5)
+    monkeypatch.setattr(worktree, "SECOND_SCAN_S", 0.5)
     with anyio.fail_after(60):
         assert await take_snapshot(repo.root) is None
         assert await changes_since(replace(before, git=tmp_path / "bin" / "git")) is None

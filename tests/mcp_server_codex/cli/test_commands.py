@@ -28,7 +28,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(home: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    environ = os.environ | {"CODEX_HOME": str(home), "TZ": "UTC"}
+    # The cache of prices must not be the one of the person who runs the tests.
+    own = {"CODEX_HOME": str(home), "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    environ = os.environ | own | {"TZ": "UTC"}
     return subprocess.run(command, env=environ, capture_output=True, text=True)
 
 
@@ -84,7 +86,8 @@ def test_usage_as_json_imports_nothing_slow(home: Path, tmp_path: Path) -> None:
         " code = run_usage(['--json', '--state-dir', sys.argv[1]]);"
         " print(*sys.modules, sep='\\n', file=sys.stderr); sys.exit(code)"
     )
-    done = run(home, sys.executable, "-c", code, tmp_path)
+    assert run_usage(home, tmp_path / "first", "--json").returncode == 0  # Caches the prices.
+    done = run(home, sys.executable, "-c", code, tmp_path / "second")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["totals"]["requests"] > 0
     assert set(done.stderr.split()).isdisjoint(SLOW), done.stderr

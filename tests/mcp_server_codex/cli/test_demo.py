@@ -11,8 +11,9 @@ from support.codex_versions import real_codex
 from support.lab import server_program
 
 
-def test_the_demo_shows_all_and_says_what_is_scripted(version: str) -> None:
+def test_the_demo_shows_all_and_says_what_is_scripted(version: str, tmp_path: Path) -> None:
     env = {**os.environ, "CODEX_BIN": str(real_codex(version)), "COLUMNS": "110"}
+    env["XDG_CACHE_HOME"] = str(tmp_path)  # Else it caches prices in that of this person.
     env.pop("CODEX_HOME", None)
     done = subprocess.run([server_program(), "demo"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

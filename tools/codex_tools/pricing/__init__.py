@@ -1,1 +1,1 @@
-"""Tokens -> US dollars."""
+"""Compute what requests to models cost, in US dollars."""

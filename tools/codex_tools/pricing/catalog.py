@@ -1,17 +1,23 @@
-"""What the package genai-prices knows of OpenAI's models, and a table of it.
+"""Read OpenAI's prices from the library genai-prices, through a cache file.
 
-Importing genai-prices costs a fifth of a second of CPU, and pydantic and an
-HTTP client come with it. So what it says of OpenAI's models lies beside this
-file, in `prices.json`, with a mark of what it was made from. The table is used
-only while that mark is the installed package's; else the package is asked.
-`make prices` makes it anew.
+Importing genai-prices takes about 0.15 s of CPU, and pydantic and an HTTP client
+come with it. So the first process that needs a price imports the library and
+writes OpenAI's prices to a file in the user's cache folder. Later processes read
+that file and do not import the library.
+
+The file's name holds the version of genai-prices, so each version has its own
+file. A file that is missing, unreadable or damaged is written again. Where the
+folder cannot be written, each process imports the library.
 """
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -26,77 +32,94 @@ if TYPE_CHECKING:
 
     from genai_prices.types import MatchLogic, ModelInfo, ModelPrice, TieredPrices
 
-TABLE = Path(__file__).with_name("prices.json")
+FORMAT = 1
+"""Number of the rules by which this package finds prices, and of the cache file's format.
 
-Find = Callable[[str], Timeline | None]
-"""Returns the prices of a model by its name in lower case; None if it has no such model."""
-
-_OPENAI, _NEXT = b"\n        id='openai',\n", b"\n    Provider(\n"
-"""How the package's part about OpenAI begins, and the one after it."""
+Raise it with every change that may give another price for the same request, and
+with every change of the file's format. Cache files of another number are not read,
+and `Prices.fingerprint` changes, so stored costs are computed again.
+"""
 
 
 class Catalog:
-    """The installed genai-prices; imported when the table does not do for it."""
+    """OpenAI's prices as the installed genai-prices has them.
 
-    def __init__(self, table: Path = TABLE) -> None:
-        found = find_spec("genai_prices")
-        self._folder = Path(found.origin).parent if found and found.origin else None
-        data, code = self._read("data.py"), self._read("types.py")
-        # Taken before the data is imported, so a mark is never newer than its
-        # prices: what an update in between leaves behind is priced again, not kept.
-        self.mark = f"{zlib.crc32(data):08x}-{zlib.crc32(code):08x}" if data else "none"
-        """Another one whenever the package may say something else."""
-        start = data.find(_OPENAI)
-        part = data[start : data.find(_NEXT, start)] if start >= 0 else b""
-        self.part = f"{zlib.crc32(part, zlib.crc32(code)):08x}" if part else "none"
-        """Another one whenever it may say something else of OpenAI."""
-        self._table = _read_table(table, self.part)
+    Args:
+        folder: The folder of the cache file; None for the user's cache folder.
+    """
 
-    @property
-    def find(self) -> Find:
-        """How to find a model's prices."""
-        return find_in_package if self._table is None else self._table.get
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
 
-    @property
+    @cached_property
     def version(self) -> str:
-        """The package's version."""
-        if self._folder is not None:
-            found = [*self._folder.parent.glob("genai_prices-*.dist-info")]
-            if len(found) == 1:
-                # importlib.metadata would say the same for 20 ms.
-                return found[0].name[len("genai_prices-") : -len(".dist-info")]
-        from importlib.metadata import version
+        """The version of genai-prices."""
+        return library_version()
 
-        return version("genai-prices")
+    def find(self, name: str) -> Timeline | None:
+        """Return the prices of the model *name* (in lower case), or None if it is unknown."""
+        return self._models.get(name)
 
-    def _read(self, name: str) -> bytes:
-        try:
-            return (self._folder / name).read_bytes() if self._folder is not None else b""
-        except OSError:
-            return b""
+    @cached_property
+    def _models(self) -> Mapping[str, Timeline]:
+        # The version is read before the library is imported: an update in between then
+        # pairs the old version with new prices, and the new version is priced again.
+        version = self.version
+        folder = cache_folder() if self._folder is None else self._folder
+        if not folder.is_absolute():
+            # Without a home folder, the path would be one inside the current project,
+            # whose files are not trusted.
+            return import_models()
+        path = folder / f"prices-{FORMAT}-{version}.jsonl"
+        models = _read_cache(path, version)
+        if models is None:
+            models = import_models()
+            if _is_installed(version):  # Else these may be the prices of another version.
+                _write_cache(path, version, models)
+        return models
 
 
-def make_table() -> bytes:
-    """Return the table of what the installed package says of OpenAI's models."""
+def cache_folder() -> Path:
+    """Return the folder of this user for files that can be made again."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mcp-server-codex", appauthor=False)
+
+
+def library_version() -> str:
+    """Return the version of the installed genai-prices, without importing it.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    found = find_spec("genai_prices")
+    if found is not None and found.origin is not None:
+        infos = [*Path(found.origin).parent.parent.glob("genai_prices-*.dist-info")]
+        if len(infos) == 1:
+            # importlib.metadata gives the same after 20 ms of CPU.
+            return infos[0].name[len("genai_prices-") : -len(".dist-info")]
+    from importlib.metadata import version
+
+    return version("genai-prices")
+
+
+def import_models() -> dict[str, Timeline]:
+    """Import genai-prices and return the prices of OpenAI's models by their names."""
     from genai_prices.data import providers
 
     openai = next(provider for provider in providers if provider.id == "openai")
     names = {model.id.lower() for model in openai.models}
     names |= {name for model in openai.models for name in _names_in(model.match)}
-    models = {
-        name: [[None if start == -inf else start, _rows(price)] for start, price in found]
-        for name in sorted(names)
-        if (found := find_in_package(name)) is not None
-    }
-    lines = [f'"{name}":{orjson.dumps(dated).decode()}' for name, dated in models.items()]
-    head = f'{{"of":"{Catalog().part}","models":{{\n'
-    return (head + ",\n".join(lines) + "\n}}\n").encode()
+    found = ((name, find_in_library(name)) for name in sorted(names))
+    return {name: timeline for name, timeline in found if timeline is not None}
 
 
-def find_in_package(name: str) -> Timeline | None:
-    """Return the prices of the model of OpenAI that genai-prices calls *name*, if there is one."""
+def find_in_library(name: str) -> Timeline | None:
+    """Import genai-prices and return its prices of OpenAI's model *name*, or None."""
     if name.startswith("gpt-oss"):
-        return None  # Named, but not sold by OpenAI: it runs on the user's machine or anywhere.
+        # genai-prices lists these, but OpenAI does not sell them: they run on the
+        # user's machine or at any provider.
+        return None
 
     from genai_prices.data import providers
 
@@ -107,40 +130,82 @@ def find_in_package(name: str) -> Timeline | None:
     return None
 
 
-def _read_table(path: Path, part: str) -> dict[str, Timeline] | None:
-    """Return the prices by the names of their models; None if they are of something else."""
+def _is_installed(version: str) -> bool:
+    """Return True if genai-prices is installed in *version* now."""
     try:
-        content: Any = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        return library_version() == version
+    except ImportError:  # In the middle of an update.
+        return False
+
+
+def _read_cache(path: Path, version: str) -> dict[str, Timeline] | None:
+    """Return the prices in the cache file *path*, or None if it is not what was written."""
+    try:
+        head, _, body = path.read_bytes().partition(b"\n")
+    except OSError:
         return None
-    if content["of"] != part:
+    if head != _head(version, body):
         return None
     return {
         name: tuple((-inf if start is None else start, _price_of(rows)) for start, rows in dated)
-        for name, dated in content["models"].items()
+        for name, dated in orjson.loads(body).items()
     }
 
 
+def _write_cache(path: Path, version: str, models: Mapping[str, Timeline]) -> None:
+    """Write *models* to the cache file *path*, or write nothing if that is not possible.
+
+    Other processes see the whole file or none of it.
+    """
+    from tempfile import mkstemp
+
+    body = orjson.dumps(
+        {
+            name: [[None if start == -inf else start, _rows(price)] for start, price in timeline]
+            for name, timeline in models.items()
+        }
+    )
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number, name = mkstemp(prefix=f"{path.name}.", dir=path.parent)  # With mode 0600.
+        draft = Path(name)
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(_head(version, body) + b"\n" + body)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _head(version: str, body: bytes) -> bytes:
+    """Return the first line of a cache file; *body* is the rest."""
+    return orjson.dumps(
+        {"format": FORMAT, "genai_prices": version, "crc32": f"{zlib.crc32(body):08x}"}
+    )
+
+
 def _rows(price: Price) -> list[list[float | None]]:
-    """Return a price and the one beyond it as the table has them, in USD per million tokens."""
-    rates = [price.input_usd, price.cached_usd, price.cache_write_usd, price.output_usd]
+    """Return *price* and the prices of longer requests, as the cache file has them."""
     above = None if price.above == inf else price.above
-    row = [*(round(rate * 1e6, 9) for rate in rates), above]
+    row = [price.input_usd, price.cached_usd, price.cache_write_usd, price.output_usd, above]
     return [row, *(_rows(price.beyond) if price.beyond is not None else [])]
 
 
 def _price_of(rows: list[list[Any]]) -> Price:
-    """Return the price that the table has as *rows*."""
+    """Return the price that the cache file has as *rows*."""
     price: Price | None = None
     for *rates, above in reversed(rows):
-        usd = (rate / 1e6 for rate in rates)
-        price = Price(*usd, above=inf if above is None else above, beyond=price)
+        price = Price(*rates, above=inf if above is None else above, beyond=price)
     assert price is not None
     return price
 
 
 def _names_in(match: MatchLogic) -> Iterator[str]:
-    """Yield the whole names that *match* has; "gpt-5-nano-" matches what begins like it."""
+    """Yield the exact names in *match*, in lower case.
+
+    Other clauses are left out: "starts with gpt-5-nano-" also matches names of
+    models that do not exist.
+    """
     from genai_prices.types import ClauseEquals, ClauseOr
 
     if isinstance(match, ClauseOr):
@@ -164,39 +229,38 @@ def _timeline(model: ModelInfo) -> Timeline:
             day = dated.constraint.start_date
             start_ms = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000
         elif dated.constraint is not None:
-            return ()  # By time of day: no model of OpenAI's yet, and rather none than a wrong one.
+            # A price by time of day. No model of OpenAI has one yet; no price is better
+            # than a wrong one.
+            return ()
         if (price := _price(dated.prices)) is None:
             return ()
         timeline.append((start_ms, price))
-    # Before all of them the first one holds.
+    # genai-prices uses its first price for requests before all start dates.
     return (*timeline, (-inf, timeline[-1][1])) if timeline else ()
 
 
 def _price(prices: ModelPrice) -> Price | None:
-    """Return *prices* as one Price, or None where they are not for text in and text out."""
+    """Return *prices* as one Price, or None if text input or text output has no price."""
     plain, output = prices.input_mtok, prices.output_mtok
     if plain is None or output is None:
         return None
-    # Without a price of its own, what is read from or written to the cache is plain input.
+    # Tokens read from or written to the cache cost what other input costs, unless
+    # they have a price of their own.
     cached = plain if prices.cache_read_mtok is None else prices.cache_read_mtok
     cache_write = plain if prices.cache_write_mtok is None else prices.cache_write_mtok
     rates = (plain, cached, cache_write, output)
     starts = {tier.start for rate in rates for tier in getattr(rate, "tiers", ())}
     price, above = None, inf
     for start in (*sorted(starts, reverse=True), -1):
-        price = Price(*(_rate_beyond(start, rate) for rate in rates), above=above, beyond=price)
+        price = Price(*(_rate_above(start, rate) for rate in rates), above=above, beyond=price)
         above = start
     return price
 
 
-def _rate_beyond(start: int, rate: Decimal | TieredPrices) -> float:
-    """Return *rate* in USD per token for requests just longer than *start*."""
+def _rate_above(start: int, rate: Decimal | TieredPrices) -> float:
+    """Return *rate* in USD per token for requests with just more input tokens than *start*."""
     from genai_prices.types import TieredPrices
 
     if isinstance(rate, TieredPrices):
         rate = [rate.base, *(tier.price for tier in rate.tiers if tier.start <= start)][-1]
     return float(rate) / 1e6
-
-
-if __name__ == "__main__":
-    TABLE.write_bytes(make_table())

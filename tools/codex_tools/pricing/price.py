@@ -1,4 +1,4 @@
-"""Price: what one request to a model costs, in US dollars."""
+"""Compute what one request to a model costs, in US dollars."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from math import inf
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one request costs; the rates are in USD per token."""
+    """The price of one request; its rates are in USD per token."""
 
     input_usd: float
     cached_usd: float
     cache_write_usd: float
     output_usd: float
     above: float = inf
-    """A request with more input tokens than this costs *beyond*, all of it."""
+    """Input tokens of the longest request at these rates; a longer one costs *beyond*."""
     beyond: Price | None = None
+    """The price of all tokens of a request with more input tokens than *above*."""
 
     def cost(
         self, input_tokens: int, cached_tokens: int, cache_write_tokens: int, output_tokens: int
     ) -> float:
-        """Return what one request costs in USD.
+        """Return the cost of one request in USD.
 
-        Only for one request at a time: a sum over many would seem so long that
-        each of its tokens costs double.
+        Call this for each request, never for the sum of several. A sum looks like
+        one long request, whose tokens may cost twice as much.
 
         Args:
-            input_tokens: All of the request's input.
-            cached_tokens: How much of the input came from the cache.
-            cache_write_tokens: How much of the input went into the cache.
-            output_tokens: All of the output, reasoning included.
+            input_tokens: All input of the request.
+            cached_tokens: The part of the input that was read from the cache.
+            cache_write_tokens: The part of the input that was written to the cache.
+            output_tokens: All output, including reasoning.
         """
         if input_tokens > self.above and self.beyond is not None:
             return self.beyond.cost(input_tokens, cached_tokens, cache_write_tokens, output_tokens)
@@ -44,4 +45,7 @@ class Price:
 
 
 Timeline = tuple[tuple[float, Price], ...]
-"""Prices with the time each starts (ms, UTC), latest first; empty: no price."""
+"""Prices with their start times (milliseconds of Unix time), latest first.
+
+An empty timeline means that the model is known and has no price.
+"""

@@ -1,63 +1,76 @@
-"""Price requests: tokens in, US dollars out.
+"""Find the price of a request: by its model and by the time at which it was made.
 
-The prices are those that the package genai-prices brings along, for OpenAI's
-models and the standard service tier, and before them the operator's own.
-Nothing is ever fetched. What nobody names has no price, never a price of 0.
+The operator's own prices come first, then those of the library genai-prices, for
+OpenAI's models and the standard service tier. Nothing is fetched from the network.
+A model that neither knows has no price; its cost is unknown, never 0.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import Any, cast
 
-from codex_tools.pricing.catalog import Catalog
+from codex_tools.pricing.catalog import FORMAT, Catalog
 from codex_tools.pricing.price import Price, Timeline
 
 _SELLERS = ("openai", "azure", "openrouter")
-"""Prefixes (`openai/gpt-5.2`) under which OpenAI's models cost what OpenAI takes."""
+"""Prefixes (`openai/gpt-5.2`) under which a model costs what OpenAI charges for it."""
 
 _DATED = re.compile(r"(.+)-(20\d\d)(-?)(0[1-9]|1[0-2])\3(0[1-9]|[12]\d|3[01])")
+"""A model's name with a date at its end: `gpt-5.2-2025-12-11` or `gpt-5.2-20251211`."""
 
 _RATES = ("input", "cached_input", "cache_write", "output")
-"""The operator's rates, in USD per million tokens, in the order of Price."""
+"""The rates in the operator's file, in USD per million tokens, in the order of Price."""
 
-_SOURCES = tuple(
-    Path(__file__).with_name(name)
-    for name in ("prices.py", "catalog.py", "price.py", "prices.json")
-)
-"""What makes prices of the package's data."""
-
-_MOST = 1_000_000_000
-"""A rate or a number of tokens above it is a slip."""
+_MAX_VALUE = 1_000_000_000
+"""The largest rate or number of tokens in the operator's file; a larger one is a mistake."""
 
 
 class Prices:
-    """Prices by model and time; `read_prices` makes them."""
+    """Prices by model and time, made by `read_prices`.
 
-    def __init__(self, overrides: Mapping[str, Price], catalog: Catalog, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-        """Another one whenever a price may be another one."""
+    Args:
+        overrides: The operator's prices by model.
+        catalog: The prices of genai-prices.
+        overrides_hash: A hash of the file that *overrides* come from.
+    """
+
+    def __init__(
+        self, overrides: Mapping[str, Price], catalog: Catalog, overrides_hash: str = ""
+    ) -> None:
         self._overrides, self._catalog = overrides, catalog
+        self._overrides_hash = overrides_hash
         self._found: dict[str | None, Timeline] = {None: ()}
 
     @cached_property
+    def fingerprint(self) -> str:
+        """A text that changes whenever a price may have changed.
+
+        It holds the number of our own rules (`FORMAT`, raised by hand), the version
+        of genai-prices and the hash of the operator's file.
+        """
+        return f"{FORMAT}/{self._catalog.version}/{self._overrides_hash}"
+
+    @cached_property
     def version(self) -> str:
-        """Where the prices come from, in words."""
+        """The source of the prices in words, such as "genai-prices 0.2.3 with 1 override"."""
         count = len(self._overrides)
         more = f" with {count} override{'s' * (count != 1)}" if count else ""
         return f"genai-prices {self._catalog.version}{more}"
 
     def of(self, model: str | None, at_ms: int) -> Price | None:
-        """Return what a request to *model* costs, or None if nobody knows.
+        """Return the price of a request to *model*, or None if it is unknown.
+
+        The first call for a model without an override reads the cache file of
+        genai-prices' prices, or imports that library. Both are too slow for the event loop.
 
         Args:
-            model: The model's id as Codex wrote it down.
-            at_ms: When the request was made, in milliseconds of Unix time.
+            model: The model's id as Codex recorded it.
+            at_ms: The time of the request, in milliseconds of Unix time.
         """
         try:
             timeline = self._found[model]
@@ -79,16 +92,13 @@ class Prices:
 
 
 def read_prices(overrides: Path | None = None) -> Prices:
-    """Return the prices, the operator's own from the TOML file *overrides* first.
+    """Return prices that use the operator's TOML file *overrides* before genai-prices.
 
     Raises:
-        ValueError: The file cannot be read or says something else than prices.
+        ValueError: The file cannot be read, or it is not as documented.
     """
-    catalog = Catalog()
-    ours = "-".join(_mark(path) for path in _SOURCES)
-    fingerprint = f"{ours}/{catalog.mark}"
     if overrides is None:
-        return Prices({}, catalog, fingerprint)
+        return Prices({}, Catalog())
 
     from hashlib import sha256
 
@@ -99,19 +109,11 @@ def read_prices(overrides: Path | None = None) -> Prices:
         raise ValueError(f"{overrides} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{overrides}: {error}") from error
-    return Prices(own, catalog, f"{fingerprint}/{sha256(content).hexdigest()}")
-
-
-def _mark(path: Path) -> str:
-    """Return what tells one content of *path* from another, whenever it was installed."""
-    try:
-        return f"{zlib.crc32(path.read_bytes()):08x}"
-    except OSError:
-        return "none"
+    return Prices(own, Catalog(), sha256(content).hexdigest())
 
 
 def _names(model: str) -> Iterator[str]:
-    """Yield the names by which *model* may be known, the most exact first."""
+    """Yield the names under which *model* may have a price, the most exact one first."""
     name = model.strip().lower()
     while True:
         yield name
@@ -126,56 +128,81 @@ def _names(model: str) -> Iterator[str]:
 
 
 def _parse(content: bytes) -> dict[str, Price]:
-    """Return the operator's prices by the names of their models.
+    """Return the operator's prices by the names of their models, in lower case.
 
     Raises:
-        ValueError: They are not as they should be.
+        ValueError: *content* is not TOML, or has an unknown, missing or wrong value.
     """
     import tomllib
 
-    document = _table(tomllib.loads(content.decode()), "", ("models",))
+    document = _checked_table(tomllib.loads(content.decode()), "", ("models",))
     prices: dict[str, Price] = {}
-    for model, value in _table(document.get("models", {}), "models").items():
+    for model, value in _checked_table(document.get("models", {}), "models").items():
         name, where = model.strip().lower(), f'models."{model}"'
         if name in prices:
-            raise ValueError(f"{where} is there twice but for case and spaces")
-        table = _table(value, where, (*_RATES, "long_context"))
+            raise ValueError(
+                f"{where} is there twice: case and spaces at the ends of a name do not count"
+            )
+        table = _checked_table(value, where, (*_RATES, "long_context"))
         rates, above, beyond = _rates(table, where), inf, None
         if "long_context" in table:
             where += ".long_context"
-            table = _table(table["long_context"], where, (*_RATES, "above"))
+            table = _checked_table(table["long_context"], where, (*_RATES, "above"))
             above, beyond = table.get("above"), Price(*_rates(table, where))
             if not isinstance(above, int) or not _is_number(above):
-                raise ValueError(f"{where}.above must be a whole number of tokens")
+                raise ValueError(
+                    f"{where}.above must be a whole number of tokens from 0 to {_MAX_VALUE:,}"
+                )
         prices[name] = Price(*rates, above, beyond)
     return prices
 
 
-def _table(value: object, where: str, known: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """Return *value*, insisting that it is a table, with none but the keys *known*."""
+def _checked_table(
+    value: object, where: str, known: tuple[str, ...] | None = None
+) -> dict[str, Any]:
+    """Return *value* as a table.
+
+    Args:
+        value: The value in the operator's file.
+        where: Its dotted key there, for messages.
+        known: The only keys that the table may have; None for any.
+
+    Raises:
+        ValueError: *value* is no table, or has a key that is not in *known*.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a table")
     table = cast(dict[str, Any], value)
     for key in table:
         if known is not None and key not in known:
             dots = " (a name with dots needs quotes)" if isinstance(table[key], dict) else ""
-            raise ValueError(f"unknown key {f'{where}.{key}'.lstrip('.')}{dots}")
+            raise ValueError(
+                f"unknown key {f'{where}.{key}'.lstrip('.')}{dots}; known are {', '.join(known)}"
+            )
     return table
 
 
 def _rates(table: dict[str, Any], where: str) -> tuple[float, float, float, float]:
-    """Return a table's rates in USD per token, in the order of Price."""
+    """Return the rates in *table* in USD per token, in the order of Price.
+
+    Raises:
+        ValueError: One is missing, no number or too large.
+    """
     for key in ("input", "output"):
         if key not in table:
             raise ValueError(f"{where}.{key} is missing")
     rates = {key: table.get(key, table["input"]) for key in _RATES}
     for key, rate in rates.items():
         if not _is_number(rate):
-            raise ValueError(f"{where}.{key} must be a number from 0 to {_MOST}")
+            raise ValueError(f"{where}.{key} must be a number from 0 to {_MAX_VALUE:,}")
     plain, cached, cache_write, output = (rate / 1e6 for rate in rates.values())
     return plain, cached, cache_write, output
 
 
 def _is_number(value: object) -> bool:
-    # A bool is an int to Python; the bounds keep out NaN, infinity and what no float holds.
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
+    """Return True if *value* is a number from 0 to _MAX_VALUE."""
+    # A bool is an int to Python. The bounds also exclude NaN, infinity and integers
+    # that no float can hold.
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_VALUE
+    )

@@ -1,1 +1,1 @@
-"""The caller's output schema, and OpenAI's strict dialect of it."""
+"""Check the caller's output schema and convert it for OpenAI's strict mode."""

@@ -1,4 +1,4 @@
-"""Where schemas stand inside a schema."""
+"""Find the schemas that a JSON Schema contains."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ ONE = (
 )
 _MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
-"""The keywords of 2020-12 under which schemas stand; elsewhere `$ref` is plain data."""
+"""The keywords of 2020-12 whose values are schemas.
+
+ONE takes one schema, _MANY a list of them, _NAMED an object of them. Under other
+keywords, `$ref` is plain data.
+"""
 
 
 def inner_schemas(node: dict[str, Any], path: str) -> Iterator[tuple[object, str]]:
-    """Yield the schemas that stand directly inside *node*, and their paths."""
+    """Yield the schemas directly inside *node*, each with its JSON path."""
     for key in ONE:
         yield node.get(key), f"{path}.{key}"
     for key in _MANY:

@@ -1,7 +1,7 @@
-"""What a schema says in one place, its references followed and its parts merged.
+"""Merge a schema with the schemas it refers to or combines by `allOf`.
 
-OpenAI's strict mode knows neither `allOf` nor keywords beside `$ref`, so what
-they say together is gathered into one `Node`. Its alternatives stay apart.
+OpenAI's strict mode takes neither `allOf` nor keywords beside `$ref`. So all keywords
+that hold for the same value are merged into one `Node`. Alternatives are not merged.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import orjson
-
 from codex_tools.codex.errors import InvalidOutputSchema
 from codex_tools.codex.json_object import Json
+from codex_tools.schemas.json_text import cut, is_equal, show, to_json
 from codex_tools.schemas.keywords import ONE, inner_schemas
 
-NODES = 40_000
-"""More places than this are refused: OpenAI takes 5,000 properties, and merging can multiply."""
-DEEP = 40
-"""Schemas more deeply inside each other are refused, long before Python's stack is full."""
-PATH = 500
-"""Characters of a path that are kept; else those of a deep schema fill the memory."""
+MAX_NODES = 40_000
+"""Schema nodes that one schema may expand to.
+
+OpenAI takes 5,000 properties, but merging can multiply what must be processed.
+"""
+MAX_DEPTH = 40
+"""Levels of nested schemas; more are refused long before Python's stack is full."""
+MAX_PATH = 500
+"""Characters of a JSON path that are kept; whole paths of a deep schema fill the memory."""
 _LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 _PAIRS = tuple(zip(_LOWER, _UPPER, strict=True))
-_SAID = {
+_KEPT = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "multipleOf"), "number"),
     **dict.fromkeys(("maximum", "exclusiveMaximum"), "number"),
     **dict.fromkeys(("pattern", "format", "minLength", "maxLength"), "string"),
@@ -35,8 +37,8 @@ _SAID = {
     **dict.fromkeys(("propertyNames", "unevaluatedProperties"), "object"),
     **dict.fromkeys(("type", "enum", "const", "title", "description"), ""),
 }
-"""The keywords that a Node keeps, and the type that each is about."""
-_WORDS = {
+"""The keywords that a Node keeps, each with the type that it constrains ("": any)."""
+_DESCRIBED = {
     "contentEncoding": ("string", "encoded as {}"),
     "contentMediaType": ("string", "of the media type {}"),
     "uniqueItems": ("array", "no two items alike"),
@@ -48,20 +50,21 @@ _WORDS = {
     "default": ("", "by default {}"),
     "examples": ("", "for example {}"),
 }
-"""The keywords that strict mode lacks and that only narrow: the model is told in words."""
-_SAYING_NOTHING = {("not", "false"), ("uniqueItems", "false"), ("default", "null")}
+"""Narrowing keywords that strict mode lacks: the type each constrains, and its description."""
+_NO_EFFECT = {("not", "false"), ("uniqueItems", "false"), ("default", "null")}
+"""Keywords with values that the description leaves out."""
 _CONSTRAINING = {
-    *(_SAID.keys() - {"title", "description"}),
-    *(_WORDS.keys() - {"default", "examples"}),
+    *(_KEPT.keys() - {"title", "description"}),
+    *(_DESCRIBED.keys() - {"default", "examples"}),
     *(*ONE, "prefixItems", "dependentSchemas", "patternProperties", "properties"),
 }
 
 Choice = tuple[object, str, frozenset[int]]
-"""One alternative: its schema, its path, and the schemas that it stands inside of."""
+"""An alternative: its schema, its path, and the ids of the schemas that are being merged."""
 
 
-class Impossible(Exception):
-    """No value can satisfy the schema there."""
+class Unsatisfiable(Exception):
+    """No value can satisfy the schema at *path*."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(reason)
@@ -70,68 +73,70 @@ class Impossible(Exception):
 
 @dataclass(slots=True)
 class Node:
-    """What a schema and all that is merged into it say in one place."""
+    """The merged keywords of all schemas that hold for the same value."""
 
-    said: Json = field(default_factory=dict[str, Any])
+    keywords: Json = field(default_factory=dict[str, Any])
     types: set[str] = field(default_factory=set[str])
-    """The types that its keywords are about, should it name none itself."""
+    """The types that its keywords constrain; used if it has no `type`."""
     objects: list[tuple[Json, str]] = field(default_factory=list[tuple[Json, str]])
     arrays: list[tuple[Json, str]] = field(default_factory=list[tuple[Json, str]])
     choices: list[list[Choice]] = field(default_factory=list[list[Choice]])
     conditions: list[list[Choice]] = field(default_factory=list[list[Choice]])
     excluded: list[object] = field(default_factory=list[object])
-    """The values that `not` takes out."""
+    """The values that `not` excludes."""
     words: list[str] = field(default_factory=list[str])
+    """Constraints that only the description can express."""
 
     def is_bare(self) -> bool:
-        """Tell whether nothing constrains it beside its choices."""
+        """Return True if nothing but its choices constrains it."""
         parts = self.objects or self.arrays or self.excluded
-        return not parts and not self.said.keys() - {"title", "description"}
+        return not parts and not self.keywords.keys() - {"title", "description"}
 
     def is_leaf(self) -> bool:
-        """Tell whether it is about scalars only."""
+        """Return True if it constrains scalars only."""
         inner = self.objects or self.arrays or self.choices or self.conditions
-        return not inner and bool(self.said.keys() & {"type", "enum", "const"})
+        return not inner and bool(self.keywords.keys() & {"type", "enum", "const"})
 
     def member(self, name: str, path: str) -> tuple[object, str]:
-        """Return what it says about the property *name*, and where."""
+        """Return the schema of the property *name*, and its path."""
         found: list[object] = []
         for each, where in self.objects:
             rest = each.get("additionalProperties", True)
             patterns = each.get("patternProperties", {})
             if name in each.get("properties", {}):
                 found.append(each["properties"][name])
-                path = cut(f"{where}.properties.{name}", PATH)
-            elif patterns:  # They are not tried on the name, which can take for ever.
+                path = cut(f"{where}.properties.{name}", MAX_PATH)
+            elif patterns:  # The name is not matched: a pattern may take exponential time.
                 found.append({"anyOf": [*patterns.values(), *([rest] if rest is not True else [])]})
             else:
                 found.append(rest)
-        return both(found), path
+        return all_of(found), path
 
-    def free_keys(self) -> tuple[object, list[tuple[str, object]]]:
-        """Return the schema of keys that have no name, and those for patterns of keys."""
+    def unnamed_keys(self) -> tuple[object, list[tuple[str, object]]]:
+        """Return the schema of unnamed keys, and each pattern of keys with its schema."""
         key = "additionalProperties"
-        free = both([each.get(key, True) for each, _ in self.objects])
+        free = all_of([each.get(key, True) for each, _ in self.objects])
         if not any(key in each for each, _ in self.objects):
-            free = both([self.said.get("unevaluatedProperties", True)])
+            free = all_of([self.keywords.get("unevaluatedProperties", True)])
         found = (each.get("patternProperties", {}).items() for each, _ in self.objects)
         return free, [*itertools.chain.from_iterable(found)]
 
     def check(self, path: str) -> None:
-        """Raise `Impossible` if its bounds exclude each other."""
+        """Raise `Unsatisfiable` if a lower bound is above its upper bound."""
         for lower, upper in _PAIRS:
-            if self.said.get(lower, -math.inf) > self.said.get(upper, math.inf):
-                raise Impossible(path, f"{lower} is above {upper}")
+            least, most = self.keywords.get(lower, -math.inf), self.keywords.get(upper, math.inf)
+            if least > most:
+                raise Unsatisfiable(path, f"{lower} {show(least)} is above {upper} {show(most)}")
 
     def copy(self) -> Node:
-        """Return what it says itself, for one of its alternatives to be merged into."""
-        said = {k: v for k, v in self.said.items() if k not in ("title", "description")}
+        """Return a copy without its choices, into which one of them can be merged."""
+        keywords = {k: v for k, v in self.keywords.items() if k not in ("title", "description")}
         excluded = [*self.excluded]
-        return Node(said, {*self.types}, [*self.objects], [*self.arrays], excluded=excluded)
+        return Node(keywords, {*self.types}, [*self.objects], [*self.arrays], excluded=excluded)
 
 
 class Document:
-    """The caller's schema: where each part stands, and where each reference leads."""
+    """The caller's schema: the path of each part and the target of each reference."""
 
     def __init__(self, schema: Json) -> None:
         from referencing.exceptions import Unresolvable
@@ -144,14 +149,14 @@ class Document:
         inside: list[tuple[object, str, Any]] = [(schema, "$", root)]
         outside: list[tuple[object, str, Any]] = []
         while inside or outside:
-            # What only a reference reaches comes last, so that the rest gets its own path.
+            # Parts that only a reference reaches come last, so the others get their own paths.
             is_reached = not inside
             each, path, resolver = (inside or outside).pop()
             if isinstance(each, dict) and id(cast(Json, each)) in self._paths:
                 continue
-            path = cut(path, PATH)
+            path = cut(path, MAX_PATH)
             if is_reached:
-                _check_schema(cast(object, each), path)  # Nobody has looked under unknown keywords.
+                _check_schema(cast(object, each), path)  # Below an unknown keyword.
             if not isinstance(each, dict):
                 continue
             node = cast(Json, each)
@@ -165,7 +170,7 @@ class Document:
                         found = resolver.lookup(reference)
                     except (Unresolvable, ValueError, TypeError, AttributeError):
                         raise InvalidOutputSchema(
-                            f"{path}.{key}", f"{say(reference)} leads nowhere"
+                            f"{path}.{key}", f"{show(reference)} is not in the schema"
                         ) from None
                     self._targets.setdefault(id(node), []).append(found.contents)
                     place = "$" + reference.partition("#")[2].replace("/", ".")
@@ -173,19 +178,25 @@ class Document:
             inside += [(each, where, resolver) for each, where in inner_schemas(node, path)]
 
     def path(self, schema: object) -> str | None:
-        """Return where *schema* stands, or None if it is no part of the document."""
+        """Return the path of *schema*, or None if it is not a part of the document."""
         return self._paths.get(id(schema))
 
     def spend(self, path: str, nodes: int = 1) -> None:
-        """Count *nodes* more places to look at, and refuse a schema that has too many."""
+        """Count *nodes* more nodes to process.
+
+        Raises:
+            InvalidOutputSchema: They are more than MAX_NODES in all.
+        """
         self._spent += nodes
-        if self._spent > NODES:
+        if self._spent > MAX_NODES:
             raise InvalidOutputSchema(
-                path, f"the schema unfolds to more than {NODES:,} parts; ask for less at once"
+                path,
+                f"the schema expands to more than {MAX_NODES:,} parts, with references and"
+                " alternatives resolved; ask for less at once",
             )
 
     def referred(self, schema: object) -> Json | None:
-        """Return what *schema* only refers to, if it does not constrain it as well."""
+        """Return the target of *schema* if it is nothing but a reference, else None."""
         last: Json | None = None
         found: object = schema
         seen: set[int] = set()
@@ -203,10 +214,10 @@ class Document:
         return last
 
     def gather(self, schema: object, path: str) -> Node:
-        """Return what *schema* says.
+        """Return *schema* and all that it refers to or combines, merged into one node.
 
         Raises:
-            Impossible: Nothing can satisfy it.
+            Unsatisfiable: No value can satisfy it.
             InvalidOutputSchema: It cannot be merged.
         """
         node = Node()
@@ -214,92 +225,101 @@ class Document:
         return node
 
     def merge(self, node: Node, choice: Choice) -> None:
-        """Let *node* say what *choice* says as well."""
+        """Merge *choice* into *node*, which then has the constraints of both."""
         schema, path, within = choice
         self.spend(path)
         if schema is False:
-            raise Impossible(path, "false (or a false additionalProperties beside) allows nothing")
+            raise Unsatisfiable(
+                path, "false (or additionalProperties: false beside it) allows no value"
+            )
         if not isinstance(schema, dict):
             return
-        said = cast(Json, schema)
-        if id(said) in within:
+        keywords = cast(Json, schema)
+        if id(keywords) in within:
             raise InvalidOutputSchema(
                 path,
-                "a schema that contains itself cannot be merged with the keywords beside it;"
-                " let the $ref stand alone, as an own property or in anyOf",
+                "a schema that contains itself cannot be merged with the keywords beside its $ref;"
+                " move the $ref to a property of its own or into anyOf, without other keywords",
             )
-        if len(within) > DEEP:
+        if len(within) > MAX_DEPTH:
             raise InvalidOutputSchema(
-                path, f"more than {DEEP} $ref and allOf inside each other; merge some yourself"
+                path,
+                f"$ref and allOf are nested more than {MAX_DEPTH} levels deep; merge some of them",
             )
-        within |= {id(said)}
-        for key, value in said.items():
-            self._take(node, key, value, path)
-        if said.keys() & {"properties", "patternProperties", "additionalProperties"}:
-            node.objects.append((said, path))
+        within |= {id(keywords)}
+        for key, value in keywords.items():
+            self._merge_keyword(node, key, value, path)
+        if keywords.keys() & {"properties", "patternProperties", "additionalProperties"}:
+            node.objects.append((keywords, path))
             node.types.add("object")
-        if said.keys() & {"prefixItems", "items"}:
-            node.arrays.append((said, path))
+        if keywords.keys() & {"prefixItems", "items"}:
+            node.arrays.append((keywords, path))
             node.types.add("array")
         for key in ("anyOf", "oneOf"):
-            if key in said:
-                each = [(s, f"{path}.{key}[{i}]", within) for i, s in enumerate(said[key])]
+            if key in keywords:
+                each = [(s, f"{path}.{key}[{i}]", within) for i, s in enumerate(keywords[key])]
                 node.choices.append(each)
                 if key == "oneOf" and len(each) > 1:
                     node.words.append("exactly one of these forms")
-        self._take_conditions(node, said, path, within)
-        for target in self._targets.get(id(said), []):
+        self._merge_conditions(node, keywords, path, within)
+        for target in self._targets.get(id(keywords), []):
             self.merge(node, (target, path, within))
-        for i, each in enumerate(said.get("allOf", [])):
+        for i, each in enumerate(keywords.get("allOf", [])):
             self.merge(node, (each, f"{path}.allOf[{i}]", within))
 
-    def _take(self, node: Node, key: str, value: Any, path: str) -> None:
-        if key in _WORDS:
-            about, words = _WORDS[key]
+    def _merge_keyword(self, node: Node, key: str, value: Any, path: str) -> None:
+        if key in _DESCRIBED:
+            about, words = _DESCRIBED[key]
             if about:
                 node.types.add(about)
-            told = say(value)
-            if key == "not" and told in ("true", "{}"):
-                raise Impossible(path, f"not {told} allows nothing")
+            shown = show(value)
+            if key == "not" and shown in ("true", "{}"):
+                raise Unsatisfiable(path, f"not: {shown} allows no value")
             if key == "not" and (values := _fixed_values(value)):
                 node.excluded += values
-            elif (key, told) not in _SAYING_NOTHING:
-                node.words.append(words.format(told))
-        if key not in _SAID:
+            elif (key, shown) not in _NO_EFFECT:
+                node.words.append(words.format(shown))
+        if key not in _KEPT:
             return
-        if _SAID[key]:
-            node.types.add(_SAID[key])
-        old: Any = node.said.get(key)
-        if key not in node.said:
-            node.said[key] = value
+        if _KEPT[key]:
+            node.types.add(_KEPT[key])
+        old: Any = node.keywords.get(key)
+        if key not in node.keywords:
+            node.keywords[key] = value
         elif key in _LOWER:
-            node.said[key] = max(old, value)
+            node.keywords[key] = max(old, value)
         elif key in _UPPER:
-            node.said[key] = min(old, value)
+            node.keywords[key] = min(old, value)
         elif key == "required":
-            node.said[key] = [*dict.fromkeys([*old, *value])]
+            node.keywords[key] = [*dict.fromkeys([*old, *value])]
         elif key in ("propertyNames", "unevaluatedProperties", "unevaluatedItems"):
-            node.said[key] = both([old, value])
+            node.keywords[key] = all_of([old, value])
         elif key == "type":
-            node.said[key] = _types_of_both(old, value)
+            node.keywords[key] = _types_of_both(old, value)
         elif key == "enum":
-            node.said[key] = [each for each in old if any(same(each, one) for one in value)]
-        elif key == "const" and not same(old, value):
-            raise Impossible(path, f"it must be both {say(old)} and {say(value)}")
+            node.keywords[key] = [each for each in old if any(is_equal(each, one) for one in value)]
+        elif key == "const" and not is_equal(old, value):
+            raise Unsatisfiable(path, f"const must be both {show(old)} and {show(value)}")
         elif key == "multipleOf" and isinstance(old, int) and isinstance(value, int):
-            node.said[key] = math.lcm(old, value)
+            node.keywords[key] = math.lcm(old, value)
         elif key in ("pattern", "format", "multipleOf") and old != value:
-            node.words.append(f"{key}: {say(value)}")
-        if node.said[key] == [] and key in ("type", "enum"):
-            raise Impossible(path, f"no {key} is left that all its parts allow")
+            node.words.append(f"{key}: {show(value)}")
+        if node.keywords[key] == [] and key in ("type", "enum"):
+            if old is None:
+                raise Unsatisfiable(path, f"{key} [] allows no value")
+            raise Unsatisfiable(path, f"no {key} is in both {show(old)} and {show(value)}")
 
-    def _take_conditions(self, node: Node, said: Json, path: str, within: frozenset[int]) -> None:
-        if "if" in said and ("then" in said or "else" in said):
-            true: Choice = ({"allOf": [said["if"], said.get("then", True)]}, path, within)
-            against: Json = {"allOf": [_negated(said["if"]), said.get("else", True)]}
+    def _merge_conditions(
+        self, node: Node, keywords: Json, path: str, within: frozenset[int]
+    ) -> None:
+        if "if" in keywords and ("then" in keywords or "else" in keywords):
+            true: Choice = ({"allOf": [keywords["if"], keywords.get("then", True)]}, path, within)
+            against: Json = {"allOf": [_negated(keywords["if"]), keywords.get("else", True)]}
             node.conditions.append([true, (against, path, within)])
-            node.words.append(f"the first form if valid against {say(said['if'])}, else another")
-        for name, each in said.get("dependentSchemas", {}).items():
+            node.words.append(
+                f"the first form if valid against {show(keywords['if'])}, else another"
+            )
+        for name, each in keywords.get("dependentSchemas", {}).items():
             given: Choice = ({"allOf": [{"required": [name]}, each]}, path, within)
             node.choices.append([given, ({"properties": {name: False}}, path, within)])
             node.types.add("object")
@@ -310,36 +330,37 @@ def _check_schema(found: object, path: str) -> None:
     from jsonschema.exceptions import SchemaError
 
     try:
-        if text(found) is None:  # Near the end of the stack, jsonschema may panic in Rust.
+        if to_json(found) is None:  # Near a full stack, jsonschema may panic in Rust.
             raise RecursionError
         cast(Any, Draft202012Validator).check_schema(found)
     except (SchemaError, RecursionError) as error:
-        told = error.message if isinstance(error, SchemaError) else "it is too deep"
-        raise InvalidOutputSchema(path, f"no JSON Schema: {cut(told, 300)}") from None
+        reason = error.message if isinstance(error, SchemaError) else "it is nested too deeply"
+        raise InvalidOutputSchema(path, f"not a JSON Schema: {cut(reason, 300)}") from None
 
 
 def _fixed_values(schema: object) -> list[object]:
-    """Return the only values that *schema* allows, if it says nothing else."""
-    said = cast(Json, schema) if isinstance(schema, dict) else {}
-    if said.keys() - {"const", "enum", "type", "title", "description"}:
+    """Return the values in *schema*'s const or enum; none if it has other constraints."""
+    keywords = cast(Json, schema) if isinstance(schema, dict) else {}
+    if keywords.keys() - {"const", "enum", "type", "title", "description"}:
         return []
-    return [said["const"]] if "const" in said else said.get("enum", [])
+    return [keywords["const"]] if "const" in keywords else keywords.get("enum", [])
 
 
 def _negated(condition: object) -> object:
-    """Return a schema for what is not valid against *condition*, true if it cannot be said.
+    """Return a schema for values that are not valid against *condition*.
 
-    It can for one property of which the values are known, as a discriminator is.
+    That is possible for one property with known values, such as a discriminator. For
+    any other condition, the result is True.
     """
-    said = cast(Json, condition) if isinstance(condition, dict) else {}
-    members = said.get("properties", {})
-    if said.keys() - {"properties", "required", "type"} or len(members) != 1:
+    keywords = cast(Json, condition) if isinstance(condition, dict) else {}
+    members = keywords.get("properties", {})
+    if keywords.keys() - {"properties", "required", "type"} or len(members) != 1:
         return True
     (name, each), *_ = members.items()
-    if not _fixed_values(each) or said.get("required", [name]) != [name]:
+    if not _fixed_values(each) or keywords.get("required", [name]) != [name]:
         return True
     without: Json = {"properties": {name: {"not": each}}}
-    return without if "required" in said else without | {"required": [name]}
+    return without if "required" in keywords else without | {"required": [name]}
 
 
 def _types_of_both(old: str | list[str], new: str | list[str]) -> list[str]:
@@ -351,34 +372,9 @@ def _types_of_both(old: str | list[str], new: str | list[str]) -> list[str]:
     return [*dict.fromkeys(found)]
 
 
-def both(schemas: list[object]) -> object:
-    """Return a schema that says what all *schemas* say."""
-    telling = [each for each in schemas if each is not True and each != {}]
-    if any(each is False for each in telling):
+def all_of(schemas: list[object]) -> object:
+    """Return a schema with the constraints of all *schemas*."""
+    parts = [each for each in schemas if each is not True and each != {}]
+    if any(each is False for each in parts):
         return False
-    return telling[0] if len(telling) == 1 else {"allOf": telling} if telling else True
-
-
-def text(value: object) -> str | None:
-    """Return *value* as JSON text, or None if it is too deep or too large a number."""
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-    except TypeError:
-        return None
-
-
-def cut(told: str, limit: int) -> str:
-    """Return the first *limit* characters of *told*, and a sign if there were more."""
-    return told if len(told) <= limit else f"{told[:limit]}…"
-
-
-def say(value: object) -> str:
-    """Return *value* as JSON text to be read, not too long."""
-    return cut(text(value) or "(too large to be shown)", 200)
-
-
-def same(one: object, other: object) -> bool:
-    """Tell whether two values are equal as JSON: 1 is 1.0, but not true."""
-    return isinstance(one, bool) == isinstance(other, bool) and (
-        one == other if isinstance(one, int | float) else text(one) == text(other)
-    )
+    return parts[0] if len(parts) == 1 else {"allOf": parts} if parts else True

@@ -1,8 +1,8 @@
-"""The shapes of an answer: what was asked for, put back into the caller's form.
+"""Convert an answer from the form of the sent schema to the form of the caller's schema.
 
-A shape knows both forms of its part of an answer: the one in the schema that
-was sent, and the caller's own. A model that was held to the sent schema answers
-in the first; what is in the second already is left as it is.
+A shape knows both forms of its part of an answer: the sent form, which is the one in
+the schema that was sent, and the caller's form. A model that follows the sent schema
+answers in the sent form. Values that have the caller's form already are left unchanged.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from codex_tools.codex.json_object import Json
 from codex_tools.schemas.validation import pattern_validator
 
 WRAPPER = "answer"
-"""The property that holds an answer which is no object."""
+"""The property that holds an answer that is not an object."""
 KEY, VALUE = "key", "value"
-"""The properties of an entry; a list of these stands for an object with free keys."""
+"""The properties of an entry; a list of entries replaces an object with unnamed keys."""
 
 
 def place(i: int) -> str:
-    """Name the place *i* of a list that is asked for as an object."""
+    """Return the property that holds item *i* of a list that is sent as an object."""
     return f"item_{i}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """A value that is sent as it is."""
+    """A scalar; both forms are the same."""
 
     sent: Json
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Text:
-    """A value that is asked for as JSON text; *texts* are all that there can be, if known."""
+    """A value that is sent as JSON text; *texts* are the only possible ones, if known."""
 
     only_objects: bool = False
     texts: frozenset[str] | None = None
@@ -48,7 +48,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Array:
-    """A list of one shape, with its bounds."""
+    """A list whose items have one shape, with its least and greatest length."""
 
     item: Shape
     least: float = 0
@@ -57,7 +57,7 @@ class Array:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entries:
-    """An object with free keys, asked for as a list of entries."""
+    """An object with unnamed keys, sent as a list of entries."""
 
     key: Shape
     value: Shape
@@ -67,7 +67,7 @@ class Entries:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """What stands under one name, or at one place."""
+    """A property of an object or an item of a tuple; *needed* if it is required."""
 
     shape: Shape
     needed: bool
@@ -75,7 +75,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Object:
-    """An object with known keys; *others*, if free keys are asked for beside them."""
+    """An object with named keys.
+
+    *others* is the property for unnamed keys and its shape, if they are sent too.
+    *is_open* is true if the caller's schema allows unnamed keys.
+    """
 
     members: Mapping[str, Member]
     is_open: bool
@@ -84,7 +88,10 @@ class Object:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuple:
-    """A list whose places differ, asked for as an object; *further* is what follows them."""
+    """A list with a shape for each item, sent as an object.
+
+    *further* is the property for the items behind them and its shape, if there are any.
+    """
 
     members: Sequence[Member]
     further: tuple[str, Array] | None
@@ -99,14 +106,14 @@ class Union:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ref:
-    """What is defined under a name."""
+    """A reference to the shape with this name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wrapped:
-    """An answer that is no object, asked for inside one."""
+    """An answer that is not an object, sent as the only property of one."""
 
     shape: Shape
 
@@ -115,22 +122,24 @@ Shape: TypeAlias = "Leaf | Text | Array | Entries | Object | Tuple | Union | Ref
 
 
 class Fit(IntEnum):
-    """How far a value is of a shape."""
+    """How well a value fits a shape."""
 
     NONE = 0
     OWN = 1
-    """At least a part of it is in the caller's form."""
+    """At least a part of it has the caller's form."""
     SENT = 2
+    """All of it has the sent form."""
 
 
 Restored = tuple[object, Fit]
+"""A value in the caller's form, and how well it fitted the shape."""
 
 
 class Walk:
-    """One way through an answer, to put it back into the caller's form.
+    """One conversion of an answer to the caller's form.
 
-    Each pair of a shape and a value is looked at once; else alternatives within
-    alternatives would be tried anew for each outer one.
+    The result for each pair of a shape and a value is remembered. Otherwise nested
+    alternatives would be tried again for each outer alternative.
     """
 
     def __init__(self, named: Mapping[str, Shape]) -> None:
@@ -138,10 +147,10 @@ class Walk:
         self._known: dict[tuple[int, int], Restored] = {}
 
     def restore(self, shape: Shape, value: object) -> Restored:
-        """Return *value* in the caller's form, and how far it was of *shape*."""
+        """Return *value* in the caller's form, and how well it fitted *shape*."""
         if not isinstance(value, dict | list):
             return self._restore(shape, value)
-        # Values are parts of the answer, and shapes of the schema: both outlive the walk.
+        # Ids are safe keys: the answer and the schema outlive this object.
         key = (id(shape), id(cast(object, value)))
         if key not in self._known:
             self._known[key] = self._restore(shape, cast(object, value))
@@ -287,7 +296,8 @@ class Walk:
         return found, min(fits)
 
     def _is_left_out(self, member: Member, value: object) -> bool:
-        # Strict mode knows no optional: null stands for it where the caller takes no null.
+        # Strict mode has no optional properties. So null means that one is left out,
+        # unless the caller's schema takes null.
         return value is None and not member.needed and not self._takes_null(member.shape, set())
 
     def _takes_null(self, shape: Shape, asked: set[str]) -> bool:
@@ -321,10 +331,10 @@ _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def _is_scalar(sent: Json, value: object) -> bool:
-    """Tell whether *value* satisfies *sent*, which is about scalars alone.
+    """Return True if *value* satisfies *sent*, a schema for scalars only.
 
-    Not by jsonschema: it needs more of the stack than a deep answer leaves, and
-    may end in a Rust panic there, which no `except` for errors catches.
+    This does not use jsonschema, which needs more stack than a deeply nested answer
+    leaves. It may then end in a Rust panic, which is not an `Exception`.
     """
     declared: str | list[str] = sent.get("type", [])
     kinds = [declared] if isinstance(declared, str) else declared

@@ -1,16 +1,16 @@
-"""An output schema in the dialect that OpenAI's strict mode takes, and the way back.
+"""Rewrite an output schema for OpenAI's strict mode, and convert the answers back.
 
-Codex sends `output_schema` as `text.format` with `strict: true`, and OpenAI
-answers 400 to all that strict mode lacks. So a schema is rewritten, or refused
-with the place that cannot be. What only narrows goes into `description`: the
-answer is held against the caller's own schema afterwards.
+Codex sends `output_schema` as `text.format` with `strict: true`. OpenAI answers 400
+to every keyword that strict mode lacks. So a schema is rewritten, or refused with the
+path of the part that cannot be. Keywords that only narrow go into `description`: the
+answer is validated against the caller's own schema afterwards.
 
 The dialect and its limits: developers.openai.com/api/docs/guides/structured-outputs
-("Supported schemas", as others quote it until October 2026). Not told there, but
-answered by the API, as they report: every schema without anyOf or $ref needs a
-`type`, even beside const and enum; an enum holds values of one type; a pattern
-has no lookaround; arrays count as levels of nesting, anyOf does not; $ref stands
-alone.
+("Supported schemas", as others quote it until October 2026). Others report further
+rules of the API that are not documented there: every schema without anyOf or $ref
+needs a `type`, even beside const and enum. An enum holds values of one type. A pattern
+has no lookaround. Arrays count as levels of nesting, anyOf does not. $ref has no
+keywords beside it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from codex_tools.codex.errors import InvalidOutputSchema
-from codex_tools.schemas.node import Choice, Document, Impossible, Json, Node, both, text
+from codex_tools.codex.json_object import Json
+from codex_tools.schemas.json_text import show, to_json
+from codex_tools.schemas.node import Choice, Document, Node, Unsatisfiable, all_of
 from codex_tools.schemas.parts import (
     NULL,
-    At,
     Part,
+    Position,
     Tally,
     annotated,
-    check_end,
-    either,
+    any_of,
+    check_finite,
     entries_of,
     fixed,
-    keywords,
     object_of,
     optional,
+    scalar_keywords,
     text_of,
 )
 from codex_tools.schemas.restore import (
@@ -57,12 +59,14 @@ from codex_tools.schemas.restore import (
 )
 
 _COMBINATIONS = 64
+"""Combinations of alternatives that are written out for one node."""
 _OTHERS, _FURTHER = "other_entries", "further_items"
+"""The properties for unnamed keys of an object, and for items behind a list's prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class StrictSchema:
-    """A schema to be sent, and the way back from its answers."""
+    """A schema to send, with the shapes that convert its answers back."""
 
     schema: Json
     _shape: Shape = field(repr=False)
@@ -71,7 +75,7 @@ class StrictSchema:
     def restore(self, answer: object) -> object:
         """Return *answer* in the form of the caller's schema; never raise.
 
-        What is in that form already is left as it is, and so is what fits nothing.
+        Values that have that form already, or fit no shape, are returned unchanged.
         """
         try:
             return Walk(self._named).restore(self._shape, answer)[0]
@@ -80,22 +84,22 @@ class StrictSchema:
 
 
 def make_strict(schema: Json) -> StrictSchema:
-    """Return *schema*, which `check_schema` has passed, as strict mode takes it.
+    """Return *schema* in the form for strict mode; `check_schema` must have accepted it.
 
     Raises:
-        InvalidOutputSchema: It cannot be rewritten, or nothing can satisfy it.
+        InvalidOutputSchema: It cannot be rewritten, or no value can satisfy it.
     """
     try:
         document = Document(schema)
         found = _Rewriter(document, schema, wrapped=False).rewrite_root()
         found = found or _Rewriter(document, schema, wrapped=True).rewrite_root()
-    except Impossible as error:
+    except Unsatisfiable as error:
         raise InvalidOutputSchema(
-            error.path, f"no answer can satisfy it: {error.reason}; allow at least one"
+            error.path, f"no answer can satisfy it: {error.reason}; allow at least one value"
         ) from None
-    assert found is not None  # Wrapped, each root is an object.
-    as_it_was = text(schema)
-    if as_it_was is not None and as_it_was == text(found.schema):
+    assert found is not None  # A wrapped root is always an object.
+    original = to_json(schema)
+    if original is not None and original == to_json(found.schema):
         return replace(found, schema=schema)
     return found
 
@@ -112,28 +116,28 @@ class _Rewriter:
         self._open: set[int] = set()
 
     def rewrite_root(self) -> StrictSchema | None:
-        """Return the whole, or None if the root is no object and has to be wrapped."""
+        """Return the strict schema, or None if the root is no object and must be wrapped."""
         if self._wrapped:
-            part = self._rewrite(self._schema, At("$", 2))
+            part = self._rewrite(self._schema, Position("$", 2))
             part = Part(object_of({WRAPPER: part.sent}), Wrapped(part.shape))
         else:
-            part = self._node(self._document.gather(self._schema, "$"), At("$", 1))
+            part = self._node(self._document.gather(self._schema, "$"), Position("$", 1))
             if part.sent.get("type") != "object":
                 return None
         self._named["#"] = part.shape
         defined: Json = {}
         while self._waiting:
             name, target = self._waiting.pop(0)
-            each = self._rewrite(target, At(self._document.path(target) or "$", 1))
+            each = self._rewrite(target, Position(self._document.path(target) or "$", 1))
             defined[name], self._named[name] = each.sent, each.shape
-        check_end(part.sent, defined)
+        check_finite(part.sent, defined)
         sent = part.sent | ({"$defs": defined} if defined else {})
         return StrictSchema(sent, part.shape, self._named)
 
-    def _rewrite(self, schema: object, at: At) -> Part:
+    def _rewrite(self, schema: object, at: Position) -> Part:
         self._document.spend(at.path)
         target = self._document.referred(schema)
-        if target is None and id(schema) in self._open:  # It contains itself by a merged $ref.
+        if target is None and id(schema) in self._open:  # It contains itself through a merged $ref.
             target = cast(Json, schema)
         elif target is None:
             known = {id(schema)} if self._document.path(schema) else set[int]()
@@ -149,7 +153,7 @@ class _Rewriter:
         name = self._name(target, at)
         return Part({"$ref": "#" if name == "#" else f"#/$defs/{name}"}, Ref(name))
 
-    def _name(self, target: Json, at: At) -> str:
+    def _name(self, target: Json, at: Position) -> str:
         if id(target) not in self._names:
             path = self._document.path(target) or "$"
             last = re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[2]).strip("_") or "root"
@@ -161,38 +165,40 @@ class _Rewriter:
             self._waiting.append((name, target))
         return self._names[id(target)]
 
-    def _node(self, node: Node, at: At) -> Part:
+    def _node(self, node: Node, at: Position) -> Part:
         node.check(at.path)
         split = node.choices or node.conditions
-        part = self._alternatives(node, at) if split else self._kinds(node, at)
+        part = self._alternatives(node, at) if split else self._types(node, at)
         return annotated(part, node)
 
-    def _alternatives(self, node: Node, at: At) -> Part:
+    def _alternatives(self, node: Node, at: Position) -> Part:
         groups = [*node.choices]
         if len(node.conditions) <= 3:
             groups += node.conditions
-        else:  # Commonly one for each value of a property, so that just one of them holds.
+        else:  # Commonly one for each value of a property, so only one applies.
             within = frozenset[int].intersection(*(true[2] for true, _ in node.conditions))
             rest: Json = {"allOf": [false[0] for _, false in node.conditions]}
             groups.append([*(true for true, _ in node.conditions), (rest, at.path, within)])
-        if math.prod(len(group) for group in groups) > _COMBINATIONS:
+        combinations = math.prod(len(group) for group in groups)
+        if combinations > _COMBINATIONS:
             raise InvalidOutputSchema(
                 at.path,
-                f"more than {_COMBINATIONS} combinations of alternatives (anyOf, oneOf, if,"
-                " dependentSchemas); write one anyOf with a whole object for each case",
+                f"{combinations:,} combinations of alternatives (anyOf, oneOf, if,"
+                f" dependentSchemas) are more than {_COMBINATIONS}; write one anyOf with a whole"
+                " object for each case",
             )
         alone = node.is_bare() and len(groups) == 1 and not node.conditions
         parts: list[Part] = []
         for combination in itertools.product(*groups):
             try:
                 parts.append(self._alternative(None if alone else node, combination, at))
-            except Impossible:
+            except Unsatisfiable:
                 continue
         if not parts:
-            raise Impossible(at.path, "none of its alternatives can be satisfied")
-        return either(parts)
+            raise Unsatisfiable(at.path, "none of its alternatives can be satisfied")
+        return any_of(parts)
 
-    def _alternative(self, node: Node | None, choices: tuple[Choice, ...], at: At) -> Part:
+    def _alternative(self, node: Node | None, choices: tuple[Choice, ...], at: Position) -> Part:
         path = choices[0][1]
         if node is None:
             return self._rewrite(choices[0][0], at.inside(path))
@@ -202,10 +208,10 @@ class _Rewriter:
             self._document.merge(merged, choice)
         return self._node(merged, at.inside(path))
 
-    def _kinds(self, node: Node, at: At) -> Part:
-        if node.said.keys() & {"enum", "const"}:
+    def _types(self, node: Node, at: Position) -> Part:
+        if node.keywords.keys() & {"enum", "const"}:
             return fixed(node, at.path, self._tally)
-        declared: str | list[str] = node.said.get("type", sorted(node.types))
+        declared: str | list[str] = node.keywords.get("type", sorted(node.types))
         types = [declared] if isinstance(declared, str) else declared
         if not types:
             return text_of("Any JSON value", Text())
@@ -213,39 +219,39 @@ class _Rewriter:
         if "number" in scalars and "integer" in scalars:
             scalars.remove("integer")
         parts: list[Part] = []
-        trouble: Impossible | None = None
+        trouble: Unsatisfiable | None = None
         for kind in types:
             try:
                 if kind == "object":
                     parts.append(self._object(node, at))
                 elif kind == "array":
                     parts.append(self._array(node, at))
-            except Impossible as error:
+            except Unsatisfiable as error:
                 trouble = error
         if len(parts) == 1 and scalars == ["null"] and parts[0].sent.get("type") in types:
             sent = parts[0].sent | {"type": [parts[0].sent["type"], "null"]}
             return Part(sent, Union([parts[0].shape, Leaf(NULL)]))
-        told = {each: keywords(node, each) for each in scalars}
-        if sum(map(bool, told.values())) == 0 or len({*scalars} - {"null"}) == 1:
+        bounds = {each: scalar_keywords(node, each) for each in scalars}
+        if sum(map(bool, bounds.values())) == 0 or len({*scalars} - {"null"}) == 1:
             groups = [scalars] if scalars else []
         else:
             groups = [[each] for each in scalars]
         for group in groups:
             sent: Json = {"type": group[0] if len(group) == 1 else group}
             for each in group:
-                sent |= told[each]
+                sent |= bounds[each]
             parts.append(Part(sent, Leaf(sent)))
         if not parts and trouble is not None:
             raise trouble
-        return either(parts)
+        return any_of(parts)
 
-    def _object(self, node: Node, at: At) -> Part:
+    def _object(self, node: Node, at: Position) -> Part:
         at.check_level()
-        needed = dict.fromkeys(cast(list[str], node.said.get("required", [])))
+        needed = dict.fromkeys(cast(list[str], node.keywords.get("required", [])))
         named = (name for each, _ in node.objects for name in each.get("properties", {}))
         names = [*dict.fromkeys([*named, *needed])]
-        free, patterns = node.free_keys()
-        if not names and free is True and not patterns and "propertyNames" not in node.said:
+        free, patterns = node.unnamed_keys()
+        if not names and free is True and not patterns and "propertyNames" not in node.keywords:
             return text_of("A JSON object", Text(only_objects=True))
         members: dict[str, Member] = {}
         properties: Json = {}
@@ -254,18 +260,19 @@ class _Rewriter:
             inner, path = node.member(name, at.path)
             try:
                 part = self._rewrite(inner, at.inside(path, 1))
-            except Impossible as error:
+            except Unsatisfiable as error:
                 if name in needed:
-                    raise Impossible(path, f"it is required, and {error.reason}") from None
+                    reason = f"{show(name)} is required, but {error.reason}"
+                    raise Unsatisfiable(path, reason) from None
                 continue
             members[name] = Member(part.shape, name in needed)
             sent = part.sent if name in needed else optional(part.sent)
             if "$ref" in part.sent and isinstance(inner, dict) and "description" in inner:
-                told = cast(Json, inner)["description"]
+                description = cast(Json, inner)["description"]
                 if name in needed:
-                    node.words.append(f"{name}: {told}")  # Nothing may stand beside $ref.
+                    node.words.append(f"{name}: {description}")  # Not beside $ref.
                 else:
-                    sent = {"description": told} | sent
+                    sent = {"description": description} | sent
             properties[name] = sent
         self._tally.add_names(at.path, *properties)
         others = self._entries(node, free, patterns, at, is_alone=not names)
@@ -289,11 +296,11 @@ class _Rewriter:
         node: Node,
         free: object,
         patterns: list[tuple[str, object]],
-        at: At,
+        at: Position,
         *,
         is_alone: bool,
     ) -> Part | None:
-        """Return the part for keys that have no name in the schema, or None."""
+        """Return the part for unnamed keys, or None if there can be none."""
         if (free is True and not patterns and not is_alone) or (free is False and not patterns):
             return None
         options = [each for _, each in patterns]
@@ -301,7 +308,7 @@ class _Rewriter:
         deeper = 0 if is_alone else 1
         at.inside(at.path, deeper + 1).check_level()
         path = f"{at.path}.additionalProperties" if not patterns else f"{at.path}.patternProperties"
-        keys: list[object] = [{"type": "string"}, node.said.get("propertyNames", True)]
+        keys: list[object] = [{"type": "string"}, node.keywords.get("propertyNames", True)]
         if len(patterns) == 1 and free in (True, False):
             keys.append({"pattern": patterns[0][0]})
         elif patterns:
@@ -311,24 +318,24 @@ class _Rewriter:
             value = self._rewrite(
                 options[0] if len(options) == 1 else {"anyOf": options}, at.inside(path, deeper + 2)
             )
-        except Impossible:
+        except Unsatisfiable:
             return None
         self._tally.add_names(at.path, "key", "value")
-        said = node.said if is_alone else {}
-        least, most = said.get("minProperties", 0), said.get("maxProperties", math.inf)
-        told = "The entries of an object" if is_alone else "The further entries of this object"
-        return entries_of(key, value, least, most, f"{told}, each key once.")
+        keywords = node.keywords if is_alone else {}
+        least, most = keywords.get("minProperties", 0), keywords.get("maxProperties", math.inf)
+        about = "The entries of an object" if is_alone else "The further entries of this object"
+        return entries_of(key, value, least, most, f"{about}, each key once.")
 
-    def _array(self, node: Node, at: At) -> Part:
-        least, most = node.said.get("minItems", 0), node.said.get("maxItems", math.inf)
+    def _array(self, node: Node, at: Position) -> Part:
+        least, most = node.keywords.get("minItems", 0), node.keywords.get("maxItems", math.inf)
         length = max((len(each.get("prefixItems", [])) for each, _ in node.arrays), default=0)
-        rest = both([each.get("items", True) for each, _ in node.arrays])
+        rest = all_of([each.get("items", True) for each, _ in node.arrays])
         if not any("items" in each for each, _ in node.arrays):
-            rest = node.said.get("unevaluatedItems", True)
+            rest = node.keywords.get("unevaluatedItems", True)
         if not length:
-            return self._list(rest, least, most, node.said.keys(), at)
+            return self._list(rest, least, most, node.keywords.keys(), at)
         places = [
-            both(
+            all_of(
                 [
                     [*each.get("prefixItems", []), *[each.get("items", True)] * length][i]
                     for each, _ in node.arrays
@@ -336,20 +343,22 @@ class _Rewriter:
             )
             for i in range(min(length, int(most) if most < length else length))
         ]
-        like = {text(each) for each in places}
+        like = {to_json(each) for each in places}
         ends = most <= length or rest is False or (rest is True and least <= length)
         if len(like) == 1 and None not in like and ends:
             bounds = {"maxItems"} | ({"minItems"} if least else set[str]())
             return self._list(places[0], least, min(most, length), bounds, at)
         return self._places(places, None if ends else rest, least, most, at)
 
-    def _list(self, item: object, least: float, most: float, bounds: Any, at: At) -> Part:
+    def _list(self, item: object, least: float, most: float, bounds: Any, at: Position) -> Part:
         at.check_level()
         try:
             part = self._rewrite(item, at.inside(f"{at.path}.items", 1))
-        except Impossible as error:
+        except Unsatisfiable as error:
             if least > 0:
-                raise Impossible(at.path, f"it needs an item, and {error.reason}") from None
+                raise Unsatisfiable(
+                    at.path, f"minItems is {show(least)}, but {error.reason}"
+                ) from None
             part, most, bounds = Part({"type": "string"}, Leaf({"type": "string"})), 0, {"maxItems"}
         sent: Json = {"type": "array", "items": part.sent}
         sent |= {"minItems": least} if "minItems" in bounds else {}
@@ -357,16 +366,16 @@ class _Rewriter:
         return Part(sent, Array(part.shape, least, most))
 
     def _places(
-        self, places: list[object], rest: object, least: float, most: float, at: At
+        self, places: list[object], rest: object, least: float, most: float, at: Position
     ) -> Part:
-        """Return the part for a list whose places differ: an object with one property for each."""
+        """Return the part for a list of *places*: an object with one property for each."""
         at.check_level()
         members: list[Member] = []
         properties: Json = {}
         for i, each in enumerate(places):
             try:
                 part = self._rewrite(each, at.inside(f"{at.path}.prefixItems[{i}]", 1))
-            except Impossible:
+            except Unsatisfiable:
                 if i < least:
                     raise
                 rest = None
@@ -382,5 +391,5 @@ class _Rewriter:
             properties[_FURTHER] = part.sent
             further = (_FURTHER, cast(Array, part.shape))
         self._tally.add_names(at.path, *properties)
-        told = {"description": "A list, its items in this order."}
-        return Part(object_of(properties) | told, Tuple(members, further))
+        description = {"description": "A list, its items in this order."}
+        return Part(object_of(properties) | description, Tuple(members, further))

@@ -1,1 +1,1 @@
-"""What became of the user's files."""
+"""Find the files of a git work tree that changed during a turn."""

@@ -1,95 +1,83 @@
-"""See what became of the user's files, by whatever means.
+"""Find the files of a git work tree that changed during a turn, by any means.
 
-Codex tells of its patches, not of what its shell commands do to files. So the
-files of a git work tree are looked at before a turn and after it. What counts
-is what the tree holds, not what git makes of it: commits, stashes, switched
-branches and `git add` are no changes in themselves, and what the user had not
-committed is not taken for Codex's doing.
+Codex reports the files that its patches change, but not those that its shell
+commands change. So this module takes a snapshot of the work tree before a turn,
+scans the tree again after it, and compares the files' contents. Commits, stashes,
+switched branches and `git add` are not changes in themselves. Changes that the
+user had not committed before the turn are not attributed to Codex.
 
-git only lists names here. It must not look at a file's content: the filters
-that .gitattributes, info/attributes and the config may name are programs, and
-`git status` runs them (seen with 2.39.5, as core.fsmonitor). Codex may have
-written those, and would so leave its sandbox. Hence the contents are read here.
+git only lists names here; this module reads the contents itself. git must not
+read them: .gitattributes, info/attributes and git's config may name filters, which
+are programs. `git status` runs them, and the program in core.fsmonitor (seen with
+git 2.39.5). Codex may have written those files, and could so escape its sandbox.
 
-Whoever changes a file between the two looks, it counts: the user, a watcher,
-another run in the same tree. They cannot be told apart.
+Every change between the two scans counts. Codex's changes cannot be distinguished
+from those of the user, a file watcher or another run in the same tree.
 
-Not seen: what git ignores, what lies outside the tree or in a repo inside it
-(a submodule is one path, there or not), empty folders. Wrongly seen: a file
-that was rewritten as it was, but which a filter (LFS, line ends) makes another
-for git; a name of which only the case was changed, where case does not count.
+Changes that are missed:
+    * files that git ignores, files outside the tree, and empty folders
+    * files in a nested repository; a submodule is one path that exists or not
+
+Changes that are reported wrongly:
+    * a file that was rewritten with its old content, if a filter (LFS, line ends)
+      gives it another content in git
+    * a file whose name changed only in case, where the file system ignores case
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import anyio
-from anyio.abc import Process
 
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.codex.workers import on_disk
 from codex_tools.worktree.files import File, GaveUp, Tree, folders_of
+from codex_tools.worktree.git import find_git, run_git
 
-FIRST_LOOK_S = 3.0
-SECOND_LOOK_S = 10.0
+FIRST_SCAN_S = 3.0
+"""Seconds that the snapshot before a turn may take; the turn waits for it."""
+
+SECOND_SCAN_S = 10.0
+"""Seconds that the scan after a turn may take."""
 
 FILES_LIMIT = 100_000
-"""The most files of a tree that is looked at.
+"""Files in the largest tree that is scanned.
 
-10,000 take some 0.2 s each time and 4 MB from the first look to the second.
+10,000 files take about 0.2 s for each scan, and 4 MB of memory between the scans.
 """
 
-LISTING_LIMIT = 64 * 1024 * 1024
-"""The most bytes of git's listing, some 220 a file."""
-
 SeenBy = Literal["patch", "git", "both"]
+"""The source of a change: Codex's patches, the scans of the work tree, or both."""
 
-_SAFE = {
-    # A partial clone fetches what it lacks, by a program that its config names:
-    # ls-files does so to unfold a sparse index (seen with 2.39.5).
-    "GIT_ALLOW_PROTOCOL": "none",
-    "GIT_NO_LAZY_FETCH": "1",
-    "GIT_OPTIONAL_LOCKS": "0",
-    "GIT_TERMINAL_PROMPT": "0",
-}
-_OPTIONS = (
-    "--no-pager",
-    # Empty, not "false": git before 2.36 takes that for a program's name.
-    *("-c", "core.fsmonitor="),
-    *("-c", "core.hooksPath=/dev/null"),
-)
-_WHERE = ("rev-parse", "--show-toplevel", "--git-path", "index")
-_LIST = ("ls-files", "-z", "-t", "--stage", "--debug", "-c", "-o", "--exclude-standard")
-_LISTED = re.compile(
+_LOCATE_ARGS = ("rev-parse", "--show-toplevel", "--git-path", "index")
+_LIST_ARGS = ("ls-files", "-z", "-t", "--stage", "--debug", "-c", "-o", "--exclude-standard")
+_ENTRY = re.compile(
     rb"(?:\? ([^\0]+)|[A-Z] (\d{6}) ([0-9a-f]{40,64}) \d\t([^\0]+))\0"
     rb"(?:  (ctime: \d+:\d+\n  mtime: \d+:\d+)\n  dev: .*\n  uid: .*\n  size: (-?\d+)\t.*\n)?"
 )
 _TIMES = b"ctime: %d:%d\n  mtime: %d:%d"
 
 _MOUNT_POINTS = (b".codex", b".agents", b".aws")
-"""Places that the sandbox keeps commands from, and makes where they are not there."""
+"""Paths that Codex's sandbox protects from commands; it creates those that do not exist."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The files of a work tree that git does not ignore, as they once were."""
+    """The files of a work tree at one time, without those that git ignores."""
 
     cwd: Path
     root: Path
-    """The work tree; only *cwd* where the whole one is too large."""
+    """The top of the work tree; *cwd* if the whole tree is too large."""
     git: Path
     index: Path
     taken_ns: int
@@ -104,62 +92,69 @@ class Changes:
     cwd: Path
     root: Path
     kinds: Mapping[str, ChangeKind]
-    """By path relative to *root*; U+FFFD stands for what is not UTF-8 in it."""
+    """By path relative to *root*; U+FFFD replaces bytes that are not UTF-8."""
     looked_at: Set[str]
-    """All paths, changed or not, of which this tells."""
+    """All paths that were compared, changed or not."""
 
     def name(self, path: str) -> str | None:
-        """Return the name that *path*, absolute or in *cwd*, has here, if it has one."""
+        """Return *path* (absolute, or relative to *cwd*) relative to *root*; None if outside."""
         try:
             folder, _, base = str(self.cwd / path).rpartition("/")
             real = Path(os.path.realpath(folder or "/"), base)
-        except ValueError:  # A path that no file can have.
+        except ValueError:  # No file can have this path, for example one with a null byte.
             return None
         return str(real.relative_to(self.root)) if real.is_relative_to(self.root) else None
 
 
 async def take_snapshot(cwd: Path) -> Snapshot | None:
-    """Look at the work tree around *cwd*, as far as that is cheap and safe.
+    """Return a snapshot of the work tree around *cwd*, or None if that is not possible.
 
-    None where it cannot be done: no git, no repo or another user's, more than
-    FILES_LIMIT files in *cwd*, slower than FIRST_LOOK_S. Nothing is written
-    but, by git, the mtime of a split index.
+    It is not possible without git, outside a repository, in a repository of another
+    user, with more than FILES_LIMIT files in *cwd*, or within FIRST_SCAN_S.
+    Writes nothing, but git updates the mtime of a split index.
     """
     cwd = await on_disk(Path(cwd).resolve)
     git = await on_disk(find_git, cwd)
     if git is None:
         return None
-    until = time.monotonic() + FIRST_LOOK_S
-    with anyio.move_on_after(FIRST_LOOK_S):
-        answer = await _ask(git, cwd, _WHERE)
+    until = time.monotonic() + FIRST_SCAN_S
+    with anyio.move_on_after(FIRST_SCAN_S):
+        answer = await run_git(git, cwd, _LOCATE_ARGS)
         lines = [] if answer is None else os.fsdecode(answer).split("\n")
         if len(lines) != 3:
             return None
         root, index = Path(lines[0]), cwd / lines[1]
         for folder in dict.fromkeys((root, cwd)):
             snapshot = Snapshot(cwd, folder, git, index, time.time_ns(), {})
-            files = await _look(snapshot, until, _know_contents)
+            files = await _scan(snapshot, until, _add_contents)
             if files is not None:
                 return replace(snapshot, files=files)
     return None
 
 
 async def changes_since(before: Snapshot) -> Changes | None:
-    """Look again and compare; None where that cannot be done within SECOND_LOOK_S."""
-    until = time.monotonic() + SECOND_LOOK_S
-    with anyio.move_on_after(SECOND_LOOK_S):
-        return await _look(before, until, partial(_compare, before))
+    """Scan the tree again and return how it differs from *before*, or None if that fails.
+
+    It also fails if it takes longer than SECOND_SCAN_S.
+    """
+    until = time.monotonic() + SECOND_SCAN_S
+    with anyio.move_on_after(SECOND_SCAN_S):
+        return await _scan(before, until, partial(_compare, before))
     return None
 
 
 def merge(
     patched: Sequence[tuple[str, ChangeKind]], seen: Changes | None
 ) -> tuple[tuple[str, ChangeKind, SeenBy], ...]:
-    """Return each changed path, how it has changed, and by which means that was seen.
+    """Return each changed path, the kind of its change and its source.
 
-    *patched* are the net changes by patches; they come first, in their order. A
-    path of which *seen* tells is as *seen* tells, changed or not. Of the others
-    those near the root come first: what installers write lies deep.
+    Patched paths come first, in their order. The others follow, those near the root
+    first, because installers write deep below it.
+
+    Args:
+        patched: The net change of each path by Codex's patches.
+        seen: The changes that the scans found, or None. For a path that was compared,
+            they decide whether and how it changed.
     """
     merged: list[tuple[str, ChangeKind, SeenBy]] = []
     if seen is None:
@@ -174,85 +169,30 @@ def merge(
                 merged.append((path, truth, "both"))
         elif os.path.lexists(seen.root / name):
             merged.append((path, kind, "patch"))
-        elif kind != "add":  # It was there before, and ignored.
+        elif kind != "add":  # It existed before the turn, and git ignored it.
             merged.append((path, "delete", "patch"))
-    root = _shown(os.fsencode(seen.root)).rstrip("/")
+    root = _to_text(os.fsencode(seen.root)).rstrip("/")
     for name in sorted(rest, key=lambda name: (name.count("/"), name)):
         merged.append((f"{root}/{name}", rest[name], "git"))
     return tuple(merged)
 
 
-def find_git(cwd: Path) -> Path | None:
-    """Return the git to use for *cwd*; None without a repo around *cwd*.
-
-    None of the project's own folders on PATH (a virtual environment, say) is
-    searched: Codex may have put a program of that name there.
-    """
-    around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))
-    project = next(around, None)
-    if project is None:
-        return None
-    folders = [
-        folder
-        for folder in os.get_exec_path()
-        if folder.startswith("/") and not Path(os.path.realpath(folder)).is_relative_to(project)
-    ]
-    found = shutil.which("git", path=os.pathsep.join(folders)) if folders else None
-    return Path(found) if found is not None else None
-
-
-async def _ask(git: Path, folder: Path, words: Sequence[str]) -> bytes | None:
-    """Return what git says in *folder*; None if it fails or says too much."""
-    try:
-        process = await _start(git, folder, words)
-    except OSError:
-        return None
-    assert process.stdout is not None
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in process.stdout:
-            size += len(part)
-            if size > LISTING_LIMIT:
-                return None
-            parts.append(part)
-        return b"".join(parts) if await process.wait() == 0 else None
-    finally:
-        with anyio.CancelScope(shield=True):
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.aclose()
-
-
-async def _start(git: Path, folder: Path, words: Sequence[str]) -> Process:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    # Shielded: a process whose start was cancelled half-way would have no owner.
-    with anyio.CancelScope(shield=True):
-        return await anyio.open_process(
-            [os.fspath(git), *_OPTIONS, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env=env | _SAFE,
-            start_new_session=True,
-        )
-    raise AssertionError("a shielded scope is never left without a result")
-
-
-async def _look(
+async def _scan(
     at: Snapshot, until: float, finish: Callable[[Tree, dict[bytes, File]], T]
 ) -> T | None:
-    """Return what *finish* makes of the files that are there now."""
+    """Find the files that exist now and return the result of *finish*.
+
+    Returns None if git fails or the scan gives up.
+    """
     index_ns = await on_disk(_mtime_ns, at.index)
-    listing = await _ask(at.git, at.root, _LIST)
+    listing = await run_git(at.git, at.root, _LIST_ARGS)
     if listing is None:
         return None
 
     def work() -> T | None:
         tree = Tree(os.fsencode(at.root), until)
         try:
-            return finish(tree, _find_all(tree, listing, index_ns))
+            return finish(tree, _parse_listing(tree, listing, index_ns))
         except GaveUp:
             return None
 
@@ -260,35 +200,41 @@ async def _look(
 
 
 def _mtime_ns(path: Path) -> int:
+    """Return the mtime of *path* in nanoseconds since the epoch, or 0 if it has none."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
 
 
-def _find_all(tree: Tree, listing: bytes, index_ns: int) -> dict[bytes, File]:
-    """Return the files that git has listed and that are there.
+def _parse_listing(tree: Tree, listing: bytes, index_ns: int) -> dict[bytes, File]:
+    """Return the files in git's *listing* that exist.
+
+    Args:
+        tree: The tree in which they are looked up.
+        listing: The output of `git ls-files`.
+        index_ns: The mtime of git's index, in nanoseconds since the epoch.
 
     Raises:
-        GaveUp: There are too many, or this git lists them otherwise.
+        GaveUp: There are too many files, time is up, or the listing has an unknown form.
     """
     files: dict[bytes, File] = {}
     end = 0
-    for listed in _LISTED.finditer(listing):
+    for listed in _ENTRY.finditer(listing):
         if listed.start() != end or len(files) >= FILES_LIMIT:
             raise GaveUp
         end = listed.end()
         untracked, mode, blob, path, times, size = listed.groups()
         path = (path or untracked).rstrip(b"/")
         if path.startswith(b"/") or b"/../" in b"/%b/" % path:
-            continue  # Of a forged index.
+            continue  # Only a forged index holds such a path.
         file = tree.find(path, repo=mode == b"160000" or listing[end - 2 : end] == b"/\0")
         if file is None:
             continue
         if mode is not None:
             file.tracked = True
-            # As it was when git last read it: so git tells it, too. But if it is as
-            # young as the index, it may have changed after git had read it.
+            # If its times and size are those in the index, git's id of the content is
+            # valid. A file as new as the index may have changed after git read it.
             if (
                 times == _TIMES % (*divmod(file.ctime_ns, 10**9), *divmod(file.mtime_ns, 10**9))
                 and (int(size) ^ file.size) & 0xFFFF_FFFF == 0
@@ -301,8 +247,8 @@ def _find_all(tree: Tree, listing: bytes, index_ns: int) -> dict[bytes, File]:
     return files
 
 
-def _know_contents(tree: Tree, files: dict[bytes, File]) -> dict[bytes, File]:
-    """Return *files* with the contents that git does not know, the small ones first."""
+def _add_contents(tree: Tree, files: dict[bytes, File]) -> dict[bytes, File]:
+    """Add the ids of contents that git does not know to *files*, small files first."""
     unknown = [path for path, file in files.items() if file.blob is None]
     for path in sorted(unknown, key=lambda path: files[path].size):
         files[path].blob = tree.read(path, files[path])
@@ -310,9 +256,11 @@ def _know_contents(tree: Tree, files: dict[bytes, File]) -> dict[bytes, File]:
 
 
 def _compare(before: Snapshot, tree: Tree, after: dict[bytes, File]) -> Changes:
+    """Return how the files *after* the turn differ from the snapshot *before* it."""
     kinds: dict[bytes, ChangeKind] = {}
     for path, old in before.files.items():
-        # What git lists no more may be there still: ignored now, or in a repo inside.
+        # A file that git no longer lists may still exist: it is ignored now, or it is
+        # in a nested repository.
         new = after.get(path) or tree.find(path, repo=old.is_folder)
         if new is None:
             kinds[path] = "delete"
@@ -320,16 +268,20 @@ def _compare(before: Snapshot, tree: Tree, after: dict[bytes, File]) -> Changes:
             kinds[path] = "update"
     added = after.keys() - before.files.keys()
     added -= {path for path in added if _is_mount_point(path, after[path])}
-    kinds |= dict.fromkeys(added - _hidden(before, after, added, kinds), "add")
+    kinds |= dict.fromkeys(added - _existed_before(before, after, added, kinds), "add")
     return Changes(
         before.cwd,
         before.root,
-        {_shown(path): kind for path, kind in kinds.items()},
-        {_shown(path) for path in before.files.keys() | after.keys()},
+        {_to_text(path): kind for path, kind in kinds.items()},
+        {_to_text(path) for path in before.files.keys() | after.keys()},
     )
 
 
 def _is_same(tree: Tree, path: bytes, old: File, new: File, taken_ns: int) -> bool:
+    """Return True if *new* has the kind and the content of *old*.
+
+    Without a known content, the same mtime is taken for the same content.
+    """
     if old.kind != new.kind:
         return False
     if old.is_folder:
@@ -350,13 +302,15 @@ def _is_same(tree: Tree, path: bytes, old: File, new: File, taken_ns: int) -> bo
     return old.mtime_ns == new.mtime_ns
 
 
-def _hidden(
+def _existed_before(
     before: Snapshot, after: Mapping[bytes, File], added: Set[bytes], changed: Collection[bytes]
 ) -> set[bytes]:
-    """Return which of the *added* were there before, but not listed.
+    """Return those of the *added* paths that existed before, but were not listed.
 
-    They were ignored or in a repo inside the repo, and were not touched since.
-    So look those that came with a moved folder, too: hence further signs.
+    Such a file was ignored or in a nested repository, and has not changed since the
+    snapshot. Files that came with a moved folder have not changed either. So two more
+    signs are needed: an inode that the snapshot does not hold, and either changed
+    ignore rules, an entry in git's index or a nested repository.
     """
     rules_changed = any(path.endswith(b".gitignore") for path in (*changed, *added))
     inodes = {file.inode for file in before.files.values()}
@@ -378,9 +332,9 @@ def _hidden(
 
 
 def _is_mount_point(path: bytes, file: File) -> bool:
-    """Return whether Codex's sandbox has left *path*: 0.120.0 does so with each run."""
+    """Return True if *path* is left over from Codex's sandbox, as after each run of 0.120.0."""
     return path.rpartition(b"/")[2] in _MOUNT_POINTS and not file.is_folder and file.size == 0
 
 
-def _shown(path: bytes) -> str:
+def _to_text(path: bytes) -> str:
     return path.decode("utf-8", "replace")

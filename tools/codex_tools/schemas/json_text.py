@@ -1,0 +1,30 @@
+"""Write and compare values as JSON."""
+
+from __future__ import annotations
+
+import orjson
+
+
+def to_json(value: object) -> str | None:
+    """Return *value* as JSON, or None if it is nested too deeply or has too large a number."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    except TypeError:
+        return None
+
+
+def cut(message: str, limit: int) -> str:
+    """Return the first *limit* characters of *message*, and "…" if there are more."""
+    return message if len(message) <= limit else f"{message[:limit]}…"
+
+
+def show(value: object) -> str:
+    """Return *value* as JSON for a message, at most 200 characters of it."""
+    return cut(to_json(value) or "(too large to be shown)", 200)
+
+
+def is_equal(one: object, other: object) -> bool:
+    """Return True if two values are equal as JSON: 1 equals 1.0, but not true."""
+    return isinstance(one, bool) == isinstance(other, bool) and (
+        one == other if isinstance(one, int | float) else to_json(one) == to_json(other)
+    )
