@@ -224,9 +224,8 @@ def _is_as_installed(place: _Place, original: str | None) -> bool:
     """Return True if the file is exactly what an install into *original* writes."""
     try:
         if place.client.find_entry(original or "", place.scope, place.cwd) is not None:
-            return (
-                False  # *original* holds the server already, so restoring it would not remove it.
-            )
+            # *original* holds the server already, so restoring it would not remove it.
+            return False
         made = _put(place.client, original or "", place.at, place.entry or {}, replaced=None)
     except ConfigError:
         return False

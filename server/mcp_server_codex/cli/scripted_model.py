@@ -125,7 +125,7 @@ Step = Reply | Refuse | Fail | Incomplete | Cut
 
 
 def model_name(version: tuple[int, int, int] | None) -> str:
-    """Return a model that Codex *version* knows, because Codex offers it all tools."""
+    """Return a model that Codex *version* knows, so that Codex offers all of its tools."""
     if version is None or version >= (0, 147, 0):
         return "gpt-5.5"
     return "gpt-5.4" if version >= (0, 98, 0) else "gpt-5.1-codex-max"

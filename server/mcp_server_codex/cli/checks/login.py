@@ -23,7 +23,7 @@ from mcp_server_codex.cli.checks.check import Check, Json, ok, problem, warning
 from mcp_server_codex.cli.checks.context import WITHIN_LIMITS, CheckContext, ask
 
 KNOWS_DOCTOR: Version = (0, 163, 0)
-"""A Codex version that has `codex doctor --json`. 0.120.0 has not; between them is unknown."""
+"""The oldest version in which `codex doctor --json` was seen. 0.120.0 does not have it."""
 
 _WANTED = ("auth.credentials", "network.provider_reachability")
 """The findings of `codex doctor` that are used here."""

@@ -62,15 +62,15 @@ def check_system() -> Check:
         "executable": sys.executable,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
-    said = f"mcp-server-codex {own} in {package}, Python {about['python']}, {about['system']}."
+    message = f"mcp-server-codex {own} in {package}, Python {about['python']}, {about['system']}."
     if sys.platform not in ("linux", "darwin"):
         return problem(
             "system",
-            f"{said} Only Linux and macOS are supported.",
+            f"{message} Only Linux and macOS are supported.",
             "Run the server in WSL.",
             **about,
         )
-    return ok("system", said, **about)
+    return ok("system", message, **about)
 
 
 def check_python(environ: Mapping[str, str], shadows: list[Shadow]) -> list[Check]:

@@ -43,7 +43,7 @@ async def check_sandbox(context: CheckContext) -> list[Check]:
         for name in ("home", "work", "work/inside", "outside"):
             (folder / name).mkdir()
         (folder / "work" / "outside").symlink_to(folder / "outside")
-        # An own configuration, because the person's may widen the sandbox on purpose.
+        # The check uses its own configuration: the person's may widen the sandbox on purpose.
         env = context.codex_environment | {"CODEX_HOME": str(folder / "home")}
         start = await _command(codex, env, folder)
         answer = await ask(

@@ -49,9 +49,8 @@ _REPORT = (
 
 async def check_protocol(context: CheckContext) -> list[Check]:
     """Start the server as a client does, in both eras of the MCP protocol, and call a tool."""
-    from mcp_server_codex.app import (
-        TOOLS,
-    )  # Imported here, so that a failure belongs to this check.
+    # Imported here, so that a failure of the import belongs to this check.
+    from mcp_server_codex.app import TOOLS
 
     arguments = [*context.arguments]
     if context.codex is None:
@@ -89,7 +88,7 @@ async def check_turn(context: CheckContext) -> list[Check]:
     """Run a turn of the person's Codex through the server, with a scripted model."""
     codex = context.codex
     assert codex is not None
-    # check_sandbox reports a broken sandbox; here the turn runs without one then.
+    # check_sandbox reports a broken sandbox. The turn then runs without one, to test the rest.
     sandbox = "workspace-write" if context.sandbox_holds else "danger-full-access"
     tag = f"{_TAG}={os.getpid()}-{time.monotonic_ns()}"
     with temporary_folder() as folder, ScriptedModel({_PROMPT: _SCRIPT}) as model:

@@ -42,7 +42,7 @@ class Client:
     key_path: tuple[str, ...]
     """Path in the file to the object that holds the servers by name."""
     limits: str
-    """What is known about the client's time limit for a call."""
+    """The client's time limit for a call, as far as it is known."""
     paths: Paths
     """Maps home, project and environment to the file of each scope, the default first."""
     programs: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Client:
     settings: Json = field(default_factory=dict[str, Any])
     """Further keys of an entry, after command, arguments and environment."""
     note: str = ""
-    """What a person must know or do after the install."""
+    """A note on what a person must know or do after the install."""
     shell_path: bool = False
     """True if the client is started from a shell and so has the shell's PATH."""
 
@@ -243,7 +243,7 @@ CLIENTS = (
         JSONC,
         ("mcpServers",),
         # cursor/cursor issue 3510, of version 1.4.
-        "Cancelled calls after five minutes (version 1.4) and has no setting for this limit;"
+        "Aborts a call after five minutes (version 1.4) and has no setting for this limit;"
         " leave --wait-s at auto, so that each call returns earlier.",
         _cursor,
         programs=("cursor", "cursor-agent"),
@@ -255,7 +255,7 @@ CLIENTS = (
         "VS Code",
         JSONC,
         ("servers",),
-        # microsoft/vscode issue 311595 asks for one.
+        # microsoft/vscode issue 311595 asks for such a limit.
         "Has no time limit for a call.",
         _vscode,
         programs=("code",),
