@@ -89,10 +89,10 @@ def draw(columns: Mapping[str, Column]) -> str:
     table = "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
     return (
         "# Compatibility\n\n"
-        "What `make compat` found: how many tests that meet a real Codex passed, by version,"
-        " each in both\nprotocol eras. A version that lacks a feature is tested for saying so."
-        " Most of the accounting is\ntested where `codex exec` can make forks, as it can since some"
-        " version after 0.147.0, and on 0.60.1.\n\n"
+        "Results of `make compat`: the number of passed tests with a real Codex, for each version"
+        " and in both\nprotocol eras. If a version lacks a feature, a test checks that the server"
+        " reports this. Most of the\naccounting tests need forks by `codex exec`, which exist"
+        " since some version after 0.147.0; they also\nrun on 0.60.1.\n\n"
         f"{table}\nRun on {sys.platform}, {datetime.now(UTC):%Y-%m-%d}.\n"
     )
 

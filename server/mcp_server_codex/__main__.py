@@ -1,4 +1,4 @@
-"""The console script: no arguments = serve on stdio; a subcommand = the human's commands."""
+"""Console script: serve MCP on stdio, or run a subcommand such as `doctor` or `install`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import NoReturn
 _USAGE = """\
 usage: mcp-server-codex [OPTION]... [-- ROOT...]
                                           serve MCP on stdin and stdout
-       mcp-server-codex demo [--live]     see it work: the real Codex, a scripted model
-       mcp-server-codex sessions [WORD..] find Codex's threads, or look into one
-       mcp-server-codex usage             what Codex used and cost, by day or otherwise
-       mcp-server-codex install CLIENT    put it into a client's configuration
-       mcp-server-codex uninstall CLIENT  take it out again
-       mcp-server-codex doctor            what is wrong with this set-up, and what cures it
+       mcp-server-codex demo [--live]     show an example: the real Codex, a scripted model
+       mcp-server-codex sessions [WORD..] find Codex's threads, or show one of them
+       mcp-server-codex usage             show Codex's tokens and cost by day, model or folder
+       mcp-server-codex install CLIENT    add this server to a client's configuration
+       mcp-server-codex uninstall CLIENT  remove this server from a client's configuration
+       mcp-server-codex doctor            check this setup, and print how to fix each problem
        mcp-server-codex --help | --version
 """
 
 
 def main() -> None:
-    """Serve, or run the subcommand that was asked for."""
+    """Serve MCP, or run the subcommand that the command line names."""
     arguments = sys.argv[1:]
     if sys.platform == "win32":
         _fail("Windows is not supported yet; run the server inside WSL.")
@@ -41,8 +41,9 @@ def _serve(arguments: list[str]) -> None:
     import gc
 
     wire = os.dup(1)
-    os.dup2(2, 1)  # What any library prints from here on, on import too, is no message.
-    # What is imported stays, so looking for garbage meanwhile costs a tenth of the start.
+    # Stdout carries MCP messages only. What a library prints, even on import, goes to stderr.
+    os.dup2(2, 1)
+    # Imported modules stay in memory. Collecting garbage during imports costs a tenth of the start.
     gc.disable()
     import anyio
 
@@ -64,7 +65,7 @@ def _serve(arguments: list[str]) -> None:
 def _run_command(name: str, arguments: list[str]) -> int:
     import gc
 
-    gc.disable()  # A command ends before looking for garbage would pay.
+    gc.disable()  # A command ends before garbage collection would pay off.
     if name == "demo":
         from mcp_server_codex.cli.demo import run_demo
 
@@ -89,13 +90,13 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.install import run_uninstall
 
         return run_uninstall(arguments)
-    _fail(f"there is no command {name!r}")
+    _fail(f"unknown command {name!r}")
 
 
 def _help() -> None:
     from mcp_server_codex.settings import OPTIONS
 
-    lines = [_USAGE, "options, each with its variable in the environment:"]
+    lines = [_USAGE, "options, each with its environment variable in brackets:"]
     for option in OPTIONS:
         variables = ", ".join(option.variables)
         lines.append(f"  {option.flag} {option.metavar}")

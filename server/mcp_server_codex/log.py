@@ -1,4 +1,4 @@
-"""The log: stderr only, secrets masked."""
+"""Write the log: to stderr only, with secrets masked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from codex_tools.codex.masking import mask
 
 class _Masked(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return the whole entry, its traceback too, with what looks secret masked."""
+        """Return the entry and its traceback, with everything that looks like a secret masked."""
         return mask(super().format(record))
 
 
 def log_to_stderr(level: str) -> None:
-    """Log what is of *level* or above, of the libraries too."""
+    """Write records of *level* and above to stderr, those of libraries included."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])

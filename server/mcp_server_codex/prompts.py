@@ -1,6 +1,7 @@
-"""Prompts that a person picks: delegate, review, second opinion.
+"""MCP prompts that a person picks in the client: delegate, review, second opinion.
 
-Each becomes one message to the client's own model, which then calls the tools.
+Each prompt becomes one message to the client's own model. That model then calls
+this server's tools.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ class Argument:
     description: str
     required: bool = False
     values: tuple[str, ...] = ()
-    """What it may be, where that is a closed set."""
+    """The allowed values; empty if any value is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt, and how its message is made of its arguments."""
+    """A prompt, and the function that makes its message from its arguments."""
 
     name: str
     title: str
@@ -42,52 +43,54 @@ def _delegate(given: Mapping[str, str]) -> str:
     tool = "codex_run"
     lines = [
         f"Delegate this task to Codex:\n\n{task}\n",
-        "Write a prompt that stands on its own, since Codex sees nothing of this conversation: the"
-        " goal, the files that matter, what must not change, and how to check the result.",
+        "Codex sees nothing of this conversation, so write a complete prompt: the goal, the files"
+        " that matter, what must not change, and how to check the result.",
     ]
     if thread_id:
         tool = "codex_resume"
         lines[1] = (
-            f"Go on in thread {thread_id}: Codex remembers it, so say only what is new, and how to"
-            " check the result."
+            f"Continue thread {thread_id}. Codex remembers that thread, so write only what is new"
+            " and how to check the result."
         )
     mode = (
         f"Use sandbox {sandbox}."
         if sandbox
-        else "Use sandbox workspace-write if files have to change, else read-only."
+        else "Use sandbox workspace-write if files must change, otherwise read-only."
     )
     return "\n".join(
         [
             *lines,
-            f"Call {tool}. {mode} While it says running, call codex_wait with its run_id.",
-            "Then look at files_changed yourself, run the check, and tell what was done, what was"
-            " not, and the thread_id to go on with.",
+            f"Call {tool}. {mode} While its status is running, call codex_wait with its run_id.",
+            "Then read the files in files_changed yourself and run the check. Report what was done,"
+            " what was not done, and the thread_id with which the work can continue.",
         ]
     )
 
 
 def _review(given: Mapping[str, str]) -> str:
     target = given.get("target") or "the uncommitted changes in this folder (git diff HEAD)"
-    focus = f" Look above all at: {given['focus']}." if given.get("focus") else ""
+    focus = f" Focus on: {given['focus']}." if given.get("focus") else ""
     return (
         f"Let Codex review {target}.{focus}\n"
-        "Call codex_run with sandbox read-only and ask for defects only: wrong results, lost data,"
-        " races, leaks, security holes, broken callers, missing tests. Each with file and line,"
-        " how it goes wrong, and how bad it is; no praise, no style. Give output_schema for a list"
-        " of findings with path, line, severity (high, medium, low), problem and fix.\n"
-        "Check each finding against the code before you pass it on. Report those that hold, worst"
-        " first, and name those that you dropped and why. Change nothing yet."
+        "Call codex_run with sandbox read-only. Ask for defects only: wrong results, lost data,"
+        " races, leaks, security holes, broken callers, missing tests. Ask for the file, the line,"
+        " the way it fails and the severity of each defect; ask for no praise and no style notes."
+        " Pass an output_schema for a list of findings with path, line, severity (high, medium,"
+        " low), problem and fix.\n"
+        "Check each finding against the code before you report it. Report the confirmed findings,"
+        " the worst first. Name the findings that you dropped, each with the reason. Do not change"
+        " any file yet."
     )
 
 
 def _second_opinion(given: Mapping[str, str]) -> str:
     return (
         f"Get a second opinion from Codex on this:\n\n{given['question']}\n\n"
-        "Form your own view first and keep it to yourself. Then call codex_run with sandbox"
-        " read-only: put the question, the facts and the files that matter, without your answer and"
-        " without leaning to one. Compare: where both agree, where they differ and who has the"
-        " better evidence in the code. Where you differ, go on once with codex_resume and the"
-        " strongest argument of the other side. Then say what you recommend."
+        "First form your own answer and do not show it to Codex. Then call codex_run with sandbox"
+        " read-only. Give Codex the question, the facts and the files that matter, but not your"
+        " answer and no hint of it. Compare the two answers: where they agree, where they differ,"
+        " and which one has the better evidence in the code. If they differ, call codex_resume"
+        " once with your strongest argument against Codex's answer. Then say what you recommend."
     )
 
 
@@ -95,28 +98,28 @@ PROMPTS = (
     Prompt(
         "delegate",
         "Delegate a task to Codex",
-        "Hand a task to Codex and check what comes back.",
+        "Hand a task to Codex and check the result.",
         (
-            Argument("task", "What is to be done", required=True),
+            Argument("task", "The task for Codex", required=True),
             Argument("sandbox", "What Codex may change", values=get_args(Sandbox)),
-            Argument("thread_id", "A thread of Codex to go on in"),
+            Argument("thread_id", "The Codex thread to continue; default: a new thread"),
         ),
         _delegate,
     ),
     Prompt(
         "review",
         "Review by Codex",
-        "Let Codex look for defects in changes or code, and check what it finds.",
+        "Let Codex look for defects in changes or code, and check its findings.",
         (
-            Argument("target", "What to review; else the uncommitted changes"),
-            Argument("focus", "What matters most"),
+            Argument("target", "What to review; default: the uncommitted changes"),
+            Argument("focus", "What Codex should look at most"),
         ),
         _review,
     ),
     Prompt(
         "second_opinion",
         "Second opinion from Codex",
-        "Ask Codex the same question, without your answer, and compare.",
+        "Ask Codex the same question without showing your answer, and compare both answers.",
         (Argument("question", "The question or decision", required=True),),
         _second_opinion,
     ),
@@ -124,7 +127,7 @@ PROMPTS = (
 
 
 def list_prompts() -> types.ListPromptsResult:
-    """Return the prompts as MCP lists them."""
+    """Return all prompts in the form of MCP's `prompts/list`."""
     return types.ListPromptsResult(
         prompts=[
             types.Prompt(
@@ -147,22 +150,25 @@ def get_prompt(params: types.GetPromptRequestParams) -> types.GetPromptResult:
     """Return a prompt with its arguments filled in.
 
     Raises:
-        MCPError: There is none of that name, or an argument is unknown, missing or no such value.
+        MCPError: No prompt has that name, or an argument is unknown, missing or has a value
+            that is not allowed.
     """
     prompt = find_prompt(params.name)
     if prompt is None:
         names = ", ".join(each.name for each in PROMPTS)
-        raise _invalid(f"Unknown prompt: {params.name}; there are {names}")
+        raise _invalid(f"unknown prompt {params.name!r}; the prompts are {names}")
     given = {name: value.strip() for name, value in (params.arguments or {}).items()}
     known = {argument.name: argument for argument in prompt.arguments}
     for name, value in given.items():
         if name not in known:
-            raise _invalid(f"{prompt.name} has no argument {name}; it has {', '.join(known)}")
+            raise _invalid(
+                f"prompt {prompt.name} has no argument {name!r}; it takes {', '.join(known)}"
+            )
         if value and known[name].values and value not in known[name].values:
-            raise _invalid(f"{name} must be one of {', '.join(known[name].values)}")
+            raise _invalid(f"{name} must be one of {', '.join(known[name].values)}, not {value!r}")
     for argument in prompt.arguments:
         if argument.required and not given.get(argument.name):
-            raise _invalid(f"{prompt.name} needs the argument {argument.name}")
+            raise _invalid(f"prompt {prompt.name} needs the argument {argument.name}")
     text = types.TextContent(type="text", text=prompt.message(given))
     return types.GetPromptResult(
         description=prompt.description, messages=[types.PromptMessage(role="user", content=text)]
@@ -170,14 +176,17 @@ def get_prompt(params: types.GetPromptRequestParams) -> types.GetPromptResult:
 
 
 def find_prompt(name: str) -> Prompt | None:
-    """Return the prompt of that name, if there is one."""
+    """Return the prompt called *name*, or None."""
     return next((prompt for prompt in PROMPTS if prompt.name == name), None)
 
 
 def values_of(
     ref: types.PromptReference | types.ResourceTemplateReference, name: str
 ) -> tuple[str, ...]:
-    """Return what the argument *name* may be, where *ref* is a prompt that limits it."""
+    """Return the allowed values of the argument *name*.
+
+    The result is empty if *ref* is no prompt or the argument takes any value.
+    """
     prompt = find_prompt(ref.name) if isinstance(ref, types.PromptReference) else None
     arguments = prompt.arguments if prompt is not None else ()
     return next((each.values for each in arguments if each.name == name), ())

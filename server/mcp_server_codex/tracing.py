@@ -1,8 +1,9 @@
-"""Traces by OpenTelemetry, off until its environment names an exporter.
+"""Export OpenTelemetry traces. Off until the environment names an exporter.
 
-OTEL_EXPORTER_OTLP_ENDPOINT (or ..._TRACES_ENDPOINT) sends them to a collector,
-OTEL_TRACES_EXPORTER=console writes them to stderr. The SDK and the exporter are
-the extra `otel`; the MCP SDK's own spans, one for each request, come with them.
+OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) sends the
+traces to a collector. OTEL_TRACES_EXPORTER=console writes them to stderr. The
+extra `otel` installs the OpenTelemetry SDK and the exporter. The MCP SDK's own
+spans, one for each request, are exported too.
 """
 
 from __future__ import annotations
@@ -17,18 +18,25 @@ logger = logging.getLogger(__name__)
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 FLUSH_WITHIN_S = 0.2
-"""How long the server's end may wait for the last spans: Claude Code kills after 0.5 s."""
+"""Seconds that the server waits for the export of its last spans when it ends.
+
+Claude Code kills the server after 0.5 s.
+"""
 
 
 def start_traces(environ: Mapping[str, str]) -> Callable[[], None]:
-    """Begin to export spans if *environ* says so; return what ends it, to be called at the end."""
+    """Start the export of spans if *environ* names an exporter.
+
+    Returns:
+        A function to call when the server ends; it exports the spans that are left.
+    """
     wanted = environ.get("OTEL_TRACES_EXPORTER") or (
         "otlp" if any(environ.get(name) for name in _ENDPOINTS) else "none"
     )
     if wanted == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return _nothing
     if wanted not in ("otlp", "console"):
-        logger.warning("OTEL_TRACES_EXPORTER=%s is not known here: otlp, console or none", wanted)
+        logger.warning("OTEL_TRACES_EXPORTER=%s is unknown: set otlp, console or none", wanted)
         return _nothing
     try:
         from opentelemetry import trace
@@ -43,7 +51,9 @@ def start_traces(environ: Mapping[str, str]) -> Callable[[], None]:
 
             exporter = OTLPSpanExporter()
     except ImportError as error:
-        logger.warning("no traces, %s is missing: install mcp-server-codex[otel]", error.name)
+        logger.warning(
+            "no traces: module %s is missing; install mcp-server-codex[otel]", error.name
+        )
         return _nothing
     named = environ.get("OTEL_SERVICE_NAME") or "mcp-server-codex"
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: named}))
@@ -51,7 +61,7 @@ def start_traces(environ: Mapping[str, str]) -> Callable[[], None]:
     trace.set_tracer_provider(provider)
 
     def end() -> None:
-        # A collector that does not answer must not keep the server alive.
+        # A collector that does not answer must not keep the server process alive.
         last = threading.Thread(target=provider.shutdown, daemon=True)
         last.start()
         last.join(FLUSH_WITHIN_S)

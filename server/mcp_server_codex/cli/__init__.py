@@ -1,1 +1,1 @@
-"""What a human runs; each module is imported only when it is asked for."""
+"""Commands for people. Each module is imported only when its command is run."""

@@ -1,6 +1,7 @@
-"""What `sessions` and `usage` share: arguments, the index, its progress, errors.
+"""Run the commands `sessions` and `usage`: arguments, index, progress bar, errors.
 
-Imports neither pydantic nor rich nor anyio: they take longer than a report.
+This module imports neither pydantic nor rich nor anyio: importing them takes
+longer than making a report.
 """
 
 from __future__ import annotations
@@ -23,35 +24,35 @@ from codex_tools.rollouts.threads import local_threads
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
 
 Find = Callable[[Json, ThreadIndex, Settings, Progress], Json]
-"""Finds the tool's structured result by its arguments."""
+"""Function that returns the tool's structured result for the given arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of the tool, as a person gives it."""
+    """An argument of a command, with the name of the tool's argument."""
 
     name: str
     help: str = ""
     kind: Literal["text", "number", "flag", "word", "words"] = "text"
-    """Words come without an option before them."""
+    """"word" and "words" are positional; the others are options."""
     choices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What does for a person what a tool does for a model."""
+    """A command that gives a person the result of a tool."""
 
     name: str
     about: str
     arguments: tuple[Argument, ...]
-    """Each is an option, and so are the server's own options."""
+    """The command's own arguments; it also accepts the server's options."""
     find: Find
     show: Callable[[Json], None]
-    """Prints what was found."""
+    """Prints the result as a table."""
 
 
 def run_command(command: Command, arguments: list[str]) -> int:
-    """Run *command* with the command line after its name; return the exit code."""
+    """Run *command* with *arguments*, the command line after its name; return the exit code."""
     name = f"mcp-server-codex {command.name}"
 
     def fail(problem: str) -> NoReturn:
@@ -61,10 +62,10 @@ def run_command(command: Command, arguments: list[str]) -> int:
     parser = _parser(name, command)
     values = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
     as_json = values.pop("json")
-    settings = read_settings(_of_server(values), os.environ, fail)
+    settings = read_settings(_server_options(values), os.environ, fail)
     history = ThreadIndex(local_threads().home, settings.state_dir, read_prices(settings.prices))
     try:
-        with _bar() as progress:
+        with _progress_bar() as progress:
             found = command.find(_typed(command, values, fail), history, settings, progress)
     except CodexError as error:
         sys.stderr.write(f"{name}: {error.message}\n{error.hint}\n")
@@ -80,7 +81,8 @@ def run_command(command: Command, arguments: list[str]) -> int:
             command.show(found)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, `head` say, has enough; Python must not complain at its end either.
+        # The reader, for example `head`, has closed the pipe. With /dev/null in its place, Python
+        # does not report an error at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -89,18 +91,20 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
         description=command.about,
-        epilog="The server's options, such as --state-dir and --prices, are taken as well.",
+        epilog="Accepts the server's own options too, such as --state-dir and --prices.",
         allow_abbrev=False,
     )
     for option in OPTIONS:
         parser.add_argument(option.flag, action="append", help=argparse.SUPPRESS)
     add_arguments(parser, command.arguments)
-    parser.add_argument("--json", action="store_true", help="the tool's structured result")
+    parser.add_argument(
+        "--json", action="store_true", help="print the tool's structured result as JSON"
+    )
     return parser
 
 
 def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[Argument]) -> None:
-    """Let *parser* take *arguments*."""
+    """Add *arguments* to *parser*."""
     for argument in arguments:
         flag, about = _flag(argument.name), argument.help
         if argument.kind == "words":
@@ -118,14 +122,14 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _of_server(values: Json) -> list[str]:
-    """Take the server's own options out of *values*; return them as a command line."""
+def _server_options(values: Json) -> list[str]:
+    """Remove the server's own options from *values* and return them as a command line."""
     given = {option.flag: values.pop(option.name, []) for option in OPTIONS}
     return [word for flag, texts in given.items() for text in texts for word in (flag, text)]
 
 
 def _typed(command: Command, values: Json, fail: Callable[[str], NoReturn]) -> Json:
-    """Return the arguments of the tool: words joined, numbers read, folders made absolute."""
+    """Return the tool's arguments: words joined, numbers parsed, folders made absolute."""
     kinds = {argument.name: argument.kind for argument in command.arguments}
     typed: Json = {}
     for key, value in values.items():
@@ -134,7 +138,7 @@ def _typed(command: Command, values: Json, fail: Callable[[str], NoReturn]) -> J
                 typed[key] = " ".join(_quoted(words))
         elif kinds[key] == "number":
             if not str(value).isdecimal():
-                fail(f"{_flag(key)}: must be a whole number")
+                fail(f"{_flag(key)}: must be a whole number, not {value!r}")
             typed[key] = int(value)
         else:
             typed[key] = make_absolute(value) if key == "cwd" else value
@@ -146,8 +150,8 @@ def _quoted(words: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _bar() -> Generator[Progress]:
-    """Show on a terminal how far it has come, once there is something to wait for."""
+def _progress_bar() -> Generator[Progress]:
+    """Show a progress bar on a terminal, as soon as there are rollouts to read."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -179,7 +183,7 @@ def _bar() -> Generator[Progress]:
 
 
 def short(count: int) -> str:
-    """Return a count in four digits or less: 987, 12.3K, 4.56M."""
+    """Return *count* in at most four digits and a unit: 987, 12.3K, 4.56M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
         if count >= size * 0.9995:
             return f"{count / size:.3g}{unit}" if count < size * 999.5 else f"{count // size}{unit}"

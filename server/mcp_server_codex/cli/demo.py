@@ -1,8 +1,8 @@
-"""`mcp-server-codex demo`: the whole way, seen from a client.
+"""`mcp-server-codex demo`: show four calls of the tools, as a client sees them.
 
-Everything is real but the model: this server as a child over stdio, the MCP
-SDK's client, the Codex CLI, a git repository. With --live the model is real
-too, and the user's own login pays for it.
+Everything is real except the model: this server as a child process over stdio,
+the MCP SDK's client, the Codex CLI and a git repository. With --live the model is
+real too, and the calls are charged to the user's own login.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ _SCRIPTS: dict[str, Sequence[Step]] = {
 def run_demo(arguments: list[str]) -> int:
     """Run the demo; return the exit code."""
     if unknown := [each for each in arguments if each != "--live"]:
-        sys.stderr.write(f"mcp-server-codex demo: unknown argument {unknown[0]}\n")
+        sys.stderr.write(f"mcp-server-codex demo: unknown argument {unknown[0]!r}; known: --live\n")
         return 2
     console = Console(highlight=False)
     try:
@@ -119,33 +119,35 @@ def run_demo(arguments: list[str]) -> int:
         console.print(f"[red]{escape(error.message)}[/red]\n{escape(error.hint)}")
         return 1
     live = "--live" in arguments
-    with _scenery(program, live=live) as (folder, env):
+    with _make_project(program, live=live) as (folder, env):
         console.print(_opening(program, folder, live=live))
         done = anyio.run(_play, console, folder, env, live)
     console.print(Rule(style="dim"))
     if done:
-        console.print("That was all. To use it in your own client: mcp-server-codex install CLIENT")
+        console.print(
+            "Done. To use this server in your own client: mcp-server-codex install CLIENT"
+        )
     return 0 if done else 1
 
 
 def _opening(program: Program, folder: Path, *, live: bool) -> Panel:
     model = (
-        "[bold]the real one[/bold], with your own login; it costs tokens"
+        "[bold]real[/bold], with your own login; this costs tokens"
         if live
-        else "[bold yellow]scripted[/bold yellow], on loopback: its answers are written in advance"
+        else "[bold yellow]scripted[/bold yellow], on loopback: its answers are fixed in advance"
     )
     table = Table.grid(padding=(0, 2))
-    table.add_row("client", "the MCP SDK's, over a stdio pipe")
-    table.add_row("server", "mcp-server-codex, as your client would start it")
+    table.add_row("client", "the MCP SDK's client, over stdio")
+    table.add_row("server", "mcp-server-codex, started as your own client would start it")
     table.add_row("Codex", f"the real CLI, {program.version_text} [dim]({program.path})[/dim]")
     table.add_row("model", model)
-    table.add_row("project", f"a fresh git repository in {folder}")
+    table.add_row("project", f"a new git repository in {folder}")
     return Panel(table, title="mcp-server-codex", title_align="left", border_style="cyan")
 
 
 @contextmanager
-def _scenery(program: Program, *, live: bool) -> Generator[tuple[Path, dict[str, str]]]:
-    """Make a project to work in, and a Codex home that knows only the scripted model."""
+def _make_project(program: Program, *, live: bool) -> Generator[tuple[Path, dict[str, str]]]:
+    """Yield a temporary project and an environment with a CODEX_HOME for the scripted model."""
     with tempfile.TemporaryDirectory(prefix="codex-demo-") as place, ScriptedModel(_SCRIPTS) as m:
         folder, home = Path(place).resolve() / "shop", Path(place).resolve() / "codex-home"
         folder.mkdir()
@@ -185,15 +187,15 @@ async def _play(console: Console, folder: Path, env: dict[str, str], live: bool)
             lines = diff.stdout.decode().splitlines()
             change = "\n".join(line for line in lines if line.startswith(("+", "-")))
             console.print(Syntax(change, "diff", background_color="default"), "")
-        scene("2  Go on in that thread: folder, sandbox and model stay as they were")
+        scene("2  Continue that thread: folder, sandbox and model stay the same")
         second = await _call(
             console, client, "codex_resume", {"thread_id": first["thread_id"], "prompt": _QUESTION}
         )
-        scene("3  Ask for data instead of prose")
+        scene("3  Ask for structured data instead of text")
         third = await _call(
             console, client, "codex_run", {"prompt": _REVIEW, "output_schema": _SCHEMA}
         )
-        scene("4  A failure, with its kind and its cure")
+        scene("4  A failed call: the kind of error and a hint")
         if live:
             unknown = {"thread_id": "00000000-0000-7000-8000-000000000000", "prompt": _QUESTION}
             failed = await _call(console, client, "codex_resume", unknown)
@@ -206,11 +208,11 @@ async def _call(console: Console, client: Client, tool: str, arguments: Json) ->
     shown = json.dumps(arguments, ensure_ascii=False)
     console.print(f"[bold cyan]→ {tool}[/bold cyan]", JSON(shown, indent=None), "", sep=" ")
 
-    async def tell(progress: float, total: float | None, message: str | None) -> None:
+    async def show_progress(progress: float, total: float | None, message: str | None) -> None:
         console.print(f"  [dim]{escape(message or '')}[/dim]")
 
-    with console.status("[dim]Codex is at work[/dim]"):
-        result = await client.call_tool(tool, arguments, progress_callback=tell)
+    with console.status("[dim]Codex is working[/dim]"):
+        result = await client.call_tool(tool, arguments, progress_callback=show_progress)
     data = cast("Json", result.structured_content)
     console.print(_result(data))
     return data

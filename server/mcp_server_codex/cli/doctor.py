@@ -1,7 +1,7 @@
-"""`mcp-server-codex doctor`: what is wrong with this set-up, and what cures it.
+"""`mcp-server-codex doctor`: check the setup and report each problem with its fix.
 
-Nothing but the standard library is imported before it is known where other
-packages would come from. What fails here, fails alone.
+Only the standard library is imported until the doctor knows where other packages
+come from. A check that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mcp_server_codex.cli.checks.python import (
     check_python,
     check_system,
     find_shadows,
-    shut_out,
+    remove_shadows,
 )
 
 if TYPE_CHECKING:
@@ -32,24 +32,26 @@ if TYPE_CHECKING:
 _USAGE = """\
 usage: mcp-server-codex doctor [--json] [OPTION]...
 
-Looks at all that the server needs, tries it out, and says what is wrong and what cures it. The
-server's own options, such as --codex-bin and --state-dir, and their variables are taken as well.
-Changes nothing but the folder for its own state; no account is used, and nothing is left running.
-Exit code 1 if there is a problem.
+Checks everything that the server needs, runs a turn with a scripted model, and prints each problem
+with its fix. Accepts the server's own options too, such as --codex-bin and --state-dir, and reads
+their environment variables. Changes only the server's state folder, uses no account, and leaves no
+process running. The exit code is 1 if there is a problem, otherwise 0.
+
+  --json    print all findings as one JSON object
 """
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-_REPORT = "Report it as a bug, with what `mcp-server-codex doctor --json` prints."
+_REPORT = "Report this as a bug, with the output of: mcp-server-codex doctor --json"
 
-Checking = Callable[["CheckContext"], "list[Check] | Awaitable[list[Check]]"]
+CheckFunction = Callable[["CheckContext"], "list[Check] | Awaitable[list[Check]]"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A check, how long it may take, and what it is good for only with."""
+    """A check, its time limit, and what it needs from the checks before it."""
 
     name: str
-    check: Checking
+    check: CheckFunction
     within_s: float
     needs: Literal["nothing", "codex", "home"] = "nothing"
 
@@ -63,34 +65,34 @@ def run_doctor(arguments: list[str]) -> int:
     options = [word for word in arguments if word != "--json"]
     environ = dict(os.environ)
     try:
-        report.add(*_begin(environ))
-        with report.looking("packages"):
+        report.add(*_check_start(environ))
+        with report.showing("packages"):
             packages = check_packages()
         report.add(packages)
         if packages.status != "problem":
             import anyio
 
-            if number := anyio.run(_heed_signals, options, environ, report):
+            if number := anyio.run(_examine_until_signal, options, environ, report):
                 sys.stdout.flush()
-                os._exit(128 + number)  # Not to wait for a thread that hangs on a file.
+                os._exit(128 + number)  # Do not wait for a thread that hangs on a file.
     except KeyboardInterrupt:
         return 130
     code = report.end()
     if report.is_stuck:
-        os._exit(code)  # A thread that hangs on a file must not hold the end.
+        os._exit(code)  # Do not wait for a thread that hangs on a file.
     return code
 
 
-def _begin(environ: dict[str, str]) -> list[Check]:
-    """Look at what is around, and step out of it where it is in the way."""
+def _check_start(environ: dict[str, str]) -> list[Check]:
+    """Check the system, the current folder and Python's path; repair folder and path."""
     checks = [check_system()]
     try:
         Path.cwd()
     except OSError:
-        checks.append(problem("system", "The current folder is not there any more.", "cd ~"))
+        checks.append(problem("system", "The current folder no longer exists.", "cd ~"))
         os.chdir("/")
     shadows = find_shadows(environ)
-    shut_out(shadows, environ)
+    remove_shadows(shadows, environ)
     return [*checks, *check_python(os.environ, shadows)]
 
 
@@ -102,10 +104,10 @@ class Report:
         self._checks: list[Check] = []
         self.mask: Callable[[str], str] = _mask
         self.is_stuck = False
-        """Whether a check is still at work, past its time."""
+        """True if a check is still running after its time limit."""
 
     def add(self, *checks: Check) -> None:
-        """Take in findings, without what is secret in them."""
+        """Add findings with their secrets masked; print them at once unless as JSON."""
         for check in checks:
             shown = check.masked(self.mask)
             self._checks.append(shown)
@@ -113,8 +115,8 @@ class Report:
                 _show(shown)
 
     @contextmanager
-    def looking(self, name: str) -> Generator[None]:
-        """Show on a terminal what is being looked at."""
+    def showing(self, name: str) -> Generator[None]:
+        """Show on a terminal the name of the check that is running."""
         if self._as_json or not sys.stdout.isatty():
             yield
             return
@@ -124,44 +126,45 @@ class Report:
             yield
 
     def end(self) -> int:
-        """Say how it stands in all; return the exit code."""
+        """Print the summary, or everything as JSON; return the exit code."""
         status = worst(self._checks)
         if self._as_json:
-            whole = {"status": status, "checks": [asdict(check) for check in self._checks]}
-            sys.stdout.write(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+            result = {"status": status, "checks": [asdict(check) for check in self._checks]}
+            sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         else:
             counts = [
                 f"{count} {word}{'s' if count > 1 else ''}"
                 for word in ("problem", "warning")
                 if (count := sum(check.status == word for check in self._checks))
             ]
-            sys.stdout.write(f"\n{', '.join(counts) or 'All is well'}.\n")
+            sys.stdout.write(f"\n{', '.join(counts) or 'No problems, no warnings'}.\n")
         sys.stdout.flush()
         return 1 if status == "problem" else 0
 
 
-async def _heed_signals(options: list[str], environ: dict[str, str], report: Report) -> int:
-    """Examine until the end, or until a signal, whose number it returns.
+async def _examine_until_signal(options: list[str], environ: dict[str, str], report: Report) -> int:
+    """Run all checks; return 0, or the number of the signal that interrupted them.
 
-    Left to asyncio, Ctrl-C cancels through anyio's shields: the guard of a
-    program that is just being started would be killed, and its tree live on.
+    If asyncio handled Ctrl-C, it would cancel through anyio's shields. That would
+    kill the guard of a program that is just starting, and the program's process
+    tree would survive.
     """
     import anyio
 
-    came = 0
+    received = 0
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with anyio.create_task_group() as tasks:
 
             async def wait() -> None:
-                nonlocal came
+                nonlocal received
                 async for number in signals:
-                    came = came or number
+                    received = received or number
                     tasks.cancel_scope.cancel()
 
             tasks.start_soon(wait)
             await _examine(options, environ, report)
             tasks.cancel_scope.cancel()
-    return came
+    return received
 
 
 async def _examine(options: list[str], environ: dict[str, str], report: Report) -> None:
@@ -178,12 +181,12 @@ async def _examine(options: list[str], environ: dict[str, str], report: Report) 
         ):
             skipped.append(step.name)
         else:
-            with report.looking(step.name):
+            with report.showing(step.name):
                 checks = await _bounded(step, examination, report)
             report.add(*checks)
     if skipped:
-        said = f"Not looked at, for the problems above: {', '.join(skipped)}."
-        report.add(Check("skipped", "ok", said, details={"skipped": skipped}))
+        message = f"Skipped because of the problems above: {', '.join(skipped)}."
+        report.add(Check("skipped", "ok", message, details={"skipped": skipped}))
 
 
 def _steps() -> tuple[Step, ...]:
@@ -215,7 +218,7 @@ def _steps() -> tuple[Step, ...]:
 
 
 async def _bounded(step: Step, examination: CheckContext, report: Report) -> list[Check]:
-    """Return what *step* finds, or that it found no end or failed."""
+    """Return the findings of *step*, or a problem if the check fails or takes too long."""
     import anyio.to_thread
 
     with anyio.move_on_after(step.within_s) as scope:
@@ -225,11 +228,11 @@ async def _bounded(step: Step, examination: CheckContext, report: Report) -> lis
             check = cast("Callable[[CheckContext], list[Check]]", step.check)
             return await anyio.to_thread.run_sync(check, examination, abandon_on_cancel=True)
         except Exception as error:
-            said = f"The check itself fails: {type(error).__name__}: {error}"
-            return [problem(step.name, said, _REPORT)]
+            message = f"This check itself failed: {type(error).__name__}: {error}"
+            return [problem(step.name, message, _REPORT)]
     assert scope.cancelled_caught
     report.is_stuck = True
-    return [problem(step.name, f"No end of it within {step.within_s:g} s.", _REPORT)]
+    return [problem(step.name, f"This check did not end within {step.within_s:g} s.", _REPORT)]
 
 
 def _mask(text: str) -> str:
@@ -255,5 +258,5 @@ def _show(check: Check) -> None:
     line.add_row(f"[{colour}]{check.status}[/]", escape(check.name), escape(check.message))
     console.print(line)
     if check.cure is not None:
-        # Not wrapped, to be copied.
+        # Not wrapped, so that a person can copy it.
         console.print(f"{'':20}[cyan]→ {escape(check.cure)}[/]", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`mcp-server-codex install` and `uninstall`: put this server into a client's configuration."""
+"""`mcp-server-codex install` and `uninstall`: change the server's entry in a client's file."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from mcp_server_codex.cli.clients.launch import find_command, read_options
 from mcp_server_codex.cli.command import Argument, add_arguments
 
 SHARED = (
-    Argument("client", "the client", "word", tuple(each.name for each in CLIENTS)),
+    Argument("client", "the MCP client", "word", tuple(each.name for each in CLIENTS)),
     Argument(
         "scope",
-        "user: all of your projects (the default); project: the folder this is run in, for"
-        " everybody who works there; local (Claude Code): that folder, for you alone",
+        "user: all your projects (default); project: the current folder, for everyone who works"
+        " in it; local (Claude Code only): the current folder, for you alone",
         choices=("user", "project", "local"),
     ),
-    Argument("print", "show what would be written and where, and change nothing", "flag"),
+    Argument("print", "show what would be written and where; change nothing", "flag"),
 )
 
-FORCE = Argument("force", f"replace another server that is called {NAME}", "flag")
+FORCE = Argument("force", f"replace another server that has the name {NAME}", "flag")
 
 _ROOM = 300
-"""Characters shown of another server."""
+"""Characters shown of another server's entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where this server shall be, or is: a scope of a client, and what its file says."""
+    """The place of this server's entry: a client, a scope, and the file with its text."""
 
     client: Client
     scope: str
@@ -54,20 +54,20 @@ class _Place:
     home: Path
     cwd: Path
     text: str | None
-    """What the file holds; None without a file."""
+    """The text of the file; None if the file does not exist."""
     name: str
-    """What this server is called there, or would be."""
+    """The name of the server's entry, existing or new."""
     entry: Json | None
-    """Its entry, if there is one."""
+    """The existing entry, or None."""
 
     @property
     def at(self) -> tuple[str, ...]:
-        """Where in the file its entry stands, or would."""
+        """Path in the file to the server's entry, existing or new."""
         return (*self.client.servers_at(self.scope, self.cwd), self.name)
 
     @property
-    def is_claude_s_own(self) -> bool:
-        """Whether only Claude Code itself may write the file."""
+    def is_written_by_claude(self) -> bool:
+        """True if only Claude Code's own program may write the file."""
         return self.client.name == "claude-code" and self.scope != "project"
 
 
@@ -75,8 +75,8 @@ def run_install(arguments: list[str]) -> int:
     """Run the command; return the exit code."""
     words, options = _split(arguments)
     about = (
-        "Puts this server into a client's own configuration. What follows -- are the server's own"
-        " options, as in: install cursor -- --max-sandbox read-only"
+        "Add this server to a client's configuration. Put the server's own options after --, for"
+        " example: install cursor -- --max-sandbox read-only"
     )
     return _run("install", about, (*SHARED, FORCE), words, options, _install)
 
@@ -84,8 +84,8 @@ def run_install(arguments: list[str]) -> int:
 def run_uninstall(arguments: list[str]) -> int:
     """Run the command; return the exit code."""
     about = (
-        "Takes this server out of a client's configuration again. If nothing else was changed in"
-        " it meanwhile, the file is byte for byte what it was."
+        "Remove this server from a client's configuration. If nothing else in the file has changed"
+        " since the install, the file is again byte for byte as it was before."
     )
     return _run("uninstall", about, SHARED, arguments, [], _uninstall)
 
@@ -116,7 +116,7 @@ def _run(
     paths = client.config_paths(home, cwd)
     scope: str = given.scope or "user"
     if scope not in paths:
-        fail(f"{client.title} has no scope {scope!r}, only {', '.join(paths)}")
+        fail(f"{client.title} has no scope {scope!r}; its scopes: {', '.join(paths)}")
     started = read_options(options, fail)
     file = ConfigFile(paths[scope])
     try:
@@ -126,8 +126,8 @@ def _run(
         place = _Place(client, scope, file, home, cwd, text, server, entry)
         return act(place, started, given)
     except (ConfigError, OSError) as error:
-        said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        sys.stderr.write(f"{program}: {file.path}: {said}\n")
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        sys.stderr.write(f"{program}: {file.path}: {reason}\n")
         return 1
 
 
@@ -138,32 +138,33 @@ def _install(place: _Place, options: list[str], given: argparse.Namespace) -> in
     other = None if place.entry else at_path(place.client.format.parse(place.text or ""), place.at)
     if other is not None and not given.force:
         raise ConfigError(
-            f"there is another server called {place.name!r}, {_shown(other)}."
-            " Rename it, or replace it with --force"
+            f"another server has the name {place.name!r}: {_shown(other)}."
+            " Rename that server, or replace it with --force"
         )
     if entry == place.entry:
-        _say(f"{place.client.title}: {place.name} is in {place.file.path} already; nothing to do.")
+        _say(f"{place.client.title}: {place.name} is already in {place.file.path}; nothing to do.")
         return 0
-    if place.is_claude_s_own:
+    if place.is_written_by_claude:
         return _install_by_claude(place, entry, replaces=other is not None, dry=given.print)
     changed = _put(place.client, place.text or "", place.at, entry, replaced=place.entry)
     if given.print:
         return _print(place, entry)
     place.file.check_writable()
-    known = place.client.is_present(place.home, os.environ)  # Its folder may be made now.
+    # Asked before the write, which may create the client's folder.
+    known = place.client.is_present(place.home, os.environ)
     first = place.entry is None or place.file.backup.read() is None
     if first:
         place.file.back_up(place.text)
     try:
         place.file.write(changed, instead_of=place.text)
-    except BaseException:  # Interrupted, too: a backup tells that there was something to undo.
+    except BaseException:  # After Ctrl-C too: a backup must mean that there is a change to undo.
         if first:
             place.file.backup.path.unlink(missing_ok=True)
         raise
-    kept = f" (as it was: {place.file.backup.path.name})" if place.text is not None else ""
+    kept = f" (backup: {place.file.backup.path.name})" if place.text is not None else ""
     done = f"updated {place.name} in" if place.entry else f"added {place.name} to"
     _say(f"{place.client.title}: {done} {place.file.path}{kept}")
-    _tell(place, entry, known=known)
+    _print_notes(place, entry, known=known)
     return 0
 
 
@@ -177,10 +178,12 @@ def _install_by_claude(place: _Place, entry: Json, *, replaces: bool, dry: bool)
     for command in commands:
         run_claude(command, place.cwd)
     if place.client.find_entry(place.file.read() or "", place.scope, place.cwd) is None:
-        raise ConfigError("`claude mcp add-json` reported success, but the server is not there")
+        raise ConfigError(
+            "`claude mcp add-json` reported success, but the server is not in the file"
+        )
     done = f"updated {place.name} in" if place.entry else f"added {place.name} to"
     _say(f"{place.client.title}: {done} {place.file.path}, scope {place.scope}")
-    _tell(place, entry, known=True)
+    _print_notes(place, entry, known=True)
     return 0
 
 
@@ -189,10 +192,10 @@ def _uninstall(place: _Place, options: list[str], given: argparse.Namespace) -> 
     if place.entry is None or text is None:
         _say(f"{client.title}: this server is not in {file.path}; nothing to do.")
         return 0
-    if place.is_claude_s_own:
+    if place.is_written_by_claude:
         return _uninstall_by_claude(place, dry=given.print)
     if given.print:
-        _say(f"{client.title}: {place.name} would be taken out of {file.path}")
+        _say(f"{client.title}: {place.name} would be removed from {file.path}")
         return 0
     original = file.backup.read()
     after = original if _is_as_installed(place, original) else _without(place, original)
@@ -202,8 +205,8 @@ def _uninstall(place: _Place, options: list[str], given: argparse.Namespace) -> 
         file.write(after, instead_of=text)
     if after == original:
         file.backup.path.unlink(missing_ok=True)
-    gone = ", which is gone, as it held nothing else" if after is None else ""
-    _say(f"{client.title}: took {place.name} out of {file.path}{gone}")
+    deleted = " and deleted the file, which held nothing else" if after is None else ""
+    _say(f"{client.title}: removed {place.name} from {file.path}{deleted}")
     return 0
 
 
@@ -213,15 +216,16 @@ def _uninstall_by_claude(place: _Place, *, dry: bool) -> int:
     if dry or claude is None:
         return _print_commands(place, [command], missing=claude is None and not dry)
     run_claude(command, place.cwd)
-    _say(f"{place.client.title}: took {place.name} out of {place.file.path}")
+    _say(f"{place.client.title}: removed {place.name} from {place.file.path}")
     return 0
 
 
 def _is_as_installed(place: _Place, original: str | None) -> bool:
-    """Tell whether the file is what installing into *original* makes of it."""
+    """Return True if the file is exactly what an install into *original* writes."""
     try:
         if place.client.find_entry(original or "", place.scope, place.cwd) is not None:
-            return False  # It was there before: going back to that would not take it out.
+            # *original* holds the server already, so restoring it would not remove it.
+            return False
         made = _put(place.client, original or "", place.at, place.entry or {}, replaced=None)
     except ConfigError:
         return False
@@ -229,7 +233,7 @@ def _is_as_installed(place: _Place, original: str | None) -> bool:
 
 
 def _without(place: _Place, original: str | None) -> str | None:
-    """Return the file's text without this server; None if nothing is left to keep."""
+    """Return the file's text without this server, or None if the file can be deleted."""
     client, text = place.client, place.text or ""
     while found := client.find_named(text, place.scope, place.cwd):
         text = client.format.remove(text, (*place.at[:-1], found[0]))
@@ -244,7 +248,7 @@ def _without(place: _Place, original: str | None) -> str | None:
 def _put(
     client: Client, text: str, at: tuple[str, ...], entry: Json, *, replaced: Json | None
 ) -> str:
-    """Return *text* with *entry*; of an older one, only what differs is written anew."""
+    """Return *text* with *entry*; in the entry *replaced*, change only the values that differ."""
     if replaced is None:
         if at_path(client.format.parse(text), at) is not None:
             text = client.format.remove(text, at)
@@ -261,7 +265,7 @@ def _put(
 
 
 def _merged(entry: Json | None, wanted: Json) -> Json:
-    """Return *wanted* with what a person has added to the *entry* that there is."""
+    """Return *wanted* with the keys and values that a person has added to *entry*."""
     merged = (entry or {}) | wanted
     for name, value in wanted.items():
         old = (entry or {}).get(name)
@@ -285,27 +289,27 @@ def _print_commands(place: _Place, commands: list[list[str]], *, missing: bool) 
     shown = "\n".join(shlex.join(command) for command in commands)
     if missing:
         sys.stderr.write(
-            f"{place.client.title}'s program `claude` was not found, and it alone may write"
-            f" {place.file.path}. Nothing was changed. Where there is one, run:\n"
+            f"{place.client.title}'s program `claude` was not found. Nothing was changed: only"
+            f" `claude` may write {place.file.path}. Run this where `claude` is installed:\n"
         )
     else:
-        _say(f"{place.client.title}: this would be run, which changes {place.file.path}\n")
+        _say(f"{place.client.title}: {place.file.path} would be changed by running:\n")
     _say(shown)
     return 1 if missing else 0
 
 
-def _tell(place: _Place, entry: Json, *, known: bool) -> None:
-    """Say what a person should know now."""
+def _print_notes(place: _Place, entry: Json, *, known: bool) -> None:
+    """Print the start command, the time limit and what a person must still do."""
     client = place.client
     _say(f"  starts: {shlex.join([str(entry['command']), *map(str, entry['args'])])}")
     _say(f"  calls:  {client.limits}")
     notes = [client.note] if client.note else []
     if entry.get("enabled") is False or entry.get("disabled") is True:
-        notes.append("It is switched off in that file.")
+        notes.append("The entry is disabled in this file.")
     if place.scope == "project":
-        notes.append("The path is that of this machine; others have to run install for theirs.")
+        notes.append("The path is valid on this machine only; run install on each other machine.")
     if not known:
-        notes.append(f"{client.title} itself was not found on this machine.")
+        notes.append(f"{client.title} was not found on this machine.")
     if hint := _codex_hint(client, entry):
         notes.append(hint)
     for note in notes:
@@ -313,20 +317,20 @@ def _tell(place: _Place, entry: Json, *, known: bool) -> None:
 
 
 def _codex_hint(client: Client, entry: Json) -> str | None:
-    """Say so where this shell finds a Codex that an application may not find."""
+    """Return a note if this shell finds a Codex that an application may not find."""
     codex = shutil.which("codex")
     if codex is None or client.shell_path or find_spec("codex_cli_bin"):
         return None
     if any(str(each).startswith("--codex-bin") for each in entry["args"]):
         return None
     return (
-        "Applications may not have this shell's PATH. If codex is not found:"
-        f" install {client.name} -- --codex-bin {shlex.quote(codex)}"
+        f"{client.title} may not have this shell's PATH. If the server does not find codex, run:"
+        f" mcp-server-codex install {client.name} -- --codex-bin {shlex.quote(codex)}"
     )
 
 
 def _shown(entry: Any) -> str:
-    """Return what *entry* starts; not its environment, which may hold secrets."""
+    """Return the command or URL of *entry*, but not its environment: that may hold secrets."""
     if not isinstance(entry, dict):
         return repr(entry)[:_ROOM]
     table = cast("Json", entry)

@@ -1,4 +1,4 @@
-"""HTTP servers on loopback that say nothing: the far ends of the demo, the doctor and the tests."""
+"""HTTP servers on loopback without log output, for the demo, the doctor and the tests."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 
 
 class QuietHandler(BaseHTTPRequestHandler):
-    """Answers requests, and keeps the terminal clean."""
+    """A request handler that writes no log."""
 
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
-        """Say nothing."""
+        """Write no log line."""
 
 
 class Loopback(ThreadingHTTPServer):
-    """A server on a free port of loopback, which serves from the start until it is closed."""
+    """A server on a free loopback port. It serves from its creation until `close`."""
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, handler: type[QuietHandler], **attributes: object) -> None:
-        """Serve by *handler*, whose instances have *attributes*."""
+        """Start to serve with *handler*; set *attributes* on its class."""
         super().__init__(("127.0.0.1", 0), type("Handler", (handler,), attributes))
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
     def url(self) -> str:
-        """Where it is to be found."""
+        """The URL of the server."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def close(self) -> None:
-        """Stop to serve and free the port."""
+        """Stop serving and free the port."""
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that is killed in mid-stream is no fault here."""
+        """Report nothing: a client that is killed during a stream is expected here."""

@@ -1,8 +1,8 @@
-"""A scripted model on loopback: the Responses API over SSE, without a model.
+"""A scripted model: a server on loopback that imitates the Responses API over SSE.
 
-The real Codex CLI talks to it as to any provider, so the demo, the doctor and
-the tests exercise Codex itself without an account, a key or a network. What it
-answers is a script: one `Step` per request, looked up by the prompt of the turn.
+The real Codex CLI uses it like any other provider. So the demo, the doctor and
+the tests run Codex itself without an account, a key or a network. The answers are
+a script: one `Step` for each request, found by the prompt of the turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mcp_server_codex.cli.loopback import Loopback, QuietHandler
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """The model says *text*; the turn ends unless a tool was called as well."""
+    """The model answers *text*; the turn ends unless the reply also calls a tool."""
 
     text: str
 
@@ -36,7 +36,7 @@ class Think:
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """The model runs *command* with whichever shell tool Codex offered it."""
+    """The model runs *command* with the shell tool that Codex offers."""
 
     command: str
     yield_ms: int = 30_000
@@ -44,14 +44,14 @@ class Shell:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """The model applies *patch*, in Codex's patch format, without its frame."""
+    """The model applies *patch*, in Codex's patch format without the first and last line."""
 
     patch: str
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The model calls the function *name*, inside *namespace* where one is given."""
+    """The model calls the function *name*, in *namespace* if that is given."""
 
     name: str
     arguments: Json
@@ -60,7 +60,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The model has searched the web for *query* (hosted tool: no request follows)."""
+    """The model has searched the web for *query*. The tool is hosted: no request follows."""
 
     query: str
 
@@ -80,7 +80,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One complete response: what the model does, after a pause of *delay_s*."""
+    """A complete response: the acts of the model, after a pause of *delay_s* seconds."""
 
     acts: tuple[Act, ...]
     usage: Usage = Usage()
@@ -121,11 +121,11 @@ class Cut:
 
 
 Step = Reply | Refuse | Fail | Incomplete | Cut
-"""What one request is answered with."""
+"""The answer to one request."""
 
 
 def model_name(version: tuple[int, int, int] | None) -> str:
-    """Return a model that Codex of *version* knows, so that it offers all its tools."""
+    """Return a model that Codex *version* knows, so that Codex offers all of its tools."""
     if version is None or version >= (0, 147, 0):
         return "gpt-5.5"
     return "gpt-5.4" if version >= (0, 98, 0) else "gpt-5.1-codex-max"
@@ -137,12 +137,12 @@ def say(text: str, usage: Usage = Usage(), *, delay_s: float = 0.0) -> Reply:
 
 
 def do(*acts: Act, delay_s: float = 0.0) -> Reply:
-    """Return a reply that performs *acts*; Codex asks again after a tool call."""
+    """Return a reply with *acts*; after a tool call Codex sends another request."""
     return Reply(acts, delay_s=delay_s)
 
 
 def api_error(status: int, message: str, kind: str, code: str | None = None) -> Refuse:
-    """Return an HTTP error in the shape that the OpenAI API gives it."""
+    """Return an HTTP error in the format of the OpenAI API."""
     return Refuse(
         status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
     )
@@ -150,23 +150,23 @@ def api_error(status: int, message: str, kind: str, code: str | None = None) -> 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request as the model received it."""
+    """A request that the model received."""
 
     at_s: float
     prompt: str
     body: Json
     authorization: str | None
     step: Step
-    """What answered it."""
+    """The step that answered the request."""
 
 
 @dataclass(slots=True)
 class ScriptedModel:
-    """The loopback server; use it as a context manager.
+    """The scripted model's server; use it as a context manager.
 
-    A turn's script is looked up by its prompt (the newest user text that has
-    one). Its steps are used in order, one a request, and the last one repeats;
-    so `[Cut(), say("ok")]` fails once and `[Cut()]` for ever.
+    The script of a turn is found by its prompt: the newest user text that has a
+    script. Its steps are used in order, one for each request, and the last step
+    repeats. So `[Cut(), say("ok")]` fails once and `[Cut()]` fails always.
     """
 
     scripts: dict[str, Sequence[Step]] = field(default_factory=dict[str, Sequence[Step]])
@@ -178,12 +178,12 @@ class ScriptedModel:
     _server: Loopback | None = None
 
     def __enter__(self) -> ScriptedModel:
-        """Start to serve on a free loopback port."""
+        """Start serving on a free loopback port."""
         self._server = Loopback(_Handler, model=self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop to serve and free the port."""
+        """Stop serving and free the port."""
         if self._server is not None:
             self._server.close()
 
@@ -194,7 +194,7 @@ class ScriptedModel:
         return f"{self._server.url}/v1"
 
     def write_config(self, codex_home: Path, *, model: str = "gpt-5.5", extra: str = "") -> None:
-        """Write a config.toml that makes this the only provider of *codex_home*."""
+        """Write a config.toml that makes this model the only provider of *codex_home*."""
         codex_home.mkdir(parents=True, exist_ok=True)
         (codex_home / "config.toml").write_text(
             f'model = "{model}"\nmodel_provider = "scripted"\n{extra}\n'
@@ -219,7 +219,7 @@ class ScriptedModel:
         return step
 
     def next_id(self) -> int:
-        """Return a number that no other response of this model has."""
+        """Return a number that is unique among the responses of this model."""
         with self._lock:
             return next(self._ids)
 
@@ -228,7 +228,7 @@ class _Handler(QuietHandler):
     model: ScriptedModel
 
     def do_GET(self) -> None:  # http.server's name
-        """Answer the list of models that some versions ask for."""
+        """Answer with an empty list of models, which some versions request."""
         self._send_json(200, {"object": "list", "data": [], "models": []})
 
     def do_POST(self) -> None:  # http.server's name
@@ -266,7 +266,7 @@ class _Handler(QuietHandler):
 
 
 def _user_texts(body: Json) -> Iterator[str]:
-    # Part by part: Codex puts texts of its own around each image.
+    # Each part on its own, because Codex adds texts around each image.
     for item in _list(body, "input"):
         if item.get("type") == "message" and item.get("role") == "user":
             for part in _list(item, "content"):
@@ -353,7 +353,7 @@ def _function_call(name: str, arguments: Json) -> Json:
 
 
 def _shell_call(command: str, yield_ms: int, offered: set[str]) -> Json:
-    # Which shell tool exists depends on Codex's version and on the model.
+    # The shell tool depends on Codex's version and on the model.
     if "exec_command" in offered:
         return _function_call("exec_command", {"cmd": command, "yield_time_ms": yield_ms})
     if "shell_command" in offered:
@@ -367,7 +367,7 @@ def _patch_call(patch: str, body: Json) -> Json:
             if tool.get("type") == "custom":
                 return {"type": "custom_tool_call", "name": "apply_patch", "input": patch}
             return _function_call("apply_patch", {"input": patch})
-    # Without the tool, models call the command of that name, which Codex intercepts.
+    # Without the tool, models run a command called apply_patch, which Codex intercepts.
     return _shell_call(f"apply_patch <<'EOF'\n{patch}\nEOF", 30_000, _tool_names(body))
 
 

@@ -1,4 +1,4 @@
-"""`mcp-server-codex sessions`: Codex's threads, as a table, or one with its turns."""
+"""`mcp-server-codex sessions`: print a table of Codex's threads, or one thread with its turns."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_sessions(arguments: list[str]) -> int:
 
 
 def arguments_of(tool: Tool[Any, Any], words: str | None = None) -> tuple[Argument, ...]:
-    """Return the arguments of *tool*; the one named *words* comes without an option."""
+    """Return the arguments of *tool* for the command line; the one named *words* is positional."""
     kinds: dict[str, Literal["number", "flag"]] = {"integer": "number", "boolean": "flag"}
     return tuple(
         Argument(
@@ -63,7 +63,7 @@ def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Prog
 
 
 def _show(found: Json) -> None:
-    """Print a list, or one thread."""
+    """Print a list of threads, or one thread."""
     console, result = Console(highlight=False), SessionsResult.model_validate(found)
     if result.session is not None:
         _show_one(console, result.session, result.turns or [])
@@ -72,12 +72,12 @@ def _show(found: Json) -> None:
     for note in result.notes:
         console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     if result.next_cursor is not None:
-        console.print(f"[dim]More with --cursor {result.next_cursor}[/dim]")
+        console.print(f"[dim]For the next page: --cursor {result.next_cursor}[/dim]")
 
 
 def _show_list(console: Console, sessions: list[Session], total: int | None) -> None:
     if not sessions:
-        console.print("No threads.")
+        console.print("No threads found.")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("last active", no_wrap=True)
@@ -97,8 +97,8 @@ def _show_list(console: Console, sessions: list[Session], total: int | None) -> 
             _dollars(each.cost_usd),
         )
     console.print(table)
-    told = f"{len(sessions)} of {total}" if total is not None else f"The newest {len(sessions)}"
-    console.print(f"[dim]{told} threads. One with its turns: --thread-id ID[/dim]")
+    count = f"{len(sessions)} of {total}" if total is not None else f"The newest {len(sessions)}"
+    console.print(f"[dim]{count} threads. To show one with its turns: --thread-id ID[/dim]")
 
 
 def _show_one(console: Console, session: Session, turns: list[Turn]) -> None:

@@ -1,7 +1,7 @@
-"""`mcp-server-codex usage`: what Codex used and cost.
+"""`mcp-server-codex usage`: print the tokens and the cost of Codex.
 
-The arguments and the result are those of codex_usage, whose module imports
-pydantic; so they are written down here again, and a test compares them.
+Arguments and result are those of the tool codex_usage. Its module imports
+pydantic, so this module repeats the arguments; a test compares both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Codex used and cost, as a table with bars."""
+"""Print the tokens and the cost of Codex as a table with bars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codex_tools.usage import Group, RateLimits, Row, UsageResult
 from mcp_server_codex.cli.command import short
 
 _REST = 68
-"""The width of all columns but the bars."""
+"""Width in characters of all columns except the bars."""
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -37,9 +37,9 @@ def show(found: dict[str, Any]) -> None:
     if result.groups:
         console.print(table)
     else:
-        console.print("Nothing was used.")
+        console.print("No recorded usage.")
     if result.rate_limits is not None:
-        console.print(f"[dim]Limits, {_ago(result.rate_limits.age_s)}:[/dim]", end=" ")
+        console.print(f"[dim]Rate limits, {_ago(result.rate_limits.age_s)}:[/dim]", end=" ")
         console.print(_limits(result.rate_limits))
     if result.unpriced_models:
         console.print(f"[yellow]No known price:[/yellow] {', '.join(result.unpriced_models)}")
@@ -47,7 +47,7 @@ def show(found: dict[str, Any]) -> None:
         console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     threads = totals.threads if totals is not None else 0
     console.print(
-        f"[dim]{threads} threads used something, of {result.sessions_read} that were read."
+        f"[dim]{threads} of {result.sessions_read} threads read have usage in this report."
         f" Prices: {result.prices}. Recorded usage, not a bill.[/dim]"
     )
 
@@ -75,17 +75,17 @@ def _bar(value: float, most: float, width: int) -> str:
 
 
 def _limits(limits: RateLimits) -> str:
-    told: list[str] = []
+    parts: list[str] = []
     for window in (limits.primary, limits.secondary):
         if window is None or window.used_percent is None:
             continue
         minutes = window.window_minutes or 0
         span = f"{minutes // 1440} d" if minutes >= 1440 else f"{minutes / 60:g} h"
-        then = "reset since" if window.expired else f"until {window.resets_at}"
-        told.append(f"{window.used_percent:g} % of {span} ({then})")
+        reset = "since then reset" if window.expired else f"resets at {window.resets_at}"
+        parts.append(f"{window.used_percent:g} % of {span} used ({reset})")
     if limits.credits_balance is not None:
-        told.append(f"credits {escape(limits.credits_balance)}")
-    return " · ".join(told) or "none told"
+        parts.append(f"credits {escape(limits.credits_balance)}")
+    return " · ".join(parts) or "none recorded"
 
 
 def _ago(seconds: int) -> str:

@@ -1,4 +1,4 @@
-"""The commands for a person say what the tools say, and start without what they do not need."""
+"""The commands print the results of the tools and import nothing that they do not need."""
 
 from __future__ import annotations
 

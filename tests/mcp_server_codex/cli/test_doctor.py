@@ -1,4 +1,4 @@
-"""The doctor names what is wrong with a set-up, and the cure; broken set-ups, one by one."""
+"""The doctor finds the problem of each broken setup and names the fix."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Setup:
 
 @dataclass
 class Diagnosis:
-    """What the doctor said."""
+    """The output of the doctor."""
 
     exit_code: int
     whole: Json
@@ -112,7 +112,7 @@ class Diagnosis:
         return [check["name"] for check in self.whole["checks"] if check["status"] == status]
 
     def expect_problem(self, name: str, message: str, cure: str) -> None:
-        """Insist that this, and nothing else, is a problem."""
+        """Check that this finding is a problem, and that there is no other problem."""
         check = self.of(name)
         assert check["status"] == "problem", self.text
         assert message in check["message"], self.text
@@ -121,7 +121,7 @@ class Diagnosis:
         assert (self.exit_code, self.whole["status"]) == (1, "problem")
 
     def expect_warning(self, name: str, message: str, cure: str) -> None:
-        """Insist that this is a warning, and that nothing is a problem."""
+        """Check that this finding is a warning, and that there is no problem."""
         check = self.of(name)
         assert check["status"] == "warning", self.text
         assert message in check["message"], self.text
@@ -135,7 +135,7 @@ def setup(tmp_path: Path) -> Setup:
     return Setup(tmp_path)
 
 
-# What is well.
+# Setups without a problem.
 
 
 def test_a_set_up_that_works_has_no_problem(setup: Setup, version: str, lab: Lab) -> None:
@@ -146,18 +146,18 @@ def test_a_set_up_that_works_has_no_problem(setup: Setup, version: str, lab: Lab
     assert (found.names("problem"), found.exit_code) == ([], 0), found.text
     for name, words in {
         "codex": f"Codex {version}, {setup.bin / 'codex'} (from PATH)",
-        "config": f"Codex takes {setup.home / 'config.toml'}",
-        "login": "needs no login",
+        "config": f"Codex accepts {setup.home / 'config.toml'}",
+        "login": "needs no OpenAI login",
         "git": f"in the repository {setup.cwd}",
-        "sandbox": "only there",
+        "sandbox": "in its own folder and only there",
         "state_dir": "can be written",
         "protocol": "MCP 2026-07-28 and 2025-11-25",
-        "turn": "a command, a patch, nothing left running",
+        "turn": "a command, a patch, no process left",
     }.items():
         assert found.of(name)["status"] == "ok", found.text
         assert words in found.of(name)["message"]
     assert all(check["cure"] is None for check in found.whole["checks"] if check["status"] == "ok")
-    # Nothing of the person's was touched, but that the index of their threads is kept.
+    # The doctor changed none of the person's files; only the index in the state folder is new.
     assert sorted(path.name for path in (setup.home / "sessions").glob("*")) == []
     assert sorted(path.name for path in setup.cwd.iterdir()) == [".git"]
     assert setup.state.stat().st_mode & 0o777 == 0o700
@@ -189,14 +189,15 @@ def test_help_says_what_it_does(setup: Setup) -> None:
     assert "--json" in done.stdout
 
 
-# Which Codex.
+# The Codex program.
 
 
 def test_no_codex(setup: Setup) -> None:
     # Isolated from the package that the tests have installed.
     setup.env["CODEX_BIN"] = str(setup.root / "gone")
     found = setup.run()
-    found.expect_problem("codex", "CODEX_BIN names, is no program", "npm install -g @openai/codex")
+    message = f"CODEX_BIN names {setup.root / 'gone'}, but there is no such program"
+    found.expect_problem("codex", message, "npm install -g @openai/codex")
     assert found.of("protocol")["status"] == "ok", "the server itself works all the same"
     assert "turn" in found.of("skipped")["details"]["skipped"]
 
@@ -204,7 +205,8 @@ def test_no_codex(setup: Setup) -> None:
 def test_codex_that_is_not_executable(setup: Setup) -> None:
     program = setup.write_codex("exit 0", mode=0o644)
     found = setup.run("--codex-bin", str(program))
-    found.expect_problem("codex", "--codex-bin names, is not executable", f"chmod +x {program}")
+    message = f"--codex-bin names {program}, which is not executable"
+    found.expect_problem("codex", message, f"chmod +x {program}")
 
 
 def npm_package(setup: Setup, *, native: bool) -> Path:
@@ -235,7 +237,7 @@ def test_npm_s_script_with_node_but_without_the_binary(setup: Setup) -> None:
         (setup.bin / name).symlink_to(str(shutil.which(name)))
     cure = "npm install -g --include=optional @openai/codex"
     found = setup.run()
-    found.expect_problem("codex", "ends with exit code", cure)
+    found.expect_problem("codex", "answered --version with exit code", cure)
     assert "Missing optional dependency" in found.of("codex")["message"]
 
 
@@ -243,7 +245,10 @@ def test_npm_s_script_needs_no_node_where_the_binary_is(setup: Setup) -> None:
     npm_package(setup, native=True)
     found = setup.run()
     assert found.exit_code == 0, found.text
-    assert "is a script that starts it; the server does without" in found.of("codex")["message"]
+    assert (
+        "is a script that starts this program; the server does not need it"
+        in found.of("codex")["message"]
+    )
 
 
 def test_codex_that_is_too_old(setup: Setup, fake: FakeCodex) -> None:
@@ -256,7 +261,7 @@ def test_codex_that_is_newer_than_any_tested(setup: Setup, fake: FakeCodex) -> N
     fake.version = "9.1.0"
     check = setup.run("--codex-bin", str(fake.build())).of("codex")
     assert (check["status"], check["details"]["version"]) == ("warning", "9.1.0")
-    assert "newest that this server was tested on" in check["message"]
+    assert "This server was tested with Codex up to" in check["message"]
 
 
 def test_codex_that_hangs_is_ended_with_all_that_it_started(setup: Setup) -> None:
@@ -264,7 +269,8 @@ def test_codex_that_hangs_is_ended_with_all_that_it_started(setup: Setup) -> Non
     (setup.bin / "sleep").symlink_to(str(shutil.which("sleep")))
     began = time.monotonic()
     found = setup.run()
-    found.expect_problem("codex", "does not answer --version", "npm install -g @openai/codex")
+    message = "did not answer --version within 20 s and 2,000 lines"
+    found.expect_problem("codex", message, "npm install -g @openai/codex")
     assert time.monotonic() - began < 60
 
 
@@ -274,13 +280,13 @@ def test_codex_that_hangs_later_on(setup: Setup) -> None:
     (setup.bin / "sleep").symlink_to(str(shutil.which("sleep")))
     check = setup.run().of("config")
     assert check["status"] == "problem"
-    assert "does not answer `login status`" in check["message"]
+    assert "did not answer `login status` within 20 s" in check["message"]
 
 
 def test_codex_that_crashes(setup: Setup) -> None:
     setup.write_codex("echo 'out of luck' >&2; kill -SEGV $$")
     found = setup.run()
-    found.expect_problem("codex", "ended by signal 11", "npm install -g @openai/codex")
+    found.expect_problem("codex", "killed by signal 11", "npm install -g @openai/codex")
     assert "out of luck" in found.of("codex")["message"]
 
 
@@ -297,7 +303,7 @@ def test_a_path_that_depends_on_the_folder(setup: Setup) -> None:
     assert f"{setup.cwd}/../bin/codex" in found.of("codex")["cure"], codex
 
 
-def test_several_on_path_are_told(setup: Setup) -> None:
+def test_several_on_path_are_listed(setup: Setup) -> None:
     setup.install()
     other = setup.root / "other"
     other.mkdir()
@@ -305,7 +311,10 @@ def test_several_on_path_are_told(setup: Setup) -> None:
     setup.env["PATH"] += f"{os.pathsep}{other}"
     check = setup.run().of("codex")
     assert check["status"] == "ok"
-    assert f"2 on PATH: {setup.bin / 'codex'}, {other / 'codex'}; the first" in check["message"]
+    assert (
+        f"2 of them: {setup.bin / 'codex'}, {other / 'codex'}. The first is used"
+        in check["message"]
+    )
 
 
 # Codex's folder, configuration and login.
@@ -335,7 +344,7 @@ def test_a_login_that_others_may_read(setup: Setup) -> None:
     login.write_text('{"OPENAI_API_KEY": "sk-planted-0123456789"}')
     login.chmod(0o644)
     found = setup.run()
-    found.expect_warning("codex_home", "Other users may read", f"chmod 600 {login}")
+    found.expect_warning("codex_home", "Other users can read", f"chmod 600 {login}")
     assert found.of("login")["message"] == "Codex is logged in with an API key."
     assert "planted" not in found.text
 
@@ -444,7 +453,7 @@ def test_a_sandbox_that_does_not_work(setup: Setup, version: str) -> None:
     unsandboxed = setup.run(
         *("--default-sandbox", "danger-full-access", "--max-sandbox", "danger-full-access")
     )
-    unsandboxed.expect_warning("sandbox", "Runs here are not sandboxed", "sandbox")
+    unsandboxed.expect_warning("sandbox", "Runs do not use it by default", "sandbox")
 
 
 def test_a_system_that_allows_no_sandbox(setup: Setup) -> None:
@@ -477,7 +486,7 @@ def test_a_state_folder_that_is_a_file(setup: Setup, below: str) -> None:
     assert found.exit_code == 1
     check = found.of("state_dir")
     assert check["status"] == "problem"
-    assert f"cannot keep its files in {setup.state}" in check["message"]
+    assert f"cannot write its state folder {setup.state}" in check["message"]
     assert "--state-dir DIR" in check["cure"]
 
 
@@ -485,10 +494,10 @@ def test_a_state_folder_that_others_may_read(setup: Setup) -> None:
     setup.install()
     setup.state.mkdir(mode=0o755)
     cure = f"chmod 700 {setup.state}"
-    setup.run().expect_warning("state_dir", "other users may look into it", cure)
+    setup.run().expect_warning("state_dir", "other users have access to the folder", cure)
 
 
-def test_a_damaged_index_is_built_anew_and_no_problem(setup: Setup) -> None:
+def test_a_damaged_index_is_rebuilt_and_no_problem(setup: Setup) -> None:
     setup.install()
     setup.run()
     (index,) = (setup.state / "history").glob("*.sqlite")
@@ -510,7 +519,7 @@ def hostile_package(folder: Path, name: str) -> Path:
     return package / "__init__.py"
 
 
-CLEAN = "PYTHONPATH= PYTHONSAFEPATH=1"
+CLEAN = '"env": {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}'
 
 
 def test_a_pythonpath_with_a_package_of_the_name_of_ours(setup: Setup) -> None:
@@ -520,7 +529,7 @@ def test_a_pythonpath_with_a_package_of_the_name_of_ours(setup: Setup) -> None:
     found = setup.run()
     found.expect_problem("python", f"PYTHONPATH ({setup.root / 'libs'})", CLEAN)
     for file in files:
-        assert str(file) in found.of("python")["message"]
+        assert f"is loaded from {file}" in found.of("python")["message"]
     assert found.of("turn")["status"] == "ok", "the rest is looked at all the same"
 
 
@@ -529,7 +538,7 @@ def test_a_current_folder_with_a_package_of_the_name_of_ours(setup: Setup) -> No
     file = hostile_package(setup.cwd, "mcp")
     module = (sys.executable, "-m", "mcp_server_codex")
     found = setup.run(command=module)
-    found.expect_problem("python", f"mcp is {file}", CLEAN)
+    found.expect_problem("python", f"mcp is loaded from {file}", CLEAN)
     # The console script, and the documented settings, keep it out.
     assert setup.run().exit_code == 0
     setup.env["PYTHONSAFEPATH"] = "1"
@@ -550,10 +559,10 @@ def test_a_setting_in_the_environment_that_makes_no_sense(setup: Setup) -> None:
     setup.env |= {"MCP_SERVER_CODEX_MAX_RUNS": "zero", "MCP_SERVER_CODEX_ROOT": "/no/such"}
     found = setup.run()
     found.expect_problem("settings", "MCP_SERVER_CODEX_", "unset MCP_SERVER_CODEX_")
-    told = [check["message"] for check in found.whole["checks"] if check["name"] == "settings"]
-    assert len(told) == 2
-    assert any("MCP_SERVER_CODEX_MAX_RUNS" in each for each in told)
-    assert any("/no/such is not a folder" in each for each in told)
+    messages = [check["message"] for check in found.whole["checks"] if check["name"] == "settings"]
+    assert len(messages) == 2
+    assert any("MCP_SERVER_CODEX_MAX_RUNS" in each for each in messages)
+    assert any("/no/such is not a folder" in each for each in messages)
 
 
 @pytest.mark.parametrize(
@@ -586,7 +595,7 @@ def test_a_configuration_that_is_a_pipe_holds_nothing_up(setup: Setup) -> None:
     setup.install()
     os.mkfifo(setup.home / "config.toml")
     found = setup.run()
-    found.expect_problem("config", "is not a file", f"mv {setup.home / 'config.toml'}")
+    found.expect_problem("config", "is not a regular file", f"mv {setup.home / 'config.toml'}")
     assert found.of("turn")["status"] == "ok"
 
 
@@ -594,7 +603,10 @@ def test_inside_a_run_it_says_so(setup: Setup) -> None:
     setup.install()
     setup.env["CODEX_RUN_DEPTH"] = "1"
     found = setup.run()
-    assert "inside 1 of this server's runs" in found.of("nesting")["message"]
+    assert (
+        "inside 1 run of this server, and --max-depth is 1: here codex_run is refused"
+        in found.of("nesting")["message"]
+    )
     assert found.of("turn")["status"] == "ok"
 
 
@@ -602,7 +614,7 @@ def test_inside_a_run_it_says_so(setup: Setup) -> None:
 
 
 def cursor(setup: Setup, command: str, **entry: Any) -> Path:
-    """Configure this server in Cursor."""
+    """Write an entry for this server into Cursor's configuration."""
     file = setup.root / ".cursor" / "mcp.json"
     file.parent.mkdir()
     file.write_text(json.dumps({"mcpServers": {"mine": {"command": command} | entry}}))
@@ -629,7 +641,8 @@ def test_a_client_s_program_that_is_gone(setup: Setup) -> None:
     command = str(setup.root / "old" / "mcp-server-codex")
     file = cursor(setup, command)
     found = setup.run()
-    found.expect_problem("clients", f"{command}, which", "mcp-server-codex install cursor")
+    message = f"its program {command} was not found"
+    found.expect_problem("clients", message, "mcp-server-codex install cursor")
     assert str(file) in found.of("clients")["message"]
 
 
@@ -639,13 +652,14 @@ def test_a_client_s_program_that_is_gone(setup: Setup) -> None:
 def test_a_client_s_options_that_make_no_sense(setup: Setup, entry: Json) -> None:
     setup.install()
     file = cursor(setup, server_program(), **entry)
-    setup.run().expect_problem("clients", "would refuse to start", f"Correct {file}")
+    found = setup.run()
+    found.expect_problem("clients", "with its options the server does not start", f"Correct {file}")
 
 
 def test_a_client_s_entry_that_is_switched_off(setup: Setup) -> None:
     setup.install()
     file = cursor(setup, server_program(), disabled=True)
-    setup.run().expect_warning("clients", "switched off", f"in {file}")
+    setup.run().expect_warning("clients", "the entry is disabled", f"or in {file}")
 
 
 def test_a_client_s_file_that_is_broken(setup: Setup) -> None:
@@ -655,7 +669,7 @@ def test_a_client_s_file_that_is_broken(setup: Setup) -> None:
     setup.run().expect_warning("clients", "cannot be read: line", f"Correct {file}")
 
 
-# Its end.
+# Interrupting the doctor.
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -675,7 +689,7 @@ def test_a_signal_leaves_nothing_running(setup: Setup, where: str, number: signa
         start_new_session=True,
     ) as doctor:
         deadline = time.monotonic() + 60
-        # The first that it starts is a guard, which must not be lost on its way.
+        # The first process that the doctor starts is a guard, which must not be left behind.
         while not (
             len(marked(setup.tag)) > 1
             if where == "while it starts"

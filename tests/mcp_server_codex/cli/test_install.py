@@ -1,4 +1,4 @@
-"""The console script puts the server into clients' files, and nothing else changes there."""
+"""`install` and `uninstall` change the server's entry in clients' files, and nothing else."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_what_was_changed_meanwhile_stays(case: Path, desk: Desk) -> None:
     path.write_bytes(edited(path.read_bytes()))
     desk.change("uninstall", client)
     left, kept = path.read_bytes(), edited(before(case))
-    # With nothing in it before, there is no telling which empty space was whose.
+    # In a file that held nothing before, the origin of white space is unknown.
     if case.name in ("empty-file", "blank", "braces", "only-comments", "empty-object", "crlf-tabs"):
         assert b"added" in left
         assert b"codex" not in left
@@ -185,7 +185,7 @@ MINE = "1"
 command = "docs-mcp"
 """,
     )
-    assert "switched off" in desk.change("install", "codex")
+    assert "The entry is disabled" in desk.change("install", "codex")
     assert (
         path.read_text()
         == f"""[mcp_servers.codex] # delegate
@@ -267,9 +267,9 @@ BROKEN = {
         ("{} {}", "line 1, column 4"),
         ("[1]", "line 1, column 1"),
         ('{ "a": 1 /* }', "line 1, column 10"),
-        (b'{\n"a": "\xff"}', "line 2: this is not UTF-8"),
+        (b'{\n"a": "\xff"}', "line 2: the file is not valid UTF-8"),
         ('{ "mcpServers": [] }', "'codex'"),
-        ("[" * 5000, "nested too deep"),
+        ("[" * 5000, "nested too deeply: more than 200 levels"),
     ],
     "claude-desktop": [
         ('{\n  // note\n  "mcpServers": {}\n}', "line 2, column 3: comments are not allowed"),
@@ -296,7 +296,7 @@ def test_a_broken_file_is_left_alone(
     files = desk.files()
     done = desk.run(command, client)
     if says == "'codex'" and command == "uninstall":
-        assert done.returncode == 0  # It is no broken file, there is just no place in it.
+        assert done.returncode == 0  # The file is valid, but has no place for an entry.
     else:
         assert (done.returncode, done.stdout) == (1, "")
         assert f"{path}: " in done.stderr
@@ -335,7 +335,7 @@ def test_a_read_only_file_is_left_alone(client: str, desk: Desk) -> None:
     files = desk.files()
     done = desk.run("install", client)
     assert done.returncode == 1
-    assert f"{path}: it is read-only" in done.stderr
+    assert f"{path}: the file is read-only" in done.stderr
     assert desk.files() == files
 
 
@@ -355,8 +355,8 @@ def test_a_folder_that_is_a_file_is_named(desk: Desk) -> None:
         (("cursor", "--", "--max-sandbox", "none"), "--max-sandbox: must be one of"),
         (("cursor", "--", "--no-such"), "unknown argument: --no-such"),
         (("cursor", "--", "--root", "missing"), "--root: missing is not a folder"),
-        (("cursor", "--scope", "local"), "only user, project"),
-        (("claude-desktop", "--scope", "project"), "only user"),
+        (("cursor", "--scope", "local"), "no scope 'local'; its scopes: user, project"),
+        (("claude-desktop", "--scope", "project"), "no scope 'project'; its scopes: user"),
         (("emacs",), "invalid choice: 'emacs'"),
         ((), "client"),
         (("cursor", "--max-sandbox", "read-only"), "--max-sandbox"),
@@ -413,7 +413,7 @@ def test_when_claude_s_program_does_not_do_it_that_is_said(code: int, desk: Desk
     program.chmod(0o755)
     done = desk.run("install", "claude-code", PATH=f"{program.parent}:{os.defpath}")
     assert (done.returncode, done.stdout) == (1, "")
-    assert ("not today" if code else "the server is not there") in done.stderr
+    assert ("not today" if code else "the server is not in the file") in done.stderr
 
 
 async def test_what_is_written_starts_the_server(mode: str, desk: Desk) -> None:

@@ -1,1 +1,1 @@
-"""What the doctor looks at, each subject in its file."""
+"""The checks of `doctor`, one module for each subject."""

@@ -1,7 +1,7 @@
-"""One finding of the doctor: what was looked at, how it is, what cures it.
+"""One finding of the doctor: the subject, its status, and the fix for a problem.
 
-Imports the standard library alone, and little of it: it must load where other
-packages do not.
+This module imports only a small part of the standard library, because it must
+load where other packages cannot be imported.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A finding."""
+    """A finding of the doctor."""
 
     name: str
     status: Status
     message: str
     cure: str | None = None
-    """The command or the edit that cures it; None if there is nothing to cure."""
+    """The command or the edit that fixes the problem; None if there is nothing to fix."""
     details: Json = field(default_factory=dict[str, Any])
 
     def masked(self, mask: Callable[[str], str]) -> Check:
-        """Return the finding with all of its texts put through *mask*."""
+        """Return the finding with *mask* applied to all of its texts."""
         cure = mask(self.cure) if self.cure is not None else None
         details = cast("Json", _masked(self.details, mask))
         return Check(self.name, self.status, mask(self.message), cure, details)
 
 
 def ok(name: str, message: str, **details: Any) -> Check:
-    """Return the finding that all is well."""
+    """Return a finding without a problem."""
     return Check(name, "ok", message, None, details)
 
 
 def warning(name: str, message: str, cure: str, **details: Any) -> Check:
-    """Return a finding that can be lived with."""
+    """Return a finding with which the server still works."""
     return Check(name, "warning", message, cure, details)
 
 
 def problem(name: str, message: str, cure: str, **details: Any) -> Check:
-    """Return a finding that keeps the server, or Codex, from its work."""
+    """Return a finding that prevents the server or Codex from working."""
     return Check(name, "problem", message, cure, details)
 
 

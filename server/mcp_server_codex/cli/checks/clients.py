@@ -1,4 +1,4 @@
-"""The MCP clients of this machine: which are there, and how they start this server."""
+"""Check the MCP clients on this machine: which are installed and how they start this server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mcp_server_codex.cli.checks.context import CheckContext
 from mcp_server_codex.cli.clients.known import CLIENTS, Client, ConfigError
 from mcp_server_codex.settings import read_settings
 
-_TIMES = ("timeout", "tool_timeout_sec")
-"""What entries call the time that a call may take."""
+_TIMEOUT_KEYS = ("timeout", "tool_timeout_sec")
+"""Keys of an entry that limit the time of a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """This server in a client's configuration."""
+    """This server's entry in a client's configuration."""
 
     client: Client
     scope: str
@@ -34,28 +34,28 @@ class Entry:
     def command(self) -> str:
         """The program that the client starts."""
         command = self.data.get("command")
-        # Zed had a table there until 2025.
+        # Zed used a table here until 2025.
         return str(cast("Json", command).get("path") if isinstance(command, dict) else command)
 
     @property
-    def anew(self) -> str:
-        """The command that writes it anew."""
+    def reinstall(self) -> str:
+        """The command that writes the entry again."""
         scope = "" if self.scope == "user" else f" --scope {self.scope}"
         return f"mcp-server-codex install {self.client.name}{scope}"
 
 
-def check_clients(examination: CheckContext) -> list[Check]:
-    """See how each client starts this server, and which one does not."""
-    home, env = Path.home(), examination.environ
+def check_clients(context: CheckContext) -> list[Check]:
+    """Check how each client starts this server, and find the clients without it."""
+    home, env = Path.home(), context.environ
     findings: list[Check] = []
     without: list[Client] = []
     entries: list[Entry] = []
     for client in CLIENTS:
         try:
-            found = [*_entries(client, home, examination)]
+            found = [*_entries(client, home, context)]
         except ConfigError as error:
-            if client.name != "codex":  # Codex itself has told what is wrong with its own.
-                findings.append(_broken(client, home, examination, error))
+            if client.name != "codex":  # check_config reports errors in Codex's own file.
+                findings.append(_broken(client, home, context, error))
             continue
         findings += [_finding(entry, env) for entry in found]
         entries += found
@@ -64,26 +64,27 @@ def check_clients(examination: CheckContext) -> list[Check]:
     return [*findings, *_without(without, any_entry=bool(entries))]
 
 
-def _entries(client: Client, home: Path, examination: CheckContext) -> Iterator[Entry]:
-    paths = client.config_paths(home, examination.cwd, examination.environ)
+def _entries(client: Client, home: Path, context: CheckContext) -> Iterator[Entry]:
+    paths = client.config_paths(home, context.cwd, context.environ)
     for scope, file in paths.items():
         if not file.is_file():
             continue
         text = file.read_text(encoding="utf-8", errors="replace")
-        found = client.find_named(text, scope, examination.cwd)
+        found = client.find_named(text, scope, context.cwd)
         if found is not None:
             yield Entry(client, scope, file, *found)
 
 
-def _broken(client: Client, home: Path, examination: CheckContext, error: ConfigError) -> Check:
-    files = client.config_paths(home, examination.cwd, examination.environ).values()
+def _broken(client: Client, home: Path, context: CheckContext, error: ConfigError) -> Check:
+    files = client.config_paths(home, context.cwd, context.environ).values()
     shown = " or ".join(dict.fromkeys(str(file) for file in files if file.is_file()))
-    said = f"{client.title}'s configuration, {shown}, cannot be read: {error}."
-    return warning("clients", said, f"Correct {shown}.", client=client.name)
+    message = f"{client.title}'s configuration, {shown}, cannot be read: {error}."
+    return warning("clients", message, f"Correct {shown}.", client=client.name)
 
 
 def _finding(entry: Entry, environ: Mapping[str, str]) -> Check:
-    said = f"{entry.client.title} has this server as {entry.name} in {entry.file} ({entry.scope})"
+    start = f"{entry.client.title} has this server as {entry.name} in {entry.file}"
+    start += f" (scope {entry.scope})"
     about = {
         "client": entry.client.name,
         "scope": entry.scope,
@@ -92,27 +93,28 @@ def _finding(entry: Entry, environ: Mapping[str, str]) -> Check:
         "command": entry.command,
     }
     if entry.data.get("enabled") is False or entry.data.get("disabled") is True:
-        cure = f"Switch it on in {entry.client.title}, or in {entry.file}"
-        return warning("clients", f"{said}, but it is switched off.", cure, **about)
-    if _is_gone(entry.command, environ):
-        message = f"{said}, but {entry.command}, which it starts, is not there any more."
-        return problem("clients", message, entry.anew, **about)
-    if fault := _refused(entry):
-        message = f"{said}, but the server would refuse to start: {fault.rstrip('.')}."
-        return problem("clients", message, f"Correct {entry.file}; or: {entry.anew}", **about)
-    times = [f"{name} = {entry.data[name]}" for name in _TIMES if name in entry.data]
+        cure = f"Enable the entry in {entry.client.title} or in {entry.file}"
+        return warning("clients", f"{start}, but the entry is disabled.", cure, **about)
+    if _is_missing(entry.command, environ):
+        message = f"{start}, but its program {entry.command} was not found."
+        return problem("clients", message, entry.reinstall, **about)
+    if fault := _option_error(entry):
+        message = f"{start}, but with its options the server does not start: {fault.rstrip('.')}."
+        cure = f"Correct {entry.file}, or write the entry again: {entry.reinstall}"
+        return problem("clients", message, cure, **about)
+    times = [f"{name} = {entry.data[name]}" for name in _TIMEOUT_KEYS if name in entry.data]
     limits = f"{entry.client.limits.rstrip('.')}{f' (here: {times[0]})' if times else ''}."
-    return ok("clients", f"{said}. {limits}", **about)
+    return ok("clients", f"{start}. {limits}", **about)
 
 
-def _is_gone(command: str, environ: Mapping[str, str]) -> bool:
+def _is_missing(command: str, environ: Mapping[str, str]) -> bool:
     if "$" in command:
-        return False  # It depends on what only the client knows.
+        return False  # The path contains a variable that only the client knows.
     return shutil.which(expand_home(command), path=environ.get("PATH", "")) is None
 
 
-def _refused(entry: Entry) -> str | None:
-    """Return what the server has against the options of *entry*; None if it takes them."""
+def _option_error(entry: Entry) -> str | None:
+    """Return the server's error for the options of *entry*, or None if they are valid."""
     words = entry.data.get("args", [])
     if Path(entry.command).name != "mcp-server-codex" or not isinstance(words, list):
         return None
@@ -135,14 +137,17 @@ def _refused(entry: Entry) -> str | None:
 
 def _without(clients: list[Client], *, any_entry: bool) -> list[Check]:
     if not clients:
-        return [] if any_entry else [ok("clients", "No MCP client that it knows was found.")]
+        return (
+            [] if any_entry else [ok("clients", "No known MCP client was found on this machine.")]
+        )
     titles = ", ".join(client.title for client in clients)
     names = [client.name for client in clients]
-    said = f"{titles} {'is' if len(clients) == 1 else 'are'} there without this server."
-    # Codex is where the work goes; that it can ask for it as well is nothing to be missed.
+    # Codex receives the work; few people need it as a client too, so that is no warning.
     others = [name for name in names if name != "codex"]
     if any_entry or not others:
         more = shlex.join(["mcp-server-codex", "install", names[0]])
-        return [ok("clients", f"{said} To add it: {more}", without=names)]
+        message = f"Clients without this server: {titles}. To add it: {more}"
+        return [ok("clients", message, without=names)]
     cure = f"mcp-server-codex install {others[0]}"
-    return [warning("clients", f"No client has this server. {said}", cure, without=names)]
+    message = f"No client has this server. Clients on this machine: {titles}."
+    return [warning("clients", message, cure, without=names)]

@@ -1,4 +1,4 @@
-"""What all checks are given, and how one of them asks another program something."""
+"""The context that all checks share, and a function that runs a program within limits."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ from mcp_server_codex.settings import OPTIONS, Settings, read_settings
 
 _SECRET = re.compile(r"key|token|secret|passw|credential|header|^env$|^set$", re.IGNORECASE)
 _SHORTEST = 6
-"""Characters of a value of config.toml that is masked wherever it shows up."""
+"""Minimum length in characters of a secret of config.toml. Shorter values are not masked."""
 
-_LINES_KEPT = 2000
+_MAX_LINES = 2000
+_WITHIN_S = 20.0
+WITHIN_LIMITS = f"within {_WITHIN_S:g} s and {_MAX_LINES:,} lines"
+"""The limits of `ask`, in the words of a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +36,22 @@ class Codex:
 
     program: Program
     place: Path
-    """Where it was found; the program itself may be the native binary behind it."""
+    """The path that was found. `program` may be the native binary that a script there starts."""
 
     @property
     def update(self) -> str:
-        """The command that updates it."""
+        """The command that updates this Codex."""
         return update_of(self.place)
 
 
 @dataclass(slots=True)
 class CheckContext:
-    """The set-up that is looked at, and what the checks so far have found out."""
+    """The setup under check, and the results of earlier checks that later ones need."""
 
     arguments: list[str]
-    """The server's own options, as far as they make sense."""
+    """The server's own options, without the invalid ones."""
     environ: dict[str, str]
-    """The environment for a server, as far as it makes sense."""
+    """The environment for a server, without invalid settings."""
     settings: Settings
     cwd: Path
     home: Path
@@ -60,7 +63,7 @@ class CheckContext:
 
     @property
     def codex_environment(self) -> dict[str, str]:
-        """What the server would give Codex of its environment."""
+        """The part of the environment that the server would pass to Codex."""
         return environment_for_codex(
             self.environ,
             self.settings.policy.environment,
@@ -70,26 +73,26 @@ class CheckContext:
         )
 
     def mask(self, text: str) -> str:
-        """Return *text* without secrets, those of config.toml among them."""
+        """Return *text* with secrets masked, including those in config.toml."""
         for value in sorted(_secrets(self.config), key=len, reverse=True):
             text = text.replace(value, MASK)
         return mask(text)
 
 
 @contextmanager
-def room() -> Generator[Path]:
-    """Yield an empty folder, named without links, for as long as it is needed."""
-    # Codex's sandbox, where it is broken, may leave what only another user can remove.
-    with tempfile.TemporaryDirectory(prefix="codex-doctor-", ignore_cleanup_errors=True) as place:
-        yield Path(place).resolve()
+def temporary_folder() -> Generator[Path]:
+    """Yield an empty temporary folder, as a path without links; delete it afterwards."""
+    # A broken sandbox of Codex may leave files there that only another user can delete.
+    with tempfile.TemporaryDirectory(prefix="codex-doctor-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program printed, and how it ended."""
+    """The output of a program and its exit code."""
 
     returncode: int | None
-    """None if it had to be ended."""
+    """None if the program had to be stopped."""
     stdout: str
     stderr: str
 
@@ -97,7 +100,7 @@ class Answer:
 def begin(
     arguments: list[str], environ: dict[str, str], home: Path
 ) -> tuple[CheckContext, list[Check]]:
-    """Read the settings; leave out those that make no sense, and say so."""
+    """Read the settings, drop the invalid ones, and return a finding about them."""
     left, env, problems = [*arguments], dict(environ), list[str]()
 
     def fail(text: str) -> NoReturn:
@@ -109,25 +112,25 @@ def begin(
             break
         except _Refused as refused:
             problems.append(str(refused))
-            _leave_out(str(refused), left, env)
-    examination = CheckContext(left, env, settings, Path.cwd(), home, _config(home))
+            _drop(str(refused), left, env)
+    context = CheckContext(left, env, settings, Path.cwd(), home, _config(home))
     given = [name for option in OPTIONS for name in option.variables if env.get(name)]
     given += [word.partition("=")[0] for word in left if word.startswith("--")]
     if not problems:
-        said = f"Set: {', '.join(given)}." if given else "All at their defaults."
-        return examination, [ok("settings", f"The settings make sense. {said}", given=given)]
-    return examination, [
+        values = f"set here: {', '.join(given)}" if given else "all have their default values"
+        return context, [ok("settings", f"The settings are valid; {values}.", given=given)]
+    return context, [
         problem("settings", f"{text.rstrip('.')}.", _cure(text), setting=_source(text) or text)
         for text in problems
     ]
 
 
 class _Refused(Exception):
-    """A setting makes no sense."""
+    """A setting is invalid."""
 
 
 def _source(text: str) -> str | None:
-    """Return the option or the variable that *text*, a complaint, begins with."""
+    """Return the option or the variable that the error *text* begins with, or None."""
     names = [name for option in OPTIONS for name in (option.flag, *option.variables)]
     start = text.partition(":")[0]
     return start if start in names else None
@@ -136,14 +139,17 @@ def _source(text: str) -> str | None:
 def _cure(text: str) -> str:
     source = _source(text)
     if source is None:
-        return "Correct the command line: mcp-server-codex --help lists the options."
+        return "Correct the command line. To list the options: mcp-server-codex --help"
     option = next(o for o in OPTIONS if source in (o.flag, *o.variables))
-    given = f"{source} {option.metavar}" if source.startswith("--") else f"unset {source}"
-    return f"Correct it in the client's entry, or leave it out ({given}: {option.help})."
+    remove = "remove it" if source.startswith("--") else f"run: unset {source}"
+    return (
+        f"Correct {source} in the client's entry, or {remove}"
+        f" ({option.flag} {option.metavar}: {option.help})"
+    )
 
 
-def _leave_out(text: str, arguments: list[str], environ: dict[str, str]) -> None:
-    """Take out of both what *text* complains about; all of ours if that cannot be told."""
+def _drop(text: str, arguments: list[str], environ: dict[str, str]) -> None:
+    """Remove the setting that the error *text* names; remove all if it names none."""
     before = len(arguments), len(environ)
     named = re.match(r"(?:unknown argument: |argument )(\S+?)(?::|$)", text)
     source = _source(text) or (named[1] if named else "")
@@ -154,9 +160,9 @@ def _leave_out(text: str, arguments: list[str], environ: dict[str, str]) -> None
         if word.partition("=")[0] != source.partition("=")[0]:
             arguments.append(word)
         elif "=" not in word and rest and not rest[0].startswith("--"):
-            rest.pop(0)  # Its value.
+            rest.pop(0)  # The value of the option.
     if (len(arguments), len(environ)) == before:
-        # Two limits that contradict each other.
+        # The error concerns two limits that contradict each other.
         arguments.clear()
         for name in (name for option in OPTIONS for name in option.variables):
             environ.pop(name, None)
@@ -180,7 +186,7 @@ def _secrets(node: object, inside: bool = False) -> Iterator[str]:
                 yield from _secrets(each, inside)
         case dict():
             for key, value in cast("dict[str, object]", node).items():
-                # The name of a variable, unlike its value, is what a person must be told.
+                # These keys hold names of variables, which a person needs to see, not secrets.
                 if key not in ("env_key", "env_vars", "bearer_token_env_var", "env_http_headers"):
                     yield from _secrets(value, inside or _SECRET.search(key) is not None)
         case _:
@@ -188,12 +194,14 @@ def _secrets(node: object, inside: bool = False) -> Iterator[str]:
 
 
 async def ask(
-    *argv: str | Path, env: Mapping[str, str], cwd: Path, within_s: float = 20.0
+    *argv: str | Path, env: Mapping[str, str], cwd: Path, within_s: float = _WITHIN_S
 ) -> Answer:
-    """Run a program without input; end it, and all that it started, after *within_s*.
+    """Run a program without input; kill its process tree after *within_s* seconds.
+
+    The program is also killed after 2,000 lines of output.
 
     Raises:
-        OSError: It could not be started.
+        OSError: The program could not be started.
     """
     lines: list[bytes] = []
     returncode, stderr = None, ""
@@ -203,7 +211,7 @@ async def ask(
                 async with aclosing(child.lines()) as printed:
                     async for line in printed:
                         lines.append(line)
-                        if len(lines) > _LINES_KEPT:
+                        if len(lines) > _MAX_LINES:
                             break
                     else:
                         returncode = await child.wait()

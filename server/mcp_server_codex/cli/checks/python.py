@@ -1,9 +1,8 @@
-"""The system and the Python that the server runs on, and who else meddles with it.
+"""Check the system, Python, and that no other folder replaces the server's modules.
 
-Clients start a server in the folder and with the environment of whatever
-project is open. A PYTHONPATH that names a folder with a package called `mcp`,
-say, puts that one in the place of the SDK. What is here imports the standard
-library alone, for the same reason.
+Clients start a server in the folder and with the environment of the project that
+is open. A folder on PYTHONPATH that holds a package `mcp`, for example, replaces
+the MCP SDK. For the same reason this module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -25,32 +24,32 @@ PACKAGES = (
     *("orjson", "anyio", "pydantic", "platformdirs", "rich", "zstandard", "mcp_types", "mcp"),
     *("jsonschema", "referencing", "genai_prices"),
 )
-"""What this package imports, cheapest first; the last line only when it is needed."""
+"""Packages that this package imports, cheapest first; those in the last line only when needed."""
 _LATE = ("jsonschema", "referencing", "genai_prices")
 
 _NEVER_IMPORTED = ("test", "this", "antigravity", "idlelib", "turtle", "turtledemo", "tkinter")
-"""Modules of Python whose names a project may well use: neither we nor the SDK import them."""
+"""Standard modules whose names projects often use; neither this server nor the SDK imports them."""
 
 _CLEAN = (
-    "Set PYTHONPATH= PYTHONSAFEPATH=1 for the server, in the client's entry:"
+    "Clear PYTHONPATH and set PYTHONSAFEPATH in the client's entry for this server:"
     ' "env": {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}'
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """A module that a foreign folder puts in the place of the right one."""
+    """A module that a foreign folder puts before the right one."""
 
     module: str
     file: str
     entry: str
     """The folder, as sys.path has it."""
     source: str
-    """Who put that folder there."""
+    """The cause of that entry, as the start of a sentence."""
 
 
 def check_system() -> Check:
-    """Say on which system, which Python and from where the server runs."""
+    """Report the system, the Python version and the folder that the server runs from."""
     package = Path(__file__).parents[2]
     try:
         own = version("mcp-server-codex")
@@ -63,25 +62,28 @@ def check_system() -> Check:
         "executable": sys.executable,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
-    said = f"mcp-server-codex {own} in {package}, Python {about['python']}, {about['system']}."
+    message = f"mcp-server-codex {own} in {package}, Python {about['python']}, {about['system']}."
     if sys.platform not in ("linux", "darwin"):
         return problem(
-            "system", f"{said} Only Linux and macOS are supported.", "Run it in WSL.", **about
+            "system",
+            f"{message} Only Linux and macOS are supported.",
+            "Run the server in WSL.",
+            **about,
         )
-    return ok("system", said, **about)
+    return ok("system", message, **about)
 
 
 def check_python(environ: Mapping[str, str], shadows: list[Shadow]) -> list[Check]:
-    """Say what takes the place of modules that the server imports."""
+    """Report modules and variables that replace modules which the server imports."""
     found: list[Check] = []
     for entry in dict.fromkeys(shadow.entry for shadow in shadows):
         here = [shadow for shadow in shadows if shadow.entry == entry]
-        named = ", ".join(f"{shadow.module} is {shadow.file}" for shadow in here[:3])
+        named = ", ".join(f"{shadow.module} is loaded from {shadow.file}" for shadow in here[:3])
         more = f", and {len(here) - 3} more" if len(here) > 3 else ""
         found.append(
             problem(
                 "python",
-                f"{here[0].source} puts its own modules before the right ones: {named}{more}.",
+                f"{here[0].source} replaces modules that the server imports: {named}{more}.",
                 _CLEAN,
                 shadows=[{"module": s.module, "file": s.file} for s in here],
             )
@@ -90,15 +92,15 @@ def check_python(environ: Mapping[str, str], shadows: list[Shadow]) -> list[Chec
         found.append(
             warning(
                 "python",
-                f"PYTHONHOME is {home}: every Python takes its own library from there.",
-                'Set PYTHONHOME= for the server, in the client\'s entry: "env": {"PYTHONHOME": ""}',
+                f"PYTHONHOME is {home}: every Python loads its standard library from there.",
+                'Clear it in the client\'s entry for this server: "env": {"PYTHONHOME": ""}',
             )
         )
-    return found or [ok("python", "Nothing takes the place of the modules that it imports.")]
+    return found or [ok("python", "No other folder replaces modules that the server imports.")]
 
 
 def check_packages() -> Check:
-    """Import what the server imports; say what cannot be."""
+    """Import the packages that the server needs; report the first that fails."""
     for name in PACKAGES:
         try:
             if name not in _LATE:
@@ -109,32 +111,34 @@ def check_packages() -> Check:
             where = f"{type(error).__name__}: {error}"
             return problem(
                 "packages",
-                f"{name} cannot be imported: {where}",
-                "Install anew: uv tool install --reinstall mcp-server-codex,"
+                f"The package {name} cannot be imported: {where}",
+                "Reinstall: uv tool install --reinstall mcp-server-codex,"
                 " or: pip install --force-reinstall mcp-server-codex",
             )
     versions = {name: version(name) for name in ("mcp", "anyio", "pydantic")}
     named = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return ok("packages", f"All it needs can be imported ({named}).", **versions)
+    return ok(
+        "packages", f"All packages that the server needs can be imported ({named}).", **versions
+    )
 
 
 def find_shadows(environ: Mapping[str, str]) -> list[Shadow]:
-    """Return what the folders that are not of this installation put in others' places."""
+    """Return the modules that folders outside of this installation put before the right ones."""
     own = Path(__file__).parents[3]
     shadows: list[Shadow] = []
     for entry, source in _foreign_entries(environ).items():
         if Path(entry or ".").resolve() == own:
-            continue  # A bundle that lies on PYTHONPATH as a whole.
+            continue  # PYTHONPATH names this installation itself, as with a bundle.
         for name in (*PACKAGES, "pydantic_core", "codex_tools", *_standard_names()):
             spec = PathFinder.find_spec(name, [entry or str(Path.cwd())])
-            # Without an origin it is a folder of that name that holds no __init__.py: harmless.
+            # Without an origin, it is a folder without __init__.py, which is harmless.
             if spec is not None and spec.origin is not None:
                 shadows.append(Shadow(name, spec.origin, entry, source))
     return shadows
 
 
-def shut_out(shadows: list[Shadow], environ: dict[str, str]) -> None:
-    """Import nothing from foreign folders from now on, nor let servers in *environ* do so."""
+def remove_shadows(shadows: list[Shadow], environ: dict[str, str]) -> None:
+    """Remove the folders of *shadows* from sys.path and from PYTHONPATH in *environ*."""
     hostile = {shadow.entry for shadow in shadows}
     sys.path[:] = [entry for entry in sys.path if entry not in hostile]
     importlib.invalidate_caches()
@@ -145,7 +149,7 @@ def shut_out(shadows: list[Shadow], environ: dict[str, str]) -> None:
 
 
 def _foreign_entries(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of sys.path that the installation has not put there, and who has."""
+    """Return the entries of sys.path from outside of the installation, each with its cause."""
     if sys.flags.ignore_environment:
         return {}
     here, named = str(Path.cwd()), environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -154,7 +158,7 @@ def _foreign_entries(environ: Mapping[str, str]) -> dict[str, str]:
     for number, entry in enumerate(sys.path):
         # `python -m` puts the current folder first; a console script puts its own there.
         if number == 0 and entry in ("", here):
-            found[entry] = f"The current folder, {here},"
+            found[entry] = f"The current folder ({here})"
         elif str(Path(entry).absolute()) in theirs:
             found.setdefault(entry, f"PYTHONPATH ({entry})")
     return found

@@ -1,4 +1,4 @@
-"""What the server needs besides Codex: git, a place for its files, limits that fit."""
+"""Check what the server needs besides Codex: git, a state folder, limits that fit."""
 
 from __future__ import annotations
 
@@ -18,40 +18,53 @@ from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.context import CheckContext, ask
 
 LOW_ON_SPACE = 1024**3
-"""Bytes; the server keeps half of it at most, Codex's own doctor calls less than this a fault."""
+"""Bytes of free disk space below which the check warns.
+
+The server keeps files of half this size at most. Codex's own doctor reports less
+free space than this as a fault.
+"""
 
 _FOREIGN_RUN = ("CODEX_THREAD_ID", "CODEX_CI", "CODEX_SANDBOX", "CODEX_SANDBOX_NETWORK_DISABLED")
 """Variables that Codex sets for the commands that it runs (seen on 0.98 to 0.169)."""
 
 
-async def check_git(examination: CheckContext) -> list[Check]:
-    """See whether there is git, and whether the current folder is in a repository."""
-    git = shutil.which("git", path=examination.environ.get("PATH"))
+async def check_git(context: CheckContext) -> list[Check]:
+    """Check that git works, and whether the current folder is in a repository."""
+    git = shutil.which("git", path=context.environ.get("PATH"))
     if git is None:
         return [
             warning(
                 "git",
-                "git is not on PATH. Codex works without it, but no better for it, and the changes"
-                " that a run has made to a repository cannot be told.",
+                "git is not on PATH. Codex works without git, but less well, and this server cannot"
+                " report the changes that a run makes to a repository.",
                 "brew install git" if sys.platform == "darwin" else "sudo apt-get install git",
             )
         ]
-    env, cwd = examination.environ, examination.cwd.resolve()
+    env, cwd = context.environ, context.cwd.resolve()
     version = await ask(git, "--version", env=env, cwd=cwd)
     inside = await ask(git, "rev-parse", "--show-toplevel", env=env, cwd=cwd)
     if version.returncode != 0:
-        return [warning("git", f"{git} does not work: {version.stderr.strip()}", "git --version")]
-    said = f"{version.stdout.strip()}, {git}."
+        return [
+            warning(
+                "git",
+                f"{git} failed: {version.stderr.strip()}",
+                "Repair git. To test it: git --version",
+            )
+        ]
+    message = f"{version.stdout.strip()}, {git}."
     top = inside.stdout.strip()
     if inside.returncode == 0 and top:
-        return [ok("git", f"{said} This folder is in the repository {top}.", repository=top)]
-    said += " This folder is in no repository: Codex runs here with skip_git_repo_check: true only."
-    return [ok("git", said, repository=None)]
+        return [
+            ok("git", f"{message} The current folder is in the repository {top}.", repository=top)
+        ]
+    message += " The current folder is in no repository: here a run needs"
+    message += " skip_git_repo_check: true."
+    return [ok("git", message, repository=None)]
 
 
-def check_state(examination: CheckContext) -> list[Check]:
-    """See whether the server can keep its files."""
-    folder = examination.settings.state_dir
+def check_state(context: CheckContext) -> list[Check]:
+    """Check that the server can write its state folder."""
+    folder = context.settings.state_dir
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="doctor-") as place:
@@ -64,9 +77,9 @@ def check_state(examination: CheckContext) -> list[Check]:
         return [
             problem(
                 "state_dir",
-                f"The server cannot keep its files in {folder}: {reason}.",
-                "Name another folder: --state-dir DIR, or MCP_SERVER_CODEX_STATE_DIR in the"
-                " client's entry",
+                f"The server cannot write its state folder {folder}: {reason}.",
+                "Name another folder in the client's entry: --state-dir DIR, or the variable"
+                " MCP_SERVER_CODEX_STATE_DIR",
                 path=str(folder),
             )
         ]
@@ -75,22 +88,23 @@ def check_state(examination: CheckContext) -> list[Check]:
 
 def _state_findings(folder: Path, mode: str) -> Iterator[Check]:
     shown, free = shlex.quote(str(folder)), shutil.disk_usage(folder).free
-    said = f"{folder} can be written"
+    state = f"{folder} can be written"
     if damaged := [*_damaged_indexes(folder)]:
         names = ", ".join(path.name for path in damaged)
-        said += f"; the index {names} is damaged, and will be built anew when it is needed"
+        state += f"; the index {names} is damaged and will be rebuilt at its next use"
     about = {"path": str(folder), "free_bytes": free, "journal_mode": mode}
     if folder.stat().st_mode & 0o077:
-        message = f"{said}, but other users may look into it."
+        message = f"{state}, but other users have access to the folder."
         yield warning("state_dir", message, f"chmod 700 {shown}", **about)
     elif mode != "wal":
-        message = f"{said}, but SQLite cannot share files there (journal mode {mode})."
+        message = f"{state}, but SQLite cannot share files there (journal mode {mode}, not wal)."
         yield warning("state_dir", message, "Name a folder on a local disk: --state-dir DIR")
     else:
-        yield ok("state_dir", f"{said}.", **about)
+        yield ok("state_dir", f"{state}.", **about)
     if free < LOW_ON_SPACE:
-        message = f"Only {free // 1024**2:,} MiB are free where {folder} lies."
-        yield warning("disk", message, f"Make room there; what is it full of: du -xh {shown}/..")
+        message = f"Only {free // 1024**2:,} MiB are free on the disk of {folder}"
+        message += f" (recommended: {LOW_ON_SPACE // 1024**2:,} MiB or more)."
+        yield warning("disk", message, f"Free disk space. To find large files: du -xh {shown}/..")
 
 
 def _damaged_indexes(folder: Path) -> Iterator[Path]:
@@ -100,37 +114,41 @@ def _damaged_indexes(folder: Path) -> Iterator[Path]:
                 schema_of(db)
                 db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError:
-            continue  # Somebody else is at work in it.
+            continue  # Another process is using the index.
         except sqlite3.DatabaseError:
             yield path
 
 
-def check_policy(examination: CheckContext) -> list[Check]:
-    """Say what callers may ask for."""
-    policy = examination.settings.policy
+def check_policy(context: CheckContext) -> list[Check]:
+    """Report the limits for callers."""
+    policy = context.settings.policy
     where = ", ".join(map(str, policy.roots)) if policy.roots else "any folder"
-    said = f"Callers may have up to {policy.max_sandbox} ({policy.default_sandbox} unless they ask)"
-    said += f" in {where}, {examination.settings.max_runs} runs at once."
+    message = f"Callers may use sandboxes up to {policy.max_sandbox} (default:"
+    message += f" {policy.default_sandbox}) in {where}, with up to {context.settings.max_runs}"
+    message += " runs at once."
     about = {
         "default_sandbox": policy.default_sandbox,
         "max_sandbox": policy.max_sandbox,
         "roots": [str(root) for root in policy.roots],
     }
-    cwd = examination.cwd.resolve()
+    cwd = context.cwd.resolve()
     if policy.roots and not any(cwd.is_relative_to(root) for root in policy.roots):
-        said += " The current folder is not among them: callers have to name cwd."
-    return [ok("policy", said, **about)]
+        message += " The current folder is outside of them, so callers must pass cwd."
+    return [ok("policy", message, **about)]
 
 
-def check_nesting(examination: CheckContext) -> list[Check]:
-    """Say whether this is inside a run of Codex already."""
-    limit = examination.settings.policy.max_depth
-    depth = find_depth(examination.environ)
+def check_nesting(context: CheckContext) -> list[Check]:
+    """Report whether the doctor itself was started inside a run of Codex."""
+    limit = context.settings.policy.max_depth
+    depth = find_depth(context.environ)
     if depth:
-        more = "a server here may start further ones" if depth < limit else "codex_run is refused"
-        said = f"This is inside {depth} of this server's runs of at most {limit}: {more}."
-        return [ok("nesting", said, depth=depth, max_depth=limit)]
+        runs = "1 run" if depth == 1 else f"{depth} nested runs"
+        effect = "allowed" if depth < limit else "refused"
+        message = f"This is inside {runs} of this server, and --max-depth is {limit}:"
+        message += f" here codex_run is {effect}."
+        return [ok("nesting", message, depth=depth, max_depth=limit)]
     if named := [name for name in _FOREIGN_RUN if os.environ.get(name)]:
-        said = f"This seems to be inside a run of Codex ({', '.join(named)} set): its sandbox may"
-        return [ok("nesting", f"{said} make checks fail that pass outside.", depth=0)]
+        message = f"This seems to be inside a run of Codex ({', '.join(named)} set)."
+        message += " Codex's sandbox can make checks fail that pass outside of it."
+        return [ok("nesting", message, depth=0)]
     return [ok("nesting", "This is not inside a run of Codex.", depth=0, max_depth=limit)]

@@ -1,8 +1,7 @@
-"""The server as a client meets it: it starts, it answers, and a turn goes through it.
+"""Check the server from a client's side: it starts, it answers, and it runs a turn.
 
-The turn is real but for the model: the person's own Codex, with a folder of
-its own in place of CODEX_HOME, asks a model on loopback that has its answers
-written down.
+Everything in the turn is real except the model. The person's own Codex, with a
+temporary CODEX_HOME, calls a scripted model on loopback.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from codex_tools.codex.masking import quote
 from codex_tools.engines.nesting import find_depth
 from mcp_server_codex.cli.checks.check import Check, Json, ok, problem
-from mcp_server_codex.cli.checks.context import CheckContext, Codex, room
+from mcp_server_codex.cli.checks.context import CheckContext, Codex, temporary_folder
 from mcp_server_codex.cli.scripted_model import Patch, ScriptedModel, Shell, do, model_name, say
 from mcp_server_codex.settings import PREFIX
 
 _ERAS: tuple[Literal["auto", "legacy"], ...] = ("auto", "legacy")
 
 _ANSWER_WITHIN_S = 60.0
-"""For a large history, the first call of codex_sessions answers before all of it is read."""
+"""Seconds for the start and a codex_sessions call, which does not wait for a large history."""
 _TURN_WITHIN_S = 45.0
 _GONE_WITHIN_S = 5.0
 
 _TAG = "CODEX_DOCTOR_TAG"
-"""Marks all that the turn starts."""
+"""Variable that marks every process that the turn starts."""
 
 _PROMPT = "Write two files, please."
 _SCRIPT = (
@@ -43,25 +42,28 @@ _SCRIPT = (
     do(Patch("*** Add File: patch.txt\n+by a patch")),
     say("Done."),
 )
-_REPORT = "mcp-server-codex --log-level debug shows more; report it as a bug if it stays"
+_REPORT = (
+    "Run mcp-server-codex --log-level debug to see more. If the error stays, report it as a bug."
+)
 
 
-async def check_protocol(examination: CheckContext) -> list[Check]:
-    """Start the server as a client would, in both eras of MCP, and use it."""
-    from mcp_server_codex.app import TOOLS  # Here, so that a failure is this check's.
+async def check_protocol(context: CheckContext) -> list[Check]:
+    """Start the server as a client does, in both eras of the MCP protocol, and call a tool."""
+    # Imported here, so that a failure of the import belongs to this check.
+    from mcp_server_codex.app import TOOLS
 
-    arguments = [*examination.arguments]
-    if examination.codex is None:
-        # The protocol does without; what is wrong with Codex is said elsewhere.
+    arguments = [*context.arguments]
+    if context.codex is None:
+        # The protocol needs no Codex; check_codex reports what is wrong with Codex.
         arguments += ["--codex-bin", os.devnull]
     start_s: list[float] = []
     versions: list[str] = []
-    with room() as folder:
+    with temporary_folder() as folder:
         log = folder / "stderr"
         for era in _ERAS:
             began = time.monotonic()
             try:
-                server = _connect(era, arguments, examination.environ, folder, log)
+                server = _connect(era, arguments, context.environ, folder, log)
                 with anyio.fail_after(_ANSWER_WITHIN_S):
                     async with server as client:
                         listed = await client.list_tools()
@@ -69,27 +71,27 @@ async def check_protocol(examination: CheckContext) -> list[Check]:
                         versions.append(client.protocol_version or "?")
                         answer = await client.call_tool("codex_sessions", {"limit": 1})
             except Exception as error:
-                return [_broken(f"in {era} mode", error, log)]
+                return [_broken(f"with a client in {era} mode", error, log)]
             if missing := {tool.name for tool in TOOLS} - {tool.name for tool in listed.tools}:
-                said = f"The server does not offer {', '.join(sorted(missing))}."
-                return [problem("protocol", said, _REPORT)]
+                message = f"The server does not list the tools {', '.join(sorted(missing))}."
+                return [problem("protocol", message, _REPORT)]
             if answer.is_error:
                 error = cast("Json", answer.structured_content)["error"]
-                said = f"codex_sessions fails: {error['message']}"
-                return [problem("protocol", said, error["hint"], kind=error["kind"])]
-    said = f"The server answers in MCP {' and '.join(versions)}; it starts in"
-    said += f" {' and '.join(f'{each:.1f} s' for each in start_s)}."
-    return [ok("protocol", said, versions=versions, start_s=start_s)]
+                message = f"A call of codex_sessions failed: {error['message']}"
+                return [problem("protocol", message, error["hint"], kind=error["kind"])]
+    message = f"The server speaks MCP {' and '.join(versions)} and starts in"
+    message += f" {' and '.join(f'{each:.1f} s' for each in start_s)}."
+    return [ok("protocol", message, versions=versions, start_s=start_s)]
 
 
-async def check_turn(examination: CheckContext) -> list[Check]:
-    """Let the person's Codex do a turn through the server, with a model that is scripted."""
-    codex = examination.codex
+async def check_turn(context: CheckContext) -> list[Check]:
+    """Run a turn of the person's Codex through the server, with a scripted model."""
+    codex = context.codex
     assert codex is not None
-    # Without a sandbox that works, and that is said elsewhere, the rest can still be seen.
-    sandbox = "workspace-write" if examination.sandbox_holds else "danger-full-access"
+    # check_sandbox reports a broken sandbox. The turn then runs without one, to test the rest.
+    sandbox = "workspace-write" if context.sandbox_holds else "danger-full-access"
     tag = f"{_TAG}={os.getpid()}-{time.monotonic_ns()}"
-    with room() as folder, ScriptedModel({_PROMPT: _SCRIPT}) as model:
+    with temporary_folder() as folder, ScriptedModel({_PROMPT: _SCRIPT}) as model:
         log, work = folder / "stderr", folder / "work"
         for each in (work, folder / "tmp"):
             each.mkdir()
@@ -97,7 +99,7 @@ async def check_turn(examination: CheckContext) -> list[Check]:
         model.write_config(folder / "home", model=model_name(codex.program.version), extra=limits)
         try:
             with anyio.fail_after(_TURN_WITHIN_S + 30):
-                env = _turn_environment(examination.environ, folder, tag)
+                env = _turn_environment(context.environ, folder, tag)
                 server = _connect("auto", _turn_options(codex, sandbox, env), env, work, log)
                 async with server as client:
                     request: Json = {"prompt": _PROMPT, "cwd": str(work), "sandbox": sandbox}
@@ -113,27 +115,29 @@ async def check_turn(examination: CheckContext) -> list[Check]:
         missing = [name for name in ("command", "patch") if not (work / f"{name}.txt").is_file()]
     left = await _left_over(tag)
     finding = _turn_finding(result, missing, left)
-    if finding.status == "problem" and not examination.sandbox_holds:
-        return [replace(finding, cure="Cure the sandbox first, which may be the cause.")]
+    if finding.status == "problem" and not context.sandbox_holds:
+        return [replace(finding, cure="First fix the sandbox, which may be the cause.")]
     return [finding]
 
 
 def _turn_finding(result: Json, missing: list[str], left: list[int]) -> Check:
     if result["status"] != "completed":
         error = result["error"] or {"kind": "?", "message": result["status"], "hint": _REPORT}
-        said = f"A turn with a scripted model fails ({error['kind']}): {error['message']}"
-        return problem("turn", said, error["hint"], kind=error["kind"])
+        message = f"A turn with a scripted model failed ({error['kind']}): {error['message']}"
+        return problem("turn", message, error["hint"], kind=error["kind"])
     if missing:
-        said = "Codex completed a turn with a scripted model, but the file that its"
-        said += f" {' and its '.join(missing)} had to write is not there."
-        commands = [f"{each['command']} -> exit {each['exit_code']}" for each in result["commands"]]
-        return problem("turn", said, _REPORT, commands=commands)
+        message = "Codex completed a turn with a scripted model, but its"
+        message += f" {' and its '.join(missing)} did not write the expected file."
+        commands = [
+            f"{each['command']}: exit code {each['exit_code']}" for each in result["commands"]
+        ]
+        return problem("turn", message, _REPORT, commands=commands)
     if left:
-        said = f"After a turn with a scripted model, {len(left)} processes were left running."
-        return problem("turn", said, f"kill {' '.join(map(str, left))}", pids=left)
+        message = f"After a turn with a scripted model, {len(left)} processes are still running."
+        return problem("turn", message, f"kill {' '.join(map(str, left))}", pids=left)
     took = result["duration_s"]
-    said = "Codex did a turn with a scripted model: a command, a patch, nothing left running"
-    return ok("turn", f"{said} ({took:.1f} s).", duration_s=took)
+    message = "Codex completed a turn with a scripted model: a command, a patch, no process left"
+    return ok("turn", f"{message} ({took:.1f} s).", duration_s=took)
 
 
 def _turn_environment(environ: Mapping[str, str], folder: Path, tag: str) -> dict[str, str]:
@@ -147,7 +151,7 @@ def _turn_environment(environ: Mapping[str, str], folder: Path, tag: str) -> dic
 def _turn_options(codex: Codex, sandbox: str, env: Mapping[str, str]) -> list[str]:
     state = str(Path(env["CODEX_HOME"]).parent / "state")
     options = ["--codex-bin", str(codex.place), "--state-dir", state, "--max-sandbox", sandbox]
-    # Inside a run it would be refused, but here the model is none that goes on for ever.
+    # A nested run would be refused, but a scripted model cannot start runs without end.
     return [*options, "--max-depth", str(find_depth(env) + 1)]
 
 
@@ -176,15 +180,15 @@ def _broken(when: str, error: Exception, log: Path, name: str = "protocol") -> C
         leaf = cast("BaseExceptionGroup[BaseException]", leaf).exceptions[0]
     reason = f"{type(leaf).__name__}: {leaf}".rstrip(": ")
     written = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    said = f"The server fails {when}: {reason}."
+    message = f"The server failed {when}: {reason}."
     about: dict[str, Any] = {"stderr": quote(written[-4000:], 1000)}
     if lines := written.strip().splitlines():
-        said += f" It says: {quote(lines[-1], 300)}"
-    return problem(name, said, _REPORT, **about)
+        message += f" Its last line on stderr: {quote(lines[-1], 300)}"
+    return problem(name, message, _REPORT, **about)
 
 
 async def _left_over(tag: str) -> list[int]:
-    """Return the processes with *tag* in their environment that do not end by themselves."""
+    """Return the processes with *tag* in their environment that do not end within 5 seconds."""
     left = _marked(tag)
     with anyio.move_on_after(_GONE_WITHIN_S):
         while left:
@@ -195,7 +199,7 @@ async def _left_over(tag: str) -> list[int]:
 
 def _marked(tag: str) -> list[int]:
     found: list[int] = []
-    for folder in Path("/proc").glob("[0-9]*"):  # None on macOS, where nobody may look.
+    for folder in Path("/proc").glob("[0-9]*"):  # macOS has no /proc, so nothing is found there.
         try:
             if tag.encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))

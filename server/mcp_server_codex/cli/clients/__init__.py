@@ -1,1 +1,1 @@
-"""The MCP clients that this server can be installed in, and their files."""
+"""Read and change the configuration files of MCP clients."""

@@ -1,6 +1,6 @@
-"""Claude Code's own command line, which alone may write ~/.claude.json.
+"""Run `claude mcp`: only Claude Code's own program may write ~/.claude.json.
 
-A running Claude Code keeps that file in memory and writes it again at any time.
+A running Claude Code keeps that file in memory and may write it again at any time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mcp_server_codex.cli.clients.config_error import ConfigError
 
 
 def find_claude(home: Path, environ: Mapping[str, str]) -> str | None:
-    """Return the program, or None if it is not to be found."""
+    """Return the path of the program `claude`, or None if it is not found."""
     if on_path := shutil.which("claude", path=environ.get("PATH", "")):
         return on_path
     usual = (home / ".local" / "bin" / "claude", home / ".claude" / "local" / "claude")
@@ -25,24 +25,26 @@ def find_claude(home: Path, environ: Mapping[str, str]) -> str | None:
 
 
 def add_command(claude: str, scope: str, name: str, entry: dict[str, Any]) -> list[str]:
-    """Return the command that adds *entry*."""
+    """Return the `claude` command that adds *entry* under *name*."""
     return [claude, "mcp", "add-json", "-s", scope, name, json.dumps(entry, ensure_ascii=False)]
 
 
 def remove_command(claude: str, scope: str, name: str) -> list[str]:
-    """Return the command that removes the server called *name*."""
+    """Return the `claude` command that removes the server called *name*."""
     return [claude, "mcp", "remove", name, "-s", scope]
 
 
 def run_claude(command: list[str], cwd: Path) -> None:
-    """Run one of the commands above in the project *cwd*.
+    """Run one of the commands above in the project folder *cwd*.
 
     Raises:
-        ConfigError: It failed; says what it printed.
+        ConfigError: The command failed. The error holds the end of its output.
     """
     done = subprocess.run(
         command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip())[-500:]
-        raise ConfigError(f"`claude mcp {command[2]}` failed ({done.returncode}): {said}")
+        output = (done.stderr.strip() or done.stdout.strip())[-500:]
+        raise ConfigError(
+            f"`claude mcp {command[2]}` failed with exit code {done.returncode}: {output}"
+        )

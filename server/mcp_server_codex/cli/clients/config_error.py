@@ -1,15 +1,15 @@
-"""What is wrong with a client's configuration file, and where."""
+"""The error for a client's configuration file: the problem, the line and the column."""
 
 from __future__ import annotations
 
 
 class ConfigError(Exception):
-    """A configuration file cannot be read, or may not be changed.
+    """A configuration file cannot be read or must not be changed.
 
     Attributes:
-        problem: What is wrong, without the place.
-        line: The line, from 1; None if it is about the whole file.
-        column: The column, from 1; None if it is about the whole line.
+        problem: The problem, without its position.
+        line: The line, from 1; None if the problem concerns the whole file.
+        column: The column, from 1; None if the problem concerns the whole line.
     """
 
     def __init__(self, problem: str, line: int | None = None, column: int | None = None) -> None:
@@ -20,11 +20,11 @@ class ConfigError(Exception):
 
 
 def error_at(text: str, at: int, problem: str) -> ConfigError:
-    """Return the error that *problem* is at the offset *at* of *text*."""
+    """Return a ConfigError for *problem* at the offset *at* of *text*."""
     before = text[:at].removeprefix("\ufeff")
     return ConfigError(problem, before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
 
 
 def newline_of(text: str) -> str:
-    """Return how the lines of *text* end."""
+    """Return the line ending that *text* uses."""
     return "\r\n" if "\r\n" in text else "\n"

@@ -1,4 +1,4 @@
-"""A client's configuration file: read whole, replaced whole, backed up once."""
+"""Read, replace and back up a client's configuration file."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ BACKUP_SUFFIX = ".bak-mcp-server-codex"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A configuration file, which need not exist."""
+    """A configuration file, which may not exist."""
 
     path: Path
 
     @property
     def backup(self) -> ConfigFile:
-        """The file as it was before this server was put into it."""
+        """The backup: a copy of the file from before this server was added."""
         return ConfigFile(self.path.with_name(self.path.name + BACKUP_SUFFIX))
 
     def read(self) -> str | None:
-        """Return its text, line ends and byte order mark included; None without a file.
+        """Return the text of the file, or None if the file does not exist.
+
+        Line endings and the byte order mark are kept.
 
         Raises:
-            ConfigError: It is no UTF-8.
-            OSError: It cannot be read.
+            ConfigError: The file is not UTF-8.
+            OSError: The file cannot be read.
         """
         try:
             data = self.path.read_bytes()
@@ -39,21 +41,21 @@ class ConfigFile:
             return data.decode()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            raise ConfigError("this is not UTF-8", line) from None
+            raise ConfigError("the file is not valid UTF-8", line) from None
 
     def write(self, text: str, *, instead_of: str | None, like: Path | None = None) -> None:
-        """Put *text* in place of *instead_of* in one step, keeping mode, owner and links.
+        """Replace the text *instead_of* by *text* atomically; keep mode, owner and links.
 
         Args:
-            text: What the file shall hold.
-            instead_of: What it held when *text* was made from it.
-            like: Whose mode it gets, if it is new.
+            text: The new text of the file.
+            instead_of: The text of the file from which *text* was made.
+            like: The file whose mode a new file gets.
 
         Raises:
-            ConfigError: It has been made read-only, or was changed meanwhile.
-            OSError: It cannot be written.
+            ConfigError: The file is read-only, or another program changed it meanwhile.
+            OSError: The file cannot be written.
         """
-        target = Path(os.path.realpath(self.path))  # A link shall go on pointing there.
+        target = Path(os.path.realpath(self.path))  # A link must keep pointing to its target.
         self.check_writable()
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -70,24 +72,26 @@ class ConfigFile:
                 out.flush()
                 os.fsync(out.fileno())
             if self.read() != instead_of:
-                raise ConfigError("it was changed by somebody else meanwhile; try again")
+                raise ConfigError(
+                    "another program changed the file meanwhile; run the command again"
+                )
             fresh.replace(target)
         finally:
             fresh.unlink(missing_ok=True)
 
     def back_up(self, text: str | None) -> None:
-        """Keep *text*, which it holds now; without a file, forget what was kept before."""
+        """Write *text*, the file's current text, to the backup; delete the backup if it is None."""
         if text is None:
             self.backup.path.unlink(missing_ok=True)
         else:
             self.backup.write(text, instead_of=self.backup.read(), like=self.path)
 
     def delete(self, *, up_to: Path) -> None:
-        """Delete it, and the folders around it that are empty then, below *up_to*."""
+        """Delete the file and its parent folders below *up_to* that are then empty."""
         self.check_writable()
         Path(os.path.realpath(self.path)).unlink()
         if self.path.is_symlink():
-            return  # Somebody made that link: it stays, as it was before.
+            return  # This server did not make the link, so the link stays.
         for folder in self.path.parents:
             if folder == up_to or not folder.is_relative_to(up_to):
                 return
@@ -97,12 +101,12 @@ class ConfigFile:
                 return
 
     def check_writable(self) -> None:
-        """Refuse what its owner has made read-only.
+        """Check that the file's owner has not made the file read-only.
 
         Raises:
-            ConfigError: It is.
+            ConfigError: The file is read-only.
         """
-        # Renaming over it would succeed all the same, and for root os.access says yes.
+        # A rename over a read-only file succeeds, and os.access returns True for root.
         with suppress(FileNotFoundError):
             if not self.path.stat().st_mode & 0o222 or not os.access(self.path, os.W_OK):
-                raise ConfigError("it is read-only")
+                raise ConfigError("the file is read-only")

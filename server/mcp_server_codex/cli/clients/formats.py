@@ -1,4 +1,4 @@
-"""The formats of configuration files: read, change one place, and nothing else."""
+"""Read a configuration file and change one value in its text, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mcp_server_codex.cli.clients.config_error import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a kind of configuration file is read and changed."""
+    """A file format: functions that parse a text and change one value in it."""
 
     name: str
     parse: Callable[[str], Json]
-    """Raises a ConfigError, with the line, for what is none."""
+    """Returns the data of a text; raises a ConfigError with the line if the text is invalid."""
     _put: Callable[[str, Sequence[str], Any], str]
     _remove: Callable[[str, Sequence[str]], str]
 
@@ -26,32 +26,35 @@ class Format:
         """Return *text* with *value* at *path*.
 
         Raises:
-            ConfigError: It is broken, or laid out so that it cannot be changed safely.
+            ConfigError: *text* is invalid, or its layout cannot be changed safely.
         """
         wanted = _with(self.parse(text), path, value)
-        return self._sure(self._put(text, path, value), [wanted])
+        return self._checked(self._put(text, path, value), [wanted])
 
     def remove(self, text: str, path: Sequence[str]) -> str:
-        """Return *text* without what is at *path*.
+        """Return *text* without the value at *path*.
 
         Raises:
-            ConfigError: It is broken, or laid out so that it cannot be changed safely.
+            ConfigError: *text* is invalid, or its layout cannot be changed safely.
         """
         wanted = [_without(self.parse(text), path)]
         for length in range(len(path) - 1, 0, -1):
-            # In TOML, what holds tables goes with the last of them.
+            # In TOML, a parent table disappears together with its last child table.
             if not at_path(wanted[0], path[:length]):
                 wanted.append(_without(wanted[0], path[:length]))
-        return self._sure(self._remove(text, path), wanted)
+        return self._checked(self._remove(text, path), wanted)
 
-    def _sure(self, changed: str, wanted: list[Json]) -> str:
-        """Return *changed* if it means what is wanted: what a person wrote is not guessed at."""
+    def _checked(self, changed: str, wanted: list[Json]) -> str:
+        """Return *changed* if its data is one of *wanted*.
+
+        A person's file is not changed by guesswork, so any other result is an error.
+        """
         try:
             if self.parse(changed) in wanted:
                 return changed
         except ConfigError:
             pass
-        raise ConfigError("it is laid out so that it cannot be changed safely; edit it by hand")
+        raise ConfigError("this file's layout cannot be changed safely; edit the file by hand")
 
 
 JSON = Format("JSON", partial(jsonc.parse, comments=False), jsonc.put, jsonc.remove)
@@ -62,7 +65,7 @@ TOML = Format("TOML", toml_text.parse, toml_text.put, toml_text.remove)
 
 
 def at_path(data: Any, path: Sequence[str]) -> Any:
-    """Return what is at *path* in *data*; None if there is nothing."""
+    """Return the value at *path* in *data*, or None if there is none."""
     for name in path:
         if not isinstance(data, dict):
             return None
@@ -72,7 +75,9 @@ def at_path(data: Any, path: Sequence[str]) -> Any:
 
 def _with(data: Any, path: Sequence[str], value: Any) -> Json:
     if not isinstance(data, dict):
-        raise ConfigError(f"what should hold {path[0]!r} is no object")
+        raise ConfigError(
+            f"cannot add {path[0]!r}: the value that should contain it is not an object"
+        )
     table = cast("Json", data)
     inside = _with(table.get(path[0], {}), path[1:], value) if len(path) > 1 else value
     return table | {path[0]: inside}

@@ -1,7 +1,7 @@
-"""JSON with comments and trailing commas, changed without touching another byte.
+"""Change one value in JSON with comments and trailing commas, and no other byte.
 
-No package at hand keeps all of a file's bytes, so this notes where each value
-stands and cuts or inserts text there.
+No package that we could use keeps all bytes of a file. So this module records the
+position of each value and cuts or inserts text there.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ _LINE_END = re.compile(r"[ \t\r]*(?:\n|\Z)")
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
 _LITERAL = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null")
 _DEEPEST = 200
+"""Nesting levels that are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value and where it stands."""
+    """A value and its position in the text."""
 
     start: int
     end: int
     value: Any
     members: tuple[Member, ...] | None = None
-    """Of an object."""
+    """The members of an object; None for any other value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of an object: from its name to its value, and the comma after it."""
+    """A member of an object: its name, its value and the position of the comma after it."""
 
     name: str
     start: int
@@ -46,24 +47,24 @@ class Member:
 
 
 def parse(text: str, *, comments: bool) -> dict[str, Any]:
-    """Return the object that *text* holds; nothing at all is an empty one.
+    """Return the object in *text*; an empty text is an empty object.
 
     Raises:
-        ConfigError: It is no JSON, or holds something else.
+        ConfigError: *text* is not JSON, or not an object.
     """
     node = _Reader(text, comments=comments).document()
     if node is None:
         return {}
     if node.members is None:
-        raise error_at(text, node.start, "this is no JSON object")
+        raise error_at(text, node.start, "the file is not a JSON object")
     return cast("dict[str, Any]", node.value)
 
 
 def put(text: str, path: Sequence[str], value: Any) -> str:
-    """Return *text* with *value* at *path*; objects on the way are made.
+    """Return *text* with *value* at *path*; create the objects along *path*.
 
     Raises:
-        ConfigError: What is on the way is no object.
+        ConfigError: A value along *path* is not an object.
     """
     eol = newline_of(text)
     node = _Reader(text, comments=True).document()
@@ -74,7 +75,7 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
     unit = _unit(text, node)
     for at, name in enumerate(path):
         if node.members is None:
-            raise error_at(text, node.start, f"{'.'.join(path[:at])} is no JSON object")
+            raise error_at(text, node.start, f"{'.'.join(path[:at])} is not a JSON object")
         found = _member(node, name)
         if found is None:
             return _insert(text, node, name, _nested(path[at + 1 :], value), unit, eol)
@@ -84,7 +85,7 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
 
 
 def remove(text: str, path: Sequence[str]) -> str:
-    """Return *text* without the member at *path*, which is there."""
+    """Return *text* without the member at *path*, which must exist."""
     node = _Reader(text, comments=True).document()
     for name in path[:-1]:
         found = _member(node, name) if node else None
@@ -97,7 +98,7 @@ def remove(text: str, path: Sequence[str]) -> str:
     end = gone.node.end if gone.comma is None else gone.comma + 1
     comments = _COMMENT.findall(text, _end_before(node, index), start)
     if comments and comments[-1].startswith("//") and not _LINE_END.match(text, end):
-        start = gone.start  # That comment needs the end of its line.
+        start = gone.start  # A // comment needs the end of its line.
     head, tail = text[:start], text[end:]
     if gone.comma is None and before is not None and before.comma is not None:
         head = head[: before.comma] + head[before.comma + 1 :]
@@ -115,12 +116,12 @@ def _nested(path: Sequence[str], value: Any) -> Any:
 
 
 def _member(node: Node, name: str) -> Member | None:
-    """Return the last member of that name, which is the one that counts."""
+    """Return the last member called *name*: JSON parsers use the last of several."""
     return next((each for each in reversed(node.members or ()) if each.name == name), None)
 
 
 def _end_before(node: Node, index: int) -> int:
-    """Return where what stands before a member ends."""
+    """Return the end of the text that precedes the member at *index*."""
     before = node.members[index - 1] if node.members and index else None
     if before is None:
         return node.start + 1
@@ -128,7 +129,7 @@ def _end_before(node: Node, index: int) -> int:
 
 
 def _insert(text: str, node: Node, name: str, value: Any, unit: str, eol: str) -> str:
-    """Put a member behind all others, and behind the comments that follow them."""
+    """Return *text* with a member added after the others and the comments after them."""
     tail = len(text[: node.end - 1].rstrip(" \t\r\n"))
     around = _line_indent(text, node.start)
     last = node.members[-1] if node.members else None
@@ -156,7 +157,7 @@ def _written(value: Any, indent: str, unit: str, eol: str, *, spread: bool, gap:
 
 
 def _unit(text: str, root: Node) -> str:
-    """Return by how much each level is indented, as the first member tells."""
+    """Return the indentation of one level, taken from the first member."""
     if root.members and "\n" in text[root.start : root.members[0].start]:
         return _line_indent(text, root.members[0].start) or "  "
     return "  "
@@ -168,7 +169,7 @@ def _line_indent(text: str, at: int) -> str:
 
 
 class _Reader:
-    """Reads a document and notes where everything stands."""
+    """A parser that records the position of every value."""
 
     def __init__(self, text: str, *, comments: bool) -> None:
         self._text = text
@@ -182,12 +183,12 @@ class _Reader:
         node = self._node(at, 0)
         end = self._skip(node.end)
         if end != len(self._text):
-            self._fail(end, "the document should end here")
+            self._fail(end, "expected the end of the file")
         return node
 
     def _node(self, at: int, depth: int) -> Node:
         if depth > _DEEPEST:
-            self._fail(at, "this is nested too deep")
+            self._fail(at, f"nested too deeply: more than {_DEEPEST} levels")
         match self._text[at : at + 1]:
             case "{":
                 return self._object(at, depth)
@@ -198,7 +199,7 @@ class _Reader:
             case _:
                 found = _LITERAL.match(self._text, at)
                 if found is None:
-                    self._fail(at, "a value should stand here")
+                    self._fail(at, "expected a value")
                 return Node(at, found.end(), json.loads(found[0]))
 
     def _object(self, start: int, depth: int) -> Node:
@@ -206,11 +207,11 @@ class _Reader:
         at = self._skip(start + 1)
         while self._text[at : at + 1] != "}":
             if self._text[at : at + 1] != '"':
-                self._fail(at, 'a name in quotes or "}" should stand here')
+                self._fail(at, 'expected a name in quotes or "}"')
             name = self._string(at)
             colon = self._skip(name.end)
             if self._text[colon : colon + 1] != ":":
-                self._fail(colon, '":" should stand here')
+                self._fail(colon, 'expected ":"')
             node = self._node(self._skip(colon + 1), depth + 1)
             comma, after = self._comma(node.end, "}")
             members.append(Member(str(name.value), at, colon, node, comma))
@@ -228,12 +229,12 @@ class _Reader:
         return Node(start, at + 1, values)
 
     def _comma(self, end: int, close: str) -> tuple[int | None, int]:
-        """Return where the comma after a value is, if any, and where it goes on."""
+        """Return the position of the comma after a value, if any, and of the next token."""
         at = self._skip(end)
         if self._text[at : at + 1] == close:
             return None, at
         if self._text[at : at + 1] != ",":
-            self._fail(at, f'"," or "{close}" should stand here')
+            self._fail(at, f'expected "," or "{close}"')
         after = self._skip(at + 1)
         if self._text[after : after + 1] == close and not self._comments:
             self._fail(at, "a comma after the last value is not allowed here")
@@ -242,11 +243,11 @@ class _Reader:
     def _string(self, at: int) -> Node:
         found = _STRING.match(self._text, at)
         if found is None:
-            self._fail(at, "this string does not end")
+            self._fail(at, "this string has no closing quote")
         try:
             return Node(at, found.end(), json.loads(found[0]))
         except ValueError:
-            self._fail(at, "this string has a wrong escape")
+            self._fail(at, "this string contains an invalid escape")
 
     def _skip(self, at: int) -> int:
         found = self._space.match(self._text, at)
@@ -255,8 +256,8 @@ class _Reader:
     def _fail(self, at: int, problem: str) -> NoReturn:
         if self._text[at : at + 2] in ("//", "/*"):
             problem = (
-                "this comment does not end" if self._comments else "comments are not allowed here"
+                "this comment has no end" if self._comments else "comments are not allowed here"
             )
         elif at >= len(self._text):
-            problem = "the file ends too early"
+            problem = "unexpected end of the file"
         raise error_at(self._text, at, problem)

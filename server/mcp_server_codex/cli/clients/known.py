@@ -1,6 +1,6 @@
 """The MCP clients that `install` and `doctor` know: their files, formats and limits.
 
-Where something was not seen on the client itself, the source stands beside it.
+Facts that were not seen on the client itself have their source in a comment.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ from mcp_server_codex.cli.clients.formats import JSON, JSONC, TOML, Format, at_p
 __all__ = ["CLIENTS", "NAME", "Client", "ConfigError", "client_named", "starts_this_server"]
 
 NAME = "codex"
-"""What this server is called in a client, unless a person has called it otherwise."""
+"""The server's name in a client's configuration, unless a person has chosen another one."""
 
 ENVIRONMENT = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
-"""Keeps a package named `mcp` in the user's project from being loaded as the SDK."""
+"""Variables that keep Python from loading a project's own package `mcp` as the MCP SDK."""
 
 _PROGRAM = re.compile(r"mcp-server-codex(?:[\[=<>~!@ ].*)?")
-"""The program, or a requirement for its package, as uvx and pipx take one."""
+"""Matches the program, or a requirement for its package as uvx and pipx accept one."""
 
 Paths = Callable[[Path, Path, Mapping[str, str]], dict[str, Path]]
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """An MCP client and how it is told of servers."""
+    """An MCP client and how its configuration lists servers."""
 
     name: str
     title: str
     format: Format
     key_path: tuple[str, ...]
-    """Where in the file the servers stand, by their names."""
+    """Path in the file to the object that holds the servers by name."""
     limits: str
-    """What is known about how long it lets a call take."""
+    """The client's time limit for a call, as far as it is known."""
     paths: Paths
-    """From home, project and environment to the file of each scope, the default first."""
+    """Maps home, project and environment to the file of each scope, the default first."""
     programs: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
-    """Applications, on macOS."""
+    """Paths of the application on macOS."""
     typed: bool = False
-    """Whether an entry says `"type": "stdio"`."""
+    """True if an entry must contain `"type": "stdio"`."""
     settings: Json = field(default_factory=dict[str, Any])
-    """What an entry says besides command, arguments and environment."""
+    """Further keys of an entry, after command, arguments and environment."""
     note: str = ""
-    """What a person has to know or do once it is installed."""
+    """A note on what a person must know or do after the install."""
     shell_path: bool = False
-    """Whether it is started from a shell and so has the shell's PATH."""
+    """True if the client is started from a shell and so has the shell's PATH."""
 
     def config_paths(
         self, home: Path, cwd: Path, environ: Mapping[str, str] | None = None
     ) -> dict[str, Path]:
-        """Return the configuration file of each scope, whether or not it is there."""
+        """Return the configuration file of each scope, even if the file does not exist."""
         return self.paths(home, cwd, os.environ if environ is None else environ)
 
     def is_present(self, home: Path, environ: Mapping[str, str]) -> bool:
-        """Tell whether the client seems to be installed: its program or its folder is there."""
+        """Return True if the client seems to be installed: its program or its folder exists."""
         user = next(iter(self.paths(home, home, environ).values()))
         folder = user if user.parent == home else user.parent
         return (
@@ -74,18 +74,18 @@ class Client:
         )
 
     def servers_at(self, scope: str, cwd: Path) -> tuple[str, ...]:
-        """Return where in the file of *scope* the servers stand."""
-        # Claude Code only: it has one file for all projects.
+        """Return the path to the servers in the file of *scope*."""
+        # Only Claude Code has the scope "local": one file for all projects.
         where = ("projects", str(_repository(cwd))) if scope == "local" else ()
         return (*where, *self.key_path)
 
     def find_named(
         self, text: str, scope: str = "user", cwd: Path | None = None
     ) -> tuple[str, Json] | None:
-        """Return name and entry of what starts this server; None if nothing does.
+        """Return the name and the entry that start this server, or None.
 
         Raises:
-            ConfigError: The file is broken; says in which line.
+            ConfigError: *text* is invalid. The error names the line.
         """
         data = self.format.parse(text)
         servers = at_path(data, self.servers_at(scope, cwd or Path.cwd()))
@@ -97,28 +97,28 @@ class Client:
         return next(((name, entries[name]) for name in ours), None)
 
     def find_entry(self, text: str, scope: str = "user", cwd: Path | None = None) -> Json | None:
-        """Return the entry that starts this server, whatever its name.
+        """Return the entry that starts this server under any name, or None.
 
         Raises:
-            ConfigError: The file is broken; says in which line.
+            ConfigError: *text* is invalid. The error names the line.
         """
         found = self.find_named(text, scope, cwd)
         return found[1] if found else None
 
     def entry(self, command: str, arguments: list[str]) -> Json:
-        """Return the entry by which this client starts *command*."""
+        """Return the entry with which this client starts *command*."""
         kind: Json = {"type": "stdio"} if self.typed else {}
         started = {"command": command, "args": arguments, "env": dict(ENVIRONMENT)}
         return kind | started | self.settings
 
 
 def starts_this_server(entry: Any) -> bool:
-    """Tell whether a client's entry starts this server, by itself or through uvx and the like."""
+    """Return True if *entry* starts this server, directly or through uvx or a similar program."""
     if not isinstance(entry, dict):
         return False
     table = cast("Json", entry)
     command, arguments = table.get("command"), table.get("args")
-    if isinstance(command, dict):  # Zed had it so until 2025.
+    if isinstance(command, dict):  # Zed used a table here until 2025.
         older = cast("Json", command)
         command, arguments = older.get("path"), older.get("args")
     words = [str(each) for each in cast("list[Any]", arguments)] if _is_list(arguments) else []
@@ -139,15 +139,15 @@ def _is_list(value: object) -> bool:
 
 
 def client_named(name: str) -> Client:
-    """Return the client of that name, which is one of CLIENTS."""
+    """Return the client called *name*, which must be one of CLIENTS."""
     return next(each for each in CLIENTS if each.name == name)
 
 
 def _repository(folder: Path) -> Path:
-    """Return the folder that Claude Code takes for the project around *folder*.
+    """Return the folder that Claude Code uses as the project of *folder*.
 
-    That of the git repository, of a worktree the main one; without git, *folder*
-    itself (seen on 2.1.332).
+    This is the top of the git repository; in a worktree, that of the main
+    repository; without git, *folder* itself (seen on 2.1.332).
     """
     folder = folder.resolve()
     for each in (folder, *folder.parents):
@@ -169,7 +169,7 @@ def _config_home(home: Path, environ: Mapping[str, str]) -> Path:
 
 
 def _application(home: Path, environ: Mapping[str, str], name: str) -> Path:
-    """Return the folder in which an Electron application keeps its files."""
+    """Return the configuration folder of the Electron application *name*."""
     if _is_mac():
         return home / "Library" / "Application Support" / name
     return _config_home(home, environ) / name
@@ -199,8 +199,8 @@ def _codex(home: Path, cwd: Path, environ: Mapping[str, str]) -> dict[str, Path]
 
 
 def _windsurf(home: Path, cwd: Path, environ: Mapping[str, str]) -> dict[str, Path]:
-    # Called Devin Desktop since June 2026, and keeps its files elsewhere since then
-    # (docs of vaadin.com and sevalla.com; docs.devin.ai still named the old place).
+    # Windsurf is called Devin Desktop since June 2026 and keeps its files in a new folder
+    # since then (docs of vaadin.com and sevalla.com; docs.devin.ai still named the old one).
     newer = _config_home(home, environ) / "devin"
     folder = newer if newer.is_dir() else home / ".codeium" / "windsurf"
     return {"user": folder / "mcp_config.json"}
@@ -217,8 +217,8 @@ CLIENTS = (
         "Claude Code",
         JSON,
         ("mcpServers",),
-        "Lets a call take `timeout` milliseconds, about 28 hours where that is not set; gives up"
-        " one that has been silent for 30 minutes, which this server's progress prevents.",
+        "Limits a call to `timeout` milliseconds, about 28 hours if not set. Also aborts a call"
+        " that is silent for 30 minutes; this server's progress messages prevent that.",
         _claude_code,
         programs=("claude",),
         typed=True,
@@ -231,8 +231,8 @@ CLIENTS = (
         JSON,
         ("mcpServers",),
         # anthropics/claude-code issues 22542, 43791 and 65643.
-        "Gives up a call after one to four minutes, as versions differ, and has no setting for it;"
-        " leave --wait-s at auto, so that calls end before.",
+        "Aborts a call after one to four minutes, depending on its version, and has no setting for"
+        " this limit; leave --wait-s at auto, so that each call returns earlier.",
         _claude_desktop,
         places=("/Applications/Claude.app",),
         note="Quit Claude Desktop and start it again.",
@@ -243,46 +243,48 @@ CLIENTS = (
         JSONC,
         ("mcpServers",),
         # cursor/cursor issue 3510, of version 1.4.
-        "Has no setting; calls were cancelled after five minutes; leave --wait-s at auto, so that"
-        " calls end before.",
+        "Aborts a call after five minutes (version 1.4) and has no setting for this limit;"
+        " leave --wait-s at auto, so that each call returns earlier.",
         _cursor,
         programs=("cursor", "cursor-agent"),
         places=("/Applications/Cursor.app",),
-        note="Check in Cursor's settings, under MCP, that the server is switched on.",
+        note="In Cursor's settings, under MCP, check that the server is enabled.",
     ),
     Client(
         "vscode",
         "VS Code",
         JSONC,
         ("servers",),
-        # microsoft/vscode issue 311595 asks for one.
-        "Sets no time limit on a call.",
+        # microsoft/vscode issue 311595 asks for such a limit.
+        "Has no time limit for a call.",
         _vscode,
         programs=("code",),
         places=("/Applications/Visual Studio Code.app",),
         typed=True,
-        note="VS Code asks once whether you trust the server, when it first starts it.",
+        note="VS Code asks once, at the first start, whether you trust the server.",
     ),
     Client(
         "codex",
         "Codex",
         TOML,
         ("mcp_servers",),
-        "Lets a call take `tool_timeout_sec` seconds, 60 where that is not set; progress does not"
-        " prolong it.",
+        "Limits a call to `tool_timeout_sec` seconds, 60 if not set; progress messages do not"
+        " extend this time.",
         _codex,
         programs=("codex",),
-        # Codex hands a server no variable besides those, and both are needed: the first to find
-        # the same threads, the second to tell how deep agents are nested (seen on 0.60.1, 0.163.0).
+        # Codex passes hardly any variable to a server unless `env_vars` lists it. Both are needed:
+        # CODEX_HOME to find the same threads, CODEX_RUN_DEPTH to know how deep agents are nested
+        # (seen on 0.60.1 and 0.163.0).
         settings={
             "env_vars": ["CODEX_HOME", "CODEX_RUN_DEPTH"],
             "startup_timeout_sec": 30,
             "tool_timeout_sec": 7200,
         },
         note=(
-            'Codex asks before it calls codex_run, and with approval_policy = "never", as in'
-            ' `codex exec`, refuses it; default_tools_approval_mode = "approve" in the entry'
-            " allows it without asking (0.147 and later)."
+            "Codex asks the person before it calls codex_run. With approval_policy ="
+            ' "never", as in `codex exec`, it refuses the call instead. To allow the call without'
+            ' asking, set default_tools_approval_mode = "approve" in the entry (Codex 0.147 and'
+            " later)."
         ),
         shell_path=True,
     ),
@@ -291,11 +293,11 @@ CLIENTS = (
         "Windsurf (Devin Desktop)",
         JSONC,
         ("mcpServers",),
-        "Documents no time limit and no setting; leave --wait-s at auto.",
+        "Documents no time limit for a call and no setting for one; leave --wait-s at auto.",
         _windsurf,
         programs=("windsurf", "devin-desktop"),
         places=("/Applications/Windsurf.app", "/Applications/Devin.app"),
-        note="Press the refresh button of its list of MCP servers.",
+        note="Press the refresh button in its list of MCP servers.",
     ),
     Client(
         "zed",
@@ -303,11 +305,11 @@ CLIENTS = (
         JSONC,
         ("context_servers",),
         # ContextServerCommand in zed's crates/settings_content/src/project.rs.
-        "Lets a call take `timeout` seconds, 60 where that is not set.",
+        "Limits a call to `timeout` seconds, 60 if not set.",
         _zed,
         programs=("zed", "zeditor"),
         places=("/Applications/Zed.app",),
         settings={"timeout": 7200},
     ),
 )
-"""All of them; the names are what a person types."""
+"""All known clients; a person types the name."""

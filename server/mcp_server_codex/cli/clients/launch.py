@@ -1,4 +1,4 @@
-"""How a client can start this very server: by a path that lasts."""
+"""Find a command by which a client can start this server, with a path that stays valid."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _UV_CACHE = re.compile(r"(?:archive|builds|environments)-v\d+")
 
 
 def find_command(environ: Mapping[str, str]) -> list[str]:
-    """Return the command, absolute, since applications do not have the shell's PATH.
+    """Return the command that starts this server.
 
-    What runs from an environment of uvx or pipx run, which is thrown away, is
-    started through those again.
+    The path is absolute, because applications do not have the shell's PATH. uvx
+    and `pipx run` delete their environments, so from there the command is uvx or
+    `pipx run` again.
     """
     folder = Path(sys.prefix)
     if _UV_CACHE.fullmatch(folder.parent.name):
@@ -38,7 +39,7 @@ def find_command(environ: Mapping[str, str]) -> list[str]:
         pipx, wanted = shutil.which("pipx") or "pipx", requirement()
         spec = [] if wanted == PACKAGE else ["--spec", wanted]
         return [pipx, "run", *spec, PACKAGE]
-    # Not resolved: ~/.local/bin/mcp-server-codex outlives what it points to.
+    # Links are not resolved: ~/.local/bin/mcp-server-codex exists longer than its target.
     for script in (Path(sys.argv[0]).absolute(), Path(sys.executable).with_name(PACKAGE)):
         if script.name == PACKAGE and os.access(script, os.X_OK):
             return [os.path.normpath(script)]
@@ -46,7 +47,7 @@ def find_command(environ: Mapping[str, str]) -> list[str]:
 
 
 def requirement() -> str:
-    """Return what has to be installed to have this package again, as it was installed."""
+    """Return the requirement that installs this package again from the same source."""
     extra = "[codex]" if find_spec("codex_cli_bin") else ""
     try:
         origin = distribution(PACKAGE).read_text("direct_url.json")
@@ -62,18 +63,18 @@ def requirement() -> str:
 
 
 def read_options(words: Sequence[str], fail: Callable[[str], NoReturn]) -> list[str]:
-    """Return the server's own options with absolute paths, if it would start with them.
+    """Return the server's own options *words* with absolute paths, after checking them.
 
     Args:
-        words: As they came.
-        fail: Called with a sentence if the server would refuse them.
+        words: The options as typed.
+        fail: Called with a message if the server would not start with the options.
     """
-    # The client starts it in another folder and with another environment than this one.
+    # The client starts the server in another folder and with another environment.
     read_settings(words, {}, fail)
     kinds = {option.flag: option.metavar for option in OPTIONS}
     options: list[str] = []
     for word in words:
-        if "--" in options:  # Only roots follow.
+        if "--" in options:  # Only folders (roots) follow.
             options.append(word if word.startswith("~") else make_absolute(word))
             continue
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)

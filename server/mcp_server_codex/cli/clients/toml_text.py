@@ -1,7 +1,8 @@
-"""TOML, changed without touching another byte.
+"""Change one value in TOML, and no other byte.
 
-tomllib reads it; this finds the statements, to cut or insert whole ones. tomlkit
-would take the comments behind a table with the table, whoever they belong to.
+tomllib parses the text. This module finds the statements and cuts or inserts
+whole ones. tomlkit is not used: when it removes a table, it also removes the
+comments after the table, even those that belong to the next one.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ _EMPTY_LINE = re.compile(r"[ \t]*\r?\n")
 
 @dataclass(frozen=True, slots=True)
 class _Statement:
-    """A header, or a key with its value."""
+    """A table header, or a key with its value."""
 
     path: Keys
-    """Of the table that a header opens, or of the key, with its table's."""
+    """The path of the table that a header opens, or the full path of a key."""
     is_header: bool
     start: int
-    """Where its line begins."""
+    """Offset of the start of the line."""
     value: int
-    """Where the value begins; of a header, where it ends."""
+    """Offset of the start of the value; for a header, the end of the header."""
     value_end: int
     end: int
-    """Where the next line begins, comments on this one included."""
+    """Offset of the start of the next line, after any comment on this one."""
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Return what *text* holds.
+    """Return the data in *text*.
 
     Raises:
-        ConfigError: It is no TOML.
+        ConfigError: *text* is not TOML.
     """
     try:
         return tomllib.loads(text.replace("\ufeff", " ", 1) if text[:1] == "\ufeff" else text)
@@ -57,15 +58,15 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def put(text: str, path: Sequence[str], value: Any) -> str:
-    """Return *text* with *value* at *path*; tables on the way are made.
+    """Return *text* with *value* at *path*; create the tables along *path*.
 
     Raises:
-        ConfigError: What is on the way is no table.
+        ConfigError: A value along *path* is not a table.
     """
     target, eol = tuple(path), newline_of(text)
     table, name = target[:-1], target[-1]
     data, found = parse(text), list(_statements(text))
-    for each in found:  # In one statement, or in an inline table.
+    for each in found:  # The value is in one statement or in an inline table.
         if not each.is_header and each.path == target[: len(each.path)]:
             return _replace(text, each, target, data, value)
     is_table = isinstance(value, dict)
@@ -86,7 +87,7 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
 
 
 def _append(text: str, keys: Keys, table: dict[str, Any], eol: str) -> str:
-    """Return *text* with a table behind all else, after an empty line."""
+    """Return *text* with a table appended after an empty line."""
     lines = [f"[{'.'.join(map(_key, keys))}]"]
     lines += [f"{_key(name)} = {_inline(each)}" for name, each in table.items()]
     lead = "" if not text.strip("\ufeff") or text.endswith("\n") else eol
@@ -96,7 +97,7 @@ def _append(text: str, keys: Keys, table: dict[str, Any], eol: str) -> str:
 
 
 def remove(text: str, path: Sequence[str]) -> str:
-    """Return *text* without what is at *path*, wherever in it that stands."""
+    """Return *text* without the value at *path*, including all of its statements."""
     target = tuple(path)
     for each in _statements(text):
         if not each.is_header and each.path == target[: len(each.path)] != target:
@@ -117,7 +118,7 @@ def remove(text: str, path: Sequence[str]) -> str:
 
 
 def _replace(text: str, each: _Statement, target: Keys, data: Any, value: Any) -> str:
-    """Write the value of one statement anew, with *value* at *target* or without it."""
+    """Rewrite the value of one statement, with *value* at *target*, or without it if None."""
     for name in each.path:
         data = data[name]
     rest = target[len(each.path) :]
@@ -129,7 +130,9 @@ def _with(data: Any, path: Keys, value: Any) -> Any:
     if not path:
         return value
     if not isinstance(data, dict):
-        raise ConfigError(f"{path[0]} should stand in a table, but there is none")
+        raise ConfigError(
+            f"cannot add {path[0]!r}: the value that should contain it is not a table"
+        )
     table = cast("dict[str, Any]", data)
     if len(path) == 1 and value is None:
         return {name: each for name, each in table.items() if name != path[0]}
@@ -137,7 +140,7 @@ def _with(data: Any, path: Keys, value: Any) -> Any:
 
 
 def _statements(text: str) -> Generator[_Statement]:
-    """Find all statements of *text*, which is known to be TOML."""
+    """Yield all statements of *text*, which must be valid TOML."""
     table: Keys = ()
     at = 0
     while (at := _past(_BLANK, text, at)) < len(text):
@@ -157,7 +160,7 @@ def _statements(text: str) -> Generator[_Statement]:
 
 
 def _end_of(text: str, at: int, until: str = "\n#") -> int:
-    """Return where what begins at *at* ends, before one of *until* outside of brackets."""
+    """Return the end of the element at *at*: before a character of *until* outside of brackets."""
     depth = 0
     while at < len(text):
         if text.startswith(('"""', "'''"), at):
@@ -188,7 +191,7 @@ def _end_of_long_string(text: str, at: int) -> int:
     while not text.startswith(quote, at):
         at += 2 if text[at] == "\\" and quote == '"""' else 1
     at += 3
-    while text[at : at + 1] == quote[0]:  # Up to two quotes may stand before the last three.
+    while text[at : at + 1] == quote[0]:  # Up to two quotes may precede the closing three.
         at += 1
     return at
 
@@ -236,4 +239,4 @@ def _inline(value: Any) -> str:
             inside = ", ".join(f"{_key(name)} = {_inline(each)}" for name, each in table.items())
             return f"{{ {inside} }}" if inside else "{}"
         case _:
-            raise ConfigError(f"a value of the kind {type(value).__name__} cannot be written here")
+            raise ConfigError(f"cannot write a value of the type {type(value).__name__} here")

@@ -1,4 +1,4 @@
-"""One place of a text changes, and all else stays: comments, indentation, line ends."""
+"""One value of a text changes; comments, indentation and line endings stay."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def check_round_trip(kind: Format, text: str, path: tuple[str, ...]) -> None:
     try:
         changed = kind.put(text, path, ENTRY)
     except ConfigError:
-        # Refused only where something that is no table is in the way.
+        # Refused only where a value on the path is not a table.
         inner: Any = before.get(path[0], {})
         assert not isinstance(inner, dict) or not isinstance(inner.get(path[1], {}), dict)  # pyright: ignore
         return
@@ -125,8 +125,8 @@ def test_toml_takes_an_entry_and_gives_it_back(text: str) -> None:
     assert TOML.remove(changed, path).rstrip() == text.rstrip()
 
 
-def test_what_cannot_be_written_anew_is_not() -> None:
-    with pytest.raises(ConfigError, match="a value of the kind date"):
+def test_a_value_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a value of the type date"):
         TOML.put("mcp_servers = { b = { c = 2020-01-01 } }", ("mcp_servers", "codex"), ENTRY)
 
 

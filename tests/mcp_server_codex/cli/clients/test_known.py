@@ -1,4 +1,4 @@
-"""What is known about the clients: where they are told of servers, and whether of this one."""
+"""Where each known client lists its servers, and which entry is this server's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written into a client's file can still be started tomorrow."""
+"""The command that is written into a client's file stays valid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.user_home import Desk, make_desk
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# By what the package was installed from, what has to be installed to have it again.
+# The requirement that installs the package again, by the source of this installation.
 ORIGINS: dict[str, tuple[Any, str | None]] = {
     "index": (None, None),
     "folder": (
@@ -37,7 +37,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def make_environment(folder: Path, origin: object = None) -> Path:
-    """Make an environment that has all that this one has; return its Python."""
+    """Make an environment with the same packages as this one; return its Python."""
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     own = [each for each in sys.path if each.endswith("site-packages")]
