@@ -237,7 +237,9 @@ async def test_of_32_calls_at_once_four_are_at_work_and_the_others_say_that_they
     assert len(alive) == 32
     assert 2 <= max(alive) <= 4
     assert all(messages for messages in heard.values())
-    waited = [n for n, messages in heard.items() if any("waiting in line" in m for m in messages)]
+    waited = [
+        n for n, messages in heard.items() if any("waiting in the queue" in m for m in messages)
+    ]
     # The first four never wait; the next ones may have started before they could say a thing.
     assert len(waited) >= 20
     assert len(waited) <= 28

@@ -20,7 +20,7 @@ from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
 from codex_tools.pricing.prices import read_prices
-from codex_tools.rollouts.threads import local_threads
+from codex_tools.rollouts.files import local_home
 
 PREFIX = "MCP_SERVER_CODEX_"
 
@@ -154,7 +154,7 @@ OPTIONS = (
         "N",
     ),
     Option("--wait-s", _wait, "auto", "how long a call waits for its run", "N"),
-    Option("--max-runs", _count, 4, "Codex runs at once; more wait in line", "N"),
+    Option("--max-runs", _count, 4, "Codex runs at once; further runs are queued", "N"),
     Option(
         "--max-depth", _count, 1, "runs inside each other; 1: a run may start no further one", "N"
     ),
@@ -234,7 +234,7 @@ def read_settings(
             max_depth=values["max_depth"],
             environment=EnvironmentRules(values["pass_env"], values["deny_env"]),
             home=Path(expand_home("~")),
-            codex_home=local_threads().home,
+            codex_home=local_home(),
             state_dir=state_dir,
         ),
         wait_s=values["wait_s"],

@@ -485,7 +485,7 @@ async def test_runs_beyond_the_limit_wait_in_line_for_all_to_see(
     assert statuses(runs) == statuses(stand) == ["running", "running", "queued", "queued"]
     assert all("codex_wait" in run["next"] for run in runs)
     assert stand[2]["attempts"] == 0
-    assert any("waiting in line" in message for message in heard)
+    assert any("waiting in the queue" in message for message in heard)
     assert statuses(later)[1:] == ["running", "running", "queued"]
     assert statuses(ended) == ["completed"] * 4
 

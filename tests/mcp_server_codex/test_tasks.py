@@ -367,7 +367,7 @@ async def test_a_task_that_waits_in_line_is_at_work_and_can_be_cancelled(
     async with wire(lab, fake, "--max-runs", "1") as client:
         first = working(await client.call("codex_run", prompt="x"))["taskId"]
         second = working(await client.call("codex_run", prompt="y"))["taskId"]
-        assert "in line" in (await client.task(second))["statusMessage"]
+        assert "in the queue" in (await client.task(second))["statusMessage"]
         await client.result("tasks/cancel", taskId=second)
         assert (await client.ended(second))["status"] == "cancelled"
         assert (await client.task(first))["status"] == "working"

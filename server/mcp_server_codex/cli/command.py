@@ -20,7 +20,7 @@ from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import make_absolute
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.pricing.prices import read_prices
-from codex_tools.rollouts.threads import local_threads
+from codex_tools.rollouts.files import local_home
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
 
 Find = Callable[[Json, ThreadIndex, Settings, Progress], Json]
@@ -63,7 +63,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     values = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
     as_json = values.pop("json")
     settings = read_settings(_server_options(values), os.environ, fail)
-    history = ThreadIndex(local_threads().home, settings.state_dir, read_prices(settings.prices))
+    history = ThreadIndex(local_home(), settings.state_dir, read_prices(settings.prices))
     try:
         with _progress_bar() as progress:
             found = command.find(_typed(command, values, fail), history, settings, progress)

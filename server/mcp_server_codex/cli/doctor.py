@@ -168,10 +168,10 @@ async def _examine_until_signal(options: list[str], environ: dict[str, str], rep
 
 
 async def _examine(options: list[str], environ: dict[str, str], report: Report) -> None:
-    from codex_tools.rollouts.threads import local_threads
+    from codex_tools.rollouts.files import local_home
     from mcp_server_codex.cli.checks.context import begin
 
-    examination, checks = begin(options, environ, local_threads().home)
+    examination, checks = begin(options, environ, local_home())
     report.mask = examination.mask
     report.add(*checks)
     skipped: list[str] = []

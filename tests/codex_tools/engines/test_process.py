@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,14 @@ from pathlib import Path
 import anyio
 import pytest
 
-from codex_tools.engines.process import STDERR_KEPT, open_child
+from codex_tools.engines.process import (
+    LINE_HEAD,
+    LINE_LIMIT,
+    LINE_TAIL,
+    STDERR_KEPT,
+    LineCutter,
+    open_child,
+)
 from support.lab import marked, until
 
 PYTHON = sys.executable
@@ -57,7 +65,7 @@ async def test_the_child_reads_its_input_to_the_end(tmp_path: Path) -> None:
 
 
 async def test_lines_come_whole_whatever_their_length(tmp_path: Path) -> None:
-    size = 100_000_000
+    size = LINE_LIMIT - 65536
     code = f"""
 import sys
 out = sys.stdout.buffer
@@ -69,6 +77,48 @@ out.write(b"first\\n\\n" + b"x" * {size} + b"\\nlast without a line feed")
         lines = [line async for line in child.lines()]
     assert [len(line) for line in lines] == [5, 0, size, 24]
     assert lines[3] == b"last without a line feed"
+
+
+TAIL = rb'","exit_code":3}'
+FILLERS = [
+    b"x",
+    b"\\n",
+    b"\\\\",
+    b'\\"',
+    "\u00e9".encode(),
+    b"\\u00e9",
+    b"0123456789abcdef",
+    b'\\"a\\u0041 ',
+]
+
+
+@pytest.mark.parametrize("filler", FILLERS)
+@pytest.mark.parametrize("shift", range(7))
+def test_a_line_that_is_too_long_loses_its_middle_and_stays_json(filler: bytes, shift: int) -> None:
+    line = b'{"output":"' + b"-" * shift + filler * (2 * LINE_HEAD // len(filler)) + TAIL
+    cutter = LineCutter(line[: LINE_HEAD + 10])
+    for at in range(LINE_HEAD + 10, len(line), 1_000_003):
+        cutter.add(line[at : at + 1_000_003])
+    short = cutter.line()
+    assert len(short) < LINE_HEAD + LINE_TAIL + 100
+    data = json.loads(short)
+    assert data["exit_code"] == 3
+    assert " bytes left out] " in data["output"]
+
+
+async def test_a_line_over_the_limit_is_shortened(tmp_path: Path) -> None:
+    code = f"""
+import sys
+out = sys.stdout.buffer
+out.write(b"first\\n" + b"x" * {2 * LINE_LIMIT} + b"\\nsecond\\n" + b"y" * {2 * LINE_LIMIT})
+"""
+    lines, _, _ = await run(code, tmp_path)
+    first, shortened, second, last = lines
+    assert (first, second) == (b"first", b"second")
+    for line, letter in ((shortened, b"x"), (last, b"y")):
+        assert len(line) < LINE_HEAD + LINE_TAIL + 100
+        assert line.startswith(letter * 100)
+        assert line.endswith(letter * 100)
 
 
 async def test_stderr_never_blocks_and_keeps_its_end(tmp_path: Path) -> None:

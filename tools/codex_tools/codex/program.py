@@ -254,7 +254,7 @@ async def _examine(path: Path) -> Program:
         path=path,
         version=None if version == (0, 0, 0) else version,
         version_text=found[1],
-        search_path=str(search_path) if search_path.is_dir() else None,
+        search_path=str(search_path) if await on_disk(search_path.is_dir) else None,
         flags=flags,
     )
 

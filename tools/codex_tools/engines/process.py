@@ -50,8 +50,9 @@ LINE_TAIL = 1024 * 1024
 
 _CHUNK = 64 * 1024
 
-_WITHOUT_ESCAPE = re.compile(rb"[^\\]{6}(?=[\x20-\x7f])")
-"""Where a JSON string can be resumed: no escape sequence reaches over six bytes."""
+_UNSURE = re.compile(rb"\\*[^\\](?:\\u[0-9a-fA-F]{4}|\\[^u]|[^\\]){5}[\x80-\xbf]*", re.DOTALL)
+"""The start of a text cut out of a JSON string: up to where no escape sequence or character that
+the cut may have split can reach. The longest has six bytes."""
 _ESCAPE_BEGUN = re.compile(rb"(?:[\xc0-\xff][\x80-\xbf]{0,3}|\\+(?:u[0-9a-fA-F]{0,3})?)\Z")
 """A character or an escape sequence that a cut may have split."""
 
@@ -78,7 +79,7 @@ class LineCutter:
     def line(self) -> bytes:
         """Return the shortened line."""
         tail = b"".join(self._tail)[-LINE_TAIL:]
-        found = _WITHOUT_ESCAPE.search(tail)
+        found = _UNSURE.match(tail)
         tail = tail[found.end() :] if found is not None else b""
         mark = f" [{self._size - len(self._head) - len(tail):,} bytes left out] "
         return self._head + mark.encode() + tail

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from codex_tools.codex.json_object import Json
+from codex_tools.codex.paths import codex_home
 
 SESSIONS = "sessions"
 ARCHIVE = "archived_sessions"
@@ -30,6 +31,11 @@ BLOCK = 256 * 1024
 
 _ID_LENGTH = 36
 _FRAME_HEAD = 18
+
+
+def local_home() -> Path:
+    """Return the Codex home of this machine: CODEX_HOME, by default ~/.codex."""
+    return codex_home()
 
 
 def is_rollout(name: str) -> bool:

@@ -16,7 +16,6 @@ from typing import BinaryIO, cast
 from codex_tools.codex.errors import ThreadNotFound
 from codex_tools.codex.events import read_usage
 from codex_tools.codex.json_object import Json
-from codex_tools.codex.paths import codex_home
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.pricing.prices import Prices
@@ -24,6 +23,7 @@ from codex_tools.rollouts.files import (
     BLOCK,
     find_archived,
     find_rollout,
+    local_home,
     open_rollout,
     payload_of,
 )
@@ -109,7 +109,7 @@ class Threads:
 
 def local_threads() -> Threads:
     """Return the threads of this machine: those of CODEX_HOME, by default ~/.codex."""
-    return Threads(codex_home())
+    return Threads(local_home())
 
 
 def read_state(path: Path) -> ThreadState | None:

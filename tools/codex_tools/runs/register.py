@@ -213,9 +213,9 @@ class Runs:
         """
         found = await self.find(run_id)
         result = found.result() if isinstance(found, Run) else found.result
-        if isinstance(found, Run) and (found.outcome is None or found.answer is not None):
-            answer = found.answer or found.progress.final_response
-        else:
+        # Kept in memory until it is on disk, which another thread sees to.
+        answer = found.answer or found.progress.final_response if isinstance(found, Run) else None
+        if answer is None:
             answer = await on_disk(self._store.read_answer, run_id)
         if answer is None or len(answer) <= len(result.final_response or ""):
             return result
