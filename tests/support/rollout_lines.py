@@ -221,10 +221,10 @@ class Read:
 
 
 FACTS = (
-    *("thread_id", "known", "created_ms", "active_ms", "source", "is_subagent"),
+    *("thread_id", "has_meta", "created_ms", "active_ms", "source", "is_subagent"),
     *("parent_id", "forked_id", "cli_version", "git_branch", "is_paginated", "is_damaged"),
     *("model", "cwd", "title", "turns", "ending", "limits", "limits_ms", "bad_lines"),
-    *("offset", "own_offset", "is_readable", "is_settled"),
+    *("offset", "own_offset", "is_readable", "in_own_part"),
 )
 
 
@@ -276,7 +276,7 @@ def resumed(data: bytes, cut: int) -> Read | None:
     first = ThreadReader(THREAD, models)
     first.feed(data[:cut])
     first.finish()
-    if not first.is_settled:
+    if not first.in_own_part:
         return None
     second = ThreadReader(THREAD, models)
     second.restore(facts_of(first), first.state(), first.responses)

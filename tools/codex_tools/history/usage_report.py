@@ -21,7 +21,7 @@ from codex_tools.codex.paths import folder_names, is_inside
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, tokens
 from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
-from codex_tools.rollouts.line import loads
+from codex_tools.rollouts.line import parse_line
 from codex_tools.rollouts.token_counter import each_request
 
 GroupBy = Literal["day", "week", "month", "model", "cwd", "thread"]
@@ -297,7 +297,7 @@ def newest_limits(db: sqlite3.Connection) -> Json | None:
         "SELECT limits_ms, limits FROM file WHERE limits_ms IS NOT NULL ORDER BY limits_ms DESC"
     )
     for at_ms, text in rows:
-        limits = loads(text) or {}
+        limits = parse_line(text) or {}
         if isinstance(limits.get("primary"), dict):
             return _limits(limits, at_ms)
     return None
