@@ -222,7 +222,7 @@ class IndexBatch:
             db.execute("DELETE FROM text WHERE rowid BETWEEN ? AND ?", text_rows(id_))
 
     def _choose(self, thread_id: str) -> None:
-        """Choose the file that counts for a thread with several files: copies, or one half moved."""
+        """Choose the file that counts for a thread with several: copies, or one half moved."""
         db = self._db
         rows = db.execute(
             "SELECT id, shadowed FROM file WHERE thread_id = ? AND problem IS NULL"

@@ -46,7 +46,7 @@ class WriterLocks:
         except OSError:
             return held
         for line in lines:
-            # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:262157 0 EOF; a waiting process has "->" after the number.
+            # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:262157 0 EOF; a waiting process has a "->".
             words = line.split()
             if len(words) >= 6 and words[1] == "FLOCK":
                 major, minor, inode = words[5].split(":")

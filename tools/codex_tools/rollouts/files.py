@@ -56,7 +56,7 @@ def find_rollout(home: Path, thread_id: str) -> Path | None:
 
 
 def find_archived(home: Path, thread_id: str) -> Path | None:
-    """Return the path of the rollout of *thread_id* in the archive, where Codex cannot resume it."""
+    """Return the path of the rollout of *thread_id* in the archive; Codex cannot resume it."""
     found = [path for path in rollouts_below(home / ARCHIVE) if _is_of(path, thread_id)]
     return Path(min(found, key=len)) if found else None
 
