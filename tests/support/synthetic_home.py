@@ -340,9 +340,7 @@ class Maker:
 
 def main() -> None:
     """Write a home and its facts in truth.json."""
-    parser = argparse.ArgumentParser(
-        description="Write a synthetic CODEX_HOME and truth.json."
-    )
+    parser = argparse.ArgumentParser(description="Write a synthetic CODEX_HOME and truth.json.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--sessions", type=int, required=True)
     parser.add_argument("--days", type=int, required=True)
