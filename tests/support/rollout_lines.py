@@ -1,7 +1,7 @@
-"""Rollouts line by line, what a reader tells of them, and a thread of each kind.
+"""Build rollouts line by line, read them, and define a sample thread of each kind.
 
-Each request here has another number of input tokens, so that a list of them
-says which ones were counted.
+Each request has its own number of input tokens, so a list of these numbers shows which requests
+were counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARENT_COMMAND = "what the parent did"
 
 
 class Models:
-    """The contexts of requests, numbered as they come."""
+    """Number the contexts of requests in the order in which they appear."""
 
     def __init__(self) -> None:
         self.known: list[tuple[str | None, str | None]] = []
@@ -41,7 +41,7 @@ class Models:
         return self.known.index((model, cwd))
 
 
-# Lines, as Codex writes them: 0.60.1 unless it says otherwise.
+# Lines as Codex writes them: 0.60.1 unless a comment names another version.
 
 
 def line(kind: str, payload: Json) -> Json:
@@ -78,7 +78,7 @@ def context(model: str = "gpt-5.5", cwd: str = "/project", turn_id: str | None =
 
 
 def tokens(input_: int, write: int | None = None) -> Json:
-    """Return the numbers of a reading; 0.169 writes *write* as well."""
+    """Return the counts of a reading; Codex 0.169 also writes *write*."""
     writes = {} if write is None else {"cache_write_input_tokens": write}
     return (
         {"input_tokens": input_, "cached_input_tokens": 5}
@@ -172,7 +172,7 @@ def clock(ms: int) -> str:
 
 
 def stamped(lines: Sequence[Json]) -> list[Json]:
-    """Give each line a time, 100 ms apart from `at_ms`, and an ordinal if it is paginated."""
+    """Add a time to each line, 100 ms apart or `at_ms`, and an ordinal in paginated history."""
     found: list[Json] = []
     paginated, ms = False, 0
     for n, each in enumerate(lines):
@@ -213,7 +213,7 @@ def ms_of(ms: int) -> int:
 
 @dataclass
 class Read:
-    """All that a reader tells, in a form to be compared."""
+    """All results of a reader, in a form that can be compared."""
 
     inputs: list[int]
     requests: list[tuple[int, str | None, str | None, tuple[int, ...]]]
@@ -221,10 +221,10 @@ class Read:
 
 
 FACTS = (
-    *("thread_id", "known", "created_ms", "active_ms", "source", "is_subagent"),
+    *("thread_id", "has_meta", "created_ms", "active_ms", "source", "is_subagent"),
     *("parent_id", "forked_id", "cli_version", "git_branch", "is_paginated", "is_damaged"),
     *("model", "cwd", "title", "turns", "ending", "limits", "limits_ms", "bad_lines"),
-    *("offset", "own_offset", "is_readable", "is_settled"),
+    *("offset", "own_offset", "is_readable", "in_own_part"),
 )
 
 
@@ -259,10 +259,10 @@ def read(data: bytes, size: int | None = None) -> Read:
 
 
 def counted(*lines: Json) -> list[int]:
-    """Return the input tokens of each request that is counted; nothing may be amiss.
+    """Return the input tokens of each counted request; no line may be bad.
 
-    It is the same for lines as Codex writes them and for such as it does not,
-    which go another way.
+    The lines are read twice: as Codex writes them, and with spaces, which the reader parses on
+    its slower way. Both must give the same requests.
     """
     found, odd = read(written(*lines)), read(written(*lines, form=spaced))
     assert found.facts["bad_lines"] == odd.facts["bad_lines"] == 0
@@ -271,12 +271,12 @@ def counted(*lines: Json) -> list[int]:
 
 
 def resumed(data: bytes, cut: int) -> Read | None:
-    """Read up to *cut*, go on with another reader; None where that cannot be done."""
+    """Read up to *cut*, then continue with another reader; None if that is impossible."""
     models = Models()
     first = ThreadReader(THREAD, models)
     first.feed(data[:cut])
     first.finish()
-    if not first.is_settled:
+    if not first.in_own_part:
         return None
     second = ThreadReader(THREAD, models)
     second.restore(facts_of(first), first.state(), first.responses)
@@ -294,7 +294,7 @@ def readings(*lines: Json, thread_id: str = PARENT) -> list[tuple[Counts, Counts
     return reader.counts
 
 
-# Whole threads of each kind, and what of them counts.
+# Whole threads of each kind, and the requests of them that count.
 
 OLD = (
     meta(),

@@ -1,22 +1,22 @@
-"""Synthetic Codex homes, and the truth about them.
+"""Make synthetic Codex homes whose usage is known exactly.
 
-Every line has the shape that Codex 0.60.1 or 0.169.0 writes, to the order of
-its keys; the numbers are drawn, so what each thread used is known beforehand.
-The same arguments give the same bytes. The kinds of thread:
+Every line has the format that Codex 0.60.1 or 0.169.0 writes, including the order of its keys.
+The numbers are drawn at random, so the usage of each thread is known beforehand. The same
+arguments give the same bytes. The kinds of threads:
 
-    old            0.60.1: totals begin at 0 with each resume, counts come twice
+    old            0.60.1: totals restart at 0 with each resume, counts are written twice
     new            0.169, paginated: a token_usage_record for each response
-    mixed          old, resumed by 0.169, which goes on in the legacy way
+    mixed          old, resumed by 0.169, which continues in the legacy format
     fork           0.169, paginated: nothing is copied, totals are inherited
-    legacy_fork    0.169: all of an old parent is copied, stamped anew
-    sub_agent      0.169: a file of its own, beginning at 0
-    context_agent  0.169: the parent's context is copied and its open turn, no counts
-    replay_agent   0.144: as a legacy fork; told by issues, not seen here
+    legacy_fork    0.169: all of an old parent is copied under new timestamps
+    sub_agent      0.169: a file of its own, with totals from 0
+    context_agent  0.169: the parent's context and its open turn are copied, but no counts
+    replay_agent   0.144: like a legacy fork; described in issues, not seen here
 
-In each there are compactions, turns that end badly or use nothing, and command
-output that looks like a rollout. `weird` adds what a crash or a person leaves.
+Each kind has compactions, turns that fail or use no tokens, and command output that looks like a
+rollout. `weird` adds files that a crash or a person leaves behind.
 
-    python tests/homes.py OUT --sessions N --days D --seed S
+    PYTHONPATH=tests python -m support.synthetic_home OUT --sessions N --days D --seed S
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KINDS = {
     "context_agent": 4,
     "replay_agent": 3,
 }
-"""Each kind and how often it is drawn; the first threads of a home are one of each."""
+"""The weight of each kind in the draw; the first threads of a home are one of each kind."""
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -66,7 +66,7 @@ _DECOY = (
 
 @dataclass(slots=True)
 class Used:
-    """What some requests come to."""
+    """The sums of some requests."""
 
     requests: int = 0
     input: int = 0
@@ -75,7 +75,7 @@ class Used:
     reasoning: int = 0
 
     def add(self, tokens: Tokens) -> None:
-        """Count one more request."""
+        """Add one request."""
         self.requests += 1
         self.input += tokens.input
         self.cached += tokens.cached
@@ -85,12 +85,12 @@ class Used:
 
 @dataclass(slots=True)
 class Session:
-    """All about one thread that its file should tell."""
+    """The facts of one thread that a reader must find in its file."""
 
     thread_id: str
     kind: str
     path: str
-    """Below the home, as `copy` is: a shorter copy that lies in the other folder."""
+    """Relative to the home, like `copy`: a shorter copy of the file in the other folder."""
     copy: str | None
     archived: bool
     parent: str | None
@@ -106,27 +106,27 @@ class Session:
 
 @dataclass(slots=True)
 class Truth:
-    """All that the rollouts of a home should tell."""
+    """The facts that an index of the home must report."""
 
     total: Used = field(default_factory=Used)
     by_day: dict[str, Used] = field(default_factory=lambda: defaultdict(Used))
-    """By day, UTC, as 2026-11-01."""
+    """By day in UTC, such as 2026-11-01."""
     by_model: dict[str, Used] = field(default_factory=lambda: defaultdict(Used))
     by_cwd: dict[str, Used] = field(default_factory=lambda: defaultdict(Used))
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     names: dict[str, str] = field(default_factory=dict[str, str])
     unreadable: list[str] = field(default_factory=list[str])
-    """Files named as rollouts that are none."""
+    """Files that are named like rollouts but are not rollouts."""
     size: int = 0
     """Bytes written, after compression."""
 
     @property
     def by_session(self) -> dict[str, Used]:
-        """What each thread used."""
+        """The usage of each thread."""
         return {thread_id: session.used for thread_id, session in self.sessions.items()}
 
     def add(self, session: Session) -> None:
-        """Count a thread."""
+        """Add a thread."""
         self.sessions[session.thread_id] = session
         for ms, model, cwd, tokens in session.requests:
             day = stamp(ms)[:10]
@@ -134,7 +134,7 @@ class Truth:
                 used.add(tokens)
 
     def write(self, path: Path) -> None:
-        """Write all but the single requests as JSON."""
+        """Write all facts except the single requests as JSON."""
         sessions = {id_: asdict(session) for id_, session in self.sessions.items()}
         for session in sessions.values():
             del session["requests"]
@@ -163,18 +163,18 @@ def make_home(
     output_kb: float = 1,
     start: datetime = START,
 ) -> Truth:
-    """Write a CODEX_HOME into *folder* and return the truth about it.
+    """Write a CODEX_HOME into *folder* and return its facts.
 
     Args:
-        folder: Where; it is made if need be.
-        sessions: How many threads; 8 and more for one of each kind.
-        days: Over how many days they begin.
-        seed: Another one gives another home.
-        packed: What part of the rollouts is compressed.
-        weird: Whether to add torn, empty, foreign and doubled files, and names.
-        turns: How many turns the median thread has.
-        output_kb: What the median command prints.
-        start: When the first thread may begin.
+        folder: The folder of the home; it is made if it does not exist.
+        sessions: The number of threads; at least 8 for one of each kind.
+        days: The number of days in which the threads start.
+        seed: The seed of the draw; another seed gives another home.
+        packed: The fraction of rollouts that are compressed.
+        weird: True to add torn, empty, foreign and duplicate files, and names.
+        turns: The number of turns of the median thread.
+        output_kb: The KB that the median command prints.
+        start: The earliest start of a thread.
     """
     return Maker(folder, random.Random(seed), turns, output_kb).make(
         sessions, days, round(start.timestamp() * 1000), packed, weird
@@ -182,7 +182,7 @@ def make_home(
 
 
 class _Prose:
-    """Text as it stands inside a JSON string, cut from one long sheet."""
+    """Text escaped for a JSON string, cut from one long text."""
 
     def __init__(self, draw: random.Random) -> None:
         letters = "abcdefghijklmnopqrstuvwxyzäé"
@@ -198,7 +198,7 @@ class _Prose:
         self._sheet = "".join(lines)
 
     def text(self, size: int) -> str:
-        """Return whole lines, *size* characters or a bit more."""
+        """Return whole lines of at least *size* characters together."""
         starts = self._starts
         parts: list[str] = []
         while size > 0:
@@ -209,12 +209,12 @@ class _Prose:
         return "".join(parts)
 
     def prompt(self) -> str:
-        """Return what somebody asks for."""
+        """Return a prompt."""
         return " ".join(self._draw.choices(self.words, k=self._draw.randint(4, 40)))
 
 
 class Maker:
-    """What all threads of a home have in common."""
+    """Write the threads of one home and record their facts."""
 
     def __init__(self, folder: Path, draw: random.Random, turns: float, output_kb: float) -> None:
         self.folder, self.draw, self.turns, self.output_kb = folder, draw, turns, output_kb
@@ -246,7 +246,7 @@ class Maker:
         return self.truth
 
     def id(self, ms: int) -> str:
-        """Return a UUID, version 7."""
+        """Return a UUID of version 7."""
         bits = self.draw.getrandbits(74)
         return (
             f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{bits & 0xFFF:03x}"
@@ -260,7 +260,7 @@ class Maker:
         return max(1, min(60, int(self.draw.lognormvariate(0, 0.8) * self.turns)))
 
     def _save(self, thread: Thread, n: int, packed: bool) -> None:
-        """Write a thread's file; *n* tells what is wrong with it, if anything."""
+        """Write a thread's file; *n* selects its fault, if any."""
         archived = n % 10 == 7
         day = stamp(thread.created_ms)
         name = f"rollout-{day[:10]}T{day[11:19].replace(':', '-')}-{thread.id}.jsonl"
@@ -326,7 +326,7 @@ class Maker:
             self.truth.unreadable.append(path)
 
     def _name_some(self) -> None:
-        """Name every other thread, and some of them anew."""
+        """Name every second thread, and rename some of them."""
         named = list(self.truth.sessions)[::2]
         lines: list[str] = []
         for n, thread_id in enumerate((*named, *named[::3])):
@@ -339,8 +339,8 @@ class Maker:
 
 
 def main() -> None:
-    """Write a home and its truth.json."""
-    parser = argparse.ArgumentParser(description="Write a synthetic CODEX_HOME and its truth.")
+    """Write a home and its facts in truth.json."""
+    parser = argparse.ArgumentParser(description="Write a synthetic CODEX_HOME and truth.json.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--sessions", type=int, required=True)
     parser.add_argument("--days", type=int, required=True)

@@ -1,4 +1,4 @@
-"""One synthetic rollout, line by line as Codex writes it; `homes.py` says of which kinds."""
+"""Write one synthetic rollout, line by line as Codex does; synthetic_home lists the kinds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COUNT_HEAD = '"type":"event_msg","payload":{"type":"token_count","info":{"total
 
 
 class Tokens(NamedTuple):
-    """The numbers of one reading."""
+    """The token counts of one reading."""
 
     input: int = 0
     cached: int = 0
@@ -37,11 +37,11 @@ class Tokens(NamedTuple):
     reasoning: int = 0
 
     def plus(self, other: Tokens) -> Tokens:
-        """Return the sum."""
+        """Return the sum of both."""
         return Tokens(*map(sum, zip(self, other, strict=True)))
 
     def old(self, total: int | None = None) -> str:
-        """Return them as 0.60.1 writes them."""
+        """Return the counts as Codex 0.60.1 writes them."""
         return (
             f'{{"input_tokens":{self.input},"cached_input_tokens":{self.cached},'
             f'"output_tokens":{self.output},"reasoning_output_tokens":{self.reasoning},'
@@ -49,7 +49,7 @@ class Tokens(NamedTuple):
         )
 
     def new(self, total: int | None = None) -> str:
-        """Return them as 0.169.0 writes them."""
+        """Return the counts as Codex 0.169.0 writes them."""
         return (
             f'{{"input_tokens":{self.input},"cached_input_tokens":{self.cached},'
             f'"cache_write_input_tokens":{self.write},'
@@ -59,7 +59,7 @@ class Tokens(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One model response that counts."""
+    """One model response that must be counted."""
 
     ms: int
     model: str
@@ -68,7 +68,7 @@ class Request(NamedTuple):
 
 
 class Thread:
-    """One rollout while it is written."""
+    """One rollout that is being written."""
 
     def __init__(self, maker: Maker, kind: str, ms: int, parent: Thread | None) -> None:
         is_alone = kind in ("old", "new", "mixed")
@@ -93,7 +93,7 @@ class Thread:
         self.turns = 0
         self.turn = ""
         self.prompt = ""
-        """The first one, as `asked` is the last."""
+        """The first prompt; `asked` is the last one."""
         self.asked = ""
         self.ending = ""
 
@@ -175,7 +175,7 @@ class Thread:
             self.event(f'{{"type":"token_count","info":null,"rate_limits":{_NO_LIMITS_OLD}}}')
         self.ending = "asked"
         if self.draw.random() < 0.03:
-            return  # It failed, or was interrupted: nothing tells.
+            return  # The turn failed or was interrupted; 0.60.1 records neither.
         last: Tokens | None = None
         for n in range(calls := self.draw.randint(1, 7)):
             self.wait()
@@ -272,7 +272,7 @@ class Thread:
         self._settings()
 
     def _copy_context(self) -> None:
-        """Begin as a sub-agent with fork_context: the parent's turn is copied, and left open."""
+        """Start like a sub-agent with fork_context: with a copy of the parent's turn, left open."""
         parent = self._parent
         self._new_meta(f'"forked_from_id":"{parent.id}","parent_thread_id":"{parent.id}",')
         self._copy(line for line in parent.lines[:1] if '"session_meta"' in line)
@@ -285,7 +285,7 @@ class Thread:
         self._settings()
 
     def _copy_all(self) -> None:
-        """Begin as a legacy fork does: all of the parent, in one instant."""
+        """Start like a legacy fork: with a copy of the whole parent, written at once."""
         parent = self._parent
         self.total, self.thread_total, self.size = parent.total, parent.thread_total, parent.size
         version = "0.169.0" if self.kind == "legacy_fork" else "0.144.2"
@@ -294,7 +294,7 @@ class Thread:
         self.ms += 30
 
     def _copy(self, lines: Iterable[str]) -> None:
-        """Write another thread's lines as 0.169 copies them: stamped and numbered anew."""
+        """Write another thread's lines as 0.169 copies them: with new timestamps and ordinals."""
         for n, line in enumerate(lines):
             self.ms += n % 400 == 399
             kind = line.index('"type":"')
@@ -356,7 +356,7 @@ class Thread:
             self.ending = "completed"
 
     def _work(self, began: int, uses: bool) -> None:
-        """Call the model and commands in turn, then answer."""
+        """Alternate model calls and commands, then write the answer."""
         so_far = Tokens()
         for n in range(calls := self.draw.randint(1, 8)):
             if n:
@@ -522,14 +522,14 @@ class Thread:
         self.prompt = self.prompt or self.asked
 
     def _come_back(self) -> None:
-        """Go on after hours, perhaps with another model elsewhere."""
+        """Continue after some hours, perhaps with another model or in another folder."""
         self.ms += self.draw.randint(HOUR_MS, 40 * HOUR_MS)
         self.model = self.draw.choice(MODELS)
         if self.draw.random() < 0.3:
             self.cwd = self.draw.choice(PROJECTS)
 
     def _use(self) -> Tokens:
-        """Make one request and count it."""
+        """Draw one request and add it to the totals."""
         draw = self.draw
         self.size = min(self.size + draw.randint(200, 6000), 240_000)
         cached = int(self.size * draw.choice((0, 0.5, 0.8, 0.9, 0.95, 0.97)))
@@ -549,7 +549,7 @@ _dates: dict[int, str] = {}
 
 
 def stamp(ms: int) -> str:
-    """Return a time as Codex writes it."""
+    """Return a time in the format that Codex writes."""
     day, rest = divmod(ms, DAY_MS)
     date = _dates.get(day)
     if date is None:

@@ -15,7 +15,7 @@ import pytest
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
-from codex_tools.history.usage_report import THREADS_TOLD, GroupBy, UsageQuery, report
+from codex_tools.history.usage_report import GROUPS_LIMIT, GroupBy, UsageQuery, report
 from support.index_checks import (
     START,
     Rollout,
@@ -256,14 +256,14 @@ def test_the_largest_groups_come_first(history: ThreadIndex) -> None:
 
 def test_groups_beyond_the_most_are_left_out_and_told_of(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    for number in range(1, THREADS_TOLD + 6):
+    for number in range(1, GROUPS_LIMIT + 6):
         Rollout(home, number).ask("Go.").use(number).save()
     with open_index(home, tmp_path / "state") as history:
         told = usage(history, group_by="thread")
-        assert len(told["groups"]) == THREADS_TOLD
+        assert len(told["groups"]) == GROUPS_LIMIT
         assert told["groups"][-1]["key"] == thread_id(6)
-        assert "leaves out the 5 smallest" in told["notes"][0]
-        count = THREADS_TOLD + 5
+        assert "5 smaller groups are left out" in told["notes"][0]
+        count = GROUPS_LIMIT + 5
         assert told["totals"]["input_tokens"] == count * (count + 1) // 2
         assert told["totals"]["threads"] == count
         (home / "sessions" / "2025" / "02" / "20").joinpath(
@@ -272,7 +272,7 @@ def test_groups_beyond_the_most_are_left_out_and_told_of(tmp_path: Path) -> None
         for number in range(2, 6):
             Rollout(home, number).path.unlink()
         told = usage(history, group_by="thread")
-        assert (len(told["groups"]), told["notes"]) == (THREADS_TOLD, [])
+        assert (len(told["groups"]), told["notes"]) == (GROUPS_LIMIT, [])
 
 
 # Rate limits.

@@ -345,7 +345,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
             start = reader.offset
             reader.feed(data[start:end])
             reader.finish()
-            if reader.is_settled:
+            if reader.in_own_part:
                 before = len(requests) // REQUEST_FIELDS
                 marks += [(at, ms, before + n) for at, ms, n in reader.marks]
                 requests += reader.requests

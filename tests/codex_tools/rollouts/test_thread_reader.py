@@ -112,7 +112,7 @@ def test_a_paginated_fork_has_not_used_the_total_it_inherits(with_records: bool)
     )
     assert counted(*lines) == [101, 102]
     reader = fed(written(*lines))
-    assert (reader.is_settled, reader.needs_parent, reader.own_offset) == (True, None, 0)
+    assert (reader.in_own_part, reader.needs_parent, reader.own_offset) == (True, None, 0)
     assert reader.forked_id == PARENT
 
 
@@ -131,7 +131,7 @@ def test_the_own_part_of_a_copied_thread_begins_at_its_first_turn_not_older_than
     reader = fed(data)
     assert data[reader.own_offset :].startswith(plain(stamped(LEGACY_FORK)[16]).encode())
     assert (reader.turns, reader.title, reader.ending) == (1, "my own", "completed")
-    assert reader.is_settled
+    assert reader.in_own_part
     assert reader.needs_parent is None
 
 
@@ -180,7 +180,7 @@ def test_a_copy_without_turn_ids_is_what_its_parent_has_too(more: tuple[Json, ..
     reader = ThreadReader(THREAD, Models())
     reader.feed(written(*NO_TURN_IDS))
     assert reader.needs_parent == PARENT
-    assert not reader.is_settled
+    assert not reader.in_own_part
     reader.finish(theirs)
     assert [request[2] for request in each_request(reader.requests)] == [101, 102]
 
@@ -238,7 +238,7 @@ def test_a_sub_agent_with_its_parent_s_context_has_only_its_own_turns() -> None:
     own = data.index(plain(stamped(CONTEXT_AGENT)[5]).encode())
     reader.feed(data[:own])
     assert (reader.turns, reader.ending, reader.title) == (0, "", None)
-    assert not reader.is_settled
+    assert not reader.in_own_part
     reader.feed(data[own:])
     assert (reader.turns, reader.ending, reader.title) == (1, "completed", "my own")
     assert (reader.is_subagent, reader.parent_id, reader.own_offset) == (True, PARENT, own)

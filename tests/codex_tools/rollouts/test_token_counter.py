@@ -78,6 +78,8 @@ ENDINGS: dict[str, tuple[tuple[Json, ...], int, str]] = {
     "old resumed by new": ((*IN_TURN, said(), started(), asked("two"), ended()), 2, "completed"),
     "legacy, killed, resumed by old": ((*LEGACY_OPEN, asked("two"), context(), no_count(), said()),
                                        2, "said"),
+    "legacy, killed, resumed by old with its former context":
+        ((*IN_TURN, started(), asked("two"), asked("three"), context(), said()), 3, "said"),
     "new resumed by old": ((*LEGACY_OPEN, ended(), asked("two"), said()), 2, "said"),
 }  # fmt: skip
 
@@ -229,4 +231,4 @@ def test_what_is_no_rollout_is_not_readable(data: bytes) -> None:
 def test_a_rollout_whose_head_is_lost_is_readable() -> None:
     reader = fed(written(context(), count(101, 101)))
     assert reader.is_readable
-    assert not reader.known
+    assert not reader.has_meta

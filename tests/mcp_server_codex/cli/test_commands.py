@@ -66,8 +66,8 @@ def test_usage_is_a_table_for_a_person(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--since", "soon"), "'soon' is no date or time"),
-        (("--timezone", "Mars/Crater"), "'Mars/Crater' is no IANA time zone"),
+        (("--since", "soon"), "'soon' is not a date or time"),
+        (("--timezone", "Mars/Crater"), "'Mars/Crater' is not an IANA time zone"),
         (("--group-by", "hour"), "invalid choice: 'hour'"),
         (("--no-such-option",), "--no-such-option"),
     ],

@@ -1,9 +1,8 @@
-"""What `codex exec --json` prints, as values: one Event a line, one Item a thing.
+"""Parse the output of `codex exec --json`: each line into an Event, each item into an Item.
 
-The names are Codex's own. All shapes were seen on 0.60.1, 0.98.0, 0.120.0,
-0.147.0, 0.163.0 and 0.169.0; what a later version adds arrives as UnknownEvent
-or UnknownItem and what it leaves out takes an empty value, so a new Codex
-never breaks the stream.
+The names are Codex's own. All shapes were seen on 0.60.1, 0.98.0, 0.120.0, 0.147.0, 0.163.0
+and 0.169.0. New events and items of a later version become UnknownEvent and UnknownItem, and
+missing fields get an empty value. So a new Codex never breaks the stream.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Literal, cast
 
 import orjson
 
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
 from codex_tools.codex.record import Usage
 
 Status = Literal["in_progress", "completed", "failed"]
@@ -22,7 +21,7 @@ Status = Literal["in_progress", "completed", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class AgentMessageItem:
-    """Text from the model; the last one of a turn is its final response."""
+    """A message of the model; the last one of a turn is its final response."""
 
     id: str
     text: str
@@ -38,10 +37,10 @@ class ReasoningItem:
 
 @dataclass(frozen=True, slots=True)
 class CommandExecutionItem:
-    """A shell command; *exit_code* is None while it runs, and sometimes after.
+    """A shell command; *exit_code* is None while the command runs, and sometimes afterwards.
 
-    Codex 0.98 and later leave out commands that the sandbox refused, and may
-    never complete one that still ran when the turn ended.
+    Codex 0.98 and later leave out commands that the sandbox refused, and may never complete a
+    command that was still running when the turn ended.
     """
 
     id: str
@@ -52,7 +51,7 @@ class CommandExecutionItem:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """One path of a patch; a move is an update under its old path."""
+    """One changed path of a patch; a moved file is an update of its old path."""
 
     path: str
     kind: Literal["add", "update", "delete"]
@@ -60,7 +59,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class FileChangeItem:
-    """An applied patch; refused ones leave no item at all."""
+    """An applied patch; Codex emits no item for a refused patch."""
 
     id: str
     changes: tuple[FileChange, ...]
@@ -69,7 +68,7 @@ class FileChangeItem:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallItem:
-    """A call of an MCP tool, or of Codex's own sub-agents (*server* is None)."""
+    """A call of an MCP tool, or of Codex's own sub-agents, where *server* is None."""
 
     id: str
     server: str | None
@@ -79,7 +78,7 @@ class ToolCallItem:
 
 @dataclass(frozen=True, slots=True)
 class WebSearchItem:
-    """A hosted web search; *query* is a URL when it opened a page."""
+    """A hosted web search; *query* is a URL if the search opened a page."""
 
     id: str
     query: str
@@ -87,7 +86,7 @@ class WebSearchItem:
 
 @dataclass(frozen=True, slots=True)
 class TodoListItem:
-    """The model's plan, whole, at each change: (text, completed)."""
+    """The model's whole plan after a change, as pairs (text, completed)."""
 
     id: str
     items: tuple[tuple[str, bool], ...]
@@ -95,7 +94,7 @@ class TodoListItem:
 
 @dataclass(frozen=True, slots=True)
 class ErrorItem:
-    """A warning; it never ends the turn."""
+    """A warning; the turn continues."""
 
     id: str
     message: str
@@ -103,7 +102,7 @@ class ErrorItem:
 
 @dataclass(frozen=True, slots=True)
 class UnknownItem:
-    """An item of a type that this version of the bridge does not know."""
+    """An item of a type that this server does not know."""
 
     id: str
     type: str
@@ -124,21 +123,21 @@ Item = (
 
 @dataclass(frozen=True, slots=True)
 class ThreadStartedEvent:
-    """The first event; a resumed thread gives its own id again."""
+    """The first event; a resumed thread reports its own id again."""
 
     thread_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class TurnStartedEvent:
-    """The model is asked; 0.98 repeats it for every sub-agent."""
+    """The turn has started; Codex 0.98 repeats this event for every sub-agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnCompletedEvent:
-    """The one sign of success.
+    """The only event that means success.
 
-    *usage* is the turn's before Codex 0.79 and the thread's since.
+    *usage* is that of the turn before Codex 0.79, and that of the whole thread since.
     """
 
     usage: Usage | None
@@ -146,35 +145,35 @@ class TurnCompletedEvent:
 
 @dataclass(frozen=True, slots=True)
 class TurnFailedEvent:
-    """The one sign of failure."""
+    """The only event that means failure."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class ItemStartedEvent:
-    """An item has begun."""
+    """An item has started."""
 
     item: Item
 
 
 @dataclass(frozen=True, slots=True)
 class ItemUpdatedEvent:
-    """An item has changed; only seen for TodoListItem."""
+    """An item has changed; seen only for TodoListItem."""
 
     item: Item
 
 
 @dataclass(frozen=True, slots=True)
 class ItemCompletedEvent:
-    """An item has ended, well or not; some items have no beginning."""
+    """An item has ended, successfully or not; some items have no ItemStartedEvent."""
 
     item: Item
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorEvent:
-    """A message; fatal only if a TurnFailedEvent repeats it.
+    """An error message; fatal only if a TurnFailedEvent repeats it.
 
     Every "Reconnecting... 1/5" arrives as one of these.
     """
@@ -184,14 +183,14 @@ class ErrorEvent:
 
 @dataclass(frozen=True, slots=True)
 class UnknownEvent:
-    """An event of a type that this version of the bridge does not know."""
+    """An event of a type that this server does not know."""
 
     type: str
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadableEvent:
-    """A line that is not one of Codex's JSON objects; *start* is its beginning."""
+    """A line that is not a JSON object; *start* is its first 200 bytes."""
 
     start: str
 
@@ -200,8 +199,8 @@ class UnreadableEvent:
 class ExitedEvent:
     """The last event of every stream, added by the engine, not by Codex.
 
-    *returncode* is negative for a signal. *stderr* is the end of what Codex
-    logged: free text, also on success.
+    *returncode* is negative if a signal ended Codex. *stderr* is the end of Codex's log, which
+    has free text even on success.
     """
 
     returncode: int
@@ -224,7 +223,7 @@ Event = (
 
 
 def parse_event(line: bytes) -> Event:
-    """Read one line of the stream; never fails, whatever the line holds."""
+    """Parse one line of the stream; return an event for any content, without raising."""
     try:
         data = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -234,19 +233,19 @@ def parse_event(line: bytes) -> Event:
     event = cast(Json, data)
     match event.get("type"):
         case "item.completed":
-            return ItemCompletedEvent(_item(_object(event, "item"), line))
+            return ItemCompletedEvent(_item(object_of(event, "item"), line))
         case "item.started":
-            return ItemStartedEvent(_item(_object(event, "item"), line))
+            return ItemStartedEvent(_item(object_of(event, "item"), line))
         case "item.updated":
-            return ItemUpdatedEvent(_item(_object(event, "item"), line))
+            return ItemUpdatedEvent(_item(object_of(event, "item"), line))
         case "thread.started":
             return ThreadStartedEvent(_thread_id(event))
         case "turn.started":
             return TurnStartedEvent()
         case "turn.completed":
-            return TurnCompletedEvent(read_usage(_object(event, "usage")))
+            return TurnCompletedEvent(read_usage(object_of(event, "usage")))
         case "turn.failed":
-            return TurnFailedEvent(_text(_object(event, "error"), "message"))
+            return TurnFailedEvent(_text(object_of(event, "error"), "message"))
         case "error":
             return ErrorEvent(_text(event, "message"))
         case other:
@@ -261,10 +260,10 @@ def _item(item: Json, line: bytes) -> Item:
         case "reasoning":
             return ReasoningItem(id_, _text(item, "text"))
         case "command_execution":
-            exit_code = _whole(item, "exit_code")
+            exit_code = _integer(item, "exit_code")
             return CommandExecutionItem(id_, _text(item, "command"), exit_code, _status(item))
         case "file_change":
-            changes = tuple(_change(c) for c in _objects(item, "changes"))
+            changes = tuple(_change(c) for c in objects_of(item, "changes"))
             return FileChangeItem(id_, changes, _status(item))
         case "mcp_tool_call":
             return ToolCallItem(id_, _text(item, "server"), _text(item, "tool"), _status(item))
@@ -273,7 +272,7 @@ def _item(item: Json, line: bytes) -> Item:
         case "web_search":
             return WebSearchItem(_first_id(line) or id_, _text(item, "query"))
         case "todo_list":
-            steps = _objects(item, "items")
+            steps = objects_of(item, "items")
             return TodoListItem(
                 id_, tuple((_text(s, "text"), s.get("completed") is True) for s in steps)
             )
@@ -283,14 +282,14 @@ def _item(item: Json, line: bytes) -> Item:
             return UnknownItem(id_, _name(other))
 
 
-_WHOLE_LIMIT = 2**53
-"""Beyond it JSON numbers are not exact everywhere; no count comes near."""
+_INTEGER_LIMIT = 2**53
+"""Integers from here on are not exact in every JSON parser; no real count is so large."""
 
 _THREAD_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def _thread_id(event: Json) -> str:
-    # It becomes part of file names: what could be a path is none.
+    # The id becomes part of file names, so a text that could be a path is rejected.
     thread_id = _text(event, "thread_id")
     return thread_id if _THREAD_ID.fullmatch(thread_id) else ""
 
@@ -299,8 +298,8 @@ _ID = re.compile(rb'"item":\{"id":"([^"\\]*)"')
 
 
 def _first_id(line: bytes) -> str | None:
-    # Codex 0.98 and later write the key `id` twice into a web_search item: the
-    # item's, then the search call's. A JSON parser keeps the second one.
+    # Codex 0.98 and later write the key `id` twice into a web_search item: first the item's id,
+    # then the search call's. A JSON parser keeps the second one.
     found = _ID.search(line, 0, 200)
     return found[1].decode("utf-8", "replace") if found else None
 
@@ -311,16 +310,16 @@ def _change(change: Json) -> FileChange:
 
 
 def read_usage(usage: Json) -> Usage | None:
-    """Return Codex's counts as Usage; None if the essential ones are missing."""
-    input_tokens = _whole(usage, "input_tokens")
-    output_tokens = _whole(usage, "output_tokens")
+    """Return Codex's counts as Usage; None if input or output tokens are missing."""
+    input_tokens = _integer(usage, "input_tokens")
+    output_tokens = _integer(usage, "output_tokens")
     if input_tokens is None or output_tokens is None:
         return None
     return Usage(
         input_tokens=input_tokens,
-        cached_input_tokens=_whole(usage, "cached_input_tokens") or 0,
+        cached_input_tokens=_integer(usage, "cached_input_tokens") or 0,
         output_tokens=output_tokens,
-        reasoning_output_tokens=_whole(usage, "reasoning_output_tokens"),
+        reasoning_output_tokens=_integer(usage, "reasoning_output_tokens"),
         total_tokens=input_tokens + output_tokens,
     )
 
@@ -335,22 +334,9 @@ def _name(value: object) -> str:
 
 
 def _text(data: Json, key: str) -> str:
+    return text_of(data, key) or ""
+
+
+def _integer(data: Json, key: str) -> int | None:
     value = data.get(key)
-    return value if isinstance(value, str) else ""
-
-
-def _whole(data: Json, key: str) -> int | None:
-    value = data.get(key)
-    return value if type(value) is int and abs(value) < _WHOLE_LIMIT else None
-
-
-def _object(data: Json, key: str) -> Json:
-    value = data.get(key)
-    return cast(Json, value) if isinstance(value, dict) else {}
-
-
-def _objects(data: Json, key: str) -> list[Json]:
-    value = data.get(key)
-    if not isinstance(value, list):
-        return []
-    return [cast(Json, v) for v in cast(list[object], value) if isinstance(v, dict)]
+    return value if type(value) is int and abs(value) < _INTEGER_LIMIT else None

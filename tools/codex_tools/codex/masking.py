@@ -1,4 +1,4 @@
-"""What may be shown of a text: secrets masked, long ones shortened."""
+"""Mask secrets in texts that are shown, and shorten long texts."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _GIVEN = re.compile(
     r"""(?=[^\s"',;&]{0,200}\d)[^\s"',;&\[]{12,}""",
     re.IGNORECASE,
 )
-"""A value with digits in it, behind a name that says that it is secret."""
+"""A value that contains digits and follows a name such as api_key or password."""
 
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _SHORTEST = 8
-"""Characters of a value of the environment that is masked wherever it shows up."""
+"""Characters of the shortest environment value that is masked; shorter ones match too much."""
 
 
 def mask(text: str) -> str:
     """Return *text* with everything that looks like a secret replaced by [secret].
 
-    So is each value of this process's environment whose name says that it is one.
+    The values of environment variables of this process with a secret's name are replaced too.
     """
     known = _known()
     if known is not None:
@@ -56,14 +56,14 @@ def _known() -> re.Pattern[str] | None:
 
 
 def shorten(text: str, limit: int, whole: str | None = None) -> str:
-    """Return *text*, or its head and tail around a marked gap, in *limit* characters.
+    """Return *text*, or its head and tail around a marked gap, in at most *limit* characters.
 
-    The gap says where the *whole* text is to be had, if anywhere.
+    The gap names *whole*, the URI of the resource with the whole text, unless it is None.
     """
     if len(text) <= limit:
         return text
     gap, at = "", "" if whole is None else f"; all of it is in the resource {whole}"
-    for _ in range(2):  # The number in the gap changes the gap's length.
+    for _ in range(2):  # The number in the gap changes the length of the gap.
         gap = f"\n[… {len(text) - limit + len(gap):,} characters left out{at} …]\n"
     room = max(limit - len(gap), 0)
     tail = room // 3
@@ -71,7 +71,7 @@ def shorten(text: str, limit: int, whole: str | None = None) -> str:
 
 
 def quote(text: str, limit: int = 2000) -> str:
-    """Return *text* for a message: secrets masked, then shortened."""
+    """Return *text* for a message: secrets are masked, then the text is shortened."""
     if len(text) > 20 * limit:
         return shorten(mask(text[: 10 * limit]) + mask(text[-10 * limit :]), limit)
     return shorten(mask(text), limit)

@@ -1,4 +1,4 @@
-"""Record, the base of every value that crosses a boundary, and Usage."""
+"""Define Record, the base class of all values that cross a boundary, and Usage."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pydantic_core import CoreSchema
 class Record(BaseModel):
     """A frozen value with a fixed set of fields.
 
-    The string under a field is its description in the JSON Schema that a
-    client sees, so it is written for the model that reads it.
+    The string under a field is its description in the JSON Schema that clients
+    get. Write it for the model that reads it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -26,15 +26,15 @@ class Record(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Add the descriptions; done here since pydantic's own way slows each start."""
+        """Add the fields' descriptions; pydantic's own way would slow down each start."""
         schema = handler(core_schema)
         properties: dict[str, Any] = handler.resolve_ref_schema(schema).get("properties", {})
         for owner in reversed(cls.__mro__):
             for name, text in _strings_under_fields(owner.__module__, owner.__name__).items():
                 field = cls.model_fields.get(name)
-                told = (field.alias if field is not None else None) or name
-                if told in properties:
-                    properties[told]["description"] = text
+                key = (field.alias if field is not None else None) or name
+                if key in properties:
+                    properties[key]["description"] = text
         return schema
 
 
@@ -84,7 +84,7 @@ class Usage(Record):
     total_tokens: int
 
     def plus(self, other: Usage) -> Usage:
-        """Return the sum of two; reasoning is known if one of them tells it."""
+        """Return the sum of both; its reasoning tokens are known if either one's are."""
         mine, others = self.reasoning_output_tokens, other.reasoning_output_tokens
         known = mine is not None or others is not None
         return Usage(
@@ -96,7 +96,7 @@ class Usage(Record):
         )
 
     def minus(self, earlier: Usage) -> Usage:
-        """Return what was used since *earlier*, a former reading of the same counter."""
+        """Return the tokens used since *earlier*, a previous reading of the same counter."""
         reasoning = self.reasoning_output_tokens
         if reasoning is not None:
             reasoning -= earlier.reasoning_output_tokens or 0

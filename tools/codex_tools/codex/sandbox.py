@@ -1,4 +1,4 @@
-"""The sandboxes that Codex knows, from narrow to wide."""
+"""Codex's sandbox modes, from the narrowest to the widest."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Literal
 Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 
 WIDTH: dict[Sandbox, int] = {"read-only": 0, "workspace-write": 1, "danger-full-access": 2}
-"""How wide each is."""
+"""The order of the modes: a larger number allows more."""

@@ -1,1 +1,1 @@
-"""The index over all rollouts, and what it answers."""
+"""Index all rollouts and report threads, texts and usage from the index."""

@@ -1,4 +1,4 @@
-"""Bring rollouts into the index: read them, or what was added to them, and commit."""
+"""Read new, changed and grown rollouts and commit them to the index in batches."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ from codex_tools.rollouts.thread_reader import FACTS, ThreadReader, facts_of
 from codex_tools.rollouts.token_counter import Contexts
 
 _SEAL_BYTES = 256
+"""Bytes of a file's start, and before an offset, that identify its content up to there."""
 
 
 class ContextNumbers:
-    """The numbers of models in folders, as the index has them, and which threads it has."""
+    """Number the contexts (a model in a folder) as the index does, and note its threads."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         rows = db.execute("SELECT model, cwd, id FROM context").fetchall()
@@ -42,19 +43,19 @@ class ContextNumbers:
         self.models = {id_: model for model, _, id_ in rows}
         self.new: list[tuple[int, str | None, str | None]] = []
         self._threads: set[str] | None = None
-        """All threads, where the index had none before."""
+        """The threads read so far, if the index was empty before; else None."""
         if db.execute("SELECT 1 FROM file LIMIT 1").fetchone() is None:
             self._threads = set()
 
     def may_have(self, thread_id: str) -> bool:
-        """Return whether another file may be of the same thread; take note of this one."""
+        """Return True if another file may belong to the same thread, and note this thread."""
         if self._threads is None or thread_id in self._threads:
             return True
         self._threads.add(thread_id)
         return False
 
     def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the number of a model in a folder, a new one if need be."""
+        """Return the number of a model in a folder; assign a new number if it has none."""
         found = self._numbers.get((model, cwd))
         if found is None:
             found = self._numbers[model, cwd] = len(self.models) + 1
@@ -64,7 +65,7 @@ class ContextNumbers:
 
 
 class IndexBatch:
-    """Some files that are read, to be brought in by one transaction."""
+    """Files that are read one by one and committed to the index in one transaction."""
 
     def __init__(
         self,
@@ -85,18 +86,18 @@ class IndexBatch:
         self._threads: set[str] = set()
 
     def read(self, found: ChangedRollout) -> None:
-        """Read a file, or what has been added to it."""
-        # Not a Path: making one costs as much as opening the file.
+        """Read a file, or only the part added since the index read it."""
+        # A string, because making a Path costs as much as opening the file.
         path = f"{self._root}/{found.folder}/{found.name}"
         former = self._former(found)
         try:
             if former is not None and (grown := self._read_on(path, found, former)):
                 return self._take(found, *grown)
             reader, seal = read_thread(path, found.size, self._contexts, self._counts_of)
-            problem = None if reader.is_readable else "it is no rollout"
+            problem = None if reader.is_readable else "the file is not a rollout"
         except OSError as error:
             if isinstance(error, FileNotFoundError):
-                # It was moved or removed since: the next look tells.
+                # The file was moved or removed since the scan; the next refresh handles that.
                 return
             reader, seal = ThreadReader(thread_id_of(found.name), self._contexts), 0
             problem = error.strerror or str(error)
@@ -105,7 +106,7 @@ class IndexBatch:
         self._take(found, self._number(), reader, seal, (), (0, 0), False, problem)
 
     def commit(self, gone: Iterable[int]) -> None:
-        """Bring all in at once."""
+        """Write all files read into the index, and remove the files in *gone*."""
         db = self._db
         with transaction(db):
             db.execute("DELETE FROM meta WHERE key = 'folders'")
@@ -141,7 +142,7 @@ class IndexBatch:
     def _read_on(
         self, path: str, found: ChangedRollout, former: tuple[Any, ...]
     ) -> tuple[int, ThreadReader, int, list[int], tuple[int, int], bool, None] | None:
-        """Read what was added to a file; None if it is another one than it was."""
+        """Read the part added to a file; return None if the earlier part has changed."""
         _, seal, state, text_offset, text_size, shadowed, *facts = former
         assert found.file is not None
         known, responses = self._db.execute(
@@ -149,7 +150,7 @@ class IndexBatch:
         ).fetchone()
         reader = ThreadReader(thread_id_of(found.name), self._contexts)
         reader.restore(facts, state, responses.encode().split(b"\n") if responses else ())
-        if not reader.is_settled:
+        if not reader.in_own_part:
             return None
         with _opened(path) as fd:
             if _seal(fd, reader.offset) != seal:
@@ -158,11 +159,11 @@ class IndexBatch:
             reader.finish()
             seal = _seal(fd, reader.offset)
         self._grown.append((found.file,))
-        told = (text_offset, text_size)
-        return found.file, reader, seal, orjson.loads(known), told, bool(shadowed), None
+        searchable = (text_offset, text_size)
+        return found.file, reader, seal, orjson.loads(known), searchable, bool(shadowed), None
 
     def _counts_of(self, thread_id: str) -> list[tuple[Counts, Counts]] | None:
-        """Return the readings of a thread that a fork was copied from; of copies, the longest."""
+        """Return the readings of a fork's parent; of several files, those of the longest."""
         places = self._db.execute("SELECT folder, name FROM file WHERE thread_id = ?", (thread_id,))
         paths = {f"{self._root}/{folder}/{name}" for folder, name in places}
         for new in self._changes.found_of(thread_id):
@@ -185,7 +186,7 @@ class IndexBatch:
         reader: ThreadReader,
         seal: int,
         earlier: Sequence[int],
-        told: tuple[int, int],
+        searchable: tuple[int, int],
         shadowed: bool,
         problem: str | None,
     ) -> None:
@@ -203,7 +204,7 @@ class IndexBatch:
         self.files.append(
             (
                 id_, found.folder, found.name, found.size, found.mtime_ns,
-                problem or 0, reader.state(), seal, *told, int(shadowed),
+                problem or 0, reader.state(), seal, *searchable, int(shadowed),
                 int(found.folder.startswith(ARCHIVE)),
                 reader.active_ms or found.mtime_ns // 1_000_000, *totals_of(buckets),
                 *[1 if fact is True else fact or 0 for fact in facts_of(reader)],
@@ -221,7 +222,7 @@ class IndexBatch:
             db.execute("DELETE FROM text WHERE rowid BETWEEN ? AND ?", text_rows(id_))
 
     def _choose(self, thread_id: str) -> None:
-        """Let one file stand for a thread that lies in several: copies, or one half moved."""
+        """Choose the file that counts for a thread with several: copies, or one half moved."""
         db = self._db
         rows = db.execute(
             "SELECT id, shadowed FROM file WHERE thread_id = ? AND problem IS NULL"
@@ -251,7 +252,7 @@ def read_thread(
     """Read a rollout up to *size* bytes; return its reader and its seal.
 
     Raises:
-        OSError: It cannot be read, or its compression is damaged.
+        OSError: The file cannot be read, or its compression is damaged.
     """
     path = str(path)
     reader = ThreadReader(thread_id_of(path), contexts)
@@ -272,10 +273,10 @@ def read_thread(
 
 
 def feed_file(reader: ThreadReader, path: str) -> None:
-    """Feed the whole of a rollout to *reader*, and finish it.
+    """Feed a whole rollout to *reader* and finish it.
 
     Raises:
-        OSError: It cannot be read, or its compression is damaged.
+        OSError: The file cannot be read, or its compression is damaged.
     """
     with _opened(path) as fd:
         if path.endswith(PACKED):
@@ -287,7 +288,7 @@ def feed_file(reader: ThreadReader, path: str) -> None:
 
 
 def price_anew(db: sqlite3.Connection, prices: Prices, count: int) -> None:
-    """Price all requests again, from what is kept of each, *count* files at a time."""
+    """Price all requests in the index again, *count* files at a time."""
     models = ContextNumbers(db).models
     db.execute("DELETE FROM bucket")
     rows = db.execute(
@@ -307,7 +308,7 @@ def price_anew(db: sqlite3.Connection, prices: Prices, count: int) -> None:
 
 @contextmanager
 def uncollected() -> Generator[None]:
-    """Spare the garbage collector: reading makes many objects, but no cycles."""
+    """Pause the garbage collector: reading makes many objects, but no reference cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -318,7 +319,7 @@ def uncollected() -> Generator[None]:
 
 
 class _opened:
-    """A file's descriptor while it is open for reading; a generator would cost as much again."""
+    """Open a file for reading and close it; a generator would double the cost."""
 
     __slots__ = ("_fd",)
 
@@ -339,7 +340,7 @@ def _unpack(reader: ThreadReader, fd: int) -> None:
 
 
 def _feed(reader: ThreadReader, fd: int, start: int, end: int) -> bytes:
-    """Feed a part of a file to *reader*; return it if it was one block, else nothing."""
+    """Feed a part of a file to *reader*; return it if it was a single block, else b""."""
     if start:
         os.lseek(fd, start, os.SEEK_SET)
     left = end - start
@@ -352,12 +353,12 @@ def _feed(reader: ThreadReader, fd: int, start: int, end: int) -> bytes:
 
 
 def _seal(fd: int, offset: int) -> int:
-    """Return a mark of a file's beginning and of what stands before *offset*."""
+    """Return a checksum of a file's start and of the bytes before *offset*."""
     length = min(_SEAL_BYTES, offset)
     return zlib.crc32(os.pread(fd, length, 0) + os.pread(fd, length, offset - length))
 
 
 def _seal_in(start: bytes, offset: int) -> int:
-    """Return what `_seal` does, from a file's first bytes."""
+    """Return the same checksum as `_seal`, from the file's first bytes."""
     length = min(_SEAL_BYTES, offset)
     return zlib.crc32(start[:length] + start[offset - length : offset])

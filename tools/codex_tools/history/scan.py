@@ -1,4 +1,4 @@
-"""What lies on disk, and what of it the index does not know."""
+"""Scan a CODEX_HOME for rollouts and compare them with the index."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pathlib import Path
 from codex_tools.rollouts.files import ARCHIVE, SESSIONS, is_rollout, thread_id_of
 
 Entry = tuple[str, int, int]
-"""A file's name, size in bytes, modification time in ns."""
+"""A file's name, size in bytes and modification time in ns."""
 
 
 @dataclass(slots=True)
 class ChangedRollout:
-    """A rollout that is not in the index as it is on disk."""
+    """A rollout on disk that the index does not have in this form."""
 
     folder: str
     name: str
     size: int
     mtime_ns: int
     file: int | None
-    """Its number in the index, if it is there in an older form."""
+    """Its number in the index, if the index has an older form of it."""
 
 
 @dataclass(slots=True)
 class RolloutChanges:
-    """What differs between disk and index."""
+    """The differences between disk and index."""
 
     found: list[ChangedRollout] = field(default_factory=list[ChangedRollout])
     gone: list[int] = field(default_factory=list[int])
@@ -38,7 +38,7 @@ class RolloutChanges:
     )
 
     def found_of(self, thread_id: str) -> list[ChangedRollout]:
-        """Return what was found of one thread, as the files' names tell."""
+        """Return the changed rollouts of one thread, by the ids in their file names."""
         if not self._by_thread:
             for found in self.found:
                 self._by_thread.setdefault(thread_id_of(found.name), []).append(found)
@@ -46,7 +46,7 @@ class RolloutChanges:
 
 
 def scan(home: Path) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield each folder that may hold rollouts, and what lies in it."""
+    """Yield each folder that contains rollouts, with its entries."""
     for root in (SESSIONS, ARCHIVE):
         yield from _scan(str(home / root), root)
 
@@ -55,16 +55,16 @@ def _scan(path: str, folder: str) -> Iterator[tuple[str, list[Entry]]]:
     inner: list[str] = []
     entries: list[Entry] = []
     try:
-        # By descriptor: the kernel then looks up names, not whole paths.
+        # With a descriptor, the kernel looks up names and not whole paths.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return  # It is not there, or not any more.
+        return  # The folder does not exist, or was removed.
     try:
         with os.scandir(fd) as found:
             for entry in found:
                 name = entry.name
                 if not name.isascii():
-                    continue  # None of Codex's: it names nothing so.
+                    continue  # Codex uses ASCII names only.
                 if name.startswith("rollout-"):
                     if is_rollout(name) and entry.is_file(follow_symlinks=False):
                         stat = entry.stat(follow_symlinks=False)
@@ -82,16 +82,16 @@ def _scan(path: str, folder: str) -> Iterator[tuple[str, list[Entry]]]:
 
 
 def mark_of(entries: list[Entry]) -> int:
-    """Return what tells one content of a folder from another, the same in each process."""
+    """Return a checksum of a folder's entries, the same in every process."""
     names, sizes, times = zip(*entries, strict=True)
-    # Python hashes numbers alike everywhere, strings not.
+    # Python hashes numbers alike in every process, but not strings.
     return hash((zlib.crc32("/".join(names).encode("utf-8", "surrogateescape")), sizes, times))
 
 
 def compare(
     db: sqlite3.Connection, folder: str, entries: list[Entry], changes: RolloutChanges
 ) -> None:
-    """Add to *changes* how a folder differs from what the index has of it."""
+    """Add to *changes* the differences between a folder's entries and the index."""
     rows = db.execute("SELECT name, size, mtime_ns, id FROM file WHERE folder = ?", (folder,))
     known = {name: (size, mtime_ns, id_) for name, size, mtime_ns, id_ in rows}
     for name, size, mtime_ns in entries:
@@ -104,7 +104,7 @@ def compare(
 
 
 def mark_of_file(path: Path) -> str:
-    """Return what tells one content of a file from another; nothing if it is not there."""
+    """Return a text that changes with a file's content; empty if the file does not exist."""
     try:
         stat = path.stat()
     except OSError:
@@ -113,7 +113,7 @@ def mark_of_file(path: Path) -> str:
 
 
 def inode_of(path: Path) -> tuple[int, int] | None:
-    """Return what tells one file from another at the same path; None if it is not there."""
+    """Return the device and inode of a file; None if the file does not exist."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What can be searched: the words of prompts and answers, and the names of threads."""
+"""Read the texts that can be searched: prompts, answers and the names of threads."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from typing import Any, cast
 
 import orjson
 
+from codex_tools.codex.json_object import Json, object_of
 from codex_tools.history.tables import text_rows, transaction
 from codex_tools.rollouts.files import PACKED, parts_of
-from codex_tools.rollouts.line import COMPACTED, Json, inner, loads, user_text
+from codex_tools.rollouts.line import COMPACTED, parse_line, user_text
 
 TEXT_LIMIT = 20_000
-"""Characters of a prompt or an answer that can be searched."""
+"""Characters of a prompt or an answer that are searched, from its start."""
 
 _HEAD = 160
+"""Bytes of a line that contain the type of its event."""
 _EVENT = b'"type":"event_msg","payload":{"type":"'
-_TOLD = frozenset((b"task_s", b"task_c", b"user_m", b"agent_", b"item_c"))
+_READ = frozenset((b"task_s", b"task_c", b"user_m", b"agent_", b"item_c"))
+"""The first six letters of the event types that matter here."""
 
 
 def read_new_texts(
     db: sqlite3.Connection, home: Path, count: int, progress: Callable[[int, int], None]
 ) -> None:
-    """Bring the words of prompts and answers up to date, *count* files at a time.
+    """Update the searchable texts of all threads, *count* files at a time.
 
-    *progress* is told before each time, and may raise to stop.
+    *progress* is called before each group of files, with the number of files done and of all
+    files. It may raise an exception to stop.
     """
     rows = db.execute(
         "SELECT id, folder, name, own_offset, text_offset, size FROM file"
@@ -41,7 +45,7 @@ def read_new_texts(
                 try:
                     texts, end = read_texts(home / folder / name, start, size)
                 except OSError:
-                    continue  # It has just been moved: the next look tells.
+                    continue  # The file was just moved; the next refresh handles that.
                 first, last = text_rows(id_)
                 if texts:
                     db.execute(
@@ -55,7 +59,7 @@ def read_new_texts(
 
 
 def read_names(db: sqlite3.Connection, path: Path) -> None:
-    """Take the names of threads from Codex's session_index.jsonl; the last one counts."""
+    """Read the names of threads from Codex's session_index.jsonl; the last name counts."""
     names: dict[str, str] = {}
     try:
         with path.open("rb") as file:
@@ -64,7 +68,7 @@ def read_names(db: sqlite3.Connection, path: Path) -> None:
                     entry: Any = orjson.loads(line)
                     names[str(entry["id"])] = str(entry["thread_name"])
                 except (orjson.JSONDecodeError, KeyError, TypeError):
-                    continue  # Torn, or of another shape: a name less.
+                    continue  # A torn line or another format: skip this name.
     except OSError:
         names.clear()
     rows = [(id_, name, fold(name)) for id_, name in names.items()]
@@ -73,34 +77,34 @@ def read_names(db: sqlite3.Connection, path: Path) -> None:
 
 
 def read_texts(path: Path, start: int, end: int) -> tuple[list[str], int]:
-    """Return the prompts and answers of a part of a rollout, and how far it was read.
+    """Return the prompts and answers of a part of a rollout, and the offset read up to.
 
-    A last line that is not whole yet is left for the next time.
+    An incomplete last line is left for the next call.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     texts: list[str] = []
     in_turn = False
     rest = b""
     at = start
-    # The size of a compressed file says nothing about the end of its content.
+    # The size of a compressed file is not the size of its content.
     is_packed = path.name.endswith(PACKED)
     for part in parts_of(path, start, 2**62 if is_packed else end):
         *lines, rest = (rest + part).split(b"\n")
         at += sum(map(len, lines)) + len(lines)
         for line in lines:
             in_turn = _take_text(line, in_turn, texts)
-    if rest.endswith(b"}") and loads(rest) is not None:
+    if rest.endswith(b"}") and parse_line(rest) is not None:
         _take_text(rest, in_turn, texts)
         at += len(rest)
     return texts, at
 
 
 def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:
-    """Add what a line says to *texts*; return whether a turn is open after it."""
+    """Add the prompt or answer of a line to *texts*; return True if a turn is open after it."""
     at = line.find(_EVENT, 0, _HEAD) + len(_EVENT)
-    if at < len(_EVENT) or (what := line[at : at + 6]) not in _TOLD:
+    if at < len(_EVENT) or (what := line[at : at + 6]) not in _READ:
         return in_turn
     text: object = None
     if what == b"task_s":
@@ -111,14 +115,14 @@ def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:
     elif what == b"user_m" or (what == b"agent_" and not in_turn):
         text = _payload(line).get("message")
     elif what == b"item_c" and b'"item":{"type":"UserMessage"' in line[at : at + 240]:
-        text = user_text(inner(_payload(line), "item"))
+        text = user_text(object_of(_payload(line), "item"))
     if isinstance(text, str) and text and text != COMPACTED:
         texts.append(text[:TEXT_LIMIT])
     return in_turn
 
 
 def fold(text: str) -> str:
-    """Return *text* as it is compared: without case and accents, as the text index does."""
+    """Return *text* without case and accents, as the text index compares it."""
     plain = unicodedata.normalize("NFKD", text)
     return "".join(each for each in plain if not unicodedata.combining(each)).casefold()
 
@@ -128,4 +132,4 @@ def _payload(line: bytes) -> Json:
         entry: Any = orjson.loads(line)
     except orjson.JSONDecodeError:
         return {}
-    return inner(cast(Json, entry), "payload") if isinstance(entry, dict) else {}
+    return object_of(cast(Json, entry), "payload") if isinstance(entry, dict) else {}

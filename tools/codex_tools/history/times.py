@@ -1,4 +1,4 @@
-"""Time as people say it: instants, time zones, days, weeks and months."""
+"""Parse times, time zones and periods as people write them, and format times."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Unit = Literal["day", "week", "month"]
 _AGO = re.compile(r"(\d{1,6})\s*([mhdw])", re.IGNORECASE)
 _MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
 _LAST_MS = 250_000_000_000_000
-"""In the year 9892: what comes later can be no date in some time zone."""
+"""Milliseconds since 1970, in the year 9892: a later time has no date in some time zones."""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def zone_of(name: str | None) -> tzinfo | None:
-    """Return the time zone of that IANA name; None stands for the machine's own.
+    """Return the time zone with an IANA name; None for the machine's own time zone.
 
     Raises:
-        ValueError: There is no such zone.
+        ValueError: There is no time zone with this name.
     """
     if name is None:
         return None
@@ -34,17 +34,17 @@ def zone_of(name: str | None) -> tzinfo | None:
 
         near = difflib.get_close_matches(name, available_timezones(), n=1, cutoff=0.5)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name!r} is no IANA time zone{hint}") from None
+        raise ValueError(f"{name!r} is not an IANA time zone{hint}") from None
 
 
 def instant(text: str, zone: tzinfo | None, *, end: bool = False) -> int:
-    """Return the time that *text* means, in ms since 1970.
+    """Return the time in *text* as ms since 1970.
 
-    A date or time in ISO 8601, in *zone* unless it says otherwise, or so long
-    ago: `90m`, `24h`, `7d`, `2w`. With *end*, a date means its last instant.
+    *text* is a date or time in ISO 8601, in *zone* unless it names another one, or a time ago:
+    `90m`, `24h`, `7d`, `2w`. With *end*, a date means the end of that day.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: *text* is none of these.
     """
     text = text.strip()
     if ago := _AGO.fullmatch(text):
@@ -59,21 +59,21 @@ def instant(text: str, zone: tzinfo | None, *, end: bool = False) -> int:
         return round(at.timestamp() * 1000)
     except (ValueError, OverflowError, OSError):
         raise ValueError(
-            f"{text!r} is no date or time in ISO 8601 (2026-11-22, 2026-11-22T15:00), nor a time"
-            " ago such as 24h or 7d"
+            f"{text!r} is not a date or time in ISO 8601 (2026-11-22, 2026-11-22T15:00) and not a"
+            " time ago such as 24h or 7d"
         ) from None
 
 
 def period_of(ms: int, unit: Unit, zone: tzinfo | None) -> tuple[str, int, int]:
-    """Return the key, start and end (ms) of the day, ISO week or month that *ms* lies in."""
-    ms = min(max(ms, 0), _LAST_MS)  # A clock may have been set to anything.
+    """Return the key, start and end (ms) of the day, ISO week or month that contains *ms*."""
+    ms = min(max(ms, 0), _LAST_MS)  # The clock may have been wrong.
     at = datetime.fromtimestamp(ms / 1000, zone) if zone else datetime.fromtimestamp(ms / 1000)
     first, following, key = _UNITS[unit](at.date())
     return key, _start(first, zone), _start(following, zone)
 
 
 def iso(ms: int | None) -> str | None:
-    """Return a time as ISO 8601 in UTC; None for one that is out of all bounds."""
+    """Return a time as ISO 8601 in UTC; None if it is None, negative or after the year 9892."""
     if ms is None or not 0 <= ms < _LAST_MS:
         return None
     at = datetime.fromtimestamp(ms / 1000, UTC)
@@ -81,7 +81,7 @@ def iso(ms: int | None) -> str | None:
 
 
 def _start(day: date, zone: tzinfo | None) -> int:
-    # A naive time is the machine's own, by its rules for that day.
+    # A datetime without a zone is in the machine's time zone, by its rules for that day.
     return round(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp() * 1000)
 
 

@@ -1,4 +1,4 @@
-"""A thread as a person reads it: Markdown, page by page from its end."""
+"""Format a thread as Markdown for people, page by page from its end."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from codex_tools.history.times import iso
 from codex_tools.rollouts.turn_reader import Turn, read_turns
 
 PAGE_TURNS = 20
-"""The most turns of a page."""
+"""Turns per page, at most."""
 
 PAGE_ROOM = 40_000
-"""About how many characters a page has, unless one turn alone is longer."""
+"""Characters per page, approximately; a single longer turn still gets one page."""
 
 TURN_ROOM = 400_000
-"""The most characters of a turn's prompt and of its answer."""
+"""Characters of a turn's prompt, and of its answer, at most."""
 
 
 def thread_uri(thread_id: str, before: int | None = None) -> str:
-    """Return the address of a thread's transcript; with *before*, of its turns before that one."""
+    """Return the URI of a thread's transcript; with *before*, of the turns before that one."""
     return f"codex://threads/{thread_id}" + ("" if before is None else f"?before={before}")
 
 
 def read_transcript(
     history: ThreadIndex, state_dir: Path, thread_id: str, before: int | None = None
 ) -> tuple[str, int]:
-    """Return a page of a thread's transcript, and how many turns come before it.
+    """Return a page of a thread's transcript, and the number of turns before it.
 
-    The turns are in the order in which they were.
+    The turns of a page are in chronological order.
 
     Args:
         history: The index that knows the thread's rollout.
-        state_dir: Where this server keeps its locks, which tell who is at work.
+        state_dir: The folder of this server's locks, which show the threads in use.
         thread_id: The thread.
-        before: Only turns before this one, counted from 0; None for the newest.
+        before: Return only turns before this one, counted from 0; None for the newest turns.
 
     Raises:
-        ThreadNotFound: There is no thread of that id, or its rollout cannot be read.
+        ThreadNotFound: There is no thread with this id, or its rollout cannot be read.
         IndexUnavailable: There is no index to read.
     """
     history.refresh(None)
@@ -56,18 +56,18 @@ def read_transcript(
         raise ThreadNotFound(
             f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."
         ) from error
-    told: list[str] = []
+    parts: list[str] = []
     room = PAGE_ROOM
     for number, turn in zip(range(first + len(turns), first, -1), turns, strict=True):
         text = _turn(number, turn)
         room -= len(text)
-        if room < 0 and told:
+        if room < 0 and parts:
             break
-        told.insert(0, text)
-    if not told:
-        told = ["No turns yet." if before is None else "No turns before that."]
-        return "\n\n".join([_head(thread), *told]) + "\n", 0
-    return "\n\n".join([_head(thread), *told]) + "\n", first + len(turns) - len(told)
+        parts.insert(0, text)
+    if not parts:
+        parts = ["No turns yet." if before is None else "No turns before that."]
+        return "\n\n".join([_head(thread), *parts]) + "\n", 0
+    return "\n\n".join([_head(thread), *parts]) + "\n", first + len(turns) - len(parts)
 
 
 def _head(thread: Json) -> str:
@@ -120,7 +120,7 @@ def _command(command: str, code: int | None, status: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Return *text* as code on one line, however many backticks are in it."""
+    """Return *text* as inline code, fenced by more backticks than it contains."""
     text = " ".join(text.split())
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)

@@ -1,7 +1,7 @@
-"""Usage reports over the index: sums by time, model, folder or thread.
+"""Report token usage from the index: sums by time, model, folder or thread.
 
-Whole quarters of an hour come from the index's own sums. Where a report begins
-or ends within one, its requests are counted one by one.
+Whole quarters of an hour come from the index's own sums. If a report starts or ends within a
+quarter, the requests of that quarter are counted one by one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from codex_tools.codex.paths import folder_names, is_inside
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, tokens
 from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
-from codex_tools.rollouts.line import loads
+from codex_tools.rollouts.line import parse_line
 from codex_tools.rollouts.token_counter import each_request
 
 GroupBy = Literal["day", "week", "month", "model", "cwd", "thread"]
 
-THREADS_TOLD = 1000
-"""The most groups by thread; a home may hold a hundred thousand."""
+GROUPS_LIMIT = 1000
+"""Groups of a report, at most; a home may contain a hundred thousand threads."""
 
 _LAST_QUARTER = 2**60
 _UNITS = ("day", "week", "month")
@@ -49,15 +49,15 @@ _PART_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """What a report shall cover; None means no limit."""
+    """The grouping and the filters of a report; None means no filter."""
 
     group_by: GroupBy = "day"
     zone: tzinfo | None = None
-    """For days, weeks and months; None for the machine's own."""
+    """The time zone of days, weeks and months; None for the machine's own."""
     since_ms: int | None = None
     until_ms: int | None = None
     cwd: tuple[str, ...] = ()
-    """These folders, each the same by another name, and all below them."""
+    """The names of one folder; all folders below it are included."""
     model: str | None = None
     thread_id: str | None = None
 
@@ -74,13 +74,13 @@ def find_usage(
     model: str | None = None,
     thread_id: str | None = None,
 ) -> Json:
-    """Bring the index up to date and return the data of a UsageResult, in its order.
+    """Update the index and return the fields of a UsageResult, in its order.
 
-    The arguments are those of codex_usage, in their words.
+    The arguments are those of codex_usage, as the caller wrote them.
 
     Raises:
-        InvalidArguments: A time or time zone is none.
-        IndexUnavailable: There is no index to read.
+        InvalidArguments: A time or the time zone is invalid.
+        IndexUnavailable: The index cannot be read or made.
     """
     try:
         zone = zone_of(timezone)
@@ -100,10 +100,10 @@ def find_usage(
 
 
 def report(history: ThreadIndex, query: UsageQuery) -> Json:
-    """Return what was used, as codex_usage tells it.
+    """Return the usage that matches *query*, as the fields of codex_usage's result.
 
     Raises:
-        IndexUnavailable: There is no index to read.
+        IndexUnavailable: The index cannot be read or made.
     """
     with history.opened() as db:
         return _Report(db, history, query).result()
@@ -135,11 +135,13 @@ class _Report:
         if unreadable:
             names = [name for (name,) in db.execute(_UNREADABLE).fetchall()]
             more = ", ..." if unreadable > len(names) else ""
-            notes.append(f"{unreadable} files are no readable rollouts: {', '.join(names)}{more}")
+            notes.append(f"{unreadable} files are not readable rollouts: {', '.join(names)}{more}")
         if bad_lines:
             notes.append(f"{bad_lines} lines in other files could not be read.")
         if copies:
-            notes.append(f"{copies} files are copies of threads that were counted once.")
+            notes.append(
+                f"{copies} files are copies of other rollouts; each thread was counted once."
+            )
         prices = db.execute("SELECT value FROM meta WHERE key = 'prices_version'").fetchone()
         return {
             "totals": totals,
@@ -153,7 +155,7 @@ class _Report:
         }
 
     def _range(self) -> tuple[int, int]:
-        """Return the first quarter and the one after the last, slicing what is cut."""
+        """Return the first quarter and the one after the last; slice quarters that are cut."""
         query = self._query
         since, until = query.since_ms, query.until_ms
         first = 0 if since is None else -(-since // QUARTER_MS)
@@ -173,7 +175,7 @@ class _Report:
         return 0, _LAST_QUARTER
 
     def _slice(self, quarter: int, since: int, until: int) -> None:
-        """Put those requests of a *quarter* into the part that lie in the range."""
+        """Add the requests of a *quarter* that are within the range to the table `part`."""
         since, until = max(since, quarter * QUARTER_MS), min(until, (quarter + 1) * QUARTER_MS)
         db = self._db
         files = db.execute("SELECT DISTINCT file FROM bucket WHERE quarter = ?", (quarter,))
@@ -207,9 +209,9 @@ class _Report:
         return "".join(f" AND {each}" for each in conditions), values
 
     def _by_time(self, unit: Unit) -> Iterator[Json]:
-        """Yield a row for each period in which something was used.
+        """Yield a row for each period with any usage.
 
-        Period by period along the primary key, which spares sorting all rows.
+        It reads period by period along the primary key, so that no rows need sorting.
         """
         db, zone = self._db, self._query.zone
         rows = (
@@ -230,7 +232,7 @@ class _Report:
                 yield {**_row(*sums), "key": key}
 
     def _by_kind(self, notes: list[str]) -> Iterator[Json]:
-        """Yield a row for each model, folder or thread, the largest first."""
+        """Yield a row for each model, folder or thread, in descending order of tokens."""
         match self._query.group_by:
             case "thread":
                 key, join = "f.thread_id", " JOIN file f ON f.id = b.file"
@@ -242,23 +244,24 @@ class _Report:
             f" GROUP BY {key} ORDER BY sum(b.input) + sum(b.output) DESC, {key}",
             (self._first, self._last, *self._values),
         )
-        for told, (name, *sums) in enumerate(rows):
-            if told == THREADS_TOLD:
+        for number, (name, *sums) in enumerate(rows):
+            if number == GROUPS_LIMIT:
                 left = 1 + sum(1 for _ in rows)
                 notes.append(
-                    f"groups leaves out the {left} smallest; name since, until or cwd to see them."
+                    f"{left} smaller groups are left out of groups. Set since, until or cwd to see"
+                    " them."
                 )
                 return
             yield {**_row(*sums), "key": name or "unknown"}
 
     @property
     def _is_whole(self) -> bool:
-        """Whether the groups by time hold all there is, so that their sum is the total."""
+        """True if the groups by time include all usage, so that their sum is the total."""
         query = self._query
         return query == UsageQuery(query.group_by, query.zone) and query.group_by in _UNITS
 
     def _sum(self, groups: list[Json]) -> Json:
-        """Return the totals of all *groups*; a thread may be in several."""
+        """Return the totals of all *groups*; a thread in several groups counts once."""
         sums = {key: sum(group[key] for group in groups) for key in _SUMMED}
         (threads,) = self._db.execute(
             "SELECT count(*) FROM file WHERE requests > 0 AND shadowed = 0"
@@ -292,12 +295,12 @@ _UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL ORDER BY id LIMIT
 
 
 def newest_limits(db: sqlite3.Connection) -> Json | None:
-    """Return the newest rate limits that Codex was told of, in any thread."""
+    """Return the newest rate limits that Codex recorded in any thread; None if there are none."""
     rows = db.execute(
         "SELECT limits_ms, limits FROM file WHERE limits_ms IS NOT NULL ORDER BY limits_ms DESC"
     )
     for at_ms, text in rows:
-        limits = loads(text) or {}
+        limits = parse_line(text) or {}
         if isinstance(limits.get("primary"), dict):
             return _limits(limits, at_ms)
     return None
@@ -354,7 +357,7 @@ def _window(window: object, now: float) -> Json | None:
 
 
 def _faults(db: sqlite3.Connection) -> tuple[int, int, int]:
-    """Return how many files are unreadable, lines bad in others, and copies."""
+    """Return the number of unreadable files, of bad lines in the others, and of copies."""
     unreadable, bad_lines = db.execute(
         "SELECT count(problem), sum(CASE WHEN problem IS NULL THEN bad_lines END) FROM file"
         " WHERE problem IS NOT NULL OR bad_lines > 0"

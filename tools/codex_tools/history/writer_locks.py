@@ -1,10 +1,9 @@
-"""Who writes on which thread now, by the locks that are held.
+"""Find the threads that some process is writing to now, by their write locks.
 
-Codex since 0.147 or so locks `$CODEX_HOME/thread-writer-locks/<id>.lock` with
-flock(2) while it has a thread open (seen on 0.163.0 and 0.169.0; the file may
-stay behind, unlocked). Our own servers lock `STATE/locks/<id>.lock`. Testing a
-lock by taking it would make Codex's own start fail, so the kernel's list is
-read instead; where there is none (macOS), no lock is known.
+Codex since about 0.147 locks `$CODEX_HOME/thread-writer-locks/<id>.lock` with flock(2) while it
+has a thread open (seen on 0.163.0 and 0.169.0). The file may remain, unlocked. This server locks
+`STATE/locks/<id>.lock`. Testing a lock by taking it would make Codex fail to start, so the
+kernel's list of locks is read instead. Without such a list (macOS), no lock is known.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _LOCKS = Path("/proc/locks")
 
 
 class WriterLocks:
-    """The locks as they are when they are first asked for."""
+    """The write locks of all threads, read from the kernel at the first call of `holds`."""
 
     def __init__(self, home: Path, state_dir: Path) -> None:
         self._theirs = home / "thread-writer-locks"
@@ -25,11 +24,11 @@ class WriterLocks:
 
     @property
     def are_told(self) -> bool:
-        """Whether a Codex that locks its threads works in this home, and the kernel tells."""
+        """True if this home is used by a Codex that locks threads, and the kernel lists locks."""
         return self._theirs.is_dir() and _LOCKS.exists()
 
     def holds(self, thread_id: str) -> bool:
-        """Return whether some process holds the thread."""
+        """Return True if a process holds the write lock of the thread."""
         for folder in (self._theirs, self._ours):
             try:
                 stat = (folder / f"{thread_id}.lock").stat()
@@ -47,7 +46,7 @@ class WriterLocks:
         except OSError:
             return held
         for line in lines:
-            # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:262157 0 EOF; waiting ones have a "->".
+            # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:262157 0 EOF; a waiting process has a "->".
             words = line.split()
             if len(words) >= 6 and words[1] == "FLOCK":
                 major, minor, inode = words[5].split(":")

@@ -1,1 +1,1 @@
-"""Read one rollout: its requests, its turns, how its thread stands."""
+"""Read one rollout: its requests, its turns and the state of its thread."""

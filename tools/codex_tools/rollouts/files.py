@@ -1,9 +1,9 @@
-"""Rollouts as files: where Codex keeps its threads, and how to open one.
+"""Find rollout files in a CODEX_HOME and read their content.
 
-`$CODEX_HOME/sessions/YYYY/MM/DD/rollout-<local time>-<thread id>.jsonl`, or
-`.jsonl.zst` once Codex has compressed it; `archived_sessions/` without the
-date folders. One JSON object a line, appended; only `codex migrate-rollouts`
-and compression write one anew. The shapes were seen on 0.60.1 to 0.169.0.
+A rollout is `$CODEX_HOME/sessions/YYYY/MM/DD/rollout-<local time>-<thread id>.jsonl`, or
+`.jsonl.zst` once Codex has compressed it. `archived_sessions/` has no date folders. Codex
+appends one JSON object per line; only `codex migrate-rollouts` and compression rewrite a file.
+These shapes were seen on 0.60.1 to 0.169.0.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ PACKED = ".jsonl.zst"
 ENDINGS = (".jsonl", PACKED)
 
 BLOCK = 256 * 1024
-"""Bytes read at once."""
+"""Bytes per read."""
 
 _ID_LENGTH = 36
+"""Characters of a UUID."""
 _FRAME_HEAD = 18
+"""Bytes of the longest zstd frame header."""
 
 
 def local_home() -> Path:
@@ -39,19 +41,19 @@ def local_home() -> Path:
 
 
 def is_rollout(name: str) -> bool:
-    """Return whether a file of that name is a rollout."""
+    """Return True if *name* is the file name of a rollout."""
     return name.startswith("rollout-") and name.endswith(ENDINGS)
 
 
 def thread_id_of(name: str) -> str:
-    """Return the thread's id as the file's name has it."""
+    """Return the thread id in the file name of a rollout."""
     return name.partition(".jsonl")[0][-_ID_LENGTH:]
 
 
 def find_rollout(home: Path, thread_id: str) -> Path | None:
-    """Return the rollout of *thread_id* among the threads that can be resumed."""
+    """Return the path of the rollout of *thread_id* in `sessions`; None if there is none."""
     sessions = home / SESSIONS
-    # The id tells the day (UUID version 7), give or take a time zone; if not, look everywhere.
+    # A UUID of version 7 contains the day, except for the time zone. Otherwise search all days.
     for folder in (*_days_of(sessions, thread_id), sessions):
         found = [path for path in rollouts_below(folder) if _is_of(path, thread_id)]
         if found:
@@ -60,7 +62,7 @@ def find_rollout(home: Path, thread_id: str) -> Path | None:
 
 
 def find_archived(home: Path, thread_id: str) -> Path | None:
-    """Return the rollout of *thread_id* in the archive, where Codex does not resume it."""
+    """Return the path of the rollout of *thread_id* in the archive; Codex cannot resume it."""
     found = [path for path in rollouts_below(home / ARCHIVE) if _is_of(path, thread_id)]
     return Path(min(found, key=len)) if found else None
 
@@ -77,15 +79,15 @@ def rollouts_below(folder: Path) -> Iterator[str]:
                     elif is_rollout(entry.name):
                         yield entry.path
         except OSError:
-            continue  # It was archived or removed while we looked.
+            continue  # The folder was archived or removed during the search.
 
 
 @contextmanager
 def open_rollout(path: Path) -> Generator[BinaryIO]:
-    """Open a rollout, plain or compressed, to be read from any position.
+    """Open a rollout, plain or compressed, as a seekable binary file.
 
     Raises:
-        OSError: It cannot be read, or its compression is damaged.
+        OSError: The file cannot be read, or its compression is damaged.
     """
     with path.open("rb") as file:
         if path.suffix != ".zst":
@@ -99,11 +101,11 @@ def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes
 
     Args:
         path: The rollout.
-        start: Where to begin, in bytes; of a plain one only.
-        end: Where to stop; of a plain one only.
+        start: The offset of the first byte; ignored for a compressed rollout.
+        end: The offset after the last byte; ignored for a compressed rollout.
 
     Raises:
-        OSError: It cannot be read, or its compression is damaged.
+        OSError: The file cannot be read, or its compression is damaged.
     """
     with path.open("rb", buffering=0) as file:
         if path.name.endswith(PACKED):
@@ -118,10 +120,10 @@ def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes
 
 
 def parts_of(path: Path, start: int, end: int) -> Iterator[bytes]:
-    """Yield a part of a rollout's content, plain or compressed.
+    """Yield the bytes from *start* to *end* of a rollout's content, plain or compressed.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     if path.name.endswith(PACKED):
         at = 0
@@ -136,7 +138,7 @@ def unpacked(file: BinaryIO) -> Iterator[bytes]:
     """Yield the content of a compressed rollout, block by block.
 
     Raises:
-        OSError: It is damaged, or cut off.
+        OSError: The file is damaged or incomplete.
     """
     import zstandard
 
@@ -144,7 +146,7 @@ def unpacked(file: BinaryIO) -> Iterator[bytes]:
     file.seek(0)
     size = 0
     try:
-        # Codex writes the size of the content into the head of its single frame.
+        # Codex writes a single frame, with the size of the content in its header.
         expected = zstandard.frame_content_size(head)
         with zstandard.ZstdDecompressor().stream_reader(
             file, read_across_frames=True, closefd=False
@@ -153,13 +155,13 @@ def unpacked(file: BinaryIO) -> Iterator[bytes]:
                 size += len(block)
                 yield block
     except zstandard.ZstdError as error:
-        raise OSError(f"damaged: {error}") from error
+        raise OSError(f"damaged zstd file: {error}") from error
     if size < expected:
-        raise OSError("cut off")
+        raise OSError(f"incomplete zstd file: {size} of {expected} bytes")
 
 
 def payload_of(line: bytes) -> Json | None:
-    """Return the payload of a rollout's line, or None if it is no such line."""
+    """Return the payload of a rollout's line; None if the line has none."""
     import orjson
 
     try:

@@ -1,4 +1,4 @@
-"""What one run cost: its requests by the rollout, each priced for itself."""
+"""Price the requests of one run: read them from the rollout and price each by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from codex_tools.rollouts.token_counter import each_request
 
 
 class _Models:
-    """The models of a reader's requests."""
+    """Collect the models of a reader's requests."""
 
     def __init__(self) -> None:
         self.names: list[str | None] = []
@@ -24,14 +24,14 @@ class _Models:
 
 
 def cost_of(path: Path, since_ms: int, prices: Prices) -> float | None:
-    """Return what a thread's requests since a time cost in USD.
+    """Return the cost in USD of a thread's requests since a time.
 
-    None where that is not known: one has no price, or none was recorded.
+    The cost is None if a request has no known price, or if no request was recorded.
 
     Args:
         path: The thread's rollout.
-        since_ms: In milliseconds of Unix time.
-        prices: What tokens cost.
+        since_ms: Milliseconds since 1970.
+        prices: The prices of tokens by model and time.
 
     Raises:
         OSError: The rollout cannot be read.
@@ -54,10 +54,10 @@ def cost_of(path: Path, since_ms: int, prices: Prices) -> float | None:
 def cost_without_rollout(
     usage: Usage | None, model: str | None, at_ms: int, prices: Prices
 ) -> float | None:
-    """Return what the requests that *usage* sums up cost, if their sum tells.
+    """Return the cost in USD of the requests summed up in *usage*, or None if it is unknown.
 
-    It does not where one of them may have been so long that its tokens cost
-    more: only a price for each request is right then.
+    It is unknown if the model has no price, and if a request may have been so long that its
+    tokens cost more. Then only a price for each request is right.
     """
     price = prices.of(model, at_ms)
     if usage is None or price is None or usage.input_tokens > price.above:

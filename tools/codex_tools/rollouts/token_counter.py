@@ -1,17 +1,17 @@
-"""Whose thread it is, and what it used: request by request, nothing twice.
+"""Count the tokens of one thread from its rollout: each request once.
 
-* `token_usage_record` (0.163 and later) is one model response. It counts where
-  it names this thread, once for each response id.
-* `token_count` counts by `last_token_usage` where `total_token_usage` differs
-  from the one before in this file, and no record told of it already. Totals
-  themselves are never counted: 0.60.1 begins at 0 with each resume, a fork
-  inherits its parent's, and both re-emit what has not changed.
-* A legacy fork begins with a copy of its parent, stamped anew. Its own part
-  starts at the first turn whose id (UUID version 7) is not older than the
-  thread's; where no turn has an id, after what is equal to the parent's.
+* `token_usage_record` (Codex 0.163 and later) is one model response. It counts if it names
+  this thread, once for each response id.
+* `token_count` counts by its `last_token_usage` if its `total_token_usage` differs from the
+  previous one in this file and no record has reported the same request. Totals themselves are
+  never counted: 0.60.1 restarts them at 0 with each resume, a fork inherits its parent's, and
+  both emit unchanged totals again.
+* A legacy fork starts with a copy of its parent under new timestamps. The thread's own part
+  starts at the first turn whose id (UUID version 7) is not older than the thread's id. If no
+  turn has an id, the own part starts after the readings that equal the parent's.
 
-Seen on 0.60.1 to 0.169.0. Not in any rollout: ephemeral runs, failed and aborted
-responses, and the request by which the TUI of 0.169 names a thread.
+Seen on 0.60.1 to 0.169.0. No rollout contains ephemeral runs, failed and aborted responses, and
+the request by which the TUI of 0.169 names a thread.
 """
 
 from __future__ import annotations
@@ -22,27 +22,34 @@ from typing import Protocol
 
 import orjson
 
+from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.rollouts.line import (
-    LAST_HEAD,
-    RECORD_HEAD,
     Counts,
-    Json,
     counts_in,
-    inner,
-    loads,
+    counts_of,
+    flat_object,
     ms_at,
     ms_of,
-    text_of,
+    parse_line,
 )
 
 REQUEST_FIELDS = 7
 """A request in `requests`: time (ms), context, input, cached, cache-write, output, reasoning."""
 
-_BURST_MS = 1000
+_COPY_MS = 1000
+"""Milliseconds in which Codex writes the copy of a parent: readings in them are the parent's."""
+
+# The total and the last usage of a token_count are cut out of the line by their names. Parsing
+# the whole line with orjson makes a cold index take 1.08 to 1.2 times the CPU time. That alone
+# would be acceptable, but with 10,000 threads the index would then take longer than ccusage.
+_TOTAL_HEAD = b'"type":"token_count","info":{"total_token_usage":{'
+_LIMITS = b'"primary":{'
+"""In a token_count line whose rate limits have values."""
+_LAST_HEAD = b'"last_token_usage":{'
 
 
 class Contexts(Protocol):
-    """ContextNumbers for what requests were made with: a model in a folder."""
+    """Numbers for the contexts of requests: a context is a model in a folder."""
 
     def number(self, model: str | None, cwd: str | None) -> int:
         """Return the number of a model in a folder."""
@@ -51,12 +58,12 @@ class Contexts(Protocol):
 
 @dataclass(slots=True, eq=False)
 class TokenCounter:
-    """Whose thread it is, and its requests in the order of its rollout."""
+    """The facts of a thread's session_meta, and its requests in the order of the rollout."""
 
     thread_id: str
     _contexts: Contexts
-    known: bool = False
-    """Whether the file says whose it is."""
+    has_meta: bool = False
+    """True once a session_meta line has named the thread."""
     created_ms: int | None = None
     source: str | None = None
     is_subagent: bool = False
@@ -68,52 +75,47 @@ class TokenCounter:
     model: str | None = None
     cwd: str | None = None
     requests: list[int] = field(default_factory=lambda: [])
-    """What was used, REQUEST_FIELDS numbers each, since the last `restore`."""
+    """The requests since the last `restore`, REQUEST_FIELDS numbers each."""
     responses: set[bytes] = field(default_factory=lambda: set())
-    """The ids of responses that are counted."""
+    """The ids of the responses counted so far."""
     bad_lines: int = 0
     limits: str | None = None
-    """The newest rate limits that were filled in, as they were written: JSON, most likely."""
+    """The newest rate limits with values, as JSON."""
     limits_ms: int | None = None
     counts: list[tuple[Counts, Counts]] | None = None
-    """All readings of `token_count`, if `keep_counts` was called."""
+    """All readings (total, last) of `token_count` lines, if `keep_counts` was called."""
     _pending: list[tuple[Counts, Counts, tuple[int, ...] | None]] = field(
         default_factory=lambda: []
     )
+    """Readings of which only the end of the file shows whether they belong to the parent."""
     _context: int | None = None
-    """The number of *model* in *cwd*, once it is known."""
-    _replay: bool = False
-    """Whether the file begins with a copy of another thread."""
-    _own: bool = False
-    """Whether that copy is over."""
-    _plain: bool = True
-    """Whether counts can be taken at once, being the thread's own."""
+    """The number of *model* in *cwd*, once a request needed it."""
+    _has_copy: bool = False
+    """True if the file starts with a copy of another thread."""
+    _copy_ended: bool = False
+    _counts_directly: bool = True
+    """True if a reading is the thread's own and no reading has to be kept."""
     _total: bytes = b""
-    """The last total_token_usage as it was written."""
-    _recorded: Counts | None = None
-    """The usage of a record whose token_count is still to come."""
+    """The last total_token_usage, as JSON."""
+    _record: Counts | None = None
+    """The usage of the last token_usage_record whose token_count has not followed yet."""
+    _is_record_unsure: bool = False
+    """True if that token_count may be missing, because the totals have restarted."""
     _count_lines: list[bytes] = field(default_factory=lambda: [])
-    """Lines that may have the newest rate limits, looked into at the end."""
-    _record_head: bytes = b""
-    """How a record of this thread begins."""
-    _doubtful: bool = False
-    """Whether it may not come: the totals began anew."""
-
-    def __post_init__(self) -> None:
-        self._record_head = RECORD_HEAD % self.thread_id.encode()
+    """Lines of which the newest with rate limits is still to be found, or was found."""
 
     @property
-    def is_settled(self) -> bool:
-        """Whether reading may go on later from `offset`."""
-        return self._own or not self._replay
+    def in_own_part(self) -> bool:
+        """True once the copy of another thread, if any, has been read."""
+        return self._copy_ended or not self._has_copy
 
     def keep_counts(self) -> None:
-        """Keep all readings of `token_count`, for a fork to be compared with."""
+        """Keep all readings of `token_count` lines, so that a fork can be compared with them."""
         self.counts = []
-        self._plain = False
+        self._counts_directly = False
 
-    def _number(self) -> int:
-        """Return the number of what requests are made with now."""
+    def _context_number(self) -> int:
+        """Return the number of the current model in the current folder."""
         if self._context is None:
             self._context = self._contexts.number(self.model, self.cwd)
         return self._context
@@ -123,16 +125,14 @@ class TokenCounter:
         if id_ is None:
             self.bad_lines += 1
             return
-        if self.known:
-            # The parent's, at the head of its copied history.
-            self._replay = self._replay or id_ != self.thread_id
-            self._plain = self.is_settled and self.counts is None
+        if self.has_meta:
+            # A second one is the parent's, at the start of its copied history.
+            self._has_copy = self._has_copy or id_ != self.thread_id
+            self._counts_directly = self.in_own_part and self.counts is None
             return
         get = payload.get
-        self.known = True
-        if id_ != self.thread_id:
-            self.thread_id = id_
-            self._record_head = RECORD_HEAD % id_.encode()
+        self.has_meta = True
+        self.thread_id = id_
         self.created_ms = ms_of(get("timestamp"))
         self.cwd = text_of(payload, "cwd")
         self.parent_id = text_of(payload, "parent_thread_id")
@@ -141,128 +141,125 @@ class TokenCounter:
             self.source = source
         elif isinstance(source, dict) and source:
             self.source = next(iter(source))
-            spawn = inner(inner(source, "subagent"), "thread_spawn")
+            spawn = object_of(object_of(source, "subagent"), "thread_spawn")
             self.parent_id = self.parent_id or text_of(spawn, "parent_thread_id")
         self.is_subagent = self.source == "subagent" or get("thread_source") == "subagent"
         self.forked_id = text_of(payload, "forked_from_id")
         self.cli_version = text_of(payload, "cli_version")
-        self.git_branch = text_of(inner(payload, "git"), "branch")
+        self.git_branch = text_of(object_of(payload, "git"), "branch")
         self.is_paginated = get("history_mode") == "paginated"
-        self._replay = self.forked_id is not None and not get("history_base")
-        self._plain = not self._replay and self.counts is None
+        self._has_copy = self.forked_id is not None and not get("history_base")
+        self._counts_directly = not self._has_copy and self.counts is None
 
-    def _payload_of(self, entry: Json | None) -> Json | None:
-        """Return the payload of a line; count the line as bad if it has none."""
-        payload: Json | None = entry.get("payload") if entry is not None else None
-        if isinstance(payload, dict):
-            return payload
-        self.bad_lines += 1
-        return None
+    def _take_record(self, payload: Json, ms: int) -> None:
+        """Take a token_usage_record; count it if it is this thread's and its response is new."""
+        usage = counts_of(payload.get("usage"))
+        if usage is None:
+            self.bad_lines += 1
+            return
+        self._record, self._is_record_unsure = usage, False
+        if payload.get("thread_id") != self.thread_id:
+            return
+        response = (text_of(payload, "response_id") or "").encode()
+        if response:
+            if response in self.responses:
+                return
+            self.responses.add(response)
+        self.requests.extend((ms, self._context_number(), *usage))
 
-    def _take_count(self, line: bytes, total: bytes, after: int) -> bool:
-        """Take a token_count with a new total by its slices; *after* is where the total ends.
-
-        Returns whether it has the shape that is expected.
-        """
-        last = None
-        if line.startswith(LAST_HEAD, after):
-            last = counts_in(line[after + len(LAST_HEAD) : line.find(b"}", after) + 1])
+    def _take_count_text(self, line: bytes) -> bool:
+        """Take a token_count without parsing the line; return False if it must be parsed."""
+        total = flat_object(line, _TOTAL_HEAD)
+        if self._counts_directly:
+            self._count_lines.append(line)
+        if not total:
+            return False
+        if self._counts_directly:
+            # Most repeat the last total, or follow the record of the same request.
+            if total == self._total:
+                return True
+            is_recorded = self._record is not None and not self._is_record_unsure
+            if is_recorded and not self._is_same(total):
+                self._total, self._record = total, None
+                return True
+        last = counts_in(flat_object(line, _LAST_HEAD))
         ms = ms_at(line)
         if last is None or not ms:
             return False
         self._count(total, last, ms)
         return True
 
-    def _take_record(self, line: bytes, at: int) -> bool:
-        """Take a token_usage_record by its slices; return whether that was possible."""
-        start = line.find(b'"response_id":"', at + 60) + 15
-        end = line.find(b'"', start)
-        response = line[start:end]
-        if (
-            start < 15
-            or not line.startswith(self._record_head, at)
-            or not line.startswith(b'","usage":', end)
-            or response.find(b"\\") >= 0
-        ):
-            return False
-        usage = counts_in(line[end + 10 : line.find(b"}", end) + 1])
-        ms = ms_at(line)
-        if usage is None or not ms:
-            return False
-        self._record(usage, response, ms)
-        return True
-
-    def _take_odd_count(self, payload: Json, ms: int) -> None:
-        if isinstance(inner(payload, "rate_limits").get("primary"), dict):
+    def _take_count(self, payload: Json, ms: int) -> None:
+        """Take the payload of a token_count."""
+        if isinstance(object_of(payload, "rate_limits").get("primary"), dict):
             self.limits, self.limits_ms = orjson.dumps(payload["rate_limits"]).decode(), ms
             self._count_lines.clear()
-        info: object = payload.get("info")
-        if info is None:
-            self._forget_total()
+        if payload.get("info") is None:
+            self._total, self._is_record_unsure = b"", True
             return
-        total = inner(payload, "info").get("total_token_usage")
-        last = counts_in(orjson.dumps(inner(payload, "info").get("last_token_usage")))
+        info = object_of(payload, "info")
+        total = info.get("total_token_usage")
+        last = counts_of(info.get("last_token_usage"))
         if last is None or not isinstance(total, dict):
             self.bad_lines += 1
             return
         self._count(orjson.dumps(total), last, ms)
 
-    def _keep_limits(self, line: bytes) -> None:
-        """Keep the limits of *line*, unread: only a report looks into the newest of all."""
-        start = line.find(b'"rate_limits":') + 14
-        text = line[start:-3]  # As Codex writes it, they end the line.
-        if start < 14 or not line.endswith(b"}}}\n"):
-            text = orjson.dumps(inner(inner(loads(line) or {}, "payload"), "rate_limits"))
-        self.limits, self.limits_ms = text.decode("utf-8", "replace"), ms_at(line)
+    def _keep_newest_limits(self) -> None:
+        """Drop all lines but the newest one whose rate limits have values."""
+        lines = self._count_lines
+        while lines and _LIMITS not in lines[-1]:
+            lines.pop()
+        del lines[:-1]
 
-    def _record(self, usage: Counts, response: bytes, ms: int) -> None:
-        """Count a response of this thread, once for each id; *response* is that, or nothing."""
-        self._recorded, self._doubtful = usage, False
-        if response:
-            if response in self.responses:
-                return
-            self.responses.add(response)
-        self.requests.extend((ms, self._number(), *usage))
-
-    def _forget_total(self) -> None:
-        self._total, self._doubtful = b"", True
+    def _take_limits(self, line: bytes) -> None:
+        """Take the rate limits of a token_count line."""
+        # Codex ends the line with them. Parsing one line of each file costs 3 % of a cold index.
+        _, _, text = line.partition(b'"rate_limits":')
+        if text.endswith(b"}}}\n"):
+            self.limits = text[:-3].decode("utf-8", "replace")
+        else:
+            payload = object_of(parse_line(line) or {}, "payload")
+            self.limits = orjson.dumps(object_of(payload, "rate_limits")).decode()
+        self.limits_ms = ms_at(line)
 
     def _count(self, total: bytes, last: Counts, ms: int) -> None:
+        """Count one reading, keep it, or do both."""
         changed = total != self._total and not self._is_same(total)
         self._total = total
         request: tuple[int, ...] | None = None
-        if changed and not self._was_recorded(last) and (last[0] or last[3]):
-            request = (ms, self._number(), *last)
-        if self._plain:
+        if changed and not self._follows_record(last) and (last[0] or last[3]):
+            request = (ms, self._context_number(), *last)
+        if self._counts_directly:
             if request is not None:
                 self.requests.extend(request)
             return
         reading = counts_in(total) or (0, 0, 0, 0, 0)
         if self.counts is not None:
             self.counts.append((reading, last))
-        if not self.is_settled:
+        if not self.in_own_part:
             self._pending.append((reading, last, request))
         elif request is not None:
             self.requests.extend(request)
 
     def _is_same(self, total: bytes) -> bool:
-        """Return whether *total* is the last one, written by another version."""
-        # Not with equal fields, then: a name alone is longer than that.
+        """Return True if *total* has the last total's counts, written by another Codex version."""
+        # Another version writes other fields, and the name of one field alone has 10 bytes.
         if not self._total or -10 < len(total) - len(self._total) < 10:
             return False
         former = counts_in(self._total)
         return former is not None and former == counts_in(total)
 
-    def _was_recorded(self, last: Counts) -> bool:
-        """Return whether a record has told of this reading already; each tells of one."""
-        if self._recorded is None:
+    def _follows_record(self, last: Counts) -> bool:
+        """Return True if the last record has counted this request; each record stands for one."""
+        if self._record is None:
             return False
-        told = not self._doubtful or self._recorded == last
-        self._recorded, self._doubtful = None, False
-        return told
+        is_counted = not self._is_record_unsure or self._record == last
+        self._record, self._is_record_unsure = None, False
+        return is_counted
 
-    def _settle(self, parent: Sequence[tuple[Counts, Counts]] | None) -> None:
-        """Count what is pending, less what was copied."""
+    def _count_pending(self, parent: Sequence[tuple[Counts, Counts]] | None) -> None:
+        """Count the pending readings, except those copied from *parent*."""
         pending = self._pending
         if parent is not None:
             copied = 0
@@ -273,7 +270,7 @@ class TokenCounter:
             own = pending[copied:]
         else:
             first = next((r[0] for *_, r in pending if r is not None), 0)
-            own = [p for p in pending if p[2] is not None and p[2][0] - first >= _BURST_MS]
+            own = [p for p in pending if p[2] is not None and p[2][0] - first >= _COPY_MS]
         for *_, request in own:
             if request is not None:
                 self.requests.extend(request)

@@ -1,8 +1,8 @@
-"""The turns of one thread, read from its rollout: prompts, answers, what was done.
+"""Read the turns of one thread from its rollout: prompts, answers, commands and changed files.
 
-Each version writes down something else. 0.60.1 keeps only the model's calls
-and their outputs, and of a failed turn nothing; newer ones keep items and the
-turn's end with its error (seen on 0.60.1, 0.163.0 and 0.169.0).
+Each Codex version records something else. 0.60.1 keeps only the model's calls and their
+outputs, and nothing of a failed turn. Newer versions keep items and the end of each turn with
+its error (seen on 0.60.1, 0.163.0 and 0.169.0).
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any, cast
 
 import orjson
 
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.rollouts.files import blocks, parts_of, thread_id_of
-from codex_tools.rollouts.line import COMPACTED, inner, ms_of, text_of, user_text
+from codex_tools.rollouts.line import COMPACTED, ms_of, user_text
 from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 
 COMMANDS_KEPT = 50
+"""Commands kept of a turn, the newest ones."""
 FILES_KEPT = 200
+"""Changed files kept of a turn, the first ones."""
 
 _EXIT_CODE = re.compile(r"(?:\A|\n)(?:Exit code: |Process exited with code )(-?\d+)")
 _CHANGED = re.compile(r"^([AMD]) (.+)$", re.MULTILINE)
@@ -31,7 +33,7 @@ _KINDS = {"A": "add", "M": "update", "D": "delete"}
 
 @dataclass(slots=True)
 class Turn:
-    """One turn as its rollout tells it; None where it does not."""
+    """One turn as its rollout records it; None for a fact that is not recorded."""
 
     turn_id: str | None = None
     started_ms: int = 0
@@ -47,28 +49,28 @@ class Turn:
     )
     """Command, exit code, status; the newest COMMANDS_KEPT."""
     files: dict[str, str] = field(default_factory=dict[str, str])
-    """What became of each path: add, update, delete."""
+    """How each path was changed: add, update or delete."""
     error: str | None = None
 
 
-class _Unnumbered:
+class _NoContexts:
     def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the same number for all: nobody asks what was used where."""
+        """Return 0 for every context, because the turns do not show it."""
         return 0
 
 
 def read_turns(path: Path, before: int | None, count: int) -> tuple[list[Turn], int]:
-    """Return up to *count* turns of a rollout, newest first, and how many come before them.
+    """Return up to *count* turns of a rollout, newest first, and the number of turns before them.
 
     Args:
         path: The rollout.
-        before: Only turns before this one, counted from 0; None for the newest.
-        count: How many.
+        before: Return only turns before this one, counted from 0; None for the newest turns.
+        count: The largest number of turns to return.
 
     Raises:
         OSError: The rollout cannot be read.
     """
-    reader = ThreadReader(thread_id_of(path.name), _Unnumbered())
+    reader = ThreadReader(thread_id_of(path.name), _NoContexts())
     for block in blocks(path):
         reader.feed(block)
     reader.finish()
@@ -84,7 +86,7 @@ def read_turns(path: Path, before: int | None, count: int) -> tuple[list[Turn], 
             offset, ms, requests = marks[number]
             start = offset - marks[first][0]
             lines = data[start : ends[number] - marks[first][0]].split(b"\n")
-            turn = _Reading(ms).read(lines)
+            turn = _TurnBuilder(ms).read(lines)
             rows = reader.requests[requests * REQUEST_FIELDS : used[number] * REQUEST_FIELDS]
             input_, cached, output, reasoning = (
                 sum(rows[column::REQUEST_FIELDS]) for column in (2, 3, 5, 6)
@@ -95,8 +97,8 @@ def read_turns(path: Path, before: int | None, count: int) -> tuple[list[Turn], 
     return turns, first
 
 
-class _Reading:
-    """One turn in the making."""
+class _TurnBuilder:
+    """Build one turn from its lines."""
 
     def __init__(self, started_ms: int) -> None:
         self._turn = Turn(started_ms=started_ms)
@@ -106,15 +108,15 @@ class _Reading:
         self._last_stamp: object = None
 
     def read(self, lines: list[bytes]) -> Turn:
-        """Take the lines of the turn in order; return it."""
+        """Read all lines of the turn, in their order, and return the turn."""
         for line in lines:
             try:
                 entry: Any = orjson.loads(line)
             except orjson.JSONDecodeError:
-                continue  # Torn or blank; the index counts those that matter.
+                continue  # Torn or blank. The index counts the torn lines that matter.
             if not isinstance(entry, dict):
                 continue
-            kind, payload = cast(Json, entry).get("type"), inner(cast(Json, entry), "payload")
+            kind, payload = cast(Json, entry).get("type"), object_of(cast(Json, entry), "payload")
             match kind:
                 case "turn_context":
                     self._take_context(payload)
@@ -135,7 +137,7 @@ class _Reading:
         turn = self._turn
         turn.turn_id = turn.turn_id or text_of(payload, "turn_id")
         turn.model = text_of(payload, "model") or turn.model
-        turn.sandbox = text_of(inner(payload, "sandbox_policy"), "type") or turn.sandbox
+        turn.sandbox = text_of(object_of(payload, "sandbox_policy"), "type") or turn.sandbox
         self._cwd = text_of(payload, "cwd") or self._cwd
 
     def _take_event(self, payload: Json) -> None:
@@ -149,23 +151,23 @@ class _Reading:
                 turn.final_response = said or turn.final_response
             case "task_complete":
                 turn.final_response = text_of(payload, "last_agent_message") or turn.final_response
-                error = inner(payload, "error")
+                error = object_of(payload, "error")
                 turn.error = text_of(error, "message") or (str(error) if error else None)
                 self._take_duration(payload)
             case "turn_aborted":
-                turn.error = f"interrupted ({text_of(payload, 'reason') or 'no reason told'})"
+                turn.error = f"interrupted ({text_of(payload, 'reason') or 'no reason recorded'})"
                 self._take_duration(payload)
             case "patch_apply_end":
                 if payload.get("success") is not False:
-                    self._take_changes(str(payload.get("call_id")), inner(payload, "changes"))
+                    self._take_changes(str(payload.get("call_id")), object_of(payload, "changes"))
             case "item_completed":
-                self._take_item(inner(payload, "item"))
+                self._take_item(object_of(payload, "item"))
             case _:
                 pass
 
     def _add_prompt(self, text: str | None) -> None:
         if text:
-            # A person may add to the prompt while the turn goes on.
+            # A person may add a prompt while the turn is running.
             before = self._turn.prompt
             self._turn.prompt = text if before is None else f"{before}\n\n{text}"
 
@@ -188,16 +190,16 @@ class _Reading:
                     str(item.get("id")), command, code if isinstance(code, int) else None, status
                 )
             case "FileChange" if item.get("status") == "completed":
-                self._take_changes(str(item.get("id")), inner(item, "changes"))
+                self._take_changes(str(item.get("id")), object_of(item, "changes"))
             case _:
                 pass
 
     def _take_changes(self, call_id: str, changes: Json) -> None:
         self._patches.add(call_id)
         for path, change in changes.items():
-            told = cast(Json, change) if isinstance(change, dict) else {}
-            kind = told.get("type")
-            moved = text_of(told, "move_path")
+            known = cast(Json, change) if isinstance(change, dict) else {}
+            kind = known.get("type")
+            moved = text_of(known, "move_path")
             if moved is not None:
                 self._change(path, "delete")
                 self._change(moved, "add")
@@ -215,7 +217,7 @@ class _Reading:
             files[path] = kind
 
     def _take_call(self, payload: Json) -> None:
-        """Take a model's call or its output: all that legacy history keeps of commands."""
+        """Take a call of the model or its output; legacy history keeps nothing else of commands."""
         call_id = text_of(payload, "call_id") or ""
         match payload.get("type"):
             case "function_call":
@@ -253,7 +255,7 @@ _SHELLS = frozenset(("shell", "shell_command", "exec_command", "local_shell", "u
 
 
 def _script(command: object) -> str:
-    """Return a command as it was meant, without the shell around it."""
+    """Return a command as text, without the shell that runs it."""
     if isinstance(command, list):
         words = [str(word) for word in cast("list[object]", command)]
         return words[2] if len(words) == 3 and words[1] in ("-lc", "-c") else " ".join(words)
@@ -265,7 +267,7 @@ def _output(payload: Json) -> str:
     if not isinstance(output, str):
         return ""
     if output.startswith("{"):
-        # 0.60.1 wraps it: {"output": "...", "metadata": {...}}.
+        # Codex 0.60.1 writes JSON here: {"output": "...", "metadata": {...}}.
         try:
             inner: Any = orjson.loads(output)
         except orjson.JSONDecodeError:
