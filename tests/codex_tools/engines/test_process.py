@@ -83,7 +83,6 @@ TAIL = rb'","exit_code":3}'
 FILLERS = [
     b"x",
     b"\\n",
-    b"\\\\",
     b'\\"',
     "\u00e9".encode(),
     b"\\u00e9",
