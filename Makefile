@@ -53,7 +53,7 @@ compat: .venv/ready
 
 # The parts of the README and docs/ that follow from the code.
 docs: .venv/ready
-	@$(PY) docs/generate.py
+	@PYTHONPATH=tests $(PY) docs/generate.py
 
 # The extension for Claude Desktop.
 bundle:

@@ -6,6 +6,7 @@ They stand between `<!-- begin NAME -->` and `<!-- end NAME -->`. Run it by
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +45,7 @@ from mcp_server_codex.cli.clients.formats import TOML
 from mcp_server_codex.cli.clients.known import CLIENTS, NAME
 from mcp_server_codex.settings import OPTIONS
 from mcp_server_codex.wire import AnyTool
+from support.layout import LAYOUT
 
 TOP = Path(__file__).parent.parent
 
@@ -154,12 +156,27 @@ def clients() -> str:
     return "\n".join(parts)
 
 
+def layout() -> str:
+    """Return the packages, what each is for, and what it may import."""
+    rows: list[tuple[str, str, str]] = []
+    for package, allowed in LAYOUT.items():
+        root = "server" if package.startswith("mcp_server_codex") else "tools"
+        init = TOP / root / Path(*package.split(".")) / "__init__.py"
+        about = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+        near = f"{package.partition('.')[0]}."
+        rows.append(
+            (f"`{package}`", about, ", ".join(f"`{each.removeprefix(near)}`" for each in allowed))
+        )
+    return _table(("package", "", "may import"), rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "tools": tools,
     "old tools": old_tools,
     "clients": clients,
     "options": options,
     "errors": errors,
+    "layout": layout,
 }
 
 

@@ -1,1 +1,1 @@
-"""The MCP stdio server in front of `codex_tools`."""
+"""The MCP server on stdio: tools, progress, questions, tasks, prompts and resources."""

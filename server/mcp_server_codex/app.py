@@ -116,14 +116,13 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                 engine=surroundings.engine,
                 threads=surroundings.threads,
                 max_runs=settings.max_runs,
-                prices=prices,
             ) as runs:
                 yield runs
         finally:
             history.close()
 
     prices = read_prices(settings.prices)
-    threads = local_threads()
+    threads = local_threads(prices)
     history = ThreadIndex(threads.home, settings.state_dir, prices)
     surroundings = _Surroundings(
         settings, engine or choose_engine(settings.codex_bin), threads, history

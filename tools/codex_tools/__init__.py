@@ -1,1 +1,1 @@
-"""What an agent can do with Codex: one module per tool, and the core they share."""
+"""The tools, one module for each, and the limits that they work within."""

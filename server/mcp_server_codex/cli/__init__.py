@@ -1,1 +1,1 @@
-"""Commands for people. Each module is imported only when its command is run."""
+"""Commands for people; each module is imported only when its command runs."""

@@ -1,1 +1,1 @@
-"""All that knows Codex: its program, its events, its files. No tool lives here."""
+"""What all others need to know of Codex: events, errors, its program, paths and text forms."""

@@ -1,1 +1,1 @@
-"""Ways to run a turn of Codex, and what they share."""
+"""Run one turn of Codex: the engines, their process tree and its environment."""

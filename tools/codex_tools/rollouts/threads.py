@@ -27,7 +27,7 @@ from codex_tools.rollouts.files import (
     open_rollout,
     payload_of,
 )
-from codex_tools.rollouts.thread_cost import cost_of
+from codex_tools.rollouts.thread_cost import cost_of, cost_without_rollout
 
 _HEAD_OF_LINE = 300
 """Within so many bytes a line names its type; strings inside it are escaped."""
@@ -59,9 +59,10 @@ class ThreadState:
 class Threads:
     """The threads of one Codex home. Each method reads files: never call one on the event loop."""
 
-    def __init__(self, home: Path) -> None:
-        """*home* is CODEX_HOME."""
+    def __init__(self, home: Path, prices: Prices) -> None:
+        """*home* is CODEX_HOME, *prices* are what tokens cost."""
         self.home = home
+        self._prices = prices
 
     def state(self, thread_id: str) -> ThreadState:
         """Return the state of a thread that Codex can resume.
@@ -89,27 +90,30 @@ class Threads:
         """Return True if Codex has written a rollout for the thread."""
         return thread_id is not None and find_rollout(self.home, thread_id) is not None
 
-    def cost_since(self, thread_id: str | None, since_ms: int, prices: Prices) -> float | None:
+    def cost_since(self, thread_id: str | None, since_ms: int) -> float | None:
         """Return what a thread's requests since a time cost, in USD.
 
         Args:
             thread_id: The thread.
             since_ms: In milliseconds of Unix time.
-            prices: What tokens cost.
 
         Returns:
             None if the cost is not known: a request has no price, or no request was recorded.
         """
         path = find_rollout(self.home, thread_id) if thread_id is not None else None
         try:
-            return cost_of(path, since_ms, prices) if path is not None else None
+            return cost_of(path, since_ms, self._prices) if path is not None else None
         except OSError:
             return None
 
+    def cost_of_usage(self, usage: Usage | None, model: str | None, at_ms: int) -> float | None:
+        """Return what *usage* cost in USD where no rollout was kept; see `cost_without_rollout`."""
+        return cost_without_rollout(usage, model, at_ms, self._prices)
 
-def local_threads() -> Threads:
+
+def local_threads(prices: Prices) -> Threads:
     """Return the threads of this machine: those of CODEX_HOME, by default ~/.codex."""
-    return Threads(local_home())
+    return Threads(local_home(), prices)
 
 
 def read_state(path: Path) -> ThreadState | None:

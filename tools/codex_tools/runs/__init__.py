@@ -1,1 +1,1 @@
-"""What this server looks after: runs, their results and their traces."""
+"""Look after runs: start, retry, stop, keep their results, and log who asked."""

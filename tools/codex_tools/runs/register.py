@@ -31,7 +31,6 @@ from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
-from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.attempts import run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
@@ -88,7 +87,6 @@ class Runs:
         engine: Engine,
         threads: Threads,
         max_runs: int,
-        prices: Prices,
         notes: tuple[str, ...] = (),
     ) -> None:
         """*notes* are warnings for the callers of all runs."""
@@ -98,7 +96,6 @@ class Runs:
         self._state_dir = state_dir
         self._engine = engine
         self._threads = threads
-        self._prices = prices
         self._notes = notes
         self.audit = AuditLog(state_dir, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
@@ -372,7 +369,7 @@ class Runs:
 
     async def _find_evidence(self, run: Run, *, abandon: bool = False) -> Evidence:
         thread_id = run.progress.thread_id
-        find = partial(find_evidence, run, thread_id, self._threads, self._prices)
+        find = partial(find_evidence, run, thread_id, self._threads)
         return await on_cpu(find, abandon=abandon)
 
     def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
@@ -421,7 +418,7 @@ class Runs:
 
 @asynccontextmanager
 async def open_runs(
-    state_dir: Path, *, engine: Engine, threads: Threads, max_runs: int, prices: Prices
+    state_dir: Path, *, engine: Engine, threads: Threads, max_runs: int
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
@@ -453,7 +450,6 @@ async def open_runs(
                 engine=engine,
                 threads=threads,
                 max_runs=max_runs,
-                prices=prices,
                 notes=notes,
             )
             tasks.start_soon(runs.prune)

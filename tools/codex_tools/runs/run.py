@@ -20,8 +20,6 @@ from codex_tools.codex.masking import mask
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
-from codex_tools.pricing.prices import Prices
-from codex_tools.rollouts.thread_cost import cost_without_rollout
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.result import EffectiveSettings, RunResult, RunStatus, make_result
 from codex_tools.schemas.output_schema import Output
@@ -109,7 +107,7 @@ class Evidence:
     cost_usd: float | None = None
 
 
-def find_evidence(run: Run, thread_id: str | None, threads: Threads, prices: Prices) -> Evidence:
+def find_evidence(run: Run, thread_id: str | None, threads: Threads) -> Evidence:
     """Return what the thread's rollout says of the turn.
 
     Reads the rollout, and the prices at the first call: never call it on the event loop. The cost
@@ -117,10 +115,10 @@ def find_evidence(run: Run, thread_id: str | None, threads: Threads, prices: Pri
     """
     since_ms = int(datetime.fromisoformat(run.created_at).timestamp() * 1000)
     if run.request.ephemeral:
-        cost = cost_without_rollout(run.used, run.request.model, since_ms, prices)
+        cost = threads.cost_of_usage(run.used, run.request.model, since_ms)
         return Evidence(cost_usd=cost)
     state = threads.find_state(thread_id)
-    return Evidence(state, threads.cost_since(thread_id, since_ms, prices))
+    return Evidence(state, threads.cost_since(thread_id, since_ms))
 
 
 def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evidence) -> RunResult:
