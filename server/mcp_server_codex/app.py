@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import AsyncGenerator
@@ -90,7 +89,7 @@ _ROOTS_WITHIN_S = 5.0
 Call = ServerRequestContext[Runs, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Surroundings:
     """What all calls of one server work with."""
 
@@ -98,6 +97,13 @@ class _Surroundings:
     engine: Engine
     threads: Threads
     history: ThreadIndex
+    depth: int | None = None
+    """How many runs this server is nested in; None before the first call."""
+
+    def find_depth(self) -> int:
+        """Find out, and remember, how many runs this server is nested in; reads files."""
+        self.depth = find_depth(os.environ)
+        return self.depth
 
 
 def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs]:
@@ -209,7 +215,7 @@ async def _call(
         if isinstance(found, types.InputRequiredResult):
             return found
         cwd = found
-    depth = await on_disk(_depth)
+    depth = around.depth if around.depth is not None else await on_disk(around.find_depth)
     progress = ProgressReporter(call.session)
     context = Context(
         policy=settings.policy,
@@ -246,11 +252,6 @@ async def _call(
     return to_result(tool, result)
 
 
-@functools.cache
-def _depth() -> int:
-    return find_depth(os.environ)
-
-
 def _wait_s(call: Call, settings: Settings) -> float:
     if settings.wait_s != "auto":
         return settings.wait_s
@@ -268,7 +269,7 @@ async def _callers_folder(
     its folder as the one root, and says the same in CLAUDE_PROJECT_DIR.
     """
     told = os.environ.get("CLAUDE_PROJECT_DIR")
-    fallback = await on_disk(_folder, told) or await on_disk(Path.cwd)
+    fallback = await on_disk(lambda: _folder(told) or Path.cwd())
     capabilities = call.session.client_capabilities
     if capabilities is None or capabilities.roots is None:
         return fallback

@@ -19,10 +19,10 @@ say: a noisy machine disturbs both of a pair alike. One table, one run:
    turn: the recorded streams of successful turns over and over, their items
    numbered on. Beside it `orjson.loads` alone on the same lines. The process's
    memory shall not grow with the stream.
-4. Huge lines: the CPU time of reading and parsing one line of 100 MB from a
-   real child, a megabyte, beside one of 10 MB: 1.0 is linear. And the peak of
+4. Huge lines: the CPU time of reading and parsing one line of 30 MB from a
+   real child, a megabyte, beside one of 3 MB: 1.0 is linear. And the peak of
    memory, and what is kept of it afterwards, in lines. See huge_line.py.
-5. ThreadIndex: the CPU time of `mcp-server-codex usage --json` with an empty state
+5. History: the CPU time of `mcp-server-codex usage --json` with an empty state
    folder, the whole process, and of a codex_usage call on a server that has its
    index, beside ccusage (npm) on the same home; of warm codex_usage and
    codex_sessions calls beside a bare scandir and stat of the same files; the

@@ -42,7 +42,7 @@ EVENTS = 200_000
 PART = 2_000
 """Events that are timed at once."""
 STREAMS = ("cmd", "patch", "mcp", "plan", "web_search", "hello")
-LINE_MB = (100, 10)
+LINE_MB = (30, 3)
 MB = 1_000_000
 
 

@@ -55,9 +55,9 @@ class ExecEngine:
         self, request: TurnRequest, keep: Keep
     ) -> AsyncGenerator[AsyncGenerator[Event]]:
         """Start a turn and yield its events; see `Engine.open_turn`."""
-        await on_disk(_check_unmoved, request)
-        async with _files_for(request) as (request, scratch):
-            argv, env = await on_disk(_command_for, request, scratch)
+        scratch = _scratch_for(request)
+        try:
+            argv, env = await on_disk(_prepare, request, scratch)
             async with (
                 open_child(
                     argv,
@@ -70,6 +70,10 @@ class ExecEngine:
                 aclosing(_events(child, keep)) as events,
             ):
                 yield events
+        finally:
+            if scratch is not None:
+                with anyio.CancelScope(shield=True):
+                    await on_disk(shutil.rmtree, scratch, True)
 
 
 def build_argv(
@@ -127,26 +131,31 @@ def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
     return settings
 
 
-@asynccontextmanager
-async def _files_for(request: TurnRequest) -> AsyncGenerator[tuple[TurnRequest, Path | None]]:
-    """Write the files that Codex reads a part of the turn from, and remove them afterwards.
+def _scratch_for(request: TurnRequest) -> Path | None:
+    """Return a new folder for the files that Codex reads a part of the turn from.
 
-    Yields the request as it must be put to Codex, and the folder of the files, or None where
-    the turn needs none.
+    None if the turn needs no files. The folder is not made yet.
     """
     if (
         request.output_schema is None
         and request.base_instructions is None
         and not any("," in str(image) for image in request.images)
     ):
-        yield request, None
-        return
-    scratch = Path(tempfile.gettempdir(), f"mcp-server-codex-{secrets.token_hex(8)}")
-    try:
-        yield await on_disk(_write_files, request, scratch), scratch
-    finally:
-        with anyio.CancelScope(shield=True):
-            await on_disk(shutil.rmtree, scratch, True)
+        return None
+    return Path(tempfile.gettempdir(), f"mcp-server-codex-{secrets.token_hex(8)}")
+
+
+def _prepare(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dict[str, str]]:
+    """Write the files of the turn; return the command line and the environment for Codex.
+
+    Raises:
+        CodexUnsupported: This version of Codex lacks an option that the turn needs.
+        NotAllowed: A path leads elsewhere than when it was checked.
+    """
+    _check_unmoved(request)
+    if scratch is not None:
+        request = _write_files(request, scratch)
+    return _command_for(request, scratch)
 
 
 def _write_files(request: TurnRequest, scratch: Path) -> TurnRequest:

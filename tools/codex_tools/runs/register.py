@@ -327,10 +327,9 @@ class Runs:
             run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer is large.
             self._save(run, answer)
             self.audit.write("ended", ending_of(run))
+            # In the writer's thread, because the lock of a new thread may be taken only now.
+            self._writer.put(partial(_release_all, locks))
             await self._writer.flush(WRITTEN_WITHIN_S)
-            with anyio.move_on_after(WRITTEN_WITHIN_S):
-                for lock in locks:
-                    await on_disk(lock.release, abandon=True)
             if run.run_id in self._unsaved:
                 self._tasks.start_soon(self._save_later, run)
             self._forget()
@@ -473,6 +472,11 @@ async def wait_while_called(run: Run, wait_s: float) -> RunResult:
             await run.done.wait()
         raise
     return run.result()
+
+
+def _release_all(locks: list[ThreadLock]) -> None:
+    while locks:
+        locks.pop().release()
 
 
 def _has_ended(result: RunResult) -> bool:
