@@ -77,9 +77,9 @@ class ThreadIndex:
     """The index over the rollouts of one CODEX_HOME; safe to use from any thread.
 
     Several processes may share an index. The first process that finds changes takes the write
-    lock, reads and commits in batches; the others wait for it. If it is killed, only its last batch
-    is lost. If it is stopped while it holds the lock, the others build a temporary index of their
-    own and add a note, until the lock is free.
+    lock, reads and commits in batches; the others wait. If that process is killed, only its last
+    batch is lost. If it is stopped while it holds the lock, the others build a temporary index of
+    their own and add a note, until the lock is free.
     """
 
     def __init__(self, home: Path, state_dir: Path, prices: Prices) -> None:
