@@ -1,4 +1,4 @@
-"""The MCP server: list the tools, call them."""
+"""Build the MCP server and call the tools."""
 
 from __future__ import annotations
 
@@ -47,43 +47,44 @@ logger = logging.getLogger(__name__)
 
 TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP, SESSIONS, USAGE)
 OLD_TOOLS: tuple[AnyTool, ...] = (CODEX, CODEX_REPLY)
-"""Offered besides with `--compat codex-mcp-server`."""
+"""Offered in addition with `--compat codex-mcp-server`."""
 
 WAIT_S: dict[str, float] = {"claude-code": float("inf")}
-"""How long a call waits for its run, by the client's name; others WAIT_S_ELSE.
+"""Seconds that a call waits for its run, by the client's name; WAIT_S_ELSE for other clients.
 
-Claude Code 2.1.330 gives a call hours, as long as it is told of progress
-(measured: 330 s of silence, and its idle limit of 30 minutes is reset by each
-message). Codex ends a call after 60 s unless `tool_timeout_sec` says otherwise;
-so do clients on the TypeScript SDK by default.
+Claude Code 2.1.330 lets a call take hours while it receives progress. A call outlived 330 s of
+silence there, and each message resets the idle limit of 30 minutes (both measured). Codex ends a
+call after 60 s unless `tool_timeout_sec` is set. So do clients on the TypeScript SDK by default.
 """
 
 WAIT_S_ELSE = 45.0
+"""Seconds that a call waits with any other client: less than the 60 s of Codex and the SDK."""
 
 INSTRUCTIONS = """\
-Codex is another coding agent, with its own shell, editor and model. Delegate to it what stands on \
-its own: a bug to fix, a feature or test to write, a review, a second opinion, a question about a \
+Codex is another coding agent, with its own shell, editor and model. Delegate self-contained tasks \
+to it: a bug to fix, a feature or test to write, a review, a second opinion, a question about a \
 large code base. Do small edits yourself.
 
 Codex sees nothing of this conversation. Put into the prompt the goal, the files that matter, the \
-constraints and how to check the result. Name cwd when the work is not in the default folder.
+constraints and how to check the result. Set cwd if the work is not in the default folder.
 
 Sandbox: read-only (default) to look, explain and review; workspace-write to edit files and run \
-tests inside cwd, without network; danger-full-access only if the person asked for it. The \
-operator may have set a lower ceiling: then you get not_allowed.
+tests inside cwd, without network; danger-full-access only if the person asked for it. A sandbox \
+above the operator's limit fails with not_allowed.
 
-To go on, call codex_resume with the thread_id of the result: Codex remembers the thread, and \
-keeps folder, sandbox, model and effort. codex_sessions finds earlier threads, also those begun \
-elsewhere. For data instead of prose, give output_schema.
+To continue, call codex_resume with the thread_id of the result: Codex remembers the thread, and \
+folder, sandbox, model and effort stay the same. codex_sessions finds earlier threads, of other \
+clients too. For data instead of prose, give output_schema.
 
-Runs take from seconds to an hour. A status of running means that the run goes on: call codex_wait \
-with its run_id. Several tasks at once: call codex_run with wait_s: 0 for each, then codex_wait \
-once with all run_ids.
+A run takes seconds to an hour. While its status is running or queued, call codex_wait with its \
+run_id. Several tasks at once: call codex_run with wait_s: 0 for each, then codex_wait once with \
+all run_ids.
 
-Leave model out unless the person named one. When a call fails, its text names the kind and the \
-cure, and the thread_id to go on with; files already changed stay changed."""
+Leave model out unless the person named one. The text of a failed call has the kind of error, what \
+to do, and the thread_id to continue with; files already changed stay changed."""
 
 _ROOTS_WITHIN_S = 5.0
+"""Seconds to wait for the client's list of roots."""
 
 
 Call = ServerRequestContext[Runs, Any]
@@ -91,7 +92,7 @@ Call = ServerRequestContext[Runs, Any]
 
 @dataclass(slots=True)
 class _Surroundings:
-    """What all calls of one server work with."""
+    """The parts of a server that all its calls share."""
 
     settings: Settings
     engine: Engine
@@ -111,7 +112,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
 
     Args:
         settings: The operator's settings.
-        engine: Runs the turns; None for the engine that the settings choose.
+        engine: Runs the turns; None to choose the engine by the settings.
     """
 
     @asynccontextmanager
@@ -150,7 +151,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
             return await _call(tool, call, params, surroundings, seals)
         except Unanswered as question:
             return question.result
-        except Exception:  # Any fault is for the log: the SDK would send its text to the client.
+        except Exception:  # An outer wall: the SDK would send the error's text to the client.
             logger.exception("%s met an internal fault", tool.name)
             return to_result(tool, tool.refuse(InternalFault()))
 
@@ -237,17 +238,17 @@ async def _call(
             run = await tool.start(request, context)
         except CodexError as error:
             return refuse(error)
-        # A shape of the extension's, which the SDK passes on as it is.
+        # A shape that only the extension defines; the SDK sends any object unchanged.
         return cast("types.CallToolResult", tasks.new_task(run))
-    told = (call.meta or {}).get("progress_token") is not None
-    async with progress.reporting() if told else nullcontext():
+    wants_progress = (call.meta or {}).get("progress_token") is not None
+    async with progress.reporting() if wants_progress else nullcontext():
         try:
             result = await tool.call(request, context)
         except CodexError as error:
             return refuse(error)
-        except Unanswered as question:  # Not to leave the task group, which wraps what does.
+        except Unanswered as question:  # Further out, the task group would have wrapped it.
             return question.result
-    if tool.start is None:  # What runs Codex is in the audit log by its run.
+    if tool.start is None:  # A tool that runs Codex is in the audit log through its run.
         runs.audit.write("called", {"caller": caller, "tool": tool.name})
     return to_result(tool, result)
 
@@ -262,14 +263,14 @@ def _wait_s(call: Call, settings: Settings) -> float:
 async def _callers_folder(
     call: Call, params: types.CallToolRequestParams
 ) -> Path | types.InputRequiredResult:
-    """Return the caller's folder: its first root, CLAUDE_PROJECT_DIR, or our own.
+    """Return the caller's folder: its first root, CLAUDE_PROJECT_DIR, or the server's own folder.
 
-    A server of the 2026 protocol cannot ask; it hands the question back, and is
-    called again with the answer. Claude Code is not asked that way: it offers
-    its folder as the one root, and says the same in CLAUDE_PROJECT_DIR.
+    In the 2026 protocol a server cannot send a request. This server returns the question instead,
+    and the client repeats the call with the answer. Claude Code is not asked that way: its only
+    root is the folder that CLAUDE_PROJECT_DIR names.
     """
-    told = os.environ.get("CLAUDE_PROJECT_DIR")
-    fallback = await on_disk(lambda: _folder(told) or Path.cwd())
+    project = os.environ.get("CLAUDE_PROJECT_DIR")
+    fallback = await on_disk(lambda: _folder(project) or Path.cwd())
     capabilities = call.session.client_capabilities
     if capabilities is None or capabilities.roots is None:
         return fallback
@@ -285,7 +286,7 @@ async def _callers_folder(
     answer = (params.input_responses or {}).get("roots")
     if isinstance(answer, types.ListRootsResult):
         return await on_disk(_first_folder, answer) or fallback
-    if told or answer is not None:
+    if project or answer is not None:
         return fallback
     return types.InputRequiredResult(input_requests={"roots": question})
 

@@ -1,9 +1,9 @@
-"""Questions to the person behind the client, in both protocol eras.
+"""Ask the person behind the client a question, in both protocol eras.
 
-Up to 2025-11-25 the server asks and waits. A server of the 2026 protocol cannot
-ask: it hands the question back as the call's result, and is called again with
-the answer. So the question bears a seal, which ties the answer to the very
-question that was put, once; the model cannot answer it in the arguments.
+Up to protocol 2025-11-25 the server sends the question and waits. In the 2026 protocol a server
+cannot send requests: it returns the question as the call's result, and the client repeats the call
+with the answer. The question carries a seal, which ties one answer to exactly this question. So a
+model cannot answer in the arguments of a call.
 """
 
 from __future__ import annotations
@@ -25,28 +25,31 @@ logger = logging.getLogger(__name__)
 Ask = Callable[[str], Awaitable[bool]]
 
 ANSWER_WITHIN_S = 600.0
-"""How long a person may think about it, while the call waits."""
+"""Seconds that a call waits for the person's answer."""
 
 ANSWERS_ITSELF = ("codex-mcp-client",)
-"""Clients that are not believed: `codex exec -s danger-full-access` accepts by itself,
-with nobody there (seen with 0.163.0), and does not say whether there is a person."""
+"""Clients that are never asked, because they may answer without a person.
+
+`codex exec -s danger-full-access` accepts by itself (seen with 0.163.0), and this client does not
+report whether a person is present.
+"""
 
 _FORM: types.ElicitRequestedSchema = {"type": "object", "properties": {}}
-"""Nothing to fill in: to accept is the answer."""
+"""A form without fields: accepting it is the answer."""
 
 _NAME = "allow"
 
 
 class Unanswered(Exception):
-    """The question goes back to the client, which calls again with the answer."""
+    """Raised to return a question to the client, which repeats the call with the answer."""
 
     def __init__(self, result: types.InputRequiredResult) -> None:
-        super().__init__("the person has to be asked first")
+        super().__init__("the person must be asked first")
         self.result = result
 
 
 class Seals:
-    """Seals on the questions of this server's life; each is good for one answer."""
+    """The seals of this server process; each is valid for one answer."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
@@ -59,7 +62,7 @@ class Seals:
         return f"{number}.{self._sign(number, question)}"
 
     def breaks(self, seal: str | None, question: str) -> bool:
-        """Return whether *seal* belongs to *question* and was whole; it is not afterwards."""
+        """Use up *seal*; return True if it belongs to *question* and was unused."""
         number, _, sign = (seal or "").partition(".")
         if not hmac.compare_digest(sign.encode(), self._sign(number, question).encode()):
             return False
@@ -69,17 +72,16 @@ class Seals:
         return True
 
     def _sign(self, number: str, question: str) -> str:
-        said = f"{number}\n{question}".encode("utf-8", "replace")
-        return hmac.new(self._key, said, hashlib.sha256).hexdigest()
+        data = f"{number}\n{question}".encode("utf-8", "replace")
+        return hmac.new(self._key, data, hashlib.sha256).hexdigest()
 
 
 def find_asker(
     call: ServerRequestContext[Any, Any], params: types.CallToolRequestParams, seals: Seals
 ) -> Ask | None:
-    """Return how to ask the person, or None where the client offers no way.
+    """Return a function that asks the person, or None if the client does not support questions.
 
-    The function returned raises `Unanswered` in the 2026 protocol when the
-    question has not been put yet.
+    In the 2026 protocol that function raises `Unanswered` if the call brings no answer yet.
     """
     capabilities = call.session.client_capabilities
     offered = capabilities.elicitation if capabilities is not None else None
@@ -87,7 +89,7 @@ def find_asker(
     if client is not None and client.client_info.name in ANSWERS_ITSELF:
         return None
     if offered is None or (offered.form is None and offered.url is not None):
-        return None  # Neither one at all, nor with a form; {} means a form.
+        return None  # No elicitation, or URLs only; {} means forms.
 
     async def ask(question: str) -> bool:
         with anyio.move_on_after(ANSWER_WITHIN_S):
@@ -106,7 +108,7 @@ def find_asker(
             return answer.action == "accept"
         request = types.ElicitRequestFormParams(message=question, requested_schema=_FORM)
         requests: dict[str, Any] = {_NAME: types.ElicitRequest(params=request)}
-        if "roots" in answers:  # Only the newest answers come back, so ask for these again.
+        if "roots" in answers:  # The client sends only the latest answers, so ask again.
             requests["roots"] = types.ListRootsRequest()
         raise Unanswered(
             types.InputRequiredResult(input_requests=requests, request_state=seals.seal(question))

@@ -1,4 +1,4 @@
-"""Report the progress of a call to the client."""
+"""Send the progress of a call to the client."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from mcp.server.session import ServerSession
 from codex_tools.runs.run import Run
 
 MESSAGE_LIMIT = 200
-"""Characters of a progress message; Claude Code cuts there."""
+"""Characters of a progress message; Claude Code cuts longer ones."""
 
 
 POLL_EVERY_S = 0.1
-"""Seconds between two looks at the runs."""
+"""Polling interval in seconds for the runs of a call."""
 
 REPORT_EVERY_S = 0.5
-"""The shortest time between two messages, in seconds."""
+"""Minimum time in seconds between two messages."""
 
 FIRST_WITHIN_S = 0.3
-"""Seconds until the first message of a call that has no run yet."""
+"""Maximum time in seconds until the first message of a call that has no run yet."""
 
 REPEAT_EVERY_S = 9.0
-"""Seconds until a message is repeated although nothing has changed."""
+"""Seconds after which an unchanged message is sent again."""
 
 
 class ProgressReporter:
-    """Reports what the runs of one call do, until it is cancelled.
+    """Sends the progress of one call's runs as messages.
 
-    It polls the runs instead of being called by them, so a client that does not read delays
-    nothing but these messages.
+    The reporter polls the runs instead of being called by them. So a client that does not read
+    delays only these messages.
     """
 
     def __init__(self, session: ServerSession) -> None:
@@ -42,11 +42,11 @@ class ProgressReporter:
         self._reported: set[str] = set()
 
     def watch(self, run: Run) -> None:
-        """Report *run* from now on."""
+        """Include *run* in the messages from now on."""
         self._runs.append(run)
 
     def report(self, doing: Callable[[], str]) -> None:
-        """Report from now on what *doing* returns."""
+        """Send the text that *doing* returns while the call has no run."""
         self._doing = doing
 
     @asynccontextmanager
@@ -79,7 +79,7 @@ class ProgressReporter:
 
     def _headline(self) -> str:
         if not self._runs:
-            return "at work" if self._doing is None else self._doing()
+            return "working" if self._doing is None else self._doing()
         text = " | ".join(" ".join(run.headline.split()) for run in self._runs)
         return _cut(text, MESSAGE_LIMIT - 110)
 
@@ -93,7 +93,7 @@ class ProgressReporter:
 
 
 def _cut(text: str, limit: int) -> str:
-    """Return *text* in at most *limit* characters, the end left out."""
+    """Return *text* cut at the end to at most *limit* characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -1,11 +1,10 @@
-"""What can be read besides tools' results, as MCP resources.
+"""Serve results, events and transcripts as MCP resources.
 
-codex://runs/{run_id}             a run's result as JSON, its answer in full
-codex://runs/{run_id}/events      its events, JSON lines of Codex's, secrets masked
-codex://threads/{thread_id}       a thread's transcript in Markdown, from any client
+codex://runs/{run_id}             a run's result as JSON, with its full answer
+codex://runs/{run_id}/events      the run's events as Codex's JSON lines, secrets masked
+codex://threads/{thread_id}       the transcript of any client's thread, in Markdown
 
-The last two come page by page: what follows the page says where the next one
-is, and so does `next` in the result's _meta.
+The last two have pages. A second content and `next` in the result's _meta name the next page.
 """
 
 from __future__ import annotations
@@ -33,41 +32,41 @@ from mcp_server_codex.wire import caller_of
 Call = ServerRequestContext[Runs, Any]
 
 RUNS_LISTED = 20
-"""Runs on a page of resources/list, which Claude Code asks for at each start."""
+"""Runs on a page of resources/list, which Claude Code requests at each start."""
 
 EVENTS_ROOM = 40_000
-"""Characters on a page of events; Claude Code puts aside more than 50,000."""
+"""Characters on a page of events; Claude Code moves more than 50,000 to a file."""
 
 COMPLETIONS = 20
-"""The most values proposed for an argument; MCP allows 100."""
+"""Maximum number of values proposed for an argument; MCP allows 100."""
 
 COMPLETE_WITHIN_S = 2.0
-"""How long somebody who types is kept waiting, while a large home is read for the first time;
-the reading goes on meanwhile."""
+"""Seconds that a completion waits while a large home is read for the first time; the reading
+continues afterwards."""
 
 RESOURCE_NOT_FOUND = -32002
-"""The code of protocols up to 2025-11-25; from 2026-07-28 on it is -32602."""
+"""JSON-RPC error code of protocols up to 2025-11-25; from 2026-07-28 on it is -32602."""
 
 TEMPLATES = (
     types.ResourceTemplate(
         name="run",
         title="Result of a Codex run",
         uri_template="codex://runs/{run_id}",
-        description="A run's result, its answer in full.",
+        description="A run's result with its full answer.",
         mime_type="application/json",
     ),
     types.ResourceTemplate(
         name="run-events",
         title="Events of a Codex run",
         uri_template="codex://runs/{run_id}/events{?offset}",
-        description="What Codex did, as JSON lines: each command with its output, each patch.",
+        description="Codex's events as JSON lines: commands with their output, patches.",
         mime_type="application/jsonl",
     ),
     types.ResourceTemplate(
         name="thread",
         title="Transcript of a Codex thread",
         uri_template="codex://threads/{thread_id}{?before}",
-        description="The newest turns of a thread, whoever began it.",
+        description="The newest turns of a thread of any client.",
         mime_type="text/markdown",
     ),
 )
@@ -80,35 +79,35 @@ class Resources:
         self._history = history
         self._state_dir = settings.state_dir
         self._completing = threading.Lock()
-        """Held while one call looks for threads to propose."""
+        """Held while a completion searches for threads."""
 
     async def list(
         self, call: Call, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
-        """List the newest runs; all else is found by its template."""
+        """List the newest runs; all other resources have templates."""
         cursor = params.cursor if params is not None else None
         runs = call.lifespan_context
         found = await runs.newest(RUNS_LISTED + 1, cursor)
-        told = found[:RUNS_LISTED]
+        shown = found[:RUNS_LISTED]
         more = len(found) > RUNS_LISTED
         return types.ListResourcesResult(
-            resources=[_to_resource(result) for result in told],
-            next_cursor=told[-1].run_id if more else None,
+            resources=[_to_resource(result) for result in shown],
+            next_cursor=shown[-1].run_id if more else None,
         )
 
     async def templates(
         self, _: Call, __: types.PaginatedRequestParams | None
     ) -> types.ListResourceTemplatesResult:
-        """List what an address may look like."""
+        """List the templates of the resources' URIs."""
         return types.ListResourceTemplatesResult(resource_templates=[*TEMPLATES])
 
     async def read(
         self, call: Call, params: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult:
-        """Read what an address names.
+        """Return the resource that a URI names.
 
         Raises:
-            MCPError: It names nothing.
+            MCPError: There is no such resource.
         """
         try:
             result = await self._read(call.lifespan_context, params.uri)
@@ -124,9 +123,9 @@ class Resources:
         return result
 
     async def complete(self, call: Call, name: str, value: str) -> list[str]:
-        """Return ids that the argument *name* may be meant to have, given its beginning.
+        """Return ids that complete *value*, the beginning of the argument *name*.
 
-        A thread is also found by words of its prompts, answers or name.
+        Words of a thread's prompts, answers or name also find its id.
         """
         match name:
             case "run_id":
@@ -163,11 +162,13 @@ class Resources:
                 earlier = thread_uri(thread_id, left) if left else None
                 return _one(uri, "text/markdown", text, earlier)
             case _:
-                raise ValueError("Unknown resource: see the templates for what there is.")
+                raise ValueError(
+                    "Unknown resource: resources/templates/list has the forms of the URIs."
+                )
 
     def _threads(self, value: str) -> list[str]:
         if not self._completing.acquire(blocking=False):
-            return []  # A thread that was abandoned is still reading a large home.
+            return []  # An abandoned worker thread is still reading a large home.
         try:
             return self._find_threads(value)
         finally:
@@ -185,7 +186,7 @@ class Resources:
             )
             page = ThreadList(self._history, self._state_dir, None).page(query, left)
         except (CodexError, UnicodeEncodeError):
-            return []  # Nothing to propose is no error.
+            return []  # A completion without proposals is not an error.
         ids = [str(thread["thread_id"]) for thread in page.threads]
         if words is None:
             ids = [thread_id for thread_id in ids if thread_id.startswith(value.lower())]
@@ -197,22 +198,22 @@ def _begins_id(value: str) -> bool:
 
 
 def _uuid(text: str) -> str:
-    """Return the id of a thread as Codex writes it.
+    """Return a thread's id in the form that Codex writes.
 
     Raises:
-        ValueError: It is none.
+        ValueError: *text* is not a UUID.
     """
     try:
         return str(UUID(text))
     except ValueError:
-        raise ValueError("A thread's id is a UUID; codex_sessions finds it.") from None
+        raise ValueError("A thread's id must be a UUID; find it with codex_sessions.") from None
 
 
 def _number(options: dict[str, list[str]], name: str) -> int | None:
-    """Return the one option that this address may have.
+    """Return the value of the only query parameter that a URI may have, or None without one.
 
     Raises:
-        ValueError: It has another one, or no number.
+        ValueError: There is another parameter, or the value is not a number.
     """
     if not options:
         return None
@@ -220,15 +221,15 @@ def _number(options: dict[str, list[str]], name: str) -> int | None:
         case {**only} if list(only) == [name] and only[name][0].isdecimal():
             return int(only[name][0][:15])
         case _:
-            raise ValueError(f"the only option here is {name}, a number")
+            raise ValueError(f"only the parameter {name} is allowed here, with a number")
 
 
 def _one(
     uri: str, mime_type: str, text: str, following: str | None = None
 ) -> types.ReadResourceResult:
-    """Return *text* as the resource's content, and where the next page is.
+    """Return *text* as the resource's content, with the URI of the next page.
 
-    The second content says so too: models see contents only.
+    A second content names that URI too, because models see only the contents.
     """
     contents: list[types.TextResourceContents | types.BlobResourceContents] = [
         types.TextResourceContents(uri=uri, mime_type=mime_type, text=text)

@@ -1,8 +1,8 @@
-"""Options and environment -> one frozen Settings.
+"""Read the operator's settings from the command line and the environment.
 
-Every option has an environment twin: `--max-runs` is MCP_SERVER_CODEX_MAX_RUNS.
-The option wins. What follows a `--` are roots: bundles give them so, as Claude
-Desktop lists the folders that somebody chose as arguments, and no other way.
+Each option also has an environment variable: `--max-runs` is MCP_SERVER_CODEX_MAX_RUNS. The option
+wins. Arguments after `--` are roots: Claude Desktop passes the folders that a person chose for a
+bundle only as a list of arguments.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from codex_tools.rollouts.files import local_home
 PREFIX = "MCP_SERVER_CODEX_"
 
 _LEFT_BLANK = re.compile(r"\$\{user_config\.\w+\}")
-"""What Claude Desktop passes for a setting of its window that was left blank and has no
-default: its own placeholder (modelcontextprotocol/mcpb, issue 250)."""
+"""Placeholder that Claude Desktop passes for a setting that was left blank and has no default
+(modelcontextprotocol/mcpb, issue 250)."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How this server was told to behave."""
+    """The operator's settings of this server."""
 
     codex_bin: str | None
     policy: Policy
@@ -41,42 +41,44 @@ class Settings:
     max_runs: int
     state_dir: Path
     prices: Path | None
-    """The operator's own prices."""
+    """File with the operator's own prices of models; None for the built-in prices alone."""
     ask: Literal["auto", "never"]
-    """Whether a person may be asked to allow what is over the limits."""
+    """`auto` if a person may be asked to allow a turn that is beyond the limits."""
     compat: Literal["none", "codex-mcp-server"]
-    """Whose old tools are offered besides."""
+    """The removed server whose tools are offered in addition."""
     log_level: str
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: its flag, how its text is read, its default, its help."""
+    """A command line option and its environment variables."""
 
     flag: str
     read: Callable[[str], Any]
+    """Convert the text to a value; raise ValueError if the text is invalid."""
     default: Any
     help: str
     metavar: str
     many: bool = False
+    """True if the option may be repeated."""
     also: tuple[str, ...] = ()
-    """Further names in the environment."""
+    """Further environment variables for the option."""
 
     @property
     def name(self) -> str:
-        """The option's name in code."""
+        """The name of the option's field in `Settings` or `Policy`."""
         return self.flag.removeprefix("--").replace("-", "_")
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Its names in the environment."""
+        """The environment variables of the option, in the order of precedence."""
         return (PREFIX + self.name.upper(), *self.also)
 
 
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < 10**9:
-        raise ValueError("must be a number of seconds above 0")
+        raise ValueError("must be a number of seconds above 0 and below 1,000,000,000")
     return value
 
 
@@ -116,7 +118,7 @@ def _root(text: str) -> Path:
 
 def _prices(text: str) -> Path:
     path = _path(text)
-    read_prices(path)  # A file that says nothing usable is an error of the start.
+    read_prices(path)  # An unusable file is an error at start, not at the first run.
     return path
 
 
@@ -127,7 +129,7 @@ OPTIONS = (
         "--codex-bin",
         str,
         None,
-        "the Codex to use; default: on PATH, then openai-codex-cli-bin",
+        "path of the Codex to use; default: codex on PATH, then openai-codex-cli-bin",
         "PATH",
         also=("CODEX_BIN",),
     ),
@@ -135,67 +137,83 @@ OPTIONS = (
         "--root",
         _root,
         (),
-        "cwd, add_dirs and images must lie inside one; default: anywhere",
+        "cwd, add_dirs and images must be inside one of these; default: anywhere",
         "DIR",
         many=True,
     ),
-    Option("--default-sandbox", _SANDBOX, "read-only", "used when the caller names none", "MODE"),
-    Option("--max-sandbox", _SANDBOX, "workspace-write", "ceiling that no caller can lift", "MODE"),
     Option(
-        "--allow-config", str, (), "further config keys that callers may set", "GLOB", many=True
+        "--default-sandbox",
+        _SANDBOX,
+        "read-only",
+        "sandbox of a run whose caller names none",
+        "MODE",
     ),
-    Option("--timeout-s", _seconds, 3600.0, "a run's time when the caller names none", "N"),
-    Option("--max-timeout-s", _seconds, 14400.0, "the longest that callers may ask for", "N"),
+    Option(
+        "--max-sandbox", _SANDBOX, "workspace-write", "widest sandbox that a caller may use", "MODE"
+    ),
+    Option("--allow-config", str, (), "more config keys that callers may set", "GLOB", many=True),
+    Option("--timeout-s", _seconds, 3600.0, "time limit of a run whose caller names none", "N"),
+    Option("--max-timeout-s", _seconds, 14400.0, "largest timeout_s that a caller may set", "N"),
     Option(
         "--stall-s",
         _seconds,
         600.0,
-        "end a run after N s without an event, while no command or tool is at work",
+        "end a run after N s without an event, unless a command or tool is running",
         "N",
     ),
-    Option("--wait-s", _wait, "auto", "how long a call waits for its run", "N"),
-    Option("--max-runs", _count, 4, "Codex runs at once; further runs are queued", "N"),
     Option(
-        "--max-depth", _count, 1, "runs inside each other; 1: a run may start no further one", "N"
+        "--wait-s", _wait, "auto", "seconds that a call waits for its run; auto: by client", "N"
+    ),
+    Option(
+        "--max-runs", _count, 4, "number of runs at the same time; further runs are queued", "N"
+    ),
+    Option(
+        "--max-depth", _count, 1, "number of nested runs; 1: a run cannot start another run", "N"
     ),
     Option(
         "--ask",
         _one_of("auto", "never"),
         "auto",
-        "whether the person may be asked to allow, once, what is over the limits",
+        "auto: ask the person to allow a run beyond the limits, once; never: refuse it",
         "WHEN",
     ),
     Option(
         "--pass-env",
         str,
         (),
-        "variables to hand on to Codex and its commands that are held back otherwise",
+        "environment variables to pass to Codex and its commands although withheld by default",
         "GLOB",
         many=True,
     ),
-    Option("--deny-env", str, (), "further variables to hold back", "GLOB", many=True),
-    Option("--state-dir", _path, None, "where the server keeps its files", "DIR"),
-    Option("--prices", _prices, None, "own prices of models, as TOML", "FILE"),
+    Option("--deny-env", str, (), "more environment variables to withhold", "GLOB", many=True),
+    Option("--state-dir", _path, None, "folder for the server's files", "DIR"),
+    Option("--prices", _prices, None, "TOML file with your own prices of models", "FILE"),
     Option(
         "--compat",
         _one_of("none", "codex-mcp-server"),
         "none",
-        "codex-mcp-server: offer the tools of the removed `codex mcp-server` besides",
+        "codex-mcp-server: also offer the tools of the removed `codex mcp-server`",
         "NAME",
     ),
-    Option("--log-level", _one_of(*LOG_LEVELS), "warning", "what is logged, to stderr", "LEVEL"),
+    Option(
+        "--log-level",
+        _one_of(*LOG_LEVELS),
+        "warning",
+        "lowest level that is logged to stderr",
+        "LEVEL",
+    ),
 )
 
 
 def read_settings(
     arguments: Sequence[str], environ: Mapping[str, str], fail: Callable[[str], NoReturn]
 ) -> Settings:
-    """Return the settings that *arguments* and *environ* make.
+    """Return the settings that *arguments* and *environ* give.
 
     Args:
         arguments: The command line, without the program's name.
         environ: The environment.
-        fail: Called with a sentence when they make no sense.
+        fail: Called with an error text if an argument or a variable is invalid.
     """
     if "--" in arguments:
         end = arguments.index("--")
@@ -248,7 +266,7 @@ def read_settings(
 
 
 def default_state_dir() -> Path:
-    """Return the folder of this user where the system keeps such files."""
+    """Return the default state folder of this user on this system."""
     from platformdirs import user_state_path
 
     return user_state_path("mcp-server-codex", appauthor=False)

@@ -1,4 +1,4 @@
-"""Serve MCP on stdin and stdout until end-of-file or a signal, and always unwind."""
+"""Serve MCP on stdin and stdout until end of file or a signal, and clean up in every case."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from mcp_server_codex.watchdog import start_watchdog
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 FRAME_LIMIT = 32 * 1024 * 1024
-"""Bytes of one message; a prompt of 1,000,000 characters takes 12 MB at the worst."""
+"""Maximum size of a message in bytes; a prompt of 1,000,000 characters takes up to 12 MB."""
 
-LAST_WORDS_WITHIN_S = 1.0
-"""How long the last answers may take to be read after the end of input."""
+LAST_ANSWERS_WITHIN_S = 1.0
+"""Seconds that the client has to read the last answers after the end of its input."""
 
 Refuse = Callable[[types.JSONRPCError], Awaitable[None]]
 
@@ -38,42 +38,42 @@ Refuse = Callable[[types.JSONRPCError], Awaitable[None]]
 async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoReturn:
     """Serve until the client is gone or a signal arrives, then end the process.
 
-    The SDK alone dies of SIGTERM without a cleanup, and after SIGINT waits for
-    a line on stdin that never comes.
+    On its own, the SDK dies of SIGTERM without a cleanup. After SIGINT it waits for a line on
+    stdin that never arrives.
 
     Args:
         server: The server.
-        wire: A private descriptor of stdout; descriptor 1 itself leads to stderr.
-        end: Called last of all; must be quick.
+        wire: A private descriptor of stdout. Descriptor 1 itself refers to stderr.
+        end: Called last; must return quickly.
     """
     code = 0
     serving = anyio.CancelScope()
     start_watchdog(os.environ)
 
-    async def heed_signals() -> None:
-        # Lives longer than `serving`, so that a second signal cannot end the cleanup.
+    async def handle_signals() -> None:
+        # Outlives `serving`, so that a second signal cannot end the cleanup.
         nonlocal code
         with anyio.open_signal_receiver(*SIGNALS) as signals:
             async for number in signals:
                 code = code or 128 + number
                 serving.cancel()
 
-    async def heed_stdout() -> None:
-        # A client that has closed our stdout is gone, though nothing is written to it now.
+    async def watch_stdout() -> None:
+        # A client that closes the pipe of stdout is gone, even if nothing is being written.
         nonlocal code
         poll = select.poll()
         poll.register(wire, 0)
         try:
             await anyio.wait_readable(wire)
         except OSError:
-            return  # A file: it has no other end.
+            return  # Stdout is a file, which no client can close.
         if poll.poll(0):
             code = code or 1
             serving.cancel()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(heed_signals)
-        tasks.start_soon(heed_stdout)
+        tasks.start_soon(handle_signals)
+        tasks.start_soon(watch_stdout)
         with serving:
             try:
                 lines = FrameReader(_take_stdin())
@@ -87,19 +87,19 @@ async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoRe
 
                     lines.refuse = refuse
                     await server.run(incoming, outgoing, server.create_initialization_options())
-                    serving.deadline = anyio.current_time() + LAST_WORDS_WITHIN_S
+                    serving.deadline = anyio.current_time() + LAST_ANSWERS_WITHIN_S
             except* (BrokenPipeError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                code = code or 1  # The client has closed our stdout.
-        # From here, with the signals still heeded: one that came during Python's own end
-        # would put its exit code in place of ours. Nor may a thread keep the process that
-        # blocks on the pipe of a client that does not read.
+                code = code or 1  # The client has closed the pipe of stdout.
+        # The process ends here, while the signal handlers are still installed: a signal during
+        # Python's own shutdown would change the exit code. `os._exit` also does not wait for a
+        # thread that is blocked on the pipe of a client that does not read.
         end()
         os._exit(code)
     raise AssertionError("the process has ended")
 
 
 def _take_stdin() -> int:
-    """Return a private stdin, and leave an empty one to everybody else."""
+    """Return a private copy of stdin, and replace descriptor 0 by an empty file."""
     private = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -108,20 +108,20 @@ def _take_stdin() -> int:
 
 
 class FrameWriter:
-    """The way out; a write that blocks is abandoned, not waited for, at the end."""
+    """Writes frames to a file descriptor; a blocked write is abandoned when the server ends."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._thread = anyio.CapacityLimiter(1)
 
     async def write(self, text: str) -> None:
-        """Write *text* whole, in a thread that no other work can take."""
+        """Write all of *text*, in a thread reserved for this writer."""
         await anyio.to_thread.run_sync(
             self._write, text.encode(), abandon_on_cancel=True, limiter=self._thread
         )
 
     async def flush(self) -> None:
-        """Do nothing: nothing is held back."""
+        """Do nothing: writes are not buffered."""
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -133,13 +133,13 @@ class FrameWriter:
 
 
 class FrameReader:
-    """The messages of a file descriptor, awaited without a thread that blocks the end.
+    """Reads frames from a file descriptor without delaying the end of the process.
 
-    The reader is a daemon thread of its own: one of anyio's would be waited for
-    on shutdown, until the client closes our stdin or for ever.
+    Reading happens in a daemon thread. On shutdown anyio would wait for a thread of its own until
+    the client closes stdin, which may never happen.
 
-    What is no JSON-RPC message is answered here, since the SDK drops it, and
-    who sent it would wait for ever.
+    A frame that is not a JSON-RPC message is answered here. The SDK drops such a frame, and its
+    sender would wait forever.
     """
 
     def __init__(self, fd: int) -> None:
@@ -180,43 +180,43 @@ class FrameReader:
                 anyio.from_thread.run(send.send, chunk, token=token)
             anyio.from_thread.run_sync(send.close, token=token)
         except (OSError, RuntimeError, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            return  # The server has ended; there is nobody left to read for.
+            return  # The server has ended and reads no more.
 
 
 _HEAD = re.compile(
     rb'\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*("[\w.:-]{1,100}"|\d{1,15})\s*[,}]', re.ASCII
 )
-"""How clients begin a request; its id can be told even if the rest cannot be read."""
+"""Usual start of a request: its id can be read even if the rest cannot be parsed."""
 
 
 def check_frame(line: bytes | None) -> types.JSONRPCError | None:
-    """Return the answer to what is no message, or None if *line* is one, or blank.
+    """Return the error for an invalid frame, or None if *line* is a message or blank.
 
     Args:
-        line: The frame without its line feed; None for one that was too large.
+        line: The frame without its line feed; None for a frame that was too large.
     """
     if line is None:
-        return _error(None, types.INVALID_REQUEST, f"message over {FRAME_LIMIT:,} bytes")
+        return _error(None, types.INVALID_REQUEST, f"message is larger than {FRAME_LIMIT:,} bytes")
     if not line or line.isspace():
         return None
     try:
-        # The SDK's own parser, which takes less depth than others do.
+        # The SDK's own parser, which accepts less nesting than other parsers.
         frame: object = from_json(line, allow_inf_nan=False)
     except ValueError as error:
-        # What is only nested deeper than the SDK reads is a request all the same, and
-        # who made it would wait for ever for an answer under no id.
+        # A frame that is only nested too deeply is still a request. Its sender would wait
+        # forever for an answer if the error had no id.
         head = _HEAD.match(line) if "recursion" in str(error) else None
         id_ = cast("str | int", from_json(head[1])) if head is not None else None
         return _error(id_, types.PARSE_ERROR, f"not JSON: {error}")
     if not isinstance(frame, dict):
-        return _error(None, types.INVALID_REQUEST, "a message is one JSON object")
+        return _error(None, types.INVALID_REQUEST, "a message must be a JSON object")
     message = cast("dict[str, object]", frame)
     id_ = message.get("id")
     known = id_ if isinstance(id_, str) or type(id_) is int else None
     if message.get("jsonrpc") != "2.0":
         return _error(known, types.INVALID_REQUEST, 'jsonrpc must be "2.0"')
     if "id" in message and known is None and "error" not in message:
-        return _error(None, types.INVALID_REQUEST, "id must be a string or a whole number")
+        return _error(None, types.INVALID_REQUEST, "id must be a string or an integer")
     if "result" in message or "error" in message:
         return None
     if not isinstance(message.get("method"), str):

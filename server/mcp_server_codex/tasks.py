@@ -1,9 +1,9 @@
-"""MCP Tasks: the extension io.modelcontextprotocol/tasks of 2026-07-28.
+"""Serve MCP Tasks: the extension io.modelcontextprotocol/tasks of 2026-07-28.
 
-A client that declares it gets a task at once in place of the result of
-codex_run and codex_resume, and asks for it with tasks/get until it has ended.
-A task is a run and its id the run's, so tasks outlive this server as runs do.
-Shapes after the extension's published schema (@modelcontextprotocol/ext-tasks 0.2.2).
+A client that declares the extension gets a task at once from codex_run and codex_resume. It then
+polls the task with tasks/get until the run has ended. A task is a run and has the run's id, so
+tasks outlive this server as runs do. The shapes follow the extension's published schema
+(@modelcontextprotocol/ext-tasks 0.2.2).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mcp_server_codex.wire import AnyTool, to_result
 EXTENSION = "io.modelcontextprotocol/tasks"
 VERSION = "2026-07-28"
 POLL_EVERY_MS = 1000
+"""Polling interval in milliseconds that clients are asked to keep."""
 
 Call = ServerRequestContext[Runs, Any]
 Status = Literal["working", "completed", "cancelled"]
@@ -43,19 +44,19 @@ class UpdateParams(TaskParams):
 
 
 def wants_task(call: Call) -> bool:
-    """Return whether the client of *call* takes a task for a result."""
+    """Return True if the client of *call* accepts a task instead of a result."""
     capabilities = call.session.client_capabilities
     declared = capabilities.extensions if capabilities is not None else None
     return call.protocol_version == VERSION and EXTENSION in (declared or {})
 
 
 def new_task(run: Run) -> Json:
-    """Return the task that stands for *run*, as the result of the call that began it."""
+    """Return the task for *run*, as the result of the call that started the run."""
     return {"resultType": "task", **_head(run, "working")}
 
 
 def add_to(server: Server[Runs], tool: AnyTool) -> None:
-    """Serve the extension's methods; a task's result has the shape of *tool*'s."""
+    """Add the extension's methods to *server*; the results of tasks have the shape of *tool*'s."""
 
     async def get(call: Call, params: TaskParams) -> Json:
         found = await _find(call, params.task_id)
@@ -66,7 +67,7 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
             case "cancelled":
                 return {"resultType": "complete", **_head(found, "cancelled")}
             case _:
-                # Also a run that failed: its result, isError included, is what the call gives.
+                # A failed run is completed too: its result, with isError, is what the call returns.
                 answer = to_result(tool, result).model_dump(
                     by_alias=True, mode="json", exclude_none=True
                 )
@@ -81,7 +82,7 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
         return {"resultType": "complete"}
 
     async def update(call: Call, params: UpdateParams) -> Json:
-        # Takes answers to questions; no task asks any.
+        # The method takes answers to questions; tasks of this server ask none.
         await _find(call, params.task_id)
         return {"resultType": "complete"}
 

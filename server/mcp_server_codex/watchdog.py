@@ -1,10 +1,10 @@
-"""Watch the event loop: report each time that it was blocked, with the code that blocked it.
+"""Watch the event loop: report each block of the loop, with the code that blocked it.
 
-Off unless MCP_SERVER_CODEX_WATCHDOG names a folder: then each block writes a file there, which
-the test suite looks for after each test. An operator can use it to find a disk or a library that
-makes the server slow to answer.
+Off unless MCP_SERVER_CODEX_WATCHDOG names a folder. The watchdog then writes a file there for each
+block, and the test suite checks for such files after each test. An operator can use the watchdog
+to find a disk or a library that makes the server slow to answer.
 
-A machine that gives this process no processor time also delays the loop, which is no fault of the
+A machine that gives this process no processor time also delays the loop, without a fault in the
 code. So only two kinds of time count: ticks on which the watchdog's thread itself ran on schedule
 while the loop did not, and processor time of the main thread.
 """
@@ -23,10 +23,10 @@ from pathlib import Path
 VARIABLE = "MCP_SERVER_CODEX_WATCHDOG"
 
 BLOCKED_S = 0.5
-"""Seconds without a turn of the loop that count as a block."""
+"""Seconds without an iteration of the loop that count as a block."""
 
 TICK_S = 0.05
-"""Seconds between two looks, and between two turns of the loop that prove it is alive."""
+"""Interval in seconds of the watchdog's checks, and of the loop's own signs of life."""
 
 
 def start_watchdog(environ: Mapping[str, str]) -> None:
@@ -48,18 +48,18 @@ class _Watchdog:
         self._turn()
 
     def _turn(self) -> None:
-        """Prove that the loop is alive; runs on the loop."""
+        """Count an iteration of the loop; runs on the loop."""
         used_s = time.thread_time() - self._cpu_s
         if used_s > BLOCKED_S and not self._reported:
-            # The code kept the interpreter lock all the time, so the other thread saw nothing.
-            self._report(used_s, "code that kept the interpreter lock\n")
+            # The code held the interpreter lock all the time, so the other thread could not run.
+            self._report(used_s, "code that held the interpreter lock\n")
         self._reported = False
         self._turns += 1
         self._cpu_s = time.thread_time()
         self._loop.call_later(TICK_S, self._turn)
 
     def watch(self) -> None:
-        """Look at the loop until the process ends; runs in a thread of its own."""
+        """Check the loop until the process ends; runs in a thread of its own."""
         clock = time.pthread_getcpuclockid(self._main)
         turns, idle_s, at = -1, 0.0, time.monotonic()
         while True:

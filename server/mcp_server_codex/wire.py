@@ -1,4 +1,4 @@
-"""Convert tools and their results to MCP's types. This file knows no single tool."""
+"""Convert tools and their results to MCP's types, without knowledge of any single tool."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ AnyTool = Tool[Any, Any]
 
 
 LARGEST = 500_000
-"""Characters of a result that Claude Code may show to its model; the most that it accepts.
+"""Characters of a result that Claude Code may show to its model: the maximum it accepts.
 
-Our results stay within 48,000, except for structured output, which is never cut.
+Results have at most 48,000 characters, except for structured output, which is never cut.
 """
 
 
@@ -32,7 +32,7 @@ def caller_of(session: ServerSession) -> str:
 
 @functools.cache
 def to_tool(tool: AnyTool) -> types.Tool:
-    """Return *tool* as MCP lists it."""
+    """Return *tool* as an entry of tools/list."""
     return types.Tool(
         name=tool.name,
         title=tool.title,
@@ -50,7 +50,7 @@ def to_tool(tool: AnyTool) -> types.Tool:
 
 
 def _meta_of(tool: AnyTool) -> dict[str, Any] | None:
-    """Return the metadata of a tool that Claude Code reads (both seen to work in 2.1.330)."""
+    """Return the metadata for Claude Code (both keys seen to work in 2.1.330)."""
     meta: dict[str, Any] = {}
     if tool.search_hint is not None:
         meta["anthropic/searchHint"] = tool.search_hint
@@ -65,17 +65,17 @@ def _validator(tool: AnyTool) -> Validator:
 
 
 def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
-    """Return *result* as MCP's, validated against the schema that *tool* advertises.
+    """Return *result* as an MCP result, validated against the schema that *tool* advertises.
 
-    The SDK validates nothing. Claude Code shows its model only the structured content on success
-    and only the text on an error, so each says all.
+    The SDK does not validate results. Claude Code shows its model only the structured content of a
+    success and only the text of an error, so each of the two is complete.
 
     Raises:
-        ValueError: The result breaks the schema.
+        ValueError: The result does not match the schema.
     """
     data = result.model_dump(mode="json")
     if faults := _validator(tool).problems(data):
-        raise ValueError(f"result of {tool.name} breaks its schema: {faults}")
+        raise ValueError(f"result of {tool.name} does not match its schema: {faults}")
     words = tool.words(result)
     content: list[types.ContentBlock] = [types.TextContent(type="text", text=words.text)]
     if words.whole_answer is not None:
@@ -85,7 +85,7 @@ def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
                 name="whole answer",
                 uri=words.whole_answer,
                 mime_type="application/json",
-                description="The result with its answer in full",
+                description="The result with its full answer",
             )
         )
     return types.CallToolResult(

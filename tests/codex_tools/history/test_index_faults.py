@@ -199,7 +199,7 @@ def wait_for_stop(pid: int) -> None:
 
 
 def is_locked(told: Json) -> bool:
-    return any("another process has locked it" in note for note in told["notes"])
+    return any("another process holds its write lock" in note for note in told["notes"])
 
 
 @pytest.mark.parametrize("read_before", [0, 50])

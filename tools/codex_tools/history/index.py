@@ -1,13 +1,13 @@
-"""Index all rollouts: read everything once, and from then on only what has changed.
+"""Index all rollouts: read each file once, and later only its changes.
 
-    STATE/history/<home>-<schema>.sqlite    one for each CODEX_HOME and schema, rebuilt when it is
+    STATE/history/<home>-<schema>.sqlite    one for each CODEX_HOME and schema, rebuilt if it is
                                             missing or damaged
-    STATE/history/<home>-<schema>.lock      held by the one process that updates it
+    STATE/history/<home>-<schema>.lock      held by the one process that updates the index
 
 The schema is in the name, so that two versions of this server do not delete each other's index.
-Each refresh compares folder, name, size and modification time of all rollouts with the index. A
-file that grew is read from where it grew. Codex's own files are only ever opened for reading, and
-its databases not at all: they lack threads that an older Codex made, and count forks twice.
+Each refresh compares folder, name, size and modification time of all rollouts with the index. Of a
+file that grew, only the new part is read. Codex's own files are opened for reading only. Codex's
+databases are not used: they lack threads that an older Codex made, and count forks twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from codex_tools.history.tables import (
     data_version,
     folders_of,
     get_meta,
-    has_untold,
+    has_new_texts,
     open_database,
     put_meta,
     schema_of,
@@ -48,36 +48,38 @@ if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
 BATCH_FILES = 250
+"""Maximum number of files that are read between two commits."""
+
 BATCH_BYTES = 64 * 1024 * 1024
-"""So much is read between two commits."""
+"""Bytes after which a batch is committed, even with fewer files."""
 
 WAIT_S = 10.0
-"""Seconds that another process may hold the lock without a commit."""
+"""Maximum time in seconds that another process may hold the write lock without a commit."""
 
 STOPPED_S = 3.0
-"""Seconds after which a process that holds the lock and is stopped (SIGSTOP) is not waited for."""
+"""Maximum time in seconds to wait for a stopped process (SIGSTOP) that holds the write lock."""
 
 UNUSED_S = 30 * 24 * 3600
 """Seconds after which an index of another schema is removed."""
 
 
 Progress = Callable[[int, int], None]
-"""Told how many files are read, and of how many."""
+"""Called with the number of files read so far and the number of all files to read."""
 Enough = Callable[[sqlite3.Connection, int], bool]
-"""Told the newest modification time (ns) of the files that are still unread."""
+"""Called with the newest modification time (ns) of the unread files; returns True to stop."""
 
 
 class _LockHeld(Exception):
-    """Another process holds the lock and does not progress."""
+    """Another process holds the write lock without making progress."""
 
 
 class ThreadIndex:
     """The index over the rollouts of one CODEX_HOME; safe to use from any thread.
 
-    Several processes may share one: the first that finds something new locks it, reads and
-    commits in batches, and the others wait for it. A process that is killed leaves the last batch
-    undone, nothing else. A process that is stopped while it holds the lock costs the others a
-    note: they read into an index of their own until the lock is free.
+    Several processes may share an index. The first process that finds changes takes the write
+    lock, reads and commits in batches; the others wait. If that process is killed, only its last
+    batch is lost. If it is stopped while it holds the lock, the others build a temporary index of
+    their own and add a note, until the lock is free.
     """
 
     def __init__(self, home: Path, state_dir: Path, prices: Prices) -> None:
@@ -85,18 +87,18 @@ class ThreadIndex:
         self.prices = prices
         self._names = home / "session_index.jsonl"
         self.notes: list[str] = []
-        """What the person should know about the index itself."""
+        """Sentences for the person about the state of the index itself."""
         self._shared_folder = self._folder = state_dir / "history"
         self._key = f"{zlib.crc32(os.fsencode(home)):08x}"
         self._own_folder: TemporaryDirectory[str] | None = None
         self._lock_was_held = False
-        """True if the own folder is only used until another process releases the lock."""
+        """True if the temporary folder is used only until another process releases the lock."""
         self._mutex = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._complete: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._seen: dict[str, int] = {}
-        """By folder, a mark of what lay there when it was as the index has it."""
+        """By folder, the mark of its files when they last matched the index."""
         self._seen_at: int | None = None
         self._seen_more = False
         self._leave = threading.Event()
@@ -104,7 +106,7 @@ class ThreadIndex:
         self._later: threading.Thread | None = None
 
     def close(self) -> None:
-        """Let go of the index; whoever reads for it stops."""
+        """Close the index; threads that are reading for it stop."""
         self._leave.set()
         with self._mutex:
             self._forget_connection()
@@ -113,21 +115,21 @@ class ThreadIndex:
 
     @contextmanager
     def opened(self) -> Generator[sqlite3.Connection]:
-        """Yield a connection to the index as it was refreshed last, for this thread alone.
+        """Yield a connection to the index of the last refresh, for the calling thread only.
 
         Raises:
-            IndexUnavailable: There is no place to keep an index.
+            IndexUnavailable: No folder for an index can be written, or the index is damaged.
         """
         with self._wanted():
             try:
                 db = self._connect()
                 if db is not self._complete:
-                    # Somebody has removed the index since it was brought up to date.
+                    # Another process has removed the index since the last refresh.
                     self.refresh()
                     db = self._connect()
                 yield db
             except sqlite3.DatabaseError as error:
-                # ChangedRollout damaged while it was read: the next refresh makes it anew.
+                # The index was damaged while it was read; the next refresh rebuilds it.
                 self._recover(error)
                 raise IndexUnavailable(str(error)) from error
 
@@ -139,32 +141,32 @@ class ThreadIndex:
         texts: bool = False,
         patience: int = 0,
     ) -> int:
-        """Bring the index up to date, the newest files first; return how many are left unread.
+        """Update the index, newest files first; return the number of files left unread.
 
         Args:
-            progress: Told after each batch.
-            enough: Asked after each batch whether to stop there.
-            texts: Whether to read the words of prompts and answers as well.
-            patience: Up to so many files are read without asking *enough*.
+            progress: Called after each batch.
+            enough: Called after each batch; True ends the refresh there.
+            texts: True to also index the words of prompts and answers.
+            patience: With at most this many changed files, *enough* is not called.
 
         Raises:
-            IndexUnavailable: There is no place to keep an index.
+            IndexUnavailable: No folder for an index can be written.
         """
         with self._wanted():
             self._return()
             for _ in range(3):
                 try:
-                    return self._refresh(progress or _tell_nobody, enough, texts, patience)
+                    return self._refresh(progress or _ignore, enough, texts, patience)
                 except sqlite3.DatabaseError as error:
                     if not self._recover(error):
                         raise IndexUnavailable(str(error)) from error
                 except (OSError, _LockHeld) as error:
-                    if not self._retreat(str(error)):
+                    if not self._use_own_folder(str(error)):
                         raise IndexUnavailable(str(error)) from error
             raise IndexUnavailable("it was damaged again while it was rebuilt")
 
     def finish_later(self) -> None:
-        """Read on in the background where a refresh had enough; gives way to any other use."""
+        """Read the files that a refresh left, in the background, while no call needs the index."""
         with self._mutex:
             if self._later is None or not self._later.is_alive():
                 self._later = threading.Thread(target=self._read_on, daemon=True, name="history")
@@ -177,16 +179,16 @@ class ThreadIndex:
                 time.sleep(0.05)
             try:
                 with self._mutex:
-                    left = self._refresh(_tell_nobody, self._is_wanted)
+                    left = self._refresh(_ignore, self._is_wanted)
             except (CodexError, sqlite3.Error, OSError):
-                return  # Who asks next meets the same, and is told.
+                return  # The next call meets the same error and reports it.
 
     def _is_wanted(self, db: sqlite3.Connection, next_mtime_ns: int) -> bool:
         return bool(self._waiting)
 
     @contextmanager
     def _wanted(self) -> Generator[None]:
-        """Hold the index for this thread; the background gives way after its batch."""
+        """Hold the index for the calling thread; the background pauses after its batch."""
         token = object()
         self._waiting.add(token)
         try:
@@ -208,14 +210,14 @@ class ThreadIndex:
         stale_names = names != get_meta(db, "names")
         stale_prices = self.prices.fingerprint != get_meta(db, "prices")
         stale = bool(changes.found or changes.gone)
-        untold = texts and (stale or has_untold(db))
-        if not (stale or stale_names or stale_prices or untold):
+        new_texts = texts and (stale or has_new_texts(db))
+        if not (stale or stale_names or stale_prices or new_texts):
             self._keep_seen(db)
             self._complete = db
             return 0
         with self._locked(db, progress):
             if stale and data_version(db) != self._seen_at:
-                changes = self._changes(db)  # Another process may just have done it.
+                changes = self._changes(db)  # Another process may have updated the index meanwhile.
             if stale_prices or stale_names:
                 with transaction(db):
                     if stale_prices:
@@ -227,13 +229,13 @@ class ThreadIndex:
             patient = enough is None or len(changes.found) <= patience
             with uncollected():
                 left = self._read_changes(db, changes, progress, None if patient else enough)
-            if untold:
+            if new_texts:
                 self._read_texts(db, progress)
             self._complete = db
             return left
 
     def _connect(self) -> sqlite3.Connection:
-        self._check_leave()  # Who waited for the mutex while it was closed opens none anew.
+        self._check_leave()  # Do not reopen an index that was closed during the wait.
         path = self._path()
         if self._db is not None and self._inode == inode_of(path):
             return self._db
@@ -242,7 +244,7 @@ class ThreadIndex:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._db = self._open(path)
         except (OSError, sqlite3.OperationalError, _LockHeld) as error:
-            if not self._retreat(str(error)):
+            if not self._use_own_folder(str(error)):
                 raise IndexUnavailable(str(error)) from error
             return self._connect()
         self._inode = inode_of(path)
@@ -261,7 +263,7 @@ class ThreadIndex:
         return db
 
     def _make_tables(self, db: sqlite3.Connection, path: Path) -> None:
-        with self._locked(db, _tell_nobody):
+        with self._locked(db, _ignore):
             version = schema_of(db)
             if version == SCHEMA:
                 return  # Another process was faster.
@@ -270,22 +272,22 @@ class ThreadIndex:
             db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT")
 
     def _recover(self, error: sqlite3.DatabaseError) -> bool:
-        """Make the index usable again after *error*; return whether it is."""
+        """Make the index usable again after *error*; return True on success."""
         if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
-            # The disk is full, or may not be written: the index is no worse for that.
-            return self._retreat(str(error))
+            # The disk is full or not writable. The index itself is intact.
+            return self._use_own_folder(str(error))
         self._forget_connection()
         try:
-            with self._flock() as fd, suppress(BlockingIOError):  # Another does it already.
+            with self._flock() as fd, suppress(BlockingIOError):  # Another process does it.
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for ending in ("", "-wal", "-shm"):
                     Path(f"{self._path()}{ending}").unlink(missing_ok=True)
         except OSError as problem:
-            return self._retreat(str(problem))
+            return self._use_own_folder(str(problem))
         return True
 
-    def _retreat(self, problem: str) -> bool:
-        """Keep the index in a folder of this process from now on, if it is not there already."""
+    def _use_own_folder(self, problem: str) -> bool:
+        """Move the index to a temporary folder of this process; return False if that fails."""
         self._forget_connection()
         if self._own_folder is not None:
             return False
@@ -296,14 +298,14 @@ class ThreadIndex:
         except OSError:
             return False
         self.notes.append(
-            f"The index cannot be kept in {self._folder} ({problem}); it lasts as long as this"
-            " process."
+            f"The index cannot be kept in {self._folder} ({problem});"
+            " this process uses a temporary index."
         )
         self._folder = Path(self._own_folder.name)
         return True
 
     def _return(self) -> None:
-        """Use the shared folder again if another process held its lock and no longer does."""
+        """Use the shared folder again once another process has released its lock."""
         own = self._own_folder
         if own is None or not self._lock_was_held:
             return
@@ -318,7 +320,7 @@ class ThreadIndex:
         own.cleanup()
 
     def _remove_unused(self) -> None:
-        """Remove indexes of this home that another version made and has not opened for long."""
+        """Remove indexes of this home with another schema that no process has opened for long."""
         for path in self._folder.glob(f"{self._key}*.sqlite"):
             with suppress(OSError):
                 if path != self._path() and time.time() - path.stat().st_mtime > UNUSED_S:
@@ -346,10 +348,10 @@ class ThreadIndex:
 
     @contextmanager
     def _locked(self, db: sqlite3.Connection, progress: Progress) -> Generator[None]:
-        """Be the one process that changes the index; wait while another one commits to it.
+        """Hold the write lock of the index; wait while another process holds it and commits.
 
         Raises:
-            _LockHeld: The other process has committed nothing for too long.
+            _LockHeld: The other process has not committed for too long.
         """
         with self._flock() as fd:
             seen, since = data_version(db), time.monotonic()
@@ -371,14 +373,14 @@ class ThreadIndex:
                     if now - since > WAIT_S or stopped_s > STOPPED_S:
                         self._lock_was_held = True
                         raise _LockHeld(
-                            "another process has locked it and does not go on"
+                            "another process holds its write lock and makes no progress"
                         ) from None
                     progress(0, 0)
                     time.sleep(0.02)
             yield
 
     def _changes(self, db: sqlite3.Connection) -> RolloutChanges:
-        """Compare disk and index; folders that stand as at the last look are not compared."""
+        """Compare disk and index; skip folders that have not changed since they last matched."""
         version = data_version(db)
         if version != self._seen_at:
             self._seen = orjson.loads(get_meta(db, "folders") or "{}")
@@ -406,7 +408,7 @@ class ThreadIndex:
         return changes
 
     def _keep_seen(self, db: sqlite3.Connection) -> None:
-        """Let the next process know what was compared, unless another has changed the index."""
+        """Save the folders that match, for other processes, if the index is still the same."""
         if self._seen_more:
             with suppress(sqlite3.OperationalError), transaction(db):
                 if data_version(db) == self._seen_at:
@@ -440,16 +442,16 @@ class ThreadIndex:
         return total - done
 
     def _read_texts(self, db: sqlite3.Connection, progress: Progress) -> None:
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             self._check_leave()
             progress(done, total)
 
-        read_new_texts(db, self.home, BATCH_FILES, tell)
+        read_new_texts(db, self.home, BATCH_FILES, report)
 
     def _check_leave(self) -> None:
         if self._leave.is_set():
             raise IndexUnavailable("this process is ending")
 
 
-def _tell_nobody(done: int, total: int) -> None:
-    """Do nothing."""
+def _ignore(done: int, total: int) -> None:
+    """Do nothing: a `Progress` for callers without one."""

@@ -1,8 +1,8 @@
-"""The index's tables, and what each change of them keeps true.
+"""Define the tables of the index and the basic operations on them.
 
-`file` has a row for each rollout as it was read last, `detail` its requests one
-by one, `bucket` their sums by quarter of an hour, model and folder. Only files
-that stand for their thread (not `shadowed` by another copy) have rows there.
+`file` has a row for each rollout in its last known state. `detail` holds a rollout's requests one
+by one, and `bucket` their sums by quarter of an hour, model and folder. Only a file that represents
+its thread (not `shadowed` by another copy) has rows in `detail` and `bucket`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from codex_tools.rollouts.thread_reader import FACTS
 from codex_tools.rollouts.token_counter import each_request
 
 SCHEMA = 2
-"""Raise it with any change of the tables or of what a reader reads: all is read anew."""
+"""Version of the tables. Raise it with any change of the tables or of the data that the readers
+produce: all rollouts are then read again."""
 
 BUSY_S = 30.0
-"""How long a connection waits for another's transaction."""
+"""Seconds that a connection waits for the transaction of another one."""
 
 PAGE_BYTES = 8192
-"""Of a new index: half as many pages to write, each by two calls."""
+"""Page size of a new index in bytes: half as many pages as by default, each written by two
+calls."""
 
 QUARTER_MS = 15 * 60 * 1000
-"""Usage is summed up by quarters of an hour: no time zone of today has finer borders."""
+"""Milliseconds of a quarter of an hour, by which usage is summed: no time zone of today has a finer
+offset."""
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -91,8 +94,8 @@ ADD_FILE = f"""
 INSERT INTO file ({", ".join(_FILE_COLUMNS)})
 VALUES ({", ".join(_VALUES.get(column, "?") for column in _FILE_COLUMNS)})
 """
-"""Takes numbers and text alone: for values of each other type, None and bool as well,
-sqlite3 looks for an adapter, which takes longer than to store them. So 0 stands for none."""
+"""Takes only numbers and text; 0 means none. For a value of any other type, even None and bool,
+sqlite3 searches for an adapter, which takes longer than storing the value."""
 PUT_BUCKET = """
 INSERT INTO bucket VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
@@ -114,11 +117,11 @@ AMBIGUOUS = """
 SELECT thread_id FROM file WHERE thread_id IN (SELECT value FROM json_each(CAST(? AS TEXT)))
 GROUP BY thread_id HAVING count(*) > 1 OR max(shadowed)
 """
-"""Which of some threads lie in several files, or did."""
+"""Selects those of the given threads that have, or had, several files."""
 
 
 def text_rows(file: int) -> tuple[int, int]:
-    """Return the first and last row that the text of a file may take."""
+    """Return the first and the last row id for the text of a file."""
     return file << 20, (file + 1 << 20) - 1
 
 
@@ -133,7 +136,7 @@ def buckets_of(
     price: Price | None = None
     for ms, context, input_, cached, write, output, reasoning in each_request(requests):
         if context != last or not 0 <= ms - start < QUARTER_MS:
-            # Prices change at midnight at the earliest, so never within a row.
+            # Prices change only at midnight, so never within a row.
             quarter, last = ms // QUARTER_MS, context
             start = quarter * QUARTER_MS
             price = price_of(models[context], ms)
@@ -159,7 +162,7 @@ def totals_of(buckets: list[list[Any]]) -> list[Any]:
 
 
 def drop_buckets(db: sqlite3.Connection, id_: int) -> None:
-    """Take a file's sums away; its requests stay."""
+    """Delete a file's rows of `bucket`; its row of `detail` remains."""
     row = db.execute("SELECT requests FROM detail WHERE file = ?", (id_,)).fetchone()
     if row is not None:
         keys = {(r[0] // QUARTER_MS, id_, r[1]) for r in each_request(orjson.loads(row[0]))}
@@ -168,7 +171,7 @@ def drop_buckets(db: sqlite3.Connection, id_: int) -> None:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Generator[None]:
-    """Do all of the block or nothing."""
+    """Run the block in a transaction: commit at its end, roll back on an error."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -180,13 +183,13 @@ def transaction(db: sqlite3.Connection) -> Generator[None]:
 
 
 def get_meta(db: sqlite3.Connection, key: str) -> str | None:
-    """Return what is noted under *key*."""
+    """Return the value of *key*, or None."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return row[0] if row is not None else None
 
 
 def put_meta(db: sqlite3.Connection, key: str, value: str) -> None:
-    """Note *value* under *key*."""
+    """Store *value* under *key*."""
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
 
@@ -196,27 +199,27 @@ def data_version(db: sqlite3.Connection) -> int:
 
 
 def folders_of(db: sqlite3.Connection) -> set[str]:
-    """Return the folders of all files, by leaps over the table's key."""
+    """Return the folders of all files, with one step in the table's index for each folder."""
     return {folder for (folder,) in db.execute(_FOLDERS)}
 
 
-def has_untold(db: sqlite3.Connection) -> bool:
-    """Return whether there are prompts or answers that cannot be searched yet."""
+def has_new_texts(db: sqlite3.Connection) -> bool:
+    """Return True if there are prompts or answers that are not yet searchable."""
     found = db.execute("SELECT 1 FROM file WHERE text_size < size AND problem IS NULL LIMIT 1")
     return found.fetchone() is not None
 
 
 def schema_of(db: sqlite3.Connection) -> int:
-    """Return the number of the schema; 0 where there are no tables."""
+    """Return the schema's version; 0 for a database without tables."""
     return db.execute("PRAGMA user_version").fetchone()[0]
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open the index, private to this user, or an empty file in its place.
+    """Open the index, or create an empty file, readable by this user only.
 
     Raises:
-        OSError: It cannot be opened.
-        sqlite3.Error: It is none, or may not be written.
+        OSError: The file cannot be opened.
+        sqlite3.Error: The file is not a database, or is not writable.
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
@@ -232,7 +235,7 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch a new file to WAL, which SQLite gives up at once if another process does the same."""
+    """Switch a new file to WAL; retry, because SQLite does not wait for another process here."""
     until = time.monotonic() + BUSY_S
     while True:
         try:
@@ -245,7 +248,7 @@ def _use_wal(db: sqlite3.Connection) -> None:
 
 
 def tokens(input_: int, cached: int, output: int, reasoning: int) -> Json:
-    """Return counts of tokens under their names."""
+    """Return counts of tokens as the fields of a usage object."""
     return {
         "input_tokens": input_,
         "cached_input_tokens": cached,

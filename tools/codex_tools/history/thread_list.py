@@ -1,4 +1,4 @@
-"""Lists of threads over the index: filtered, searched, page by page."""
+"""List threads from the index: filtered, searched, page by page."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from codex_tools.history.writer_locks import WriterLocks
 from codex_tools.rollouts.files import PACKED
 
 COLD_FILES = 500
-"""With more unread files than this a first page does not wait for all of them."""
+"""Number of unread files above which a first page does not wait for all of them."""
 
 FRESH_S = 120.0
-"""A turn without an end is at work if something was written so recently, where no lock tells."""
+"""Seconds since the last write in which a turn without an end counts as running, if no writer lock
+shows its state."""
 
 _CURSOR = re.compile(r"(\d{1,16})\.([0-9a-zA-Z-]{1,64})")
 _WORD = re.compile(r'"([^"]+)"|([^\s"]+)')
 _LATE_MS = 2000
-"""How much later than its file's modification time a thread's last line may say it is."""
+"""Milliseconds by which the time in a thread's last line may exceed its file's modification
+time."""
 
 _COLUMNS = (
     "f.thread_id, f.folder, f.name, f.title, f.cwd, f.git_branch, f.source, f.model,"
@@ -42,13 +44,13 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class ThreadQuery:
-    """Which threads to list; None and False mean no limit."""
+    """The filters of a list of threads; None sets no limit."""
 
     words: str | None = None
     cwd: tuple[str, ...] = ()
-    """These folders, each the same by another name, and all below them."""
+    """Names of one folder; threads of this folder and all folders below are listed."""
     exact_cwd: tuple[str, ...] = ()
-    """These folders alone, each the same by another name."""
+    """Names of one folder; threads of folders below are not listed."""
     since_ms: int | None = None
     until_ms: int | None = None
     model: str | None = None
@@ -61,26 +63,26 @@ class ThreadQuery:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some threads, and how to get the next ones."""
+    """A page of threads and the cursors of the following pages."""
 
     threads: list[Json]
     cursors: list[str]
-    """For each thread, the cursor of a page that begins after it."""
+    """For each thread, the cursor of a page that starts after this thread."""
     has_more: bool
     total: int | None
-    """None while older rollouts are still unread."""
+    """Number of all threads that match; None while older rollouts are unread."""
 
     @property
     def next_cursor(self) -> str | None:
-        """The cursor of the next page, if there is one."""
+        """The cursor of the next page, or None."""
         return self.cursors[-1] if self.has_more and self.cursors else None
 
 
 class ThreadList:
-    """What a list of threads is made of."""
+    """Reads pages of threads from the index."""
 
     def __init__(self, history: ThreadIndex, state_dir: Path, program: Program | None) -> None:
-        """*program* is the Codex that would resume them, if one is known."""
+        """*program* is the Codex that would resume the threads, if known."""
         self._history = history
         self._program = program
         self._writers = WriterLocks(history.home, state_dir)
@@ -88,15 +90,15 @@ class ThreadList:
     def page(self, query: ThreadQuery, left: int = 0) -> Page:
         """Return a page of threads, newest activity first.
 
-        A cursor names the last thread told, so threads that come, go or move
-        to the front meanwhile neither repeat nor hide others.
+        A cursor names the last thread of its page. So a thread that is added, removed or moved to
+        the front between two pages neither repeats nor hides other threads.
 
         Args:
-            query: Which ones.
-            left: How many rollouts are still unread.
+            query: The filters.
+            left: Number of rollouts that are still unread.
 
         Raises:
-            ValueError: The cursor is none.
+            ValueError: The cursor is invalid.
         """
         where, values = conditions(query)
         with self._history.opened() as db:
@@ -110,16 +112,16 @@ class ThreadList:
                 " ORDER BY f.active_ms DESC, f.thread_id LIMIT ?",
                 (*values, *position, query.limit + 1),
             ).fetchall()
-        told = rows[: query.limit]
+        shown = rows[: query.limit]
         return Page(
-            threads=[self._thread(row) for row in told],
-            cursors=[f"{row[10]}.{row[0]}" for row in told],
+            threads=[self._thread(row) for row in shown],
+            cursors=[f"{row[10]}.{row[0]}" for row in shown],
             has_more=len(rows) > query.limit or left > 0,
             total=total,
         )
 
     def one(self, thread_id: str) -> tuple[Json, Path] | None:
-        """Return a thread and its rollout, or None if there is none of that id."""
+        """Return a thread and its rollout, or None if no thread has that id."""
         with self._history.opened() as db:
             row = db.execute(
                 f"SELECT {_COLUMNS} FROM file f"
@@ -171,7 +173,7 @@ class ThreadList:
         fresh = time.time() - mtime_ns / 1e9 < FRESH_S
         if held or (fresh and not (ending == "open" and self._writers.are_told)):
             return "running"
-        # 0.60.1 writes down nothing of a turn that failed or was killed.
+        # Codex 0.60.1 records no end of a turn that failed or was killed.
         return "interrupted" if ending == "open" else "unknown"
 
     def _knows(self, paginated: bool, packed: bool) -> bool:
@@ -184,17 +186,18 @@ class ThreadList:
 
 
 def newest_thread(index: ThreadIndex, cwd: Path | None, progress: Progress | None) -> str | None:
-    """Return the id of the thread that was active last, or None if there is none.
+    """Return the id of the most recently active thread, or None without any.
 
     Sub-agents and archived threads are left out.
 
     Args:
         index: The index.
-        cwd: Only threads whose last turn ran in this folder, by whatever name; None for any.
+        cwd: Only threads whose last turn ran in this folder, by any of its names; None for any
+            folder.
         progress: Called after each batch of rollouts that is read.
 
     Raises:
-        IndexUnavailable: There is no index to read.
+        IndexUnavailable: No folder for an index can be written.
     """
     query = ThreadQuery(exact_cwd=folder_names(None if cwd is None else str(cwd)), limit=0)
     left = index.refresh(progress, enough_for(query), patience=COLD_FILES)
@@ -215,7 +218,7 @@ def newest_thread(index: ThreadIndex, cwd: Path | None, progress: Progress | Non
 
 
 def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
-    """Return the WHERE clause for *query*, less its cursor, and its values."""
+    """Return the WHERE clause for *query*, without its cursor, and the clause's values."""
     parts = ["f.shadowed = 0 AND f.problem IS NULL"]
     values: list[Any] = []
 
@@ -256,9 +259,10 @@ def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
 
 
 def enough_for(query: ThreadQuery) -> Any:
-    """Return a test for `ThreadIndex.refresh`: whether this page is certain by now.
+    """Return a function for `ThreadIndex.refresh` that is True once this page is final.
 
-    A file cannot tell of activity much later than its own modification time.
+    A page is final once its threads are newer than all unread files: a file records no activity
+    much later than its own modification time.
     """
     where, values = conditions(query)
     after, position = _after(query.cursor)
@@ -286,14 +290,14 @@ def _after(cursor: str | None) -> tuple[str, tuple[Any, ...]]:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words to look for; double quotes keep some together."""
+    """Return the words to search for; double quotes make one word of several."""
     found = _WORD.findall(text.replace("\0", " "))
     return [word for quoted, bare in found if (word := quoted.strip() or bare)]
 
 
 def _match(word: str) -> tuple[str, str]:
-    """Return how to look for *word* in texts, and for what."""
-    # The index knows words between blanks; Chinese and Japanese put none.
+    """Return an SQL condition that finds *word* in texts, and its value."""
+    # The index splits texts at blanks, which Chinese and Japanese do not use.
     wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in word)
     if wide or not any(letter.isalnum() for letter in word):
         return "instr(words, ?)", word

@@ -1,8 +1,8 @@
-"""Answer questions about the threads of one Codex home: state, usage, cost.
+"""Look up the threads of one Codex home: state, usage, cost.
 
-A thread that lies on another machine is asked about by another `Threads`, so tools and runs are
-handed one and never look for CODEX_HOME themselves. Which thread of a folder is the newest is a
-question for the index (history/thread_list.py): without it all rollouts would have to be opened.
+Threads on another machine need another `Threads`. So tools and runs receive one and never read
+CODEX_HOME themselves. The newest thread of a folder comes from the index (history/thread_list.py):
+without an index, all rollouts would have to be opened.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from codex_tools.rollouts.files import (
 from codex_tools.rollouts.thread_cost import cost_of, cost_without_rollout
 
 _HEAD_OF_LINE = 300
-"""Within so many bytes a line names its type; strings inside it are escaped."""
+"""Bytes at the start of a line that contain its type; a quote inside a string is escaped there."""
 
 _SANDBOXES: dict[str, Sandbox] = {
     "read-only": "read-only",
@@ -41,23 +41,23 @@ _SANDBOXES: dict[str, Sandbox] = {
 
 @dataclass(frozen=True, slots=True)
 class ThreadState:
-    """How a thread stood at its last turn; None where its rollout does not tell."""
+    """The state of a thread at its last turn; None where its rollout does not record a value."""
 
     thread_id: str
     path: Path
     is_subagent: bool
     is_paginated: bool
-    """Codex before 0.147 damages such a thread by resuming it."""
+    """True if the history is paginated; Codex before 0.147 damages such a thread by resuming it."""
     cwd: str | None
     sandbox: Sandbox | None
     model: str | None
     reasoning_effort: str | None
     usage: Usage | None
-    """The thread's running total, from which newer versions go on counting."""
+    """The thread's running total; newer versions of Codex continue counting from this total."""
 
 
 class Threads:
-    """The threads of one Codex home. Each method reads files: never call one on the event loop."""
+    """The threads of one Codex home. Each method reads files: never call it on the event loop."""
 
     def __init__(self, home: Path, prices: Prices) -> None:
         """*home* is CODEX_HOME, *prices* are what tokens cost."""
@@ -91,11 +91,11 @@ class Threads:
         return thread_id is not None and find_rollout(self.home, thread_id) is not None
 
     def cost_since(self, thread_id: str | None, since_ms: int) -> float | None:
-        """Return what a thread's requests since a time cost, in USD.
+        """Return the cost in USD of a thread's requests since a time.
 
         Args:
             thread_id: The thread.
-            since_ms: In milliseconds of Unix time.
+            since_ms: The time, in milliseconds since the Unix epoch.
 
         Returns:
             None if the cost is not known: a request has no price, or no request was recorded.
@@ -117,9 +117,9 @@ def local_threads(prices: Prices) -> Threads:
 
 
 def read_state(path: Path) -> ThreadState | None:
-    """Read how a thread stood at its last turn; None if *path* is no rollout.
+    """Return the state of a thread at its last turn, or None if *path* is not a rollout.
 
-    Reads the first line, and the last ones backwards only as far as needed.
+    Reads the first line, and then backwards from the end only as far as needed.
     """
     try:
         with open_rollout(path) as file:
