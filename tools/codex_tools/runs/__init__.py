@@ -1,1 +1,1 @@
-"""What this server looks after: runs, their results and their traces."""
+"""Run turns of Codex in the background, and keep their results, events and traces."""
