@@ -43,17 +43,17 @@ class _Watchdog:
         self._main = threading.get_ident()
         self._turns = 0
         self._cpu_s = time.thread_time()
-        self._reported = False
-        """True if the current block is reported."""
+        self._reporting = threading.Lock()
+        self._reported = -1
+        """The turn whose block is reported already."""
         self._turn()
 
     def _turn(self) -> None:
         """Count an iteration of the loop; runs on the loop."""
         used_s = time.thread_time() - self._cpu_s
-        if used_s > BLOCKED_S and not self._reported:
+        if used_s > BLOCKED_S:
             # The code held the interpreter lock all the time, so the other thread could not run.
             self._report(used_s, "code that held the interpreter lock\n")
-        self._reported = False
         self._turns += 1
         self._cpu_s = time.thread_time()
         self._loop.call_later(TICK_S, self._turn)
@@ -71,12 +71,15 @@ class _Watchdog:
                 continue
             idle_s += TICK_S if late_s < TICK_S else 0.0
             blocked_s = max(idle_s, time.clock_gettime(clock) - self._cpu_s)
-            if blocked_s > BLOCKED_S and not self._reported:
+            if blocked_s > BLOCKED_S and self._turns == turns:
                 frame = sys._current_frames()[self._main]  # pyright: ignore[reportPrivateUsage]
                 self._report(blocked_s, "".join(traceback.format_stack(frame)))
 
     def _report(self, blocked_s: float, where: str) -> None:
-        self._reported = True
+        with self._reporting:
+            if self._reported == self._turns:
+                return
+            self._reported = self._turns
         path = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.txt"
         text = f"The event loop was blocked for {blocked_s:.2f} s in\n{where}"
         path.write_text(text, encoding="utf-8")

@@ -90,7 +90,7 @@ def test_a_time_limit_is_the_caller_s_up_to_the_most() -> None:
         turn = check(policy, timeout_s=asked)
         assert (turn.request.timeout_s, turn.excesses) == (limit, ())
     (excess,) = check(policy, timeout_s=200.5).excesses
-    assert "timeout_s 200.5 is not allowed: the most is 200" in excess.message
+    assert "timeout_s 200.5 is not allowed: the maximum is 200" in excess.message
     assert check(Policy(timeout_s=300, max_timeout_s=200)).request.timeout_s == 200
 
 
@@ -194,7 +194,7 @@ def test_a_root_that_names_the_very_place_lets_it_be_written(
     (cwd,) = policy.roots
     inside = (place / folder).is_relative_to(cwd)
     turn = check(policy, cwd=str(place / folder), sandbox="workspace-write")
-    excesses = [excess for excess in turn.excesses if "lies outside the roots" not in excess.limit]
+    excesses = [excess for excess in turn.excesses if "is outside the roots" not in excess.limit]
     assert (excesses == []) is allowed
     assert (len(turn.excesses) == len(excesses)) is inside
 
@@ -211,7 +211,7 @@ def test_the_question_to_a_person_tells_what_where_and_why_and_nothing_can_forge
     question = ask_for(turn.excesses, Path("/pro\u202eject"), prompt)
     assert "sandbox danger-full-access" in question
     assert "delete any of your files" in question
-    assert "Where: /pro\N{REPLACEMENT CHARACTER}ject" in question
+    assert "Folder: /pro\N{REPLACEMENT CHARACTER}ject" in question
     assert question.isprintable() is False  # Its own line breaks, and
     assert all(line.isprintable() for line in question.split("\n"))
     assert len(question.split("\n")) == 6

@@ -44,17 +44,18 @@ def reports(tmp_path: Path, body: str) -> list[str]:
 @pytest.mark.parametrize(
     ("body", "where"),
     [
-        ("sleep()", "in sleep"),
-        ("compute()", "in compute"),
-        ("keep_the_interpreter_lock()", "interpreter lock"),
+        ("sleep()", ("in sleep",)),
+        ("compute()", ("in compute",)),
+        # Which of the two threads sees it first is up to the machine.
+        ("keep_the_interpreter_lock()", ("interpreter lock", "in main")),
     ],
 )
 def test_a_blocked_loop_is_reported_with_the_code_that_blocks_it(
-    tmp_path: Path, body: str, where: str
+    tmp_path: Path, body: str, where: tuple[str, ...]
 ) -> None:
     (report,) = reports(tmp_path, body)
     assert "The event loop was blocked" in report
-    assert where in report
+    assert any(each in report for each in where)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""codex and codex-reply: the tools of Codex's own `mcp-server`, which 0.154 removed.
+"""Define codex and codex-reply: the tools of Codex's own `mcp-server`, which Codex 0.154 removed.
 
-Names, arguments and results as of 0.153.4, and of 0.60.1 where that had another
-name (conversationId) or one more (profile, two more approval policies), both
-asked with tools/list. Its users change one line of their client's settings.
+Names, arguments and results are those of 0.153.4. Added are those that only 0.60.1 had: the name
+conversationId, the argument profile and two more approval policies. Both lists come from the
+tools/list of these versions. Users of `codex mcp-server` change one line of their client's
+settings.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from codex_tools.tool import Context, Tool
 from codex_tools.turn_options import PROMPT_LIMIT, Model, Profile
 
 INSTRUCTIONS_LIMIT = 60_000
-"""The most characters of each kind of instructions."""
+"""Maximum characters of each kind of instructions."""
 
 ARGUMENT_LIMIT = 120_000
-"""The most bytes of those that go on the command line; Linux takes 131,072 in one argument."""
+"""Maximum bytes of instructions on the command line; Linux takes 131,072 in one argument."""
 
 _FOREVER = float("inf")
-"""A result of the old shape cannot say that the run goes on, so its call waits."""
+"""Seconds to wait: a result of the old shape cannot report a run as running, so its call waits."""
 
 
 class CodexRequest(Record):
@@ -40,11 +41,11 @@ class CodexRequest(Record):
     approval_policy: Literal["untrusted", "on-failure", "on-request", "never"] | None = Field(
         None, alias="approval-policy"
     )
-    """Nobody is asked: what the sandbox forbids fails"""
+    """No approvals: what the sandbox forbids fails"""
     base_instructions: str | None = Field(
         None, alias="base-instructions", max_length=INSTRUCTIONS_LIMIT
     )
-    """In place of the default ones"""
+    """Replaces the default"""
     compact_prompt: str | None = Field(None, alias="compact-prompt", max_length=INSTRUCTIONS_LIMIT)
     config: dict[str, Any] | None = None
     """Few keys are allowed"""
@@ -63,7 +64,7 @@ class CodexReplyRequest(Record):
     prompt: str = Field(min_length=1, max_length=PROMPT_LIMIT)
     threadId: str | None = None
     conversationId: str | None = None
-    """Its name in old versions"""
+    """threadId's former name"""
 
     @model_validator(mode="after")
     def _one_of(self) -> CodexReplyRequest:
@@ -73,14 +74,14 @@ class CodexReplyRequest(Record):
 
 
 class CodexResult(Record):
-    """What both answer."""
+    """The result of both tools."""
 
     threadId: str
     content: str
 
 
 class CodexFailure(CodexResult):
-    """What both answer when it went wrong; *threadId* is empty where there is no thread."""
+    """The result of both tools after a failure; *threadId* is empty if there is no thread."""
 
 
 async def call_codex(request: CodexRequest, context: Context) -> CodexResult:
@@ -101,7 +102,7 @@ async def call_codex(request: CodexRequest, context: Context) -> CodexResult:
 
 
 async def call_reply(request: CodexReplyRequest, context: Context) -> CodexResult:
-    """Go on in a thread and wait until the turn has ended."""
+    """Continue a thread and wait until the turn has ended."""
     options = resume.RESUME.read(
         {
             "prompt": request.prompt,
@@ -114,14 +115,14 @@ async def call_reply(request: CodexReplyRequest, context: Context) -> CodexResul
 
 def refuse(error: CodexError) -> CodexResult:
     """Return the result of a request that was refused."""
-    told = tell_error(error)
-    return CodexFailure(threadId="", content=f"{told.kind}: {told.message}\nHint: {told.hint}")
+    shown = tell_error(error)
+    return CodexFailure(threadId="", content=f"{shown.kind}: {shown.message}\nHint: {shown.hint}")
 
 
 def words(result: CodexResult) -> Words:
     """Return a result as text.
 
-    Where there is no thread, the old tools gave no structured content.
+    Without a thread, the tools of `codex mcp-server` returned no structured content.
     """
     failed = isinstance(result, CodexFailure)
     return Words(result.content, is_error=failed, has_data=not failed or bool(result.threadId))
@@ -129,13 +130,13 @@ def words(result: CodexResult) -> Words:
 
 def _options(request: CodexRequest) -> run.RunRequest:
     given = request.model_dump(include={"prompt", "sandbox", "model", "profile", "config"})
-    # As of old, relative to this server's own folder.
+    # As in `codex mcp-server`, a relative path starts at this server's own folder.
     cwd = None if request.cwd is None else str(Path(request.cwd).absolute())
     return run.RUN.read({**given, "cwd": cwd, "wait_s": _FOREVER})
 
 
 def _setting(key: str, text: str | None) -> tuple[tuple[str, str], ...]:
-    """Return Codex's setting *key* as pair of key and TOML value, if there is a *text*."""
+    """Return Codex's setting *key* as a pair of key and TOML value; nothing if *text* is None."""
     if text is None:
         return ()
     try:
@@ -144,7 +145,7 @@ def _setting(key: str, text: str | None) -> tuple[tuple[str, str], ...]:
     except ValueError as error:
         raise InvalidArguments([f"{key.replace('_', '-')}: {error}"]) from None
     if size > ARGUMENT_LIMIT:
-        raise InvalidArguments([f"{key.replace('_', '-')}: has over {ARGUMENT_LIMIT:,} bytes"])
+        raise InvalidArguments([f"{key.replace('_', '-')}: has more than {ARGUMENT_LIMIT:,} bytes"])
     return ((key, value),)
 
 
@@ -157,7 +158,7 @@ def _to_old(result: RunResult) -> CodexResult:
 CODEX = Tool(
     name="codex",
     title=None,
-    description=("Run a Codex session. An old name, of `codex mcp-server`; codex_run does more."),
+    description="Run a Codex session. Compatible with `codex mcp-server`; codex_run does more.",
     request=CodexRequest,
     result=CodexResult,
     call=call_codex,
@@ -168,7 +169,7 @@ CODEX = Tool(
 CODEX_REPLY = Tool(
     name="codex-reply",
     title=None,
-    description="Continue a Codex session. An old name; codex_resume does more.",
+    description="Continue a session of the tool codex. codex_resume does more.",
     request=CodexReplyRequest,
     result=CodexResult,
     call=call_reply,

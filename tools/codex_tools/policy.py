@@ -1,7 +1,7 @@
 """Check turns against the operator's limits, which no caller can lift.
 
-`Policy.check` is the only way from a caller's arguments to a turn. It collects what is beyond the
-limits, so that a person can be asked once about all of it; no other party can grant it.
+`Policy.check` is the only way from a caller's arguments to a turn. It collects everything that
+exceeds the limits, so that a person can be asked once about all of it. Only a person can grant it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.masking import shorten
-from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
-from codex_tools.engines.engine import TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
-from codex_tools.rollouts.threads import ThreadState
-from codex_tools.turn_options import TurnOptions
+
+if TYPE_CHECKING:
+    # The commands for people import this file for its limits; what a turn needs takes 0.3 s.
+    from codex_tools.codex.program import Program
+    from codex_tools.engines.engine import TurnRequest
+    from codex_tools.rollouts.threads import ThreadState
+    from codex_tools.turn_options import TurnOptions
+
 
 SAFE_CONFIG = (
     "model_reasoning_effort",
@@ -32,13 +36,13 @@ SAFE_CONFIG = (
     "web_search",
     "tools.web_search",
 )
-"""The `config` keys that cannot widen what a run may do."""
+"""The `config` keys that cannot extend the rights of a run."""
 
 PATH_LIMIT = 4096
-"""Characters of a path; the limit of Linux."""
+"""Maximum characters of a path; the limit of Linux."""
 
 CONFIG_LIMIT = 32_000
-"""Characters of all `config` values; Linux takes 131,071 bytes for an argument."""
+"""Maximum characters of all `config` values; Linux takes 131,071 bytes for an argument."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
@@ -54,13 +58,13 @@ _DANGERS: dict[Sandbox, str] = {
 
 @dataclass(frozen=True, slots=True)
 class CheckedTurn:
-    """A turn whose arguments were checked, and what is beyond the operator's limits in it."""
+    """A turn whose arguments were checked, and its excesses over the operator's limits."""
 
     request: TurnRequest
     excesses: tuple[NotAllowed, ...] = ()
-    """A person may allow these once; without that, the turn must not start."""
+    """The turn must not start unless a person allows these once."""
     warnings: tuple[str, ...] = ()
-    """What the caller must know of the difference between the arguments and the turn."""
+    """Differences between the arguments and the turn that the caller must know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,14 @@ class Policy:
     default_sandbox: Sandbox = "read-only"
     max_sandbox: Sandbox = "workspace-write"
     roots: tuple[Path, ...] = ()
-    """Where cwd, add_dirs and images may lie; empty means anywhere."""
+    """Folders that may contain cwd, add_dirs and images; empty means any folder."""
     allow_config: tuple[str, ...] = ()
     """Globs of `config` keys that callers may set, in addition to SAFE_CONFIG."""
     timeout_s: float = 3600.0
     max_timeout_s: float = 14400.0
     stall_s: float = 600.0
     max_depth: int = 1
-    """How many runs may be nested: 1 forbids a run that starts another."""
+    """Maximum number of nested runs: 1 forbids a run that starts another."""
     environment: EnvironmentRules = field(default_factory=EnvironmentRules)
     home: Path | None = None
     """The person's home folder."""
@@ -96,25 +100,26 @@ class Policy:
     ) -> CheckedTurn:
         """Return the turn that *options* ask for, checked against the limits and the disk.
 
-        This is the only place where a turn is decided. It looks at files: run it in a worker
+        This is the only place where a turn is decided. It accesses the disk: call it in a worker
         thread.
 
         Args:
             options: The caller's arguments.
             program: The Codex that will run the turn.
             default_cwd: The folder to work in where neither the caller nor the thread names one.
-            depth: How many runs this server is nested in.
+            depth: Number of runs that this server is nested in.
             thread: The thread to resume. Its folder, sandbox, model and effort are used where
-                the caller names none, the sandbox never wider than the limit.
+                the caller names none; its sandbox is narrowed to the limit.
             ephemeral: True to keep no rollout.
 
         Raises:
             TooDeep: The run would be nested too deeply.
-            InvalidArguments: A file or folder is not there, or a value has no form in TOML.
-            NotAllowed: The policy forbids something that no person can be asked about.
+            InvalidArguments: A file or folder does not exist, or TOML cannot express a value.
+            NotAllowed: The policy forbids something that no person can grant.
         """
-        if depth >= self.max_depth:
-            raise TooDeep(depth, self.max_depth)
+        from codex_tools.engines.engine import TurnRequest
+
+        self.check_depth(depth)
         review = _Review(self)
         cwd = review.cwd(options.cwd, default_cwd, thread)
         sandbox = review.sandbox(options.sandbox, thread)
@@ -145,19 +150,28 @@ class Policy:
         )
         return CheckedTurn(request, tuple(review.excesses), tuple(review.warnings))
 
-    def folder(self, name: str, path: str) -> Path:
-        """Return the real place of the folder *path*, an argument called *name*.
+    def check_depth(self, depth: int) -> None:
+        """Check that one more run may be nested in the *depth* runs around this server.
 
         Raises:
-            InvalidArguments: It is not a folder.
-            NotAllowed: It is not a folder, and lies outside the roots.
+            TooDeep: It may not.
+        """
+        if depth >= self.max_depth:
+            raise TooDeep(depth, self.max_depth)
+
+    def folder(self, name: str, path: str) -> Path:
+        """Return the resolved path of the folder *path*, given as the argument *name*.
+
+        Raises:
+            InvalidArguments: *path* is not a folder.
+            NotAllowed: *path* is not a folder, and is outside the roots.
         """
         return _Review(self).folder(name, path)
 
 
 @dataclass(slots=True)
 class _Review:
-    """One look at one turn: what will really hold, and what is beyond the limits."""
+    """The check of one turn: resolves its values and collects its excesses over the limits."""
 
     policy: Policy
     excesses: list[NotAllowed] = field(default_factory=list[NotAllowed])
@@ -168,7 +182,7 @@ class _Review:
         if asked is None and thread is not None and thread.cwd is not None:
             if not Path(thread.cwd).is_dir():
                 raise InvalidArguments(
-                    [f"cwd: the thread's folder {thread.cwd} does not exist any more; name another"]
+                    [f"cwd: the thread's folder {thread.cwd} no longer exists; give another cwd"]
                 )
             return self.folder("cwd", thread.cwd)
         return self.folder("cwd", asked or str(default))
@@ -192,7 +206,7 @@ class _Review:
         sandbox = self._narrowed(thread.sandbox)
         if sandbox != thread.sandbox:
             self.warnings.append(
-                f"The thread ran with {thread.sandbox}; the most allowed is {sandbox}."
+                f"The thread ran with sandbox {thread.sandbox}; the widest allowed is {sandbox}."
             )
         return sandbox
 
@@ -208,34 +222,34 @@ class _Review:
             self.excesses.append(
                 NotAllowed(
                     f"timeout_s {asked:g}",
-                    f"the most is {most:g}",
+                    f"the maximum is {most:g}",
                     "--max-timeout-s",
-                    "Codex could be at work, and use tokens, for that long",
+                    "Codex could run, and use tokens, for that long",
                 )
             )
         return asked
 
     def folder(self, name: str, path: str) -> Path:
-        """Return the real place of a folder that exists.
+        """Return the resolved path of an existing folder.
 
         Several versions of Codex do not check that their folder exists.
         """
         return self._existing(name, path, Path.is_dir, "a folder")
 
     def file(self, name: str, path: str) -> Path:
-        """Return the real place of a file that exists."""
+        """Return the resolved path of an existing file."""
         return self._existing(name, path, Path.is_file, "a file")
 
     def _existing(self, name: str, path: str, exists: Callable[[Path], bool], kind: str) -> Path:
-        """Return the real place of *path*: a link that changes later then changes nothing."""
+        """Return the resolved path of *path*, so that a later change of a link has no effect."""
         if re.search(r"[\x00-\x1f\x7f]", path):
-            raise InvalidArguments([f"{name}: a path must not hold control characters"])
+            raise InvalidArguments([f"{name}: a path must not contain control characters"])
         if len(path) > PATH_LIMIT:
-            raise InvalidArguments([f"{name}: a path has at most {PATH_LIMIT} characters"])
+            raise InvalidArguments([f"{name}: a path must have at most {PATH_LIMIT} characters"])
         try:
             path.encode()
             real = Path(path).resolve()
-        except (OSError, UnicodeEncodeError, RuntimeError):  # The last for links in a ring.
+        except (OSError, UnicodeEncodeError, RuntimeError):  # RuntimeError: a loop of links.
             raise InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"]) from None
         excess = self._outside(name, real)
         try:
@@ -243,35 +257,36 @@ class _Review:
         except OSError:  # A name longer than the file system allows.
             found = False
         if not found:
-            # Outside the roots both cases get the same answer: a caller must not probe there.
+            # Outside the roots the error is the same whether the path exists or not: a caller
+            # must not find out what exists there.
             raise excess or InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"])
         try:
             str(real).encode()
         except UnicodeEncodeError:
             raise InvalidArguments(
-                [f"{name}: the name of {str(real)!r} is not UTF-8, so no result can name it"]
+                [f"{name}: the path {str(real)!r} is not UTF-8, so no result can contain it"]
             ) from None
         return real
 
     def _outside(self, name: str, path: Path) -> NotAllowed | None:
-        """Note and return the excess of a real *path* that lies in no root."""
+        """Record and return the excess of a resolved *path* outside all roots, or None."""
         roots = self.policy.roots
         if not roots or any(path.is_relative_to(root) for root in roots):
             return None
         excess = NotAllowed(
             f"{name} {path}",
-            f"it lies outside the roots {', '.join(map(str, roots))}",
+            f"it is outside the roots {', '.join(map(str, roots))}",
             "--root",
-            "Codex could read what lies there and send it to its provider",
+            "Codex could read the files there and send them to its provider",
         )
         self.excesses.append(excess)
         return excess
 
     def writable(self, name: str, folder: Path, sandbox: Sandbox) -> None:
-        """Note it as an excess if a run of *sandbox* must not write in *folder*.
+        """Record an excess if a run with *sandbox* must not write to *folder*.
 
         A run that can write to Codex's own files, or to this server's, can give the next run any
-        right it likes. A run that can write to the whole home folder can do so by the shell's
+        right. A run that can write to the whole home folder can do the same with the shell's
         start-up files.
         """
         if sandbox == "read-only":
@@ -282,15 +297,15 @@ class _Review:
                 self.excesses.append(
                     NotAllowed(
                         f"sandbox {sandbox} in {name} {folder}",
-                        f"{what}, and no root names it",
+                        f"that folder {what}, and no root names it",
                         "--root",
-                        f"Codex could write there: it {what}",
+                        f"Codex could write to that folder, which {what}",
                     )
                 )
                 return
 
     def _guarded(self, folder: Path) -> Iterator[tuple[str, Path]]:
-        """Yield why *folder* must not be written to, and the place that is the reason."""
+        """Yield each reason why *folder* must not be written to, and the path it protects."""
         ancestors = [folder, *folder.parents]
         if len(ancestors) == 1:
             yield "is the whole file system", folder
@@ -299,21 +314,21 @@ class _Review:
             (self.policy.codex_home, "CODEX_HOME"),
         ):
             if place is not None and _holds(folder, place):
-                yield (f"is {name}" if _same(folder, place) else f"holds {name}"), place
+                yield (f"is {name}" if _same(folder, place) else f"contains {name}"), place
         for place, name in (
             (self.policy.codex_home, "CODEX_HOME"),
             (self.policy.state_dir, "this server's state folder"),
         ):
             if place is not None and any(_same(each, place) for each in ancestors):
-                yield f"lies in {name}", place
+                yield f"is inside {name}", place
 
     def config(self, config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """Return *config* as pairs of key and TOML value.
 
         Raises:
             NotAllowed: A key is neither safe nor allowed by the operator. No person is asked,
-                because no person can see through what a key might do.
-            InvalidArguments: A key or value has no form in TOML.
+                because a person cannot judge the effects of a key.
+            InvalidArguments: TOML cannot express a key or a value.
         """
         pairs: list[tuple[str, str]] = []
         allowed = self.policy.allow_config
@@ -330,12 +345,14 @@ class _Review:
             except (ValueError, TypeError) as error:
                 raise InvalidArguments([f"config.{key[:100]}: {error}"]) from None
         if sum(len(value) for _, value in pairs) > CONFIG_LIMIT:
-            raise InvalidArguments([f"config: has over {CONFIG_LIMIT:,} characters"])
+            raise InvalidArguments(
+                [f"config: its values have more than {CONFIG_LIMIT:,} characters"]
+            )
         return tuple(pairs)
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Return whether two paths are one folder, by whatever mount or case they are named."""
+    """Return True if both paths are the same folder, even by another mount or letter case."""
     try:
         return one == other or one.samefile(other)
     except OSError:
@@ -347,26 +364,26 @@ def _holds(folder: Path, place: Path) -> bool:
 
 
 def _within(folder: Path, root: Path, place: Path) -> bool:
-    """Return whether *root* names a part of the guarded *place* in which *folder* lies."""
+    """Return True if *root* is inside the guarded *place* and contains *folder*."""
     return folder.is_relative_to(root) and root.is_relative_to(place)
 
 
 def ask_for(excesses: Sequence[NotAllowed], cwd: Path, prompt: str) -> str:
-    """Return the question that lets a person grant *excesses* this once, in plain words."""
-    lines = ["Another agent asks Codex for more than this server may allow by itself:"]
+    """Return the question that asks a person to grant *excesses* this once."""
+    lines = ["Another agent asks for more than this server may allow without you:"]
     for excess in excesses:
         lines.append(f"- {_plain(excess.what, 500)} ({_plain(excess.limit, 500)}).")
-        lines.append(f"  Why that is dangerous: {_plain(excess.danger, 500)}.")
+        lines.append(f"  Risk: {_plain(excess.danger, 500)}.")
     lines += [
-        f"Where: {_plain(str(cwd), 500)}",
+        f"Folder: {_plain(str(cwd), 500)}",
         f'The task begins: "{_plain(prompt, 300)}"',
-        "Accept to allow it this once; anything else refuses it.",
+        "Accept to allow this once. Any other answer refuses it.",
     ]
     return "\n".join(lines)
 
 
 def _plain(text: str, limit: int) -> str:
-    """Return *text* on one line, with nothing that could make it look like another one."""
+    """Return *text* on one line, without characters that could disguise it."""
     words = " ".join(text[:limit].split())
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
     return shown + ("…" if len(text) > limit else "")

@@ -22,18 +22,18 @@ class ResumeRequest(TurnOptions):
     """The arguments of codex_resume."""
 
     prompt: str = Field(min_length=1, max_length=PROMPT_LIMIT)
-    """What to do next; Codex remembers the thread, so send only what is new"""
+    """The next task; Codex remembers the thread, so send only what is new"""
     thread_id: str | None = None
     """From the result of an earlier run"""
     last: bool = False
-    """Instead of thread_id: the newest thread of cwd"""
+    """Resume the newest thread of cwd, without thread_id"""
     all_dirs: bool = False
-    """With last: of any folder"""
+    """With last: newest of any folder"""
 
     @field_validator("thread_id")
     @classmethod
     def _uuid(cls, thread_id: str | None) -> str | None:
-        # Codex takes anything else for a name, finds none, and begins a new thread.
+        # Codex takes any other text as a thread's name, finds no such thread and begins a new one.
         try:
             return None if thread_id is None else str(UUID(thread_id))
         except ValueError:
@@ -44,20 +44,21 @@ class ResumeRequest(TurnOptions):
         if (self.thread_id is None) != self.last:
             raise ValueError("give either thread_id or last: true")
         if self.all_dirs and not self.last:
-            raise ValueError("all_dirs goes with last: true")
+            raise ValueError("all_dirs requires last: true")
         return self
 
 
 async def start(request: ResumeRequest, context: Context) -> Run:
     """Start a turn in an existing thread and return its run.
 
-    Codex itself keeps nothing but the conversation: folder, sandbox, model and effort of a
-    resumed turn come from its command line. `Policy.check` takes those that the request does not
-    name from the thread's last turn.
+    Codex itself keeps only the conversation. The folder, sandbox, model and effort of a resumed
+    turn come from its command line. `Policy.check` takes those that the request does not name from
+    the thread's last turn.
     """
+    context.policy.check_depth(context.depth)
     output = await make_output(request)
     thread_id = request.thread_id or await _newest(request, context)
-    # Locked before it is read: another run may be about to change it.
+    # Lock the thread before reading it: another run may be about to change it.
     lock = await context.runs.lock_thread(thread_id)
     try:
         thread = await on_disk(context.threads.state, thread_id)
@@ -84,7 +85,7 @@ async def resume(request: ResumeRequest, context: Context) -> RunResult:
 
 
 async def _newest(request: ResumeRequest, context: Context) -> str:
-    """Return the id of the thread that was active last in the caller's folder, or anywhere."""
+    """Return the id of the most recently active thread in the caller's folder, or in any folder."""
     folder = None
     if not request.all_dirs:
         asked = request.cwd or str(context.default_cwd)
@@ -99,21 +100,21 @@ async def _newest(request: ResumeRequest, context: Context) -> str:
 
 
 def _check_resumable(state: ThreadState, program: Program) -> None:
-    """Check that this Codex can resume the thread without harm.
+    """Check that this Codex can resume the thread without damage.
 
     Raises:
-        CodexUnsupported: It cannot read the thread's rollout, or would damage it.
+        CodexUnsupported: This Codex cannot read the thread's rollout, or would damage it.
     """
     if state.is_paginated and not program.knows_paginated_threads:
         raise CodexUnsupported(
-            f"paginated history, in which thread {state.thread_id} is kept, and would damage"
-            " it for good by resuming it",
+            f"support for the paginated history of thread {state.thread_id}; resuming the thread"
+            " would damage it permanently",
             program.version_text,
             "Update Codex to 0.147.0 or later, or begin a new thread with codex_run.",
         )
     if state.path.name.endswith(PACKED) and not program.knows_packed_threads:
         raise CodexUnsupported(
-            f"compressed rollouts, as that of thread {state.thread_id} is",
+            f"support for the compressed rollout of thread {state.thread_id}",
             program.version_text,
             "Update Codex, or begin a new thread with codex_run.",
         )
@@ -123,10 +124,10 @@ RESUME = Tool(
     name="codex_resume",
     title="Resume a Codex thread",
     description=(
-        "Go on in an earlier Codex thread: Codex remembers all of it, so send only what is new."
-        " Name it by thread_id, or take the newest one of cwd with last: true."
+        "Continue an earlier Codex thread. Codex remembers all of it, so send only what is new."
+        " Give thread_id, or last: true for the newest thread of cwd."
         " Folder, sandbox, model and effort stay as in the thread's last turn unless given."
-        " One run at a time in a thread (thread_busy). Result as of codex_run."
+        " A thread allows one run at a time (else thread_busy). Returns the same as codex_run."
     ),
     request=ResumeRequest,
     result=RunResult,

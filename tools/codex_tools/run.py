@@ -23,8 +23,9 @@ async def start(
 ) -> Run:
     """Start a task in a new thread and return its run.
 
-    *adapt* may add to the turn what the arguments of codex_run cannot express.
+    *adapt* may add settings to the turn that the arguments of codex_run cannot express.
     """
+    context.policy.check_depth(context.depth)
     program = await context.engine.prepare()
     turn = await context.check(request, program, ephemeral=request.ephemeral)
     output = await make_output(request)
@@ -45,12 +46,12 @@ RUN = Tool(
     title="Run Codex",
     description=(
         "Delegate a coding task to OpenAI's Codex, an autonomous agent with its own shell and"
-        " editor in cwd, and get its final answer, the files it changed and the commands it ran."
-        " Good for work that stands on its own: implementing, fixing, reviewing, a second opinion."
-        " The default sandbox is read-only: to let it edit, say sandbox: workspace-write."
+        " editor in cwd. Returns its final answer, the files it changed and the commands it ran."
+        " Good for self-contained work: implementing, fixing, reviewing, a second opinion."
+        " The default sandbox is read-only; to let Codex edit files, set sandbox: workspace-write."
         " Continue the thread with codex_resume and the thread_id of the result."
-        " A call that waits ends its run when it is cancelled. With wait_s: 0 it returns at once"
-        " and the run goes on; to run several side by side, start each so, then call codex_wait"
+        " Cancelling a waiting call stops its run. With wait_s: 0 the call returns at once and the"
+        " run continues. To run several in parallel, start each that way, then call codex_wait"
         " once with all run_ids."
     ),
     request=RunRequest,

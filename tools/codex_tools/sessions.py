@@ -1,4 +1,4 @@
-"""codex_sessions: find Codex's threads, or look into one."""
+"""Define codex_sessions: find Codex's threads, or show one thread with its turns."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from codex_tools.runs.result import (
 from codex_tools.tool import Context, Tool
 
 _ROOM = 40_000
-"""Characters for the texts of all turns together."""
+"""Maximum characters of the texts of all turns together."""
 
 _LINKED = 2_000
-"""With less room than this a turn does not say where its whole answer is."""
+"""Characters of room below which a turn does not name the resource with its whole answer."""
 
 
 class SessionsRequest(Record):
@@ -56,7 +56,7 @@ class SessionsRequest(Record):
     include_subagents: bool = False
     limit: int = Field(20, ge=1, le=100)
     cursor: str | None = None
-    """next_cursor of the page before"""
+    """next_cursor of the previous page"""
     thread_id: str | None = None
     """Show this thread and its newest turns instead of a list"""
     turns: int = Field(5, ge=1, le=50)
@@ -66,14 +66,14 @@ class SessionsRequest(Record):
         if self.thread_id is not None:
             given = self.model_fields_set - {"thread_id", "turns", "cursor"}
             if given:
-                raise ValueError(f"thread_id goes with turns and cursor, not with {min(given)}")
+                raise ValueError(f"thread_id allows only turns and cursor, not {min(given)}")
         elif "turns" in self.model_fields_set:
-            raise ValueError("turns goes with thread_id")
+            raise ValueError("turns requires thread_id")
         return self
 
 
 class Session(Record):
-    """A thread of Codex, by its rollout."""
+    """A thread of Codex, as its rollout describes it."""
 
     thread_id: str
     name: str | None
@@ -90,7 +90,7 @@ class Session(Record):
     status: Literal["completed", "failed", "interrupted", "running", "unknown"]
     """Of the last turn"""
     usage: Usage
-    """All that Codex recorded; its sub-agents are threads of their own"""
+    """As Codex recorded; sub-agents are threads of their own"""
     cost_usd: float | None
     parent_thread_id: str | None
     forked_from_id: str | None
@@ -101,7 +101,7 @@ class Session(Record):
 
 
 class Turn(Record):
-    """A turn of a thread; null where its Codex did not record it."""
+    """A turn of a thread; a field is null if that version of Codex did not record it."""
 
     turn_id: str | None
     started_at: str | None
@@ -122,7 +122,7 @@ class SessionsResult(Record):
     sessions: list[Session] | None
     """Newest activity first"""
     total: int | None
-    """Null while older ones are still unread"""
+    """Null until all rollouts are read"""
     session: Session | None
     turns: list[Turn] | None
     """Newest first"""
@@ -136,7 +136,7 @@ async def sessions(request: SessionsRequest, context: Context) -> SessionsResult
     try:
         program = await context.engine.prepare()
     except CodexError:
-        program = None  # Lists need none.
+        program = None  # A list does not need the program.
     found = await context.read_history(
         lambda history, progress: find_sessions(
             request, history, context.state_dir, program, progress
@@ -155,8 +155,8 @@ def find_sessions(
     """Return the data of a SessionsResult.
 
     Raises:
-        InvalidArguments: A time or a cursor is none.
-        ThreadNotFound: There is no thread of that id.
+        InvalidArguments: A time or a cursor is not valid.
+        ThreadNotFound: There is no thread with that id.
         IndexUnavailable: There is no index to read.
     """
     listing = ThreadList(history, state_dir, program)
@@ -201,7 +201,7 @@ def _page(
 
 
 def _fitted(page: Page) -> Page:
-    """Return *page*, ended early where it would be longer than a client shows."""
+    """Return *page*, with fewer threads if it is longer than a client shows."""
     room = RESULT_LIMIT - 1000
     for number, thread in enumerate(page.threads):
         room -= len(Session.model_validate(thread).model_dump_json())
@@ -222,7 +222,7 @@ def _one(
     before = None
     if request.cursor is not None:
         if not request.cursor.isdecimal() or len(request.cursor) > 9:
-            raise InvalidArguments(["cursor must be the next_cursor of an earlier page"])
+            raise InvalidArguments(["cursor: must be the next_cursor of an earlier page"])
         before = int(request.cursor)
     try:
         turns, left = read_turns(path, before, request.turns)
@@ -232,18 +232,18 @@ def _one(
         ) from error
     room = _ROOM // max(1, len(turns))
     whole = thread_uri(session["thread_id"])
-    told = [_turn(turn, room, whole) for turn in turns]
-    # Escapes make JSON longer than its text: cut in proportion, again if need be.
-    while (size := len(orjson.dumps(told).decode())) > RESULT_LIMIT - 2000 and room > 100:
+    shown = [_turn(turn, room, whole) for turn in turns]
+    # Escapes make JSON longer than its text: cut in proportion, and repeat if needed.
+    while (size := len(orjson.dumps(shown).decode())) > RESULT_LIMIT - 2000 and room > 100:
         room = min(room * 9 // 10, room * _ROOM // size)
-        told = [_turn(turn, room, whole) for turn in turns]
-    return session, told, str(left) if left else None
+        shown = [_turn(turn, room, whole) for turn in turns]
+    return session, shown, str(left) if left else None
 
 
 def _turn(turn: ReadTurn, room: int, whole: str) -> Json:
-    """Return a turn as it is told, its texts in about *room* characters.
+    """Return a turn as the caller gets it, its texts cut to about *room* characters.
 
-    *whole* is where they are to be had with less left out.
+    *whole* is the address of the resource that holds more of these texts.
     """
     commands: list[Json] = []
     left = room // 4
@@ -296,9 +296,9 @@ SESSIONS = Tool(
     name="codex_sessions",
     title="Find Codex threads",
     description=(
-        "Find threads of Codex on this machine, whoever began them (this server, the terminal, an"
-        " IDE), by words, folder or time; or show one with its last turns. Their thread_id goes"
-        " into codex_resume."
+        "Find Codex's threads on this machine, begun by this server, the terminal or an IDE, by"
+        " words, folder or time; or show one with its last turns. To continue one, pass its"
+        " thread_id to codex_resume."
     ),
     request=SessionsRequest,
     result=SessionsResult,

@@ -1,4 +1,4 @@
-"""codex_stop: end a run."""
+"""Define codex_stop: stop a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class StopRequest(Record):
 
 
 class StopResult(Record):
-    """What the run has come to."""
+    """The result of the run."""
 
     run: RunResult
 
 
 async def stop(request: StopRequest, context: Context) -> StopResult:
-    """End a run and return what it has come to; one that has ended stays as it is."""
+    """Stop a run and return its result; a run that has ended already stays unchanged."""
     return StopResult(run=await context.runs.stop(request.run_id))
 
 
@@ -31,7 +31,7 @@ def refuse(error: CodexError) -> StopResult:
 
 
 def words(result: StopResult) -> Words:
-    """Return a result as text. That a run had failed before is no failure of codex_stop."""
+    """Return a result as text; only a refused request is an error, not a run that failed before."""
     run = result.run
     if run.run_id is None:
         return Words(error_text(run), is_error=True)
@@ -42,8 +42,8 @@ STOP = Tool(
     name="codex_stop",
     title="Stop a Codex run",
     description=(
-        "End a run and every process it has started. What it has done by then stands, and its"
-        " thread can be resumed."
+        "Stop a run and every process it has started. Work done so far is kept, and the thread can"
+        " be resumed."
     ),
     request=StopRequest,
     result=StopResult,

@@ -1,4 +1,4 @@
-"""Define what a tool is, and what it is given to work with."""
+"""Define a tool, and the context that each call of a tool gets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ResultT = TypeVar("ResultT", bound=Record)
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a tool works with, in addition to its arguments."""
+    """The objects that a tool works with, in addition to its arguments."""
 
     policy: Policy
     runs: Runs
@@ -44,20 +44,20 @@ class Context:
     history: ThreadIndex
     """The index over those threads."""
     default_cwd: Path
-    """The caller's own folder."""
+    """The caller's working folder, used where neither the arguments nor the thread name one."""
     watch: Callable[[Run], None]
-    """Report this run's progress to the caller from now on."""
+    """Start to report this run's progress to the caller."""
     wait_s: float
-    """How long a call waits for its run, in seconds, where the caller does not say."""
+    """Seconds that a call waits for its run if the caller gives no wait_s."""
     state_dir: Path
     report: Callable[[Callable[[], str]], None]
-    """Report to the caller from now on what the function returns."""
+    """Start to report the texts that the function returns to the caller as progress."""
     caller: str
     """The client's name and version, for the audit log."""
     depth: int
-    """How many runs this server is nested in."""
+    """Number of runs that this server is nested in."""
     ask: Callable[[str], Awaitable[bool]] | None
-    """Ask the person a question; None where no person can be asked."""
+    """Ask the person a question and return True if accepted; None if no person can be asked."""
 
     async def check(
         self,
@@ -67,7 +67,7 @@ class Context:
         thread: ThreadState | None = None,
         ephemeral: bool = False,
     ) -> CheckedTurn:
-        """Return the checked turn that *options* ask for; see `Policy.check`."""
+        """Check *options* against the policy in a worker thread; see `Policy.check`."""
         check = functools.partial(
             self.policy.check,
             options,
@@ -80,13 +80,13 @@ class Context:
         return await on_disk(check)
 
     async def permit(self, turn: CheckedTurn) -> tuple[str, ...]:
-        """Let a turn pass that is within the limits, or that a person allows this once.
+        """Permit a turn that is within the limits, or that a person allows this once.
 
         Returns:
             Warnings for the caller.
 
         Raises:
-            NotAllowed: The turn is beyond the limits, and no person has allowed it.
+            NotAllowed: The turn exceeds the limits, and no person has allowed it.
         """
         excesses, request = turn.excesses, turn.request
         if not excesses:
@@ -102,12 +102,12 @@ class Context:
         return (*turn.warnings, *granted)
 
     async def follow(self, run: Run, wait_s: float | None) -> RunResult:
-        """Report a run's progress while the call waits for it; return its result by then."""
+        """Wait for a run, reporting its progress; return its result, final or so far."""
         self.watch(run)
         return await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
 
     async def read_history(self, work: Callable[[ThreadIndex, Progress], T]) -> T:
-        """Run *work* on the index in a worker thread, reporting how many rollouts are read."""
+        """Run *work* on the index in a worker thread, and report how many rollouts are read."""
         at = (0, 0)
 
         def progress(done: int, total: int) -> None:
@@ -122,12 +122,14 @@ class Context:
         try:
             return await on_index(work, self.history, progress)
         except UnicodeEncodeError:
-            raise InvalidArguments(["half a character (a lone surrogate) in a text"]) from None
+            raise InvalidArguments(
+                ["a text contains half a character (a lone surrogate)"]
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Tool(Generic[RequestT, ResultT]):
-    """A tool as the server offers it: all that the server needs to know of it."""
+    """A tool, with all that the server needs to advertise and call it."""
 
     name: str
     title: str | None
@@ -136,15 +138,15 @@ class Tool(Generic[RequestT, ResultT]):
     result: type[ResultT]
     call: Callable[[RequestT, Context], Awaitable[ResultT]]
     refuse: Callable[[CodexError], ResultT]
-    """Return the result for an error that came before there was a result."""
+    """Return the result for an error raised before the tool had a result."""
     words: Callable[[ResultT], Words]
-    """Return a result as text, for the clients that show their model nothing else."""
+    """Return a result as text, for clients that show their model only text."""
     start: Callable[[RequestT, Context], Awaitable[Run]] | None = None
-    """For a tool that runs Codex: start the run and return at once."""
+    """Start the run and return at once; None for a tool that does not run Codex."""
     search_hint: str | None = None
-    """Words by which a client finds the tool that does not show it to its model at once."""
+    """Search words for clients that load tools on demand."""
     may_be_large: bool = False
-    """Whether a result may hold structured output, which is never cut."""
+    """True if a result may contain structured output, which is never cut."""
     read_only: bool = False
     destructive: bool = True
     idempotent: bool = False
@@ -154,8 +156,8 @@ class Tool(Generic[RequestT, ResultT]):
         """Return *arguments* as the tool's request.
 
         Raises:
-            InvalidArguments: One is unknown, missing or of the wrong type.
-            PromptTooLarge: The prompt is longer than Codex takes.
+            InvalidArguments: An argument is unknown, missing or of the wrong type.
+            PromptTooLarge: The prompt is longer than Codex accepts.
         """
         try:
             return self.request.model_validate(arguments)
@@ -172,9 +174,9 @@ class Tool(Generic[RequestT, ResultT]):
 
 
 def input_schema(model: type[Record]) -> Json:
-    """Return the JSON Schema of a request, as short as it can be.
+    """Return the JSON Schema of a request, as short as possible.
 
-    A model pays for each character of it with every request.
+    A client sends the schema to its model, and pays for each character, with every request.
     """
     return _compact(model.model_json_schema())
 
@@ -197,9 +199,11 @@ def _problem(fault: ErrorDetails, known: list[str]) -> str:
 def _compact(schema: Json, *, optional: bool = True) -> Json:
     """Return *schema* without titles and the docstrings of classes.
 
-    With *optional*, null is accepted for an absent argument without being
-    advertised. Without it, it is a result's schema: of its inner objects there
-    are only names and types, not what they always have, nor what it means.
+    Args:
+        schema: The schema; its class descriptions are removed in place.
+        optional: True for a request: null is accepted for an absent argument, but not advertised.
+            False for a result: inner objects keep only the names and types of their fields,
+            without `required` and descriptions.
     """
     for owner in (schema, *cast(dict[str, Json], schema.get("$defs", {})).values()):
         owner.pop("description", None)

@@ -14,11 +14,11 @@ from codex_tools.codex.workers import on_cpu
 from codex_tools.schemas.output_schema import Output
 
 PROMPT_LIMIT = 1_000_000
-"""Characters; Codex since 0.120 takes 1,048,576."""
+"""Maximum characters of a prompt; Codex since 0.120 takes 1,048,576."""
 
 
 def _plain(pattern: str) -> Any:
-    """Return a name that can be taken for no option, no path and nothing but itself."""
+    """Return a validator for names that cannot be mistaken for an option or a path."""
 
     def check(value: str) -> str:
         if re.fullmatch(pattern, value) is None:
@@ -44,7 +44,7 @@ class TurnOptions(Record):
     """The options that codex_run and codex_resume share."""
 
     prompt: str = Field(min_length=1, max_length=PROMPT_LIMIT)
-    """The task; self-contained, Codex sees nothing of this conversation"""
+    """The task, self-contained: Codex cannot see this conversation"""
     cwd: Folder | None = None
     """Absolute path of the folder to work in"""
     sandbox: Sandbox | None = None
@@ -56,20 +56,20 @@ class TurnOptions(Record):
     profile: Profile | None = None
     """Profile of the user's Codex configuration"""
     output_schema: dict[str, Any] | None = None
-    """JSON Schema for the answer, which then comes parsed and validated in structured_output"""
+    """JSON Schema of the answer, returned parsed and validated in structured_output"""
     repair_attempts: int = Field(1, ge=0, le=3)
-    """Further turns to mend an answer that breaks output_schema"""
+    """Extra turns to correct an answer that violates output_schema"""
     images: Paths | None = None
     """Image files to show to the model"""
     add_dirs: Paths | None = None
-    """Further folders that Codex may write to"""
+    """Extra folders that Codex may write to"""
     web_search: bool | None = None
     config: dict[str, Any] | None = None
-    """Codex settings as dotted key and value; few are allowed"""
+    """Codex settings by dotted key; few are allowed"""
     skip_git_repo_check: bool = False
-    """Work outside a git repository too"""
+    """Allow cwd outside a git repository"""
     timeout_s: float | None = Field(None, gt=0)
-    """End the run after so many seconds"""
+    """Stop the run after this many seconds"""
     wait_s: float | None = Field(None, ge=0)
     """Seconds to wait for the result; 0 returns at once, then use codex_wait"""
 
@@ -82,12 +82,12 @@ class TurnOptions(Record):
 
 
 async def make_output(options: TurnOptions) -> Output | None:
-    """Return the shape that the answer must have, or None if the caller asked for none.
+    """Return the schema that the answer must satisfy, or None if the caller gave none.
 
     Raises:
-        InvalidOutputSchema: It is not a JSON Schema, or no provider can follow it.
+        InvalidOutputSchema: `output_schema` is not a JSON Schema, or no provider can follow it.
     """
     if options.output_schema is None:
         return None
     make = functools.partial(Output.of, options.output_schema, options.repair_attempts)
-    return await on_cpu(make)  # A large schema takes seconds.
+    return await on_cpu(make)  # A large schema takes seconds to prepare.

@@ -1,4 +1,4 @@
-"""codex_usage: what Codex used and cost."""
+"""Define codex_usage: report the tokens and the estimated cost of Codex."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ class Row(Record):
     cost_usd: float | None
     """Estimate; null when a model in it has no known price"""
     cost_usd_known: float
-    """Of the models with a price"""
+    """Of models with a price"""
 
 
 class Group(Row):
-    """A row of its own day, week, month, model, folder or thread."""
+    """The row of one day, week, month, model, folder or thread."""
 
     key: str
 
 
 class Window(Record):
-    """How much of a limit was used up."""
+    """The used part of a rate limit."""
 
     used_percent: float | None
     window_minutes: int | None
     resets_at: str | None
     expired: bool
-    """It has been reset since"""
+    """True if reset since"""
 
 
 class RateLimits(Record):
-    """The account's limits as Codex was told last."""
+    """The account's rate limits as the provider last reported them to Codex."""
 
     observed_at: str | None
     age_s: int
@@ -68,7 +68,7 @@ class RateLimits(Record):
 
 
 class UsageResult(Record):
-    """What Codex recorded as used; not what was billed."""
+    """The usage that Codex recorded; the bill may differ."""
 
     totals: Row | None
     groups: list[Group]
@@ -76,15 +76,15 @@ class UsageResult(Record):
     unpriced_models: list[str]
     sessions_read: int
     unreadable: int
-    """Files that are no readable rollouts"""
+    """Rollouts that cannot be read"""
     prices: str | None
-    """Which price data"""
+    """Source of prices"""
     notes: list[str]
     error: RunError | None
 
 
 async def usage(request: UsageRequest, context: Context) -> UsageResult:
-    """Report what was used."""
+    """Report the tokens used and their estimated cost."""
     found = await context.read_history(
         lambda history, progress: find_usage(history, progress, **request.model_dump())
     )

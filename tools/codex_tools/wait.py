@@ -1,4 +1,4 @@
-"""codex_wait: wait for runs that go on in the background."""
+"""Define codex_wait: wait for runs in the background."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from codex_tools.runs.run import Run
 from codex_tools.tool import Context, Tool
 
 RUNS_AT_ONCE = 32
+"""Maximum number of runs in one call."""
 
 
 class WaitRequest(Record):
@@ -29,21 +30,21 @@ class WaitRequest(Record):
 
     run_ids: list[str] = Field(min_length=1, max_length=RUNS_AT_ONCE)
     wait_s: float = Field(50.0, ge=0)
-    """Seconds to wait at most"""
+    """Maximum seconds to wait"""
     until: Literal["all", "any"] = "all"
 
 
 class WaitResult(Record):
-    """How the runs stand, in the order of the ids."""
+    """The status and result of each run, in the order of the ids."""
 
     runs: list[RunResult]
     error: RunError | None
 
 
 async def wait(request: WaitRequest, context: Context) -> WaitResult:
-    """Wait for runs and return how they stand; ends none of them."""
+    """Wait for runs and return the result of each; stop none of them."""
     if len(set(request.run_ids)) < len(request.run_ids):
-        raise InvalidArguments(["run_ids: name each run once"])
+        raise InvalidArguments(["run_ids: give each run id only once"])
     for run_id in request.run_ids:
         found = await context.runs.find(run_id)
         if isinstance(found, Run):
@@ -70,9 +71,9 @@ WAIT = Tool(
     name="codex_wait",
     title="Wait for Codex runs",
     description=(
-        "Wait for runs in the background until all (or any) have ended or wait_s is over; get how"
-        " each stands, with its result if it has ended. Ends none; call again while one is running."
-        " Also gives the results of earlier runs, for two weeks."
+        "Wait until all (or any) of the given runs have ended, or wait_s has passed. Returns each"
+        " run's status, and its result if it has ended. Does not stop runs. Call again while any is"
+        " still running. Earlier runs' results are kept for two weeks."
     ),
     request=WaitRequest,
     result=WaitResult,

@@ -171,7 +171,7 @@ def test_a_failed_result_fits_as_well(count: int) -> None:
 def test_at_most_200_files_are_listed_and_the_rest_counted() -> None:
     result = make_result("completed", turn=TurnResult(files_changed=files(250, "")))
     assert [file.path for file in result.files_changed] == [f"/{number}" for number in range(200)]
-    assert result.warnings == ["files_changed leaves out 50 more files."]
+    assert result.warnings == ["files_changed omits 50 more files."]
 
 
 def test_lists_that_are_cut_to_fit_say_so() -> None:

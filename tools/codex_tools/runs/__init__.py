@@ -1,1 +1,1 @@
-"""Look after runs: start, retry, stop, keep their results, and log who asked."""
+"""Run turns of Codex in the background, and keep their results, events and traces."""

@@ -1,9 +1,9 @@
-"""Run the turns that one run takes: the first one, retries, and repairs of the answer.
+"""Run the turns of one run: the first one, retries, and repairs of the answer.
 
-A turn that failed for a transient reason is retried, but only while it has left no trace outside
-of its thread: a command that has run must not run twice without the caller's knowledge. An answer
-in the wrong shape goes back to the model with a list of its problems. Codex itself retries
-requests, but not turns.
+A turn that failed for a transient reason is retried, but only if it has changed nothing outside
+its thread: a command that has run must not run twice without the caller's knowledge. An answer
+that does not match the schema goes back to the model with a list of its problems. Codex itself
+retries requests, but not turns.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from codex_tools.rollouts.threads import Threads
 from codex_tools.runs.run import Run
 
 PASSING: frozenset[Kind] = frozenset({"rate_limited", "overloaded", "network"})
-"""The kinds of failure that may be over in a moment."""
+"""The kinds of failure that may be transient."""
 
 TRIES = 3
-"""How often a turn is tried in all."""
+"""Maximum number of tries of a turn, the first included."""
 
 BACKOFF_S = (1.0, 4.0)
-"""The shortest pauses before the second and the third try; up to half as much is added."""
+"""Minimum seconds of pause before the second and the third try; up to half as much is added."""
 
 LONGEST_PAUSE_S = 60.0
-"""A provider that asks for more is not waited for: the caller had better know."""
+"""Maximum seconds of pause. If a provider asks for more, the caller gets the error at once."""
 
 LAST_START_S = 20.0
-"""A run older than this is not tried again.
+"""Age in seconds after which a run is not retried.
 
-Codex itself repeats a request that got a 5xx for up to 20 s; three times that
-would only keep the failure from the caller.
+Codex itself retries a request that got a 5xx for up to 20 s. Three times that would only delay the
+error that the caller gets.
 """
 
 Report = Callable[[TurnProgress], None]
@@ -50,18 +50,18 @@ Report = Callable[[TurnProgress], None]
 async def run_turns(
     engine: Engine, threads: Threads, run: Run, report: Report, keep: Keep
 ) -> tuple[TurnResult, Any]:
-    """Run the turns that *run* takes; return their result, and the answer as data.
+    """Run the turns of *run*; return the result of the last one, and its answer as data.
 
     Args:
-        engine: The way to run them.
+        engine: The engine that runs the turns.
         threads: The threads that the engine can resume.
         run: The run.
-        report: Called with the turn so far after each event.
+        report: Called after each event with the progress of the turn.
         keep: Called with each line as Codex wrote it.
 
     Raises:
-        CodexError: As of `run_turn`, of the last turn.
-        OutputMismatch: The answer is still in the wrong shape.
+        CodexError: The error that `run_turn` raised for the last turn.
+        OutputMismatch: The answer still does not match the schema.
     """
     request, progress = run.request, run.progress
     since = anyio.current_time()
@@ -78,8 +78,8 @@ async def run_turns(
             if pause_s is None:
                 raise
             kind = error.failure.kind.replace("_", " ")
-            progress.note(f"Try {tries} failed ({kind}: {error.message}); tried again.")
-            progress.doing = f"{kind}, trying again in {pause_s:.0f} s"
+            progress.note(f"Try {tries} failed ({kind}: {error.message}). Retried.")
+            progress.doing = f"{kind}, retrying in {pause_s:.0f} s"
             report(progress)
             await anyio.sleep(pause_s)
             tries += 1
@@ -101,20 +101,20 @@ async def run_turns(
         request = replace(request, prompt=_mend(found), images=(), thread_id=turn.thread_id)
         before = await _thread_usage(request, threads)
         progress.begin_turn(turn.thread_id)
-        progress.doing = "asking for the answer in the right shape"
+        progress.doing = "asking Codex to correct its answer"
         report(progress)
 
 
 def pause_before_next(
     error: TurnFailed, tries: int, age_s: float, timeout_s: float
 ) -> float | None:
-    """Return how long to wait before the turn is tried again, in seconds; None if it is not.
+    """Return the seconds to wait before the turn is retried; None if it must not be retried.
 
     Args:
-        error: What the last try came to.
-        tries: How many there were.
-        age_s: How long the run has taken so far, in seconds.
-        timeout_s: How long it may take in all.
+        error: The error of the last try.
+        tries: The number of tries so far.
+        age_s: The age of the run, in seconds.
+        timeout_s: The time limit of the run, in seconds.
     """
     if error.failure.kind not in PASSING or error.turn.touched:
         return None
@@ -144,7 +144,7 @@ _UNITS = {"ms": 0.001, "millisecond": 0.001, "s": 1, "sec": 1, "second": 1} | {
 
 
 def asked_pause(message: str) -> float | None:
-    """Return the seconds that a provider asks to wait for: "Please try again in 1m2.5s"."""
+    """Return the seconds of a provider's request to wait, such as "Please try again in 1m2.5s"."""
     found = _ASKED.search(message)
     if found is None:
         return None
@@ -153,13 +153,13 @@ def asked_pause(message: str) -> float | None:
         unit = unit.lower()
         size = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
         if size is None:
-            break  # The next sentence.
+            break  # The next sentence begins here.
         seconds += float(number) * size
     return seconds or None
 
 
 async def _again(request: TurnRequest, progress: TurnProgress, threads: Threads) -> TurnRequest:
-    """Return the same turn once more: in the thread that it opened, if Codex kept that."""
+    """Return the request that retries a turn, in the thread that it opened if Codex kept it."""
     opened = progress.thread_id
     thread_id = opened if await _can_resume(request, opened, threads) else request.thread_id
     progress.begin_turn(thread_id)
@@ -176,7 +176,7 @@ async def _thread_usage(request: TurnRequest, threads: Threads) -> Usage | None:
 
 
 def _count(run: Run, reported: Usage | None, before: Usage | None) -> None:
-    """Add what one turn used, where Codex may have reported the whole thread."""
+    """Add the usage of one turn to *run*; Codex may have reported that of the whole thread."""
     if reported is None:
         return
     own = reported

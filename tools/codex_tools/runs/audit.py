@@ -1,7 +1,7 @@
-"""Keep the audit log: who asked for what, within which limits, and with which result.
+"""Write the audit log: the caller, the request, the limits and the result of each run.
 
-STATE/audit.jsonl, one JSON object a line, mode 0600, rotated. Prompts and answers are never in it:
-Codex's own rollouts hold those, under the thread's id.
+The file is STATE/audit.jsonl: one JSON object a line, mode 0600, rotated. Prompts and answers are
+never in it; Codex's own rollouts contain them, under the thread's id.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from codex_tools.runs.writer import StateWriter
 logger = logging.getLogger(__name__)
 
 FILE_LIMIT = 4 * 1024 * 1024
-"""Bytes after which a new file is begun."""
+"""Size in bytes at which the file is rotated."""
 
 FILES_KEPT = 5
-"""How many files there are at most, the newest without a number."""
+"""Maximum number of files; the newest has no number."""
 
 LOCK_WITHIN_S = 0.25
-"""Seconds to wait for another server's lock; it holds it for less than a millisecond."""
+"""Seconds to wait for another server's lock, which is normally held for less than a millisecond."""
 
 LOCK_RETRY_S = 0.01
-"""Seconds between two tries to take the lock."""
+"""Retry interval in seconds for taking the lock."""
 
 
 class AuditLog:
@@ -46,7 +46,7 @@ class AuditLog:
         self._writer = writer
 
     def write(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Add a line in the writer's thread; if that fails, log a warning and go on."""
+        """Append a line in the writer's thread; if that fails, log a warning and continue."""
         entry = {"time": now(), "event": event, "server_pid": os.getpid(), **facts}
         try:
             text = orjson.dumps(entry, default=str).decode()
@@ -66,11 +66,11 @@ class AuditLog:
             logger.warning("cannot write to %s: %s", self._path, error)
 
     def _open(self) -> int:
-        """Open the newest file, locked; begin a new file if it is full.
+        """Open and lock the newest file; rotate the files first if it is full.
 
-        The lock only keeps two servers from rotating at once, and any process of this user can
-        hold it. So it is waited for briefly; without it the line is appended all the same, in one
-        write, and the files are not rotated.
+        The lock only prevents two servers from rotating at once, and any process of this user can
+        hold it. This method therefore waits only briefly for the lock. Without the lock, the line
+        is still appended in one write, but the files are not rotated.
         """
         until = time.monotonic() + LOCK_WITHIN_S
         while True:
@@ -108,7 +108,7 @@ class AuditLog:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """Return what was asked for, as it was granted."""
+    """Return the facts of the turn that was granted, for the log."""
     request = run.request
     return {
         "caller": run.caller,
@@ -134,7 +134,7 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 
 def ending_of(run: Run) -> dict[str, Any]:
-    """Return what came of it."""
+    """Return the facts of the run's result, for the log."""
     result = run.outcome
     if result is None:
         return {"run_id": run.run_id}

@@ -1,4 +1,4 @@
-"""Keep the events of one run on disk, byte for byte as Codex wrote them."""
+"""Keep the events of one run on disk, byte for byte as Codex wrote them, and read them in pages."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from codex_tools.runs.writer import StateWriter
 logger = logging.getLogger(__name__)
 
 LOG_LIMIT = 64 * 1024 * 1024
-"""Bytes of events kept of one run."""
+"""Maximum bytes of events that are kept of one run."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """Some events of a run, in order, and where the next ones begin."""
+    """A page of a run's events, in order, and the offset of the next page."""
 
     lines: tuple[str, ...]
     next_offset: int | None
-    """In bytes; None when these are the last."""
+    """Offset of the next page in bytes; None on the last page."""
     size: int
-    """Bytes of all events so far."""
+    """Total bytes of all events so far."""
 
 
 class EventLog:
-    """The events of one run; the file is made with the first event and ends at LOG_LIMIT."""
+    """The events of one run; the first event creates the file, which grows up to LOG_LIMIT."""
 
     def __init__(self, path: Path, writer: StateWriter) -> None:
         self._path = path
@@ -43,7 +43,7 @@ class EventLog:
         self._failed = False
 
     def add(self, line: bytes) -> None:
-        """Add a line; it is written by the writer's thread, soon and in order."""
+        """Add a line to the queue of the writer's thread, which keeps the order."""
         self._size += len(line) + 1
         if self._size > LOG_LIMIT or self._failed:
             return
@@ -52,11 +52,11 @@ class EventLog:
             self._writer.put(self._drain)
 
     def close(self) -> None:
-        """Close the file when all lines are written."""
+        """Close the file once all lines are written."""
         self._writer.put(self._close)
 
     def _drain(self) -> None:
-        """Write all pending lines at once: a server that is killed leaves whole lines."""
+        """Write all pending lines in one write, so that a killed server leaves only whole lines."""
         lines: list[bytes] = []
         while self._pending:
             lines.append(self._pending.popleft())
@@ -67,7 +67,7 @@ class EventLog:
                 self._path.parent.mkdir(mode=0o700, exist_ok=True)
                 self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             if not _append(self._fd, b"".join(line + b"\n" for line in lines)):
-                # All at once was too much for the disk: keep as many lines as it takes.
+                # The disk has no room for all lines: write as many as fit.
                 for line in lines:
                     if not _append(self._fd, line + b"\n"):
                         raise OSError("the disk is full")
@@ -90,7 +90,7 @@ class EventLog:
 
 
 def _append(fd: int, data: bytes) -> bool:
-    """Write *data* whole or not at all; return False if there is no room for it."""
+    """Write all of *data* or nothing; return False if there is no room for it."""
     before = os.fstat(fd).st_size
     try:
         written = os.write(fd, data)
@@ -105,16 +105,15 @@ def _append(fd: int, data: bytes) -> bool:
 
 
 def read_page(path: Path, offset: int, room: int) -> EventPage | None:
-    """Return events from byte *offset* on, in about *room* characters; None without a log.
+    """Return the events from byte *offset*, in about *room* characters; None if there is no log.
 
-    Secrets are masked. An event that alone is longer than *room* is replaced by its type and
-    size.
+    Secrets are masked. A single event longer than *room* is replaced by its type and size.
     """
     lines: list[str] = []
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            # An offset in the middle of an event begins with the next event.
+            # For an offset in the middle of an event, the page begins with the next event.
             file.seek(max(0, offset - 1))
             if offset > 0:
                 file.readline()
@@ -134,9 +133,9 @@ def read_page(path: Path, offset: int, room: int) -> EventPage | None:
 
 
 def _outline(line: bytes) -> str:
-    """Return what kind of event *line* is, and how long."""
+    """Return the type and the size of the event *line*, as JSON."""
     try:
         kind = orjson.loads(line)["type"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        kind = None  # Not one of Codex's.
+        kind = None  # Not an event of Codex.
     return orjson.dumps({"type": kind, "bytes_left_out": len(line)}).decode()

@@ -1,7 +1,7 @@
-"""Keep the register of runs: start, watch, wait, stop, keep the results.
+"""Keep the register of runs: start, wait for and stop runs, and keep their results.
 
-A run is one turn of Codex while this server looks after it. Runs live in a task group of their
-own, not in the call that started them. So a run continues when that call has returned, and the end
+A run is one turn of Codex while this server looks after it. Runs live in their own task group, not
+in the call that started them. Therefore a run continues after that call has returned, and the end
 of the server ends all runs at once.
 """
 
@@ -50,32 +50,32 @@ KEPT_IN_MEMORY = 64
 """Ended runs kept in memory, in addition to those whose record could not be written yet."""
 
 PRUNE_AFTER_S = 5.0
-"""Seconds from the start until old files are removed, which must not delay the start."""
+"""Seconds from the start to the first removal of old files, which must not delay the start."""
 
 PRUNE_EVERY_S = 3600.0
-"""Seconds between two removals of old files."""
+"""Interval in seconds for removing old files."""
 
 RETRY_EVERY_S = 10.0
-"""Seconds between two tries to write a record that could not be written (disk full)."""
+"""Retry interval in seconds for a record that could not be written, for example to a full disk."""
 
 ANSWER_LIMIT = 1_000_000
-"""The most characters of an answer that is kept in full."""
+"""Maximum characters of an answer that are kept on disk."""
 
 POLL_EVERY_S = 0.5
 """Polling interval in seconds for runs owned by another server."""
 
 WRITTEN_WITHIN_S = 0.3
-"""Seconds to wait until a record is on disk; a disk that hangs must not hold up the result.
+"""Seconds to wait until a record is on disk; a disk that hangs must not delay the result.
 
 Claude Code gives a server 0.5 s in all before it sends SIGKILL.
 """
 
 EVIDENCE_WITHIN_S = 0.3
-"""Seconds to read a rollout when the run was cancelled or the server ends."""
+"""Maximum seconds to read a rollout when the run was cancelled or the server ends."""
 
 
 class Runs:
-    """All runs of this server, and what is kept of earlier ones."""
+    """All runs of this server, and the stored runs of other and earlier servers."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Runs:
         max_runs: int,
         notes: tuple[str, ...] = (),
     ) -> None:
-        """*notes* are warnings for the callers of all runs."""
+        """Create an empty register; *notes* are warnings for the callers of all runs."""
         self._tasks = tasks
         self._store = store
         self._writer = writer
@@ -105,23 +105,23 @@ class Runs:
         self._changed = anyio.Event()
 
     async def lock_thread(self, thread_id: str) -> ThreadLock:
-        """Keep all other runs, of any server, out of the thread.
+        """Lock the thread against all other runs, of any server.
 
-        A run in that thread that is being stopped is waited for. Its caller is not told when it
-        has ended after a cancel, and may resume the thread at once.
+        This method waits for a run in that thread that is being stopped. After a cancel, the
+        caller of that run gets no notice of its end, and may resume the thread at once.
 
         Raises:
-            ThreadBusy: Another run is at work in the thread.
+            ThreadBusy: Another run is using the thread.
         """
         for run in list(self._runs.values()):
             if run.stopped and run.progress.thread_id == thread_id:
                 await run.done.wait()
-        with anyio.CancelScope(shield=True):  # A lock whose taking was cancelled has no owner.
+        with anyio.CancelScope(shield=True):  # A cancelled take leaves a lock without an owner.
             return await on_disk(ThreadLock.take, self._state_dir, thread_id)
         raise AssertionError("a shielded scope is not cancelled")
 
     async def unlock_thread(self, lock: ThreadLock) -> None:
-        """Release a thread that no run was started in."""
+        """Unlock a thread in which no run was started."""
         with anyio.CancelScope(shield=True):
             await on_disk(lock.release)
 
@@ -139,10 +139,10 @@ class Runs:
 
         Args:
             request: The turn.
-            output: The shape that its answer must have.
-            caller: The client that asked for it.
-            before: The thread to resume, with its state now.
-            lock: That thread's lock. The run owns it, unless this method raises.
+            output: The schema that its answer must satisfy.
+            caller: The client that asked for the run.
+            before: The current state of the thread to resume.
+            lock: That thread's lock. The run owns the lock, unless this method raises.
             warnings: Warnings for the caller.
         """
         run_id = f"run_{secrets.token_hex(8)}"
@@ -166,10 +166,10 @@ class Runs:
         return run
 
     async def find(self, run_id: str) -> Run | StoredRun:
-        """Return a run of this server, or what is kept of another run.
+        """Return a run of this server, or the stored record of another run.
 
         Raises:
-            UnknownRun: There is no run of that id.
+            UnknownRun: There is no run with that id.
         """
         found = self._runs.get(run_id) or await on_disk(self._store.load, run_id)
         if found is None:
@@ -180,15 +180,16 @@ class Runs:
         """Return a run's result, final or so far.
 
         Raises:
-            UnknownRun: There is no run of that id.
+            UnknownRun: There is no run with that id.
         """
         found = await self.find(run_id)
         return found.result() if isinstance(found, Run) else found.result
 
     async def newest(self, count: int, before: str | None = None) -> list[RunResult]:
-        """Return up to *count* runs of this state folder, the newest first, those before *before*.
+        """Return the results of up to *count* runs older than *before*, the newest first.
 
-        Runs that end or are removed meanwhile may be missing.
+        All servers that share the state folder are included. Runs that end or are removed
+        meanwhile may be missing.
         """
         results: list[RunResult] = []
         for run_id in await self.newest_ids(count, before):
@@ -199,18 +200,18 @@ class Runs:
         return results
 
     async def newest_ids(self, count: int, before: str | None = None) -> list[str]:
-        """Return the ids of `newest` alone."""
+        """Return the ids of the runs that `newest` reads."""
         return await on_disk(self._store.newest, count, before)
 
     async def whole(self, run_id: str) -> RunResult:
         """Return a run's result with its answer in full.
 
         Raises:
-            UnknownRun: There is no run of that id.
+            UnknownRun: There is no run with that id.
         """
         found = await self.find(run_id)
         result = found.result() if isinstance(found, Run) else found.result
-        # Kept in memory until it is on disk, which another thread sees to.
+        # The answer stays in memory until the writer's thread has written it to disk.
         answer = found.answer or found.progress.final_response if isinstance(found, Run) else None
         if answer is None:
             answer = await on_disk(self._store.read_answer, run_id)
@@ -219,10 +220,10 @@ class Runs:
         return result.model_copy(update={"final_response": shorten(answer, ANSWER_LIMIT)})
 
     async def events(self, run_id: str, offset: int, room: int) -> EventPage:
-        """Return a page of a run's events, from byte *offset*, in *room* characters.
+        """Return a page of a run's events, from byte *offset*, in about *room* characters.
 
         Raises:
-            UnknownRun: There is no run of that id.
+            UnknownRun: There is no run with that id.
         """
         if isinstance(await self.find(run_id), Run):
             await self._writer.flush(WRITTEN_WITHIN_S)
@@ -232,15 +233,15 @@ class Runs:
     async def wait(
         self, run_ids: Sequence[str], wait_s: float, until: Literal["all", "any"]
     ) -> list[RunResult]:
-        """Wait until *all* runs have ended, or *any*; return the result of each by then.
+        """Wait until all runs, or any of them, have ended; return each result, final or so far.
 
         Args:
-            run_ids: The runs.
-            wait_s: The longest time to wait, in seconds.
-            until: Which of them to wait for.
+            run_ids: The ids of the runs.
+            wait_s: Maximum seconds to wait.
+            until: "all" to wait for all runs, "any" for the first one.
 
         Raises:
-            UnknownRun: There is no run of one of the ids.
+            UnknownRun: There is no run with one of the ids.
         """
         enough = all if until == "all" else any
         until_at = anyio.current_time() + wait_s
@@ -255,10 +256,10 @@ class Runs:
                 await changed.wait()
 
     async def stop(self, run_id: str) -> RunResult:
-        """Stop a run, wait until no process of it is left, and return its result.
+        """Stop a run, wait until none of its processes is left, and return its result.
 
         Raises:
-            UnknownRun: There is no run of that id, or it belongs to another server.
+            UnknownRun: There is no run with that id, or the run belongs to another server.
         """
         found = await self.find(run_id)
         if isinstance(found, StoredRun):
@@ -274,7 +275,7 @@ class Runs:
         return found.result()
 
     async def prune(self) -> None:
-        """Remove old files now and then, until this is cancelled."""
+        """Remove old files every PRUNE_EVERY_S seconds, until cancelled."""
         pause_s = PRUNE_AFTER_S
         while True:
             await anyio.sleep(pause_s)
@@ -283,7 +284,7 @@ class Runs:
             try:
                 await on_disk(self._store.prune, alive, abandon=True)
             except OSError as error:
-                logger.warning("old files cannot be removed: %s", error)
+                logger.warning("cannot remove old files: %s", error)
 
     async def _work(self, run: Run, lock: ThreadLock | None) -> None:
         with span_of(run):
@@ -300,16 +301,16 @@ class Runs:
                         outcome = await self._turn(run, locks)
                 except Exception:
                     # One of the server's two outer walls (the other: app.call_tool). Without
-                    # it, a fault in one run would end all others.
-                    logger.exception("run %s met an internal fault", run.run_id)
+                    # this one, a fault in one run would end all others.
+                    logger.exception("internal fault in run %s", run.run_id)
                     outcome = faulty(run)
         finally:
-            # Also when the server ends: then all that is awaited here must be short.
+            # This runs also when the server ends: everything awaited here must be short.
             with anyio.CancelScope(shield=True):
                 await self._end(run, outcome, locks)
 
     async def _end(self, run: Run, outcome: RunResult | None, locks: list[ThreadLock]) -> None:
-        """Note a run's result, keep it, release its thread, and wake those that wait for it."""
+        """Set a run's result, store it, unlock its thread, and wake the calls that wait for it."""
         try:
             if outcome is None:
                 stopped = Cancelled(run.progress.result()) if run.stopped else Interrupted()
@@ -318,7 +319,7 @@ class Runs:
                     evidence = await self._find_evidence(run, abandon=True)
                 outcome = failed(run, stopped, evidence)
         except Exception:
-            logger.exception("run %s met an internal fault at its end", run.run_id)
+            logger.exception("internal fault at the end of run %s", run.run_id)
             outcome = faulty(run)
         finally:
             run.ended_at, run.ended = anyio.current_time(), now()
@@ -359,7 +360,7 @@ class Runs:
             except CodexError as problem:
                 error = problem
         run.seen = await changes_since(before) if before is not None else None
-        with anyio.CancelScope(shield=True):  # A turn that has ended is not cancelled any more.
+        with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
             evidence = await self._find_evidence(run)
             if error is not None:
                 return failed(run, error, evidence)
@@ -372,25 +373,25 @@ class Runs:
         return await on_cpu(find, abandon=abandon)
 
     def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
-        """Lock the thread that a run has just begun; runs in the writer's thread."""
+        """Lock the thread that a run has just begun; called in the writer's thread."""
         try:
             locks.append(ThreadLock.take(self._state_dir, thread_id))
         except (ThreadBusy, OSError) as error:
-            logger.warning("new thread %s is not locked: %s", thread_id, error)
+            logger.warning("cannot lock the new thread %s: %s", thread_id, error)
 
     def _save(self, run: Run, answer: str | None = None) -> None:
-        """Keep a run's result, final or so far; returns before it is on disk."""
+        """Queue the writing of a run's result, final or so far, and return at once."""
         result = run.result()
         if answer is not None and answer != result.final_response:
             run.answer = shorten(answer, ANSWER_LIMIT)
         self._writer.put(partial(self._write, run, result))
 
     def _write(self, run: Run, result: RunResult) -> None:
-        """Write a record; runs in the writer's thread."""
+        """Write a run's record; called in the writer's thread."""
         try:
             self._store.save(result, run.created_at, run.answer)
         except (OSError, TypeError) as error:
-            logger.warning("%s is not kept on disk: %s", run.run_id, error)
+            logger.warning("cannot write the record of %s: %s", run.run_id, error)
             if _has_ended(result):
                 self._unsaved.add(run.run_id)
         else:
@@ -398,14 +399,14 @@ class Runs:
             self._unsaved.discard(run.run_id)
 
     async def _save_later(self, run: Run) -> None:
-        """Write the record of an ended run as soon as that works."""
+        """Retry writing the record of an ended run until it succeeds."""
         while run.run_id in self._unsaved:
             await anyio.sleep(RETRY_EVERY_S)
             self._save(run)
             await self._writer.flush(WRITTEN_WITHIN_S)
 
     def _forget(self) -> None:
-        """Keep no more ended runs in memory than needed."""
+        """Drop the oldest ended runs above KEPT_IN_MEMORY from memory, except unsaved ones."""
         ended = [
             run_id
             for run_id, run in self._runs.items()
@@ -421,8 +422,8 @@ async def open_runs(
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
-    Where *state_dir* cannot be used, a private temporary folder is used instead, and each result
-    says so: results are then lost when the server ends.
+    If *state_dir* cannot be used, a private temporary folder replaces it. Each result then carries
+    a warning, because results are lost when the server ends.
     """
     with ExitStack() as stack:
         notes: tuple[str, ...] = ()
@@ -432,8 +433,8 @@ async def open_runs(
             reason = error.strerror or str(error)
             logger.warning("the state folder %s cannot be used: %s", state_dir, reason)
             notes = (
-                f"The state folder {state_dir} cannot be used ({reason}): results are lost when"
-                " this server ends. The operator can choose another one with --state-dir.",
+                f"The state folder {state_dir} cannot be used ({reason}). Results will be lost when"
+                " this server ends. The operator can set another folder with --state-dir.",
             )
             state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             store = await on_disk(RunStore, state_dir)
@@ -461,7 +462,8 @@ async def open_runs(
 async def wait_while_called(run: Run, wait_s: float) -> RunResult:
     """Wait for *run*, at most *wait_s* seconds, and return its result, final or so far.
 
-    A caller that gives up while it waits ends the run; a caller that has its answer does not.
+    A caller that cancels the call while it waits ends the run. The run continues if the call
+    returns before the run has ended.
     """
     try:
         with anyio.move_on_after(wait_s):

@@ -1,4 +1,4 @@
-"""RunResult, what every tool that runs Codex answers, and how a turn becomes one."""
+"""Define RunResult, the result of every tool that runs Codex, and make one from a turn."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from codex_tools.codex.turn_result import ChangeKind, TurnResult
 from codex_tools.worktree.changes import SeenBy, merge
 
 RESPONSE_LIMIT = 40_000
-"""The most characters of `final_response`."""
+"""Maximum characters of `final_response`."""
 
 RESULT_LIMIT = 48_000
-"""The most characters of a whole result as JSON.
+"""Maximum characters of a whole result as JSON.
 
-Claude Code puts a tool result of more than 50,000 characters aside and shows
-the model its first 2 KB.
+Claude Code saves a tool result of more than 50,000 characters elsewhere and shows the model only
+its first 2 KB.
 """
 
 FILES_KEPT = 200
@@ -34,16 +34,16 @@ RunStatus = Literal["completed", "failed", "timed_out", "cancelled", "running", 
 
 
 class ChangedFile(Record):
-    """A path that differs from what it was before the turn."""
+    """A file that the turn added, updated or deleted."""
 
     path: str
     kind: Literal["add", "update", "delete"]
     seen_by: Literal["patch", "git", "both"] = "patch"
-    """Codex's patches, or git's work tree, where shell commands show too"""
+    """patch: Codex's patches; git: the work tree, with shell commands' changes"""
 
 
 class RanCommand(Record):
-    """A shell command, cut to its first and last words, without its output."""
+    """A shell command without its output; a long command keeps only its first and last words."""
 
     command: str
     exit_code: int | None
@@ -51,7 +51,7 @@ class RanCommand(Record):
 
 
 class CalledTool(Record):
-    """A call of an MCP tool, or of Codex's own (*server* is null)."""
+    """A call of an MCP tool, or of one of Codex's own tools (*server* is null)."""
 
     server: str | None
     tool: str
@@ -66,7 +66,7 @@ class PlanStep(Record):
 
 
 class RunError(Record):
-    """Why a run failed, and what to do."""
+    """The reason why a run failed, and a hint."""
 
     kind: str
     message: str
@@ -75,12 +75,12 @@ class RunError(Record):
 
 
 class RunResult(Record):
-    """What a run has come to."""
+    """The result of a run, final or so far."""
 
     run_id: str | None
     status: RunStatus
     thread_id: str | None
-    """Give it to codex_resume."""
+    """Pass it to codex_resume."""
     final_response: str | None
     structured_output: Any
     usage: Usage | None
@@ -94,7 +94,7 @@ class RunResult(Record):
     codex_version: str | None
     duration_s: float
     files_changed: list[ChangedFile] = Field(max_length=FILES_KEPT)
-    """Net; the user's own earlier changes are not in it."""
+    """Net, without the user's own earlier changes."""
     commands: list[RanCommand]
     """The newest 50."""
     command_count: int
@@ -105,12 +105,12 @@ class RunResult(Record):
     attempts: int
     error: RunError | None
     next: str
-    """What to do now."""
+    """Next step."""
 
 
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
-    """What a run really ran with; None where that is not known."""
+    """The settings that a run really used; None where unknown."""
 
     model: str | None = None
     reasoning_effort: str | None = None
@@ -137,11 +137,11 @@ def make_result(
 ) -> RunResult:
     """Return the bounded result of a run, or of a request that was refused.
 
-    *files* are those that changed, by whatever means; without it, the patched ones.
+    *files* are all changed files; if it is None, the result lists the patched files.
     """
     turn, setting = turn or TurnResult(), setting or EffectiveSettings()
     files = merge(turn.files_changed, None) if files is None else files
-    told = tell_error(error) if error is not None else None
+    run_error = tell_error(error) if error is not None else None
     result = RunResult(
         run_id=run_id,
         status=status,
@@ -174,8 +174,8 @@ def make_result(
         plan=[PlanStep(text=_short(text), completed=done) for text, done in turn.plan[:50]],
         warnings=[*turn.warnings, *warnings, *_left_out(files)],
         attempts=attempts,
-        error=told,
-        next=_next(status, run_id, turn.thread_id if setting.can_resume else None, told),
+        error=run_error,
+        next=_next(status, run_id, turn.thread_id if setting.can_resume else None, run_error),
     )
     return _fitted(result, turn.final_response)
 
@@ -191,23 +191,23 @@ def run_uri(run_id: str | None) -> str | None:
 
 
 def interrupt(result: RunResult) -> RunResult:
-    """Return *result*, of a run at work, as that of one whose server has died."""
-    told = tell_error(Interrupted())
+    """Return *result* of a running or queued run, changed to that of a run whose server died."""
+    run_error = tell_error(Interrupted())
     return result.model_copy(
         update={
             "status": "failed",
-            "error": told,
-            "next": _next("failed", result.run_id, result.thread_id, told),
+            "error": run_error,
+            "next": _next("failed", result.run_id, result.thread_id, run_error),
         }
     )
 
 
 def read_result(data: object, run_id: str) -> RunResult:
-    """Return the result that an older or newer build wrote as *data*, as far as it can be read.
+    """Return the result that an older or newer build wrote as *data*, as far as it is readable.
 
-    A field that this build does not know is left out, one that is missing is empty, and so is one
-    whose value has another shape. A status that this build does not know becomes `failed` where
-    there is an error, else `running`, which the caller of this function checks.
+    Unknown fields are dropped. Missing fields, and fields of another type, become empty. An unknown
+    status becomes `failed` if there is an error, else `running`, which the caller of this function
+    checks.
 
     Raises:
         ValueError: *data* is not the result of the run *run_id*.
@@ -226,7 +226,7 @@ def read_result(data: object, run_id: str) -> RunResult:
         except ValidationError as problem:
             _repair(fields, problem, empty)
     else:
-        raise ValueError("too much of the record cannot be read")
+        raise ValueError("too much of the record is unreadable")
     if result.status == fields["status"] == status:
         return result
     note = f"Another version of this server wrote this record, with status {status!r:.40}."
@@ -234,11 +234,11 @@ def read_result(data: object, run_id: str) -> RunResult:
 
 
 _REPAIRS = 5
-"""How often a record is repaired: once for each level of nesting, and once more."""
+"""Maximum number of repairs of a record: one for each level of nesting, and one more."""
 
 
 def _repair(fields: Json, problem: ValidationError, empty: Json) -> None:
-    """Change what *problem* names in a record, so that it can be validated."""
+    """Change the fields that *problem* names in a record, so that the record can be validated."""
     bad_items: dict[str, set[int]] = {}
     for fault in problem.errors(include_url=False):
         name, *rest = fault["loc"]
@@ -246,7 +246,7 @@ def _repair(fields: Json, problem: ValidationError, empty: Json) -> None:
             owner: Any = fields
             for part in fault["loc"][:-1]:
                 owner = owner[part] if owner is not None else None
-            if owner is not None:  # Else it was emptied for another fault.
+            if owner is not None:  # Else another fault has emptied the owner.
                 owner.pop(fault["loc"][-1], None)
         elif rest and isinstance(rest[0], int):
             bad_items.setdefault(str(name), set()).add(rest[0])
@@ -260,10 +260,10 @@ def _repair(fields: Json, problem: ValidationError, empty: Json) -> None:
 
 
 def fit(result: RunResult, limit: int) -> RunResult:
-    """Return *result* in at most *limit* characters of JSON, as far as that can be.
+    """Shorten *result* to at most *limit* characters of JSON, as far as possible.
 
-    Where it stands among others, even structured output may be left out; `next`
-    then says how to get it.
+    In a list of several results, even structured output may be left out. `next` then says how to
+    get the whole result.
     """
     result = _fitted(result, result.final_response, limit)
     if _size(result) <= limit:
@@ -271,9 +271,9 @@ def fit(result: RunResult, limit: int) -> RunResult:
     error = result.error and result.error.model_copy(
         update={"message": shorten(result.error.message, 150)}
     )
-    whole = f'codex_wait with run_ids ["{result.run_id}"] alone tells all'
+    whole = f'codex_wait with run_ids ["{result.run_id}"] alone returns the whole result'
     if result.thread_id is not None:
-        whole += f'; codex_resume with thread_id "{result.thread_id}" goes on'
+        whole += f'; codex_resume with thread_id "{result.thread_id}" continues the thread'
     result = result.model_copy(update={"error": error, "next": f"{whole}.", "warnings": []})
     if _size(result) > limit:
         result = result.model_copy(update={"structured_output": None})
@@ -286,18 +286,18 @@ def _short(text: str) -> str:
 
 def _left_out(files: Sequence[object]) -> list[str]:
     more = len(files) - FILES_KEPT
-    return [f"files_changed leaves out {more} more files."] if more > 0 else []
+    return [f"files_changed omits {more} more files."] if more > 0 else []
 
 
 def _fitted(result: RunResult, response: str | None, limit: int = RESULT_LIMIT) -> RunResult:
-    """Return *result* within *limit*: long lists are cut first, then *response*.
+    """Shorten *result* to *limit* characters: first cut long lists, then *response*.
 
-    Structured output is what was asked for and is never cut.
+    Structured output is never cut, because the caller asked for it.
     """
     if _size(result) <= limit:
         return result
     if result.structured_output is not None and response is not None:
-        response = "(see structured_output)"  # The same answer; the parsed one is kept.
+        response = "(see structured_output)"  # The same answer; keep the parsed one.
         result = result.model_copy(update={"final_response": response})
     note = "Lists were cut to fit."
     lists = {name: list(getattr(result, name)) for name in _KEPT_END}
@@ -311,7 +311,7 @@ def _fitted(result: RunResult, response: str | None, limit: int = RESULT_LIMIT) 
         result = result.model_copy(update=lists | {"warnings": [*lists["warnings"], note]})
     room = len(result.final_response or "")
     while response and (over := _size(result) - limit) > 0 and room > 200:
-        # Escapes make JSON longer than its text: cut in proportion, again if need be.
+        # Escapes make JSON longer than its text: cut in proportion, and repeat if needed.
         room = max(room - over - 100, room * 2 // 3, 200)
         short = shorten(response, room, run_uri(result.run_id))
         result = result.model_copy(update={"final_response": short})
@@ -326,7 +326,7 @@ _KEPT_END = {
     "plan": False,
     "warnings": True,
 }
-"""The lists of a result, and whether their end is worth more than their beginning."""
+"""The lists of a result; True if cutting the list keeps its end, not its beginning."""
 
 
 def _size(result: RunResult) -> int:
@@ -338,7 +338,7 @@ def _json(value: object) -> str:
 
 
 def tell_error(error: CodexError) -> RunError:
-    """Return *error* as the caller gets it."""
+    """Return *error* as the Record that callers get."""
     kind, retryable = error.kind, error.retryable
     if isinstance(error, TurnFailed):
         kind, retryable = error.failure.kind, error.failure.retryable
@@ -352,18 +352,18 @@ def tell_error(error: CodexError) -> RunError:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A tool's result as text, and how the server must send it."""
+    """A tool's result as text, with what the server needs to send it."""
 
     text: str
     is_error: bool = False
     has_data: bool = True
     """False if the result is sent without structured content."""
     whole_answer: str | None = None
-    """Address of the resource that holds what was cut out of the result, if something was."""
+    """Address of the resource with the whole answer; None if the result contains it."""
 
 
 def words_of(result: RunResult) -> Words:
-    """Return a run's result as text: its answer, or why it failed."""
+    """Return a run's result as text: its answer, or its error."""
     uri = run_uri(result.run_id)
     whole = uri if uri is not None and uri in (result.final_response or "") else None
     if result.status in ("failed", "timed_out"):
@@ -372,19 +372,19 @@ def words_of(result: RunResult) -> Words:
 
 
 def words_of_error(error: RunError) -> Words:
-    """Return the text of an error that came without a run."""
+    """Return the text of an error of a request without a run."""
     return Words(f"{error.kind}: {error.message}\nHint: {error.hint}", is_error=True)
 
 
 def error_text(result: RunResult) -> str:
-    """Return all that a caller needs who sees nothing but this text."""
+    """Return an error with all that a client needs if it shows its model only this text."""
     lines: list[str] = []
     if result.error is not None:
         again = "yes" if result.error.retryable else "no"
         lines += [
             f"{result.error.kind}: {result.error.message}",
             f"Hint: {result.error.hint}",
-            f"Worth trying again as it is: {again}",
+            f"Retry unchanged: {again}",
         ]
     if result.thread_id is not None:
         lines.append(f"thread_id: {result.thread_id}")
@@ -392,7 +392,7 @@ def error_text(result: RunResult) -> str:
         lines.append(f"run_id: {result.run_id}")
     if result.files_changed:
         paths = ", ".join(f"{f.path} ({f.kind})" for f in result.files_changed[:10])
-        lines.append(f"files changed by then ({len(result.files_changed)}): {paths}")
+        lines.append(f"files changed so far ({len(result.files_changed)}): {paths}")
     if result.final_response:
         end = result.final_response[-1500:]
         cut = "…" if len(end) < len(result.final_response) else ""

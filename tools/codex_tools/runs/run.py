@@ -1,4 +1,4 @@
-"""One run, and what it comes to."""
+"""Define a run, and make its result from the turn and the rollout."""
 
 from __future__ import annotations
 
@@ -28,44 +28,44 @@ from codex_tools.worktree.changes import Changes, merge
 
 @dataclass(slots=True)
 class Run:
-    """One run; its fields are for reading."""
+    """One run; other modules may read its fields, and only the runs package sets them."""
 
     run_id: str
     request: TurnRequest
     before: ThreadState | None
-    """The thread as it stood, if this run resumes one."""
+    """The thread's state before the run; None if the run begins a new thread."""
     created_at: str
     output: Output | None = None
-    """The shape that the answer shall have."""
+    """The schema that the answer must satisfy."""
     caller: str = ""
     warnings: tuple[str, ...] = ()
     started_at: float | None = None
-    """None while it waits in line."""
+    """None while the run is queued."""
     ended_at: float | None = None
     ended: str = ""
-    """When it ended, as ISO 8601 in UTC."""
+    """Time of the end, as ISO 8601 in UTC."""
     progress: TurnProgress = field(default_factory=TurnProgress)
     attempts: int = 0
-    """How often a turn was started."""
+    """Number of turns started."""
     seen: Changes | None = None
-    """How the work tree differs from what it was before, once that is known."""
+    """Changes of the work tree since the run began; None until they are known."""
     answer: str | None = None
-    """The answer in full, where the result holds it shortened; set when the run has ended."""
+    """The answer in full if the result contains a shortened one; set when the run has ended."""
     used: Usage | None = None
-    """What its turns used so far, as far as Codex told."""
+    """Usage of its turns so far, as far as Codex reported it."""
     done: anyio.Event = field(default_factory=anyio.Event)
     outcome: RunResult | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     stopped: bool = False
-    """Whether somebody asked for its end."""
+    """True if the run was asked to stop, by codex_stop or by cancelling its call."""
 
     def stop(self) -> None:
-        """End the run, and all that Codex has started for it; `done` tells when."""
+        """Stop the run and all that Codex has started for it; `done` is set at its end."""
         self.stopped = True
         self.scope.cancel()
 
     def result(self) -> RunResult:
-        """Return the run's result, or how it stands."""
+        """Return the run's result, final or so far."""
         if self.outcome is not None:
             return self.outcome
         queued = self.started_at is None
@@ -81,18 +81,18 @@ class Run:
 
     @property
     def duration_s(self) -> float:
-        """Seconds since Codex was started for it, or till its end."""
+        """Seconds from the start of Codex to the end of the run, or until now."""
         if self.started_at is None:
             return 0.0
         return (self.ended_at or anyio.current_time()) - self.started_at
 
     @property
     def headline(self) -> str:
-        """What goes on, for people: "running pytest -q · 3 files changed"."""
+        """Current activity as text for people: "running pytest -q · 3 files changed"."""
         if self.outcome is not None:
             return self.outcome.status.replace("_", " ")
         if self.started_at is None:
-            return "waiting in the queue: --max-runs runs are at work"
+            return "waiting in the queue: the limit --max-runs is reached"
         files = self.progress.files_changed
         changed = f" · {files} file{'s' if files > 1 else ''} changed" if files else ""
         return mask(self.progress.doing) + changed
@@ -100,18 +100,18 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the disk says of a run's turn; None where it says nothing."""
+    """The facts of a run's turn that were read from disk; None where unknown."""
 
     state: ThreadState | None = None
-    """The thread after the turn, by its rollout."""
+    """The thread's state after the turn, as its rollout records it."""
     cost_usd: float | None = None
 
 
 def find_evidence(run: Run, thread_id: str | None, threads: Threads) -> Evidence:
-    """Return what the thread's rollout says of the turn.
+    """Read the state and the cost of the run's turn from the thread's rollout.
 
-    Reads the rollout, and the prices at the first call: never call it on the event loop. The cost
-    of sub-agents is not included, because they are threads of their own.
+    This function reads the rollout, and at its first call the prices: never call it on the event
+    loop. The cost of sub-agents is not included, because sub-agents have their own threads.
     """
     since_ms = int(datetime.fromisoformat(run.created_at).timestamp() * 1000)
     if run.request.ephemeral:
@@ -127,7 +127,7 @@ def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evid
 
 
 def faulty(run: Run) -> RunResult:
-    """Return the result of a run that met an internal fault, from as little as possible."""
+    """Return the result of a run with an internal fault, from as little data as possible."""
     turn = TurnResult(thread_id=run.progress.thread_id)
     return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
 
@@ -184,14 +184,14 @@ def _requested(run: Run) -> EffectiveSettings:
 
 
 def _effective(run: Run, state: ThreadState | None) -> tuple[EffectiveSettings, tuple[str, ...]]:
-    """Return what the turn really ran with, by its rollout, and how that differs."""
+    """Return the settings that the rollout records, and warnings where they differ."""
     asked = _requested(run)
     if state is None:
         return asked, ()
     differences: list[str] = []
     if state.sandbox is not None and state.sandbox != asked.sandbox:
         differences.append(
-            f"Asked for sandbox {asked.sandbox}, but Codex recorded {state.sandbox}."
+            f"The sandbox was set to {asked.sandbox}, but Codex recorded {state.sandbox}."
         )
     settings = replace(
         asked,

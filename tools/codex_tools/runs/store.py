@@ -1,13 +1,13 @@
-"""Keep runs on disk: the result of each, for this server and for later ones.
+"""Store runs on disk: the result of each, for this server and for later ones.
 
 STATE/runs/<run_id>/run.json        the run's result so far, replaced as a whole
-STATE/runs/<run_id>/answer.txt      its answer in full, where run.json holds it shortened
+STATE/runs/<run_id>/answer.txt      its answer in full, if run.json contains a shortened one
 STATE/runs/<run_id>/events.jsonl    its events, byte for byte as Codex wrote them
-STATE/servers/<server_id>.lock      locked as long as that server lives
+STATE/servers/<server_id>.lock      locked as long as that server is alive
 
-Several servers may share one folder, and they may be of different versions: records have a
-version, and are read tolerantly (see `read_result`). A server lives as long as its lock is held;
-the kernel releases the locks of dead processes.
+Several servers, also of different versions, may share one folder. Records therefore have a version
+and are read tolerantly (see `read_result`). A server is alive as long as its lock is held; the
+kernel releases the locks of dead processes.
 """
 
 from __future__ import annotations
@@ -33,24 +33,27 @@ from codex_tools.runs.result import RunResult, interrupt, read_result
 logger = logging.getLogger(__name__)
 
 RECORD_VERSION = 1
-"""Version of a record: raise it when the meaning of a field changes. A field more or less needs no
-other version, because records are read tolerantly. Builds up to 0.1.0 wrote none."""
+"""Version of a record: raise it when the meaning of a field changes.
+
+Adding or removing a field needs no other version, because records are read tolerantly. Builds up
+to 0.1.0 wrote no version.
+"""
 
 KEEP_S = 14 * 24 * 3600
-"""How long the files of a run that has ended are kept, in seconds."""
+"""Seconds that the files of an ended run are kept."""
 
 KEEP_BYTES = 512 * 1024 * 1024
-"""How much is kept in all; the oldest go first."""
+"""Maximum bytes of the files of all runs; the oldest runs are removed first."""
 
 _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 _SERVER_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class RunStore:
-    """The runs below one state folder, seen by one server."""
+    """The stored runs of one state folder, as one server reads and writes them."""
 
     def __init__(self, state_dir: Path) -> None:
-        """Make the folders, private to this user, and announce this server.
+        """Create the folders, private to this user, and lock a file that marks this server alive.
 
         Raises:
             OSError: The folder cannot be used.
@@ -65,7 +68,7 @@ class RunStore:
             self._lock = os.open(self._alive, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             try:
-                # Another server may have taken the file for a dead one's and removed it.
+                # Another server may have removed the file as that of a dead server.
                 if os.path.samestat(os.fstat(self._lock), self._alive.stat()):
                     return
             except FileNotFoundError:
@@ -73,20 +76,20 @@ class RunStore:
             os.close(self._lock)
 
     def close(self) -> None:
-        """Say that this server is gone."""
+        """Remove and unlock the file that marks this server alive."""
         self._alive.unlink(missing_ok=True)
         os.close(self._lock)
 
     def save(self, result: RunResult, created_at: str, answer: str | None = None) -> None:
-        """Keep *result*; readers see the former record or this one, never a part of it.
+        """Store *result*; readers see the previous record or this one, never a part of it.
 
         Args:
-            result: The result so far.
-            created_at: When the run was made, as ISO 8601 in UTC.
-            answer: The answer in full, where *result* holds it shortened.
+            result: The result, final or so far.
+            created_at: Time at which the run was created, as ISO 8601 in UTC.
+            answer: The answer in full, if *result* contains a shortened one.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The record cannot be written.
         """
         folder = self._folder(result.run_id or "")
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -109,10 +112,10 @@ class RunStore:
         draft.replace(path)
 
     def load(self, run_id: str) -> StoredRun | None:
-        """Return a run as it was kept last; None if there is none of that id.
+        """Return the last stored record of a run; None if there is no run with that id.
 
-        A run whose server has died is returned as interrupted. So is a run of this very server:
-        the register asks for those that it does not know itself.
+        A running or queued run whose server has died is returned as interrupted. So is a run of
+        this server, because the register asks only for runs that are not in its memory.
         """
         if _RUN_ID.fullmatch(run_id) is None:
             return None
@@ -135,21 +138,21 @@ class RunStore:
         return StoredRun(result, created_at, updated_at)
 
     def log_path(self, run_id: str) -> Path:
-        """Return the file of the run's events."""
+        """Return the path of the file with the run's events."""
         return self._folder(run_id) / "events.jsonl"
 
     def read_events(self, run_id: str, offset: int, room: int) -> EventPage | None:
-        """Return a page of the run's events; None if there is no such run, or no event was kept.
+        """Return a page of the run's events; None if there is no such run or no stored event.
 
         Args:
-            run_id: The run.
-            offset: The byte to begin at, `next_offset` of an earlier page.
-            room: How many characters the page may have.
+            run_id: The id of the run.
+            offset: The byte to begin at: `next_offset` of an earlier page.
+            room: Maximum characters of the page.
         """
         return read_page(self.log_path(run_id), offset, room)
 
     def read_answer(self, run_id: str) -> str | None:
-        """Return the run's answer in full; None if its record holds it in full."""
+        """Return the run's answer in full; None if its record contains the full answer."""
         try:
             return (self._folder(run_id) / "answer.txt").read_text("utf-8", "replace")
         except OSError:
@@ -159,16 +162,16 @@ class RunStore:
         """Return the ids of up to *count* runs, the newest first.
 
         Args:
-            count: How many.
-            before: Only runs older than this one, by the last change of each; none at all
-                if it is gone.
+            count: Maximum number of ids.
+            before: Return only runs last changed before this one, and no run if this one no
+                longer exists.
         """
         found: list[tuple[int, str]] = []
         for entry in os.scandir(self._runs):
             try:
                 found.append((Path(entry.path, "run.json").stat().st_mtime_ns, entry.name))
             except OSError:
-                continue  # Another server has just removed it, or not yet written it.
+                continue  # Another server has just removed the record, or not yet written it.
         found.sort(reverse=True)
         names = [name for _, name in found if _RUN_ID.fullmatch(name)]
         if before is None:
@@ -177,7 +180,7 @@ class RunStore:
         return names[start : start + count]
 
     def prune(self, alive: Collection[str] = ()) -> None:
-        """Remove what is too old, then what is too much; never a run at work.
+        """Remove the runs older than KEEP_S and the oldest above KEEP_BYTES; keep running ones.
 
         Args:
             alive: Ids of this server's own runs that have not ended.
@@ -190,7 +193,7 @@ class RunStore:
                 changed = max(entry.stat().st_mtime for entry in [folder, *folder.iterdir()])
                 size = sum(entry.stat().st_size for entry in folder.iterdir())
             except OSError:
-                continue  # Another server has just removed it.
+                continue  # Another server has just removed the run.
             stored = self.load(folder.name)
             if stored is None or stored.result.status not in ("running", "queued"):
                 ended.append((changed, size, folder))
@@ -204,7 +207,7 @@ class RunStore:
                 self._lives(lock.stem, remove=True)
 
     def _lives(self, server_id: str, *, remove: bool = False) -> bool:
-        """Return True if another server lives; *remove* the lock of one that does not."""
+        """Return True if another server is alive; with *remove*, delete a dead one's lock file."""
         if server_id == self.server_id:
             return False
         path = self._servers / f"{server_id}.lock"
@@ -213,7 +216,7 @@ class RunStore:
         except OSError:
             return False
         try:
-            # Shared, so that two who look do not take each other for the server.
+            # Shared, so that two servers that check do not take each other for the owner.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if remove:
                 path.unlink(missing_ok=True)
@@ -228,7 +231,7 @@ class RunStore:
 
 
 class StoredRun:
-    """A run as it was kept, and when."""
+    """The stored record of a run, with its times."""
 
     def __init__(self, result: RunResult, created_at: str, updated_at: str) -> None:
         self.result = result
@@ -237,5 +240,5 @@ class StoredRun:
 
 
 def now() -> str:
-    """Return the time as ISO 8601, in UTC."""
+    """Return the current time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,7 +1,7 @@
-"""One run at a time in a thread, across all servers on this machine.
+"""Lock threads, so that each has one run at a time across all servers on this machine.
 
-Codex itself refuses a second writer since 0.147; before, both write and the
-thread's history is interleaved for good.
+Codex itself refuses a second writer since 0.147. In earlier versions both write, and the thread's
+history stays interleaved permanently.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from codex_tools.codex.errors import ThreadBusy
 
 
 class ThreadLock:
-    """A held lock; `fd` may be handed to a child, which then holds it as well.
+    """A held lock; a child process that inherits `fd` holds the lock as well.
 
-    The kernel lets go of it when the last holder has closed it or died, so a
-    killed server leaves no thread locked.
+    The kernel releases the lock when the last holder has closed it or died. A killed server
+    therefore leaves no thread locked.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -29,7 +29,7 @@ class ThreadLock:
         """Lock *thread_id* without waiting.
 
         Raises:
-            ThreadBusy: Another run has it.
+            ThreadBusy: Another run holds the lock.
         """
         folder = state_dir / "locks"
         for each in (state_dir, folder):
@@ -39,7 +39,7 @@ class ThreadLock:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The last holder may have removed the file since we opened it.
+                # The previous holder may have removed the file after it was opened here.
                 if os.path.samestat(os.fstat(fd), path.stat()):
                     return cls(path, fd)
             except BlockingIOError:
@@ -50,6 +50,6 @@ class ThreadLock:
             os.close(fd)
 
     def release(self) -> None:
-        """Let go, and leave no file behind."""
+        """Remove the lock file and release the lock."""
         self._path.unlink(missing_ok=True)
         os.close(self.fd)

@@ -1,8 +1,8 @@
-"""One OpenTelemetry span for each run, below that of the call that started it.
+"""Record one OpenTelemetry span for each run, as a child of the span of its call.
 
-Without an exporter the API does nothing, at no cost worth telling. Attributes
-after the semantic conventions for generative AI where they have one; never a
-prompt, an answer, a command or a path below the work folder.
+Without an exporter the API does nothing, at negligible cost. Attributes follow the semantic
+conventions for generative AI where these define one. A span never contains a prompt, an answer, a
+command or a path below the work folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _tracer = trace.get_tracer("mcp-server-codex")
 
 @contextmanager
 def span_of(run: Run) -> Generator[None]:
-    """Record *run*, which has its outcome when the block ends, as a span."""
+    """Record *run* as a span around the block; the run must have its outcome at the block's end."""
     with _tracer.start_as_current_span(NAME, kind=SpanKind.CLIENT) as span:
         yield
         result = run.outcome

@@ -1,7 +1,7 @@
-"""Write to the state folder in one thread of its own, in the order of the calls.
+"""Write to the state folder in a separate thread, in the order of the calls.
 
-A disk that is full, slow or gone delays that thread and nothing else. Callers never wait for it
-on the event loop; who needs to know that everything is written awaits `flush`.
+A disk that is full, slow or gone delays only that thread. Callers on the event loop never wait for
+a write; a caller that must know that everything is written awaits `flush`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Work = Callable[[], object]
 
 
 class StateWriter:
-    """A queue of writes, and the thread that does them."""
+    """A queue of writes, and the thread that executes them."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
@@ -29,17 +29,17 @@ class StateWriter:
         self._thread.start()
 
     def put(self, work: Work) -> None:
-        """Do *work* after all that was put before; return at once."""
+        """Queue *work* behind all earlier work; return at once."""
         self._queue.put(work)
 
     async def flush(self, within_s: float) -> bool:
-        """Wait until all that was put by now is done.
+        """Wait until all work queued so far is done.
 
         Args:
-            within_s: The longest time to wait, in seconds.
+            within_s: Maximum seconds to wait.
 
         Returns:
-            False if the time was too short.
+            False if the work was not done in that time.
         """
         done = anyio.Event()
         token = current_token()
@@ -49,7 +49,7 @@ class StateWriter:
         return done.is_set()
 
     def close(self, within_s: float) -> None:
-        """Let the thread finish, for *within_s* seconds at most."""
+        """Stop the thread after all queued work; wait for it at most *within_s* seconds."""
         self._queue.put(None)
         self._thread.join(within_s)
 
@@ -58,11 +58,11 @@ class StateWriter:
             try:
                 work()
             except Exception:  # An outer wall: one fault must not end all later writes.
-                logger.exception("writing to the state folder met an internal fault")
+                logger.exception("internal fault while writing to the state folder")
 
 
 def _set(event: anyio.Event, token: EventLoopToken) -> None:
     try:
         anyio.from_thread.run_sync(event.set, token=token)
     except RuntimeError:
-        return  # The event loop has ended; no task waits any more.
+        return  # The event loop has ended, so no task waits.

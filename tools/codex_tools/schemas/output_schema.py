@@ -1,7 +1,7 @@
-"""The caller's output schema: checked before the turn, the answer after it.
+"""Check the caller's output schema before the turn, and validate the answer after it.
 
-Codex hands the schema to the provider and validates nothing, neither the
-schema nor the answer (0.60.1 to 0.169.0).
+Codex hands the schema to the provider. Codex validates neither the schema nor the answer (0.60.1
+to 0.169.0).
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from codex_tools.schemas.validation import (
 )
 
 PARTS_LIMIT = 12_000
-"""Objects and lists of a schema; the provider takes 5,000 properties."""
+"""Maximum objects and lists of a schema; the provider takes 5,000 properties."""
 
-_PROBLEMS_TOLD = 8
+_PROBLEMS_SHOWN = 8
+"""Maximum number of problems in one error."""
 
 
 def check_schema(schema: Json) -> None:
-    """Insist that *schema* is a JSON Schema (2020-12) that can be validated against.
+    """Check that *schema* is a JSON Schema (2020-12) that answers can be validated against.
 
     Raises:
-        InvalidOutputSchema: It is not, or a $ref in it leads nowhere.
+        InvalidOutputSchema: *schema* is not one, or a $ref in it cannot be resolved.
     """
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
@@ -55,11 +56,11 @@ def check_schema(schema: Json) -> None:
         try:
             found = resolver.lookup(reference).contents
         except (Unresolvable, ValueError, TypeError, AttributeError):
-            # The library lets the last three out for a pointer into what is no schema.
+            # The library raises the last three for a pointer into a value that is no schema.
             found = None
         if not isinstance(found, dict | bool):
             raise InvalidOutputSchema(
-                path, f"{reference!r} leads nowhere (remote schemas are never fetched)"
+                path, f"{reference!r} cannot be resolved (remote schemas are never fetched)"
             )
         _check_end(path, reference, resolver)
     try:
@@ -69,7 +70,7 @@ def check_schema(schema: Json) -> None:
     try:
         count_checks(schema, None, find_targets(schema))
     except (EndlessReference, RecursionError):
-        raise InvalidOutputSchema("$", "a $ref leads back to itself without end") from None
+        raise InvalidOutputSchema("$", "a $ref refers to itself endlessly") from None
     except TooManyChecks:
         raise InvalidOutputSchema(
             "$", f"its references expand to more than {CHECKS_LIMIT:,} checks of one value"
@@ -77,7 +78,7 @@ def check_schema(schema: Json) -> None:
 
 
 def _check_end(path: str, reference: str, resolver: Any) -> None:
-    """Insist that a chain of references that begins at *path* has an end."""
+    """Check that the chain of references that begins at *path* has an end."""
     from referencing.exceptions import Unresolvable
 
     seen: list[object] = []
@@ -86,9 +87,9 @@ def _check_end(path: str, reference: str, resolver: Any) -> None:
         try:
             found = resolver.lookup(following)
         except (Unresolvable, ValueError, TypeError, AttributeError):
-            return  # Told where that reference itself stands.
+            return  # The check of that reference itself reports this.
         if any(found.contents is each for each in seen):
-            raise InvalidOutputSchema(path, "a $ref leads back to itself without end")
+            raise InvalidOutputSchema(path, "a $ref refers to itself endlessly")
         seen.append(found.contents)
         node: object = found.contents
         resolver = found.resolver
@@ -97,25 +98,30 @@ def _check_end(path: str, reference: str, resolver: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The shape that an answer shall have."""
+    """The schema that an answer must satisfy, compiled."""
 
     schema: Json
-    """The caller's own, against which the answer is validated."""
+    """The caller's own schema, against which the answer is validated."""
     strict: StrictSchema
-    """What is sent: the same, as the provider takes it."""
+    """The schema that is sent: *schema*, rewritten as the provider accepts it."""
     repairs: int
-    """How many further turns may repair the answer."""
+    """Maximum number of further turns to repair the answer."""
     validator: Validator
     """*schema*, compiled."""
     targets: Mapping[int, Sequence[object]]
-    """Where the references of *schema* lead; see `count_checks`."""
+    """The targets of the references of *schema*; see `count_checks`."""
 
     @classmethod
     def of(cls, schema: Json, repairs: int) -> Output:
-        """Return the shape that *schema* describes.
+        """Check and compile *schema*.
+
+        Args:
+            schema: The caller's schema.
+            repairs: Maximum number of further turns to repair the answer.
 
         Raises:
-            InvalidOutputSchema: It is no JSON Schema, or the provider takes nothing like it.
+            InvalidOutputSchema: *schema* is not a JSON Schema, or the provider accepts no form of
+                it.
         """
         if _parts(schema) > PARTS_LIMIT:
             raise InvalidOutputSchema("$", f"it has more than {PARTS_LIMIT:,} parts")
@@ -123,10 +129,10 @@ class Output:
         return cls(schema, make_strict(schema), repairs, Validator(schema), find_targets(schema))
 
     def read(self, turn: TurnResult) -> Any:
-        """Return the answer of *turn* as data, in the caller's own shape.
+        """Return the answer of *turn* as data that satisfies the caller's schema.
 
         Raises:
-            OutputMismatch: It is not JSON, or does not satisfy the schema.
+            OutputMismatch: The answer is not JSON, or does not satisfy the schema.
         """
         try:
             answer = self.strict.restore(orjson.loads(turn.final_response or ""))
@@ -141,15 +147,15 @@ class Output:
             found = ["$: the answer is nested too deeply to be checked"]
         except TooManyChecks:
             found = [f"$: the answer needs more than {CHECKS_LIMIT:,} checks against output_schema"]
-        if len(found) > _PROBLEMS_TOLD:
-            found[_PROBLEMS_TOLD:] = [f"and {len(found) - _PROBLEMS_TOLD} more"]
+        if len(found) > _PROBLEMS_SHOWN:
+            found[_PROBLEMS_SHOWN:] = [f"and {len(found) - _PROBLEMS_SHOWN} more"]
         if found:
             raise OutputMismatch(found, turn)
         return answer
 
 
 def _parts(node: object) -> int:
-    """Return how many objects and lists *node* holds, itself counted, at most PARTS_LIMIT + 1."""
+    """Count the objects and lists in *node*, itself included, up to PARTS_LIMIT + 1."""
     count = 0
     ahead: list[object] = [node]
     while ahead and count <= PARTS_LIMIT:
@@ -163,7 +169,7 @@ def _parts(node: object) -> int:
 
 
 def find_targets(schema: Json) -> dict[int, list[object]]:
-    """Return where the references of *schema* lead, by the `id` of the object that has them."""
+    """Return the targets of all references, by the `id` of the object that has them."""
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY
 
@@ -178,7 +184,7 @@ def find_targets(schema: Json) -> dict[int, list[object]]:
 
 
 def _references(schema: object, path: str, resolver: Any) -> Iterator[tuple[Json, str, str, Any]]:
-    """Yield each reference in *schema*: its object, its path, its text, and what resolves it."""
+    """Yield each reference in *schema*: its object, its path, its text, and its resolver."""
     from referencing.jsonschema import DRAFT202012
 
     if not isinstance(schema, dict):

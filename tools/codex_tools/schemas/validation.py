@@ -1,15 +1,15 @@
 """Validate values against JSON Schema (2020-12) in bounded time.
 
-A caller chooses the schema, and a model the value. Both can be made so that validation takes for
-ever, and a worker thread does not help, because the validator holds Python's interpreter lock.
+A caller chooses the schema, and a model chooses the value. Both can be chosen such that validation
+never ends. A worker thread does not help, because the validator holds Python's interpreter lock.
 Three limits apply:
 
-* Patterns run on an engine that is linear in the text (jsonschema-rs). For look-around and
-  back-references, which that engine lacks, it has a limit on backtracking.
+* Patterns run on an engine that is linear in the text (jsonschema-rs). That engine lacks
+  look-around and back-references; for these, jsonschema-rs limits backtracking.
 * `uniqueItems` compares hashes: 20,000 objects take 8 ms, where Python's jsonschema took 25 s for
   4,000.
-* `$ref`, `allOf` and the like can apply schemas to one value exponentially often. `count_checks`
-  counts that beforehand.
+* `$ref`, `allOf` and similar keywords can apply schemas to one value exponentially often.
+  `count_checks` counts these checks beforehand.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from codex_tools.codex.masking import shorten
 from codex_tools.schemas.keywords import with_references
 
 CHECKS_LIMIT = 1_000_000
-"""How often parts of a schema may be applied to parts of a value: about 0.3 s of work.
+"""Maximum number of times that parts of a schema are applied to parts of a value: about 0.3 s.
 
 An answer of 1 MB with a schema of ordinary size needs some 500,000.
 """
 
 BACKTRACK_LIMIT = 10_000
-"""Steps back that a pattern with look-around or back-references may take on one text."""
+"""Maximum backtracking steps of a pattern with look-around or back-references on one text."""
 
 ALL_PROBLEMS_LIMIT = 20_000
-"""With more checks than this only the first problem is reported: listing all takes as long again
-for each of them."""
+"""Number of checks above which only the first problem is reported: each further problem takes as
+long to find as the first."""
 
 _FANCY = re.compile(r"\(\?<?[=!]|\\[1-9k]")
 _FANCY_CHECKS = 100
-"""What one text costs that is matched with such a pattern, in checks."""
+"""Cost, in checks, of matching one text with such a pattern."""
 
 _NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
 
@@ -59,7 +59,7 @@ class Validator:
         """Compile *schema*; remote references are never fetched.
 
         Raises:
-            ValueError: It cannot be compiled: (path, problem).
+            ValueError: *schema* cannot be compiled; the arguments are (path, problem).
         """
         # Imported late: most runs have no schema.
         from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
@@ -77,7 +77,7 @@ class Validator:
         return self._compiled.is_valid(value)
 
     def problems(self, value: object, *, all_: bool = True) -> list[tuple[str, str]]:
-        """Return where and how *value* is not valid, as JSON paths and sentences.
+        """Return the problems of *value*: the JSON path of each, and a sentence.
 
         Args:
             value: The value.
@@ -108,13 +108,13 @@ def pattern_validator(pattern: str) -> Validator:
     """Return a validator for one pattern.
 
     Raises:
-        ValueError: It is not a regular expression.
+        ValueError: *pattern* is not a regular expression.
     """
     return Validator({"pattern": pattern})
 
 
 def problems(schema: Json, value: object) -> list[tuple[str, str]]:
-    """Return where and how *value* breaks *schema*; for schemas that no caller chooses."""
+    """Return the problems of *value* with *schema*; only for schemas that no caller chooses."""
     return Validator(schema).problems(value)
 
 
@@ -132,16 +132,16 @@ def json_path(parts: Sequence[str | int]) -> str:
 
 
 def count_checks(schema: object, value: object, targets: Mapping[int, Sequence[object]]) -> int:
-    """Return how often parts of *schema* are applied to parts of *value*.
+    """Return the number of times that parts of *schema* are applied to parts of *value*.
 
     Args:
         schema: The schema.
         value: The value.
-        targets: By the `id` of each object in the schema that has references, the schemas that
-            these lead to.
+        targets: The schemas that references lead to, by the `id` of the object in the schema that
+            has the references.
 
     Raises:
-        TooManyChecks: More often than CHECKS_LIMIT.
+        TooManyChecks: The number exceeds CHECKS_LIMIT.
         EndlessReference: A reference leads back to itself without descending into the value.
         RecursionError: The value is nested too deeply.
     """
@@ -149,10 +149,10 @@ def count_checks(schema: object, value: object, targets: Mapping[int, Sequence[o
 
 
 class _Counter:
-    """Counts checks; each pair of schema and value is looked at once.
+    """Counts checks and caches the count of each pair of schema and value.
 
-    So counting takes no longer than the schema's size times the value's, even where the number
-    that comes out is astronomical.
+    Counting therefore takes at most the schema's size times the value's, even where the resulting
+    number is astronomical.
     """
 
     def __init__(self, targets: Mapping[int, Sequence[object]]) -> None:
@@ -167,7 +167,7 @@ class _Counter:
             raise TooManyChecks
         if not isinstance(schema, dict):
             return 1
-        # All values that hold no other are alike here, but for patterns.
+        # All values that contain no others have the same count; patterns are counted by schema.
         holds = isinstance(value, dict | list)
         key = (id(cast(object, schema)), id(cast(object, value)) if holds else 0)
         if key in self._known:
@@ -191,12 +191,12 @@ class _Counter:
         return total
 
     def _always_applied(self, node: Json) -> Iterator[object]:
-        """Yield each schema that *node* applies to a value itself, whatever it is."""
+        """Yield each schema that *node* applies to every value itself."""
         yield from cast(list[object], node.get("allOf", ()))
         yield from self._targets.get(id(node), ())
 
     def _perhaps_applied(self, node: Json, value: object) -> Iterator[tuple[object, object]]:
-        """Yield each other schema that *node* may apply, and the value that it applies it to."""
+        """Yield each other schema that *node* may apply, with the value it is applied to."""
         for key in ("anyOf", "oneOf"):
             for inner in cast(list[object], node.get(key, ())):
                 yield inner, value
@@ -213,7 +213,7 @@ def _applied_to_object(node: Json, value: Json) -> Iterator[tuple[object, object
     for inner in node.get("dependentSchemas", {}).values():
         yield inner, value
     named: Json = node.get("properties", {})
-    # Each pattern might match; which one does is not tried here.
+    # Each pattern might match; matching is not tried here.
     general = [*node.get("patternProperties", {}).values()]
     general += [node[k] for k in ("additionalProperties", "unevaluatedProperties") if k in node]
     if not named and not general and "propertyNames" not in node:
@@ -237,7 +237,7 @@ def _applied_to_list(node: Json, value: list[object]) -> Iterator[tuple[object, 
 
 
 def _own_checks(node: Json) -> int:
-    """Return what the keywords of *node* cost that apply no other schema."""
+    """Return the cost, in checks, of the keywords of *node* that apply no other schema."""
     cost = len(node.get("enum", ())) // 20
     for pattern in (node.get("pattern"), *node.get("patternProperties", ())):
         if isinstance(pattern, str) and _FANCY.search(pattern):
