@@ -368,7 +368,7 @@ class OutputMismatch(TurnError):
 
 
 class Cancelled(TurnError):
-    """The caller stopped the run."""
+    """The run was stopped on request."""
 
     kind = "cancelled"
 
