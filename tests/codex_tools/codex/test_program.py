@@ -262,7 +262,7 @@ async def test_a_build_from_source_is_asked_for_its_help(tmp_path: Path) -> None
     assert new.usage_is_cumulative
     assert new.knows_paginated_threads
     old = await find_codex(str(FakeCodex(tmp_path / "old", version="0.0.0").build()))
-    with pytest.raises(CodexUnsupported, match="--ephemeral, which Codex knows since"):
+    with pytest.raises(CodexUnsupported, match=r"--ephemeral, which needs Codex 0\.99\.0"):
         old.need("--ephemeral")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import orjson
 import pytest
@@ -11,6 +12,7 @@ from codex_tools.codex.errors import (
     Cancelled,
     CodexError,
     InvalidArguments,
+    Kind,
     NotAllowed,
     OutputMismatch,
     Stalled,
@@ -29,7 +31,9 @@ from codex_tools.runs.result import (
     EffectiveSettings,
     RunResult,
     make_result,
+    tell_error,
 )
+from generate import ERRORS
 
 CONTROL, QUOTE, EURO, WIDE = "\x01", '"', "\N{EURO SIGN}", "\N{ROCKET}"
 """Six characters of JSON for one, two for one, one for one."""
@@ -245,8 +249,41 @@ def test_next_says_what_to_do_with_the_ids_in_it() -> None:
     assert 'codex_resume with thread_id "t-1"' in failed
     wrong = make_result("failed", turn=TURN, error=WrongThread("t-0", "t-1", TURN)).next
     refused = make_result("failed", error=InvalidArguments(["x"])).next
-    assert wrong == refused == "Do as the hint of the error says."
+    assert wrong == "Begin a new thread with codex_run, as the hint of the error says."
+    assert refused == "Follow the hint of the error."
     ephemeral = make_result(
         "completed", turn=TURN, setting=EffectiveSettings(can_resume=False)
     ).next
     assert "codex_resume" not in ephemeral
+
+
+def test_next_never_contradicts_the_hint() -> None:
+    assert {tell_error(error).kind for error in ERRORS} == set(get_args(Kind))
+    for error in ERRORS:
+        for setting in (EffectiveSettings(), EffectiveSettings(can_resume=False)):
+            result = make_result("failed", run_id="run_1", turn=TURN, setting=setting, error=error)
+            assert result.error is not None
+            hint = result.error.hint
+            if "new thread" in hint or not setting.can_resume:
+                assert "codex_resume" not in result.next, result.error.kind
+            if "codex_resume" in hint and setting.can_resume:
+                assert 'codex_resume with thread_id "t-1"' in result.next, result.error.kind
+
+
+@pytest.mark.parametrize("kind", ["wrong_thread", "context_window_exceeded"])
+def test_next_begins_a_new_thread_where_the_old_one_cannot_continue(kind: str) -> None:
+    (error,) = (error for error in ERRORS if tell_error(error).kind == kind)
+    result = make_result("failed", turn=TURN, error=error)
+    assert result.error is not None
+    assert "Begin a new thread with codex_run" in result.error.hint
+    assert result.next == "Begin a new thread with codex_run, as the hint of the error says."
+
+
+def test_next_of_a_turn_that_left_no_thread_does_not_resume_it() -> None:
+    setting = EffectiveSettings(can_resume=False)
+    error = TimedOut(5, None, TURN)
+    for result in (
+        make_result("timed_out", turn=TURN, setting=setting, error=error),
+        make_result("timed_out", turn=TurnResult(), error=error),
+    ):
+        assert result.next == "There is no thread to resume; call codex_run again instead."

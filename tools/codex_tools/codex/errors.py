@@ -1,32 +1,32 @@
-"""The errors of the core.
+"""Define the errors that tools and runs raise.
 
-* CodexError
-  x RequestError: refused before Codex was started
-    + InvalidArguments
-    + NotAllowed
-    + TooDeep
-    + PromptTooLarge
-    + InvalidOutputSchema
-    + CodexNotFound
-    + CodexUnsupported
-    + ThreadNotFound
-    + ThreadBusy
-    + UnknownRun
-    + IndexUnavailable
-  x Interrupted: the server died while Codex was at work
-  x InternalFault: a fault of this server
-  x TurnError: Codex was started, and `turn` tells what it had done by then
-    + TurnFailed: Codex said so, or ended without a terminal event
-    + TimedOut
-    + Stalled
-    + WrongThread
-    + NoAnswer
-    + OutputMismatch
-    + Cancelled
+CodexError
+* RequestError: the request was refused before Codex was started
+  * InvalidArguments
+  * NotAllowed
+  * TooDeep
+  * PromptTooLarge
+  * InvalidOutputSchema
+  * CodexNotFound
+  * CodexUnsupported
+  * ThreadNotFound
+  * ThreadBusy
+  * UnknownRun
+  * IndexUnavailable
+* Interrupted: the server process ended during the run
+* InternalFault: a fault of this server
+* TurnError: Codex was started, and `turn` holds its work so far
+  * TurnFailed: Codex reported a failure, or ended without a terminal event
+  * TimedOut
+  * Stalled
+  * WrongThread
+  * NoAnswer
+  * OutputMismatch
+  * Cancelled
 
-Each error carries its facts and builds its own text: `message` says what
-happened and `hint` what to do; `kind` is the contract's word for it. Only the
-server turns one into a tool error.
+Each error carries its facts as attributes and builds its own text. `message` says what happened,
+`hint` says what to do, and `kind` is the contract's name for the error. Only the server turns an
+error into a tool error.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ Kind = Literal[
 
 
 class CodexError(Exception):
-    """What went wrong, in the words that the caller gets."""
+    """Base class of all errors whose text the caller gets."""
 
     kind: ClassVar[Kind]
     retryable: ClassVar[bool] = False
@@ -90,7 +90,7 @@ class RequestError(CodexError):
 
 
 class InvalidArguments(RequestError):
-    """An argument is unknown, of the wrong type, or names a thing that is not there."""
+    """An argument is unknown, has the wrong type, or names something that does not exist."""
 
     kind = "invalid_arguments"
 
@@ -100,55 +100,55 @@ class InvalidArguments(RequestError):
 
 
 class NotAllowed(RequestError):
-    """The operator's policy forbids it; no caller can lift that."""
+    """The operator's policy forbids the request; no caller can lift that limit."""
 
     kind = "not_allowed"
 
     def __init__(self, what: str, limit: str, option: str, danger: str = "") -> None:
         self.what, self.limit, self.option = what, limit, option
         self.danger = danger
-        """What a person should know before allowing it; empty if nobody is to be asked."""
+        """The risk that a person must know before allowing it; empty if no person may be asked."""
         super().__init__(
             f"{what} is not allowed: {limit}.",
-            f"Ask for less, or ask the person who runs this server to change {option}.",
+            f"Request less, or ask the operator of this server to change {option}.",
         )
 
     def declined(self) -> NotAllowed:
-        """Return the error for a request that the person was asked about."""
+        """Return the error for a request that the person was asked about and did not accept."""
         limit = f"{self.limit}, and the person did not accept an exception"
         return NotAllowed(self.what, limit, self.option)
 
 
 class TooDeep(RequestError):
-    """The server lives inside a run already, and runs may not be nested so deeply."""
+    """This server already runs inside a run, and one more would exceed the nesting limit."""
 
     kind = "too_deep"
 
     def __init__(self, depth: int, limit: int) -> None:
         self.depth, self.limit = depth, limit
         super().__init__(
-            f"This server is used from inside {depth} of its own runs; at most {limit} may be"
-            " inside each other.",
-            "You are that agent: do the work yourself. The person who runs this server can allow"
-            " more with --max-depth.",
+            f"This server already runs inside {depth} of its own runs; the limit of nested runs is"
+            f" {limit}.",
+            "You are the agent of such a run: do the work yourself. The operator of this server"
+            " can raise the limit with --max-depth.",
         )
 
 
 class PromptTooLarge(RequestError):
-    """The prompt has more characters than Codex takes (1,048,576 since 0.120)."""
+    """The prompt has more characters than Codex accepts (1,048,576 since 0.120)."""
 
     kind = "prompt_too_large"
 
     def __init__(self, characters: int, limit: int) -> None:
         self.characters, self.limit = characters, limit
         super().__init__(
-            f"The prompt has {characters:,} characters; at most {limit:,} are taken.",
-            "Put the material into files inside cwd and name them in the prompt.",
+            f"The prompt has {characters:,} characters; the limit is {limit:,}.",
+            "Shorten the prompt: put the material into files inside cwd and name the files.",
         )
 
 
 class InvalidOutputSchema(RequestError):
-    """`output_schema` is not a JSON Schema that an answer can be checked against."""
+    """No answer can be validated against this `output_schema`."""
 
     kind = "invalid_output_schema"
 
@@ -156,13 +156,13 @@ class InvalidOutputSchema(RequestError):
         self.path, self.problem = path, problem
         super().__init__(
             f"output_schema cannot be used: at {path}: {problem}",
-            "Correct the schema at that path. It has to be JSON Schema (2020-12), every $ref inside"
-            " it, and within what OpenAI's strict mode can be made to express.",
+            "Correct the schema at that path. Use JSON Schema (2020-12), keep every $ref inside the"
+            " schema, and use only what can be rewritten for OpenAI's strict mode.",
         )
 
 
 class CodexNotFound(RequestError):
-    """There is no Codex CLI, or what is configured as one is none."""
+    """No Codex CLI was found, or the configured program is not one."""
 
     kind = "codex_not_found"
 
@@ -175,7 +175,7 @@ class CodexNotFound(RequestError):
 
 
 class CodexUnsupported(RequestError):
-    """The Codex that is installed lacks what was asked for."""
+    """The installed version of Codex lacks what the request needs."""
 
     kind = "codex_unsupported"
 
@@ -185,7 +185,7 @@ class CodexUnsupported(RequestError):
 
 
 class ThreadNotFound(RequestError):
-    """No rollout of that thread is on this machine, in this CODEX_HOME."""
+    """CODEX_HOME on this machine holds no rollout of the thread."""
 
     kind = "thread_not_found"
 
@@ -196,7 +196,7 @@ class ThreadNotFound(RequestError):
 
 
 class ThreadBusy(RequestError):
-    """Another run is at work in the thread."""
+    """Another run is using the thread."""
 
     kind = "thread_busy"
     retryable = True
@@ -204,27 +204,27 @@ class ThreadBusy(RequestError):
     def __init__(self, thread_id: str) -> None:
         self.thread_id = thread_id
         super().__init__(
-            f"Thread {thread_id} is busy: another run is at work in it.",
-            "Wait until that run has ended, then call again; or begin a new thread.",
+            f"Thread {thread_id} is busy: another run is using it.",
+            "Wait until that run has ended and call again, or begin a new thread with codex_run.",
         )
 
 
 class UnknownRun(RequestError):
-    """No run of that id was kept, or it is at work in another server."""
+    """No run with that id is kept, or it belongs to another server process."""
 
     kind = "unknown_run"
 
-    def __init__(self, run_id: str, problem: str = "is not known here") -> None:
+    def __init__(self, run_id: str, problem: str = "is not known to this server") -> None:
         self.run_id = run_id
         super().__init__(
             f"Run {run_id} {problem}.",
-            "Check the run_id; results are kept for two weeks. The thread itself can still be"
-            " resumed by its thread_id.",
+            "Check the run_id; results are kept for two weeks. Codex's thread is kept longer: find"
+            " it with codex_sessions, then resume it by its thread_id.",
         )
 
 
 class IndexUnavailable(RequestError):
-    """The index over Codex's threads can be kept nowhere."""
+    """The index of Codex's threads cannot be opened or written."""
 
     kind = "internal"
     retryable = True
@@ -232,49 +232,51 @@ class IndexUnavailable(RequestError):
     def __init__(self, problem: str) -> None:
         self.problem = problem
         super().__init__(
-            f"The index over Codex's threads cannot be used: {problem}.",
-            "Make room on the disk, or start the server with another --state-dir; Codex's own"
+            f"The index of Codex's threads cannot be used: {problem}.",
+            "Free space on the disk, or start the server with another --state-dir. Codex's own"
             " files are unharmed.",
         )
 
 
 class Interrupted(CodexError):
-    """The server that looked after the run has ended, and the run with it."""
+    """The server process that owned the run has ended, and the run with it."""
 
     kind = "interrupted"
     retryable = True
 
     def __init__(self) -> None:
         super().__init__(
-            "The server ended while this run was at work, and the run with it.",
-            "What it had done by then is kept: continue with codex_resume.",
+            "The server process that owned this run ended, and the run with it.",
+            "Work done so far is kept. Continue with codex_resume.",
         )
 
 
 class InternalFault(CodexError):
-    """A fault of this server; its text stays in the server's own log."""
+    """A fault of this server; the details go only to the server's log."""
 
     kind = "internal"
 
     def __init__(self) -> None:
         super().__init__(
-            "The server met an internal fault; its log on stderr has the details.",
-            "Call again; if it happens again, report it with that log.",
+            "This server met an internal fault; its log on stderr has the details.",
+            "Call again. If the fault happens again, report it with that log.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failure in the contract's words; *message* is Codex's, secrets masked."""
+    """A failure that Codex reported, as an error kind of the contract."""
 
     kind: Kind
     message: str
+    """Codex's own message, with secrets masked."""
     hint: str
     retryable: bool
+    """True if the same call may succeed later."""
 
 
 class TurnError(CodexError):
-    """The turn did not end well; *turn* is what Codex had done by then."""
+    """The turn was started and failed; *turn* holds what Codex did before that."""
 
     def __init__(self, message: str, hint: str, turn: TurnResult) -> None:
         super().__init__(message, hint)
@@ -282,7 +284,7 @@ class TurnError(CodexError):
 
 
 class TurnFailed(TurnError):
-    """Codex reported a failure, or died; `failure` says which kind."""
+    """Codex reported a failure, or ended without a result; `failure` holds the kind."""
 
     kind = "turn_failed"
 
@@ -292,66 +294,66 @@ class TurnFailed(TurnError):
 
 
 class TimedOut(TurnError):
-    """The turn took longer than it was allowed to."""
+    """The turn took longer than `timeout_s`."""
 
     kind = "timed_out"
     retryable = True
 
-    def __init__(self, timeout_s: float, last_words: str | None, turn: TurnResult) -> None:
+    def __init__(self, timeout_s: float, last_error: str | None, turn: TurnResult) -> None:
         self.timeout_s = timeout_s
         super().__init__(
-            f"The turn took longer than {timeout_s:g} s and was ended.{_heard(last_words)}",
-            "What it had done by then is kept: continue with codex_resume, and give a"
-            " larger timeout_s or a smaller task.",
+            f"The turn took longer than {timeout_s:g} s and was stopped.{_last_error(last_error)}",
+            "Work done so far is kept. Continue with codex_resume, with a larger timeout_s or a"
+            " smaller task.",
             turn,
         )
 
 
 class Stalled(TurnError):
-    """Codex was silent for too long, with no command or tool at work."""
+    """Codex made no progress for `stall_s` while no command or tool call was open."""
 
     kind = "stalled"
     retryable = True
 
-    def __init__(self, stall_s: float, last_words: str | None, turn: TurnResult) -> None:
+    def __init__(self, stall_s: float, last_error: str | None, turn: TurnResult) -> None:
         self.stall_s = stall_s
         super().__init__(
-            f"Codex made no progress for {stall_s:g} s and was ended.{_heard(last_words)}",
+            f"Codex made no progress for {stall_s:g} s and was stopped.{_last_error(last_error)}",
             "Check the network and the provider, then continue with codex_resume.",
             turn,
         )
 
 
 class WrongThread(TurnError):
-    """Codex opened another thread than the one to resume; it was ended at once."""
+    """Codex opened another thread than the one to resume, and was stopped at once."""
 
     kind = "wrong_thread"
 
     def __init__(self, asked: str, opened: str, turn: TurnResult) -> None:
         self.asked, self.opened = asked, opened
         super().__init__(
-            f"Codex opened thread {opened or '(none)'} instead of {asked}, and was ended.",
-            "This Codex cannot resume that thread; begin a new one with codex_run.",
+            f"Codex opened thread {opened or '(none)'} instead of {asked} and was stopped.",
+            "This Codex cannot resume that thread. Begin a new thread with codex_run.",
             turn,
         )
 
 
 class NoAnswer(TurnError):
-    """The turn was completed without a message from the model."""
+    """The turn completed without a message from the model."""
 
     kind = "no_answer"
     retryable = True
 
     def __init__(self, turn: TurnResult) -> None:
         super().__init__(
-            "The turn was completed, but the model gave no answer.",
-            "What it did stands (files_changed, commands); ask for the answer with codex_resume.",
+            "The turn completed, but the model gave no answer.",
+            "Work done so far is kept. Ask for the answer with codex_resume.",
             turn,
         )
 
 
 class OutputMismatch(TurnError):
-    """The answer does not satisfy `output_schema`; Codex itself checks nothing."""
+    """The answer does not match `output_schema`; Codex itself does not validate it."""
 
     kind = "output_mismatch"
     retryable = True
@@ -366,17 +368,17 @@ class OutputMismatch(TurnError):
 
 
 class Cancelled(TurnError):
-    """The run was ended on request."""
+    """The run was stopped on request."""
 
     kind = "cancelled"
 
     def __init__(self, turn: TurnResult) -> None:
         super().__init__(
             "The run was cancelled.",
-            "What it had done by then is kept: continue with codex_resume.",
+            "Work done so far is kept. Continue with codex_resume.",
             turn,
         )
 
 
-def _heard(last_words: str | None) -> str:
-    return f" Last heard from it: {last_words}" if last_words else ""
+def _last_error(last_error: str | None) -> str:
+    return f" Codex's last error: {last_error}" if last_error else ""

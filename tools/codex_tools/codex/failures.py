@@ -1,9 +1,9 @@
-"""What Codex said -> a kind, a hint, retryable or not.
+"""Map Codex's error text to an error kind, a hint and whether a retry can help.
 
-Codex has no error codes: it prints sentences, which change with each version,
-and passes on the provider's JSON. The patterns below were all seen on real
-binaries, 0.60.1 to 0.169.0. What none of them matches keeps Codex's own words
-and is `turn_failed`, or `codex_crashed` if there was no terminal event.
+Codex has no error codes. It prints sentences, which change with each version, and passes on the
+provider's JSON. All patterns below match texts of real binaries, 0.60.1 to 0.169.0. A text that
+no pattern matches is kept as it is: as `turn_failed`, or as `codex_crashed` if there was no
+terminal event.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ _RULES = (
         "usage_limit",
         r"hit your usage limit|usage_limit_reached|quota exceeded|insufficient_quota"
         r"|usage_not_included|out of credits|spend(ing)? (limit|cap)",
-        "The account's allowance is used up. Wait until the time that the message names, or use"
-        " another account or model; trying again now will fail.",
+        "The account's allowance is used up; a retry now will fail. Wait until the time that the"
+        " message names, or use another account or model.",
     ),
     _rule(
         "context_window_exceeded",
         r"ran out of room in the model's context|context_length_exceeded|context window"
         r"|maximum context length",
-        "Begin a new thread with codex_run and give it only what it needs.",
+        "Begin a new thread with codex_run, and give it only what the task needs.",
     ),
     _rule(
         "prompt_too_large",
         r"exceeds the maximum length of \d+ characters|input_too_large",
-        "Put the material into files inside cwd and name them in the prompt.",
+        "Shorten the prompt: put the material into files inside cwd and name the files.",
     ),
     _rule(
         "invalid_output_schema",
         r"invalid schema for response_format|invalid_json_schema|output schema file",
-        "The provider takes only strict schemas: every object needs additionalProperties: false"
-        " and all its properties in required. Correct output_schema.",
+        "Correct output_schema. The provider accepts only strict schemas: every object needs"
+        " additionalProperties: false and all its properties in required.",
     ),
     _rule(
         "refused",
         r"^invalid prompt\b|invalid_prompt|before completion: invalid prompt|content[_ ]policy"
         r"|content[_ ]filter|usage policy|cyber_policy|flagged",
-        "The provider declined the request on policy grounds. Put it in other words, or leave it.",
+        "The provider declined the request under its policy. Rephrase the request, or drop it.",
     ),
     _rule(
         "model_unavailable",
@@ -72,8 +72,8 @@ _RULES = (
         r"status:? 40[13]\b|401 unauthorized|403 forbidden|invalid_api_key|incorrect api key"
         r"|not logged in|log ?in again|refresh token|token (has )?expired"
         r"|missing environment variable|authentication",
-        "Run `codex login` in a terminal, or give the provider's key in the environment of this"
-        " server; then call again.",
+        "Run `codex login` in a terminal, or put the provider's key into this server's"
+        " environment. Then call again.",
     ),
     _rule(
         "overloaded",
@@ -85,13 +85,14 @@ _RULES = (
     _rule(
         "rate_limited",
         r"status:? 429\b|429 too many requests|rate[_ ]limit",
-        "Wait a moment and call again; run fewer calls at once.",
+        "Wait a moment and call again. Run fewer calls at once.",
         retryable=True,
     ),
     _rule(
         "thread_busy",
         r"already has an active writer",
-        "Another process is at work in this thread. Wait until it has ended, then call again.",
+        "Another process is writing to this thread. Wait until that process has ended, then call"
+        " again.",
         retryable=True,
     ),
     _rule(
@@ -102,51 +103,52 @@ _RULES = (
     _rule(
         "untrusted_directory",
         r"not inside a trusted directory",
-        "Codex works only inside git repositories unless told otherwise: give a cwd inside one,"
-        " or set skip_git_repo_check: true if you mean this folder.",
+        "By default, Codex works only inside git repositories. Set cwd to a folder inside one, or"
+        " set skip_git_repo_check: true to work in this folder.",
     ),
     _rule(
         "bad_config",
         r"error loading config|error finding codex home|codex_home points|toml parse error"
         r"|config profile .{1,80} not found|required mcp servers failed|failed to parse config"
         r"|no longer supported; remove this setting",
-        "Codex's own configuration is at fault; correct it at the place that the message names.",
+        "Correct Codex's own configuration at the place that the message names.",
     ),
     _rule(
         "codex_unsupported",
         r"error: unexpected argument|unrecognized subcommand|requires a newer version of codex",
-        "The installed Codex does not know an option. Update it: npm install -g @openai/codex.",
+        "The installed Codex is too old for an option or model. Update Codex: npm install -g"
+        " @openai/codex.",
     ),
     _rule(
         "codex_not_found",
-        r"^cannot run .* in ",  # Said by guard.py, not by Codex.
-        "The program or the folder went away, or may not be used. Check both paths.",
+        r"^cannot run .* in ",  # Written by guard.py, not by Codex.
+        "Check both paths: the program or the folder no longer exists, or access is denied.",
     ),
     _rule(
         "network",
         r"connection failed|error sending request|dns error|failed to lookup address"
         r"|waiting for network|stream disconnected|stream closed before|connection (reset|refused)"
         r"|idle timeout waiting for sse|timed? ?out|tls handshake|reconnecting\.\.\.",
-        "The provider could not be reached, or the connection broke. Check the network and call"
-        " again with codex_resume.",
+        "The provider could not be reached, or the connection broke. Check the network, then"
+        " continue with codex_resume.",
         retryable=True,
     ),
     _rule(
         "invalid_request",
         r"invalid_request_error|status:? 4\d\d\b|400 bad request",
-        "The provider rejected the request; the message says why.",
+        "Change the request as the message says; the provider rejected it.",
     ),
 )
 
 _READ = 20_000
-"""Characters of a message that are read, at either end."""
+"""Characters of a longer message that are matched, at each end."""
 
 _UNKNOWN_HINT = (
-    "Codex's message above is all that is known. If it looks transient, continue with codex_resume."
+    "Read Codex's message; no more is known. If it looks transient, continue with codex_resume."
 )
 _CRASH_HINT = (
-    "Codex ended without saying how the turn went. Check its work, then continue with codex_resume;"
-    " `codex doctor` in a terminal may tell more."
+    "Codex ended without reporting an outcome. Check its work, then continue with codex_resume."
+    " `codex doctor` in a terminal may show the cause."
 )
 
 
@@ -156,12 +158,12 @@ def classify(message: str) -> Failure:
 
 
 def classify_exit(returncode: int, stderr: str, last_error: str | None) -> Failure:
-    """Return the failure behind an end without a terminal event.
+    """Return the failure of a turn that ended without a terminal event.
 
     Args:
         returncode: Exit code of the process, negative for a signal.
-        stderr: The end of what it wrote there: logs, and perhaps the reason.
-        last_error: The last `error` event, if there was one.
+        stderr: The end of its stderr: log lines, and perhaps the reason.
+        last_error: Message of the last `error` event, if there was one.
     """
     said = last_words(stderr) or last_error or ""
     if "panicked at" not in stderr:
@@ -174,7 +176,7 @@ def classify_exit(returncode: int, stderr: str, last_error: str | None) -> Failu
 
 
 def _classify(message: str, otherwise: Kind, hint: str) -> Failure:
-    # Typographic apostrophes came in between 0.147 and 0.163.
+    # Codex prints typographic apostrophes since a version between 0.147 and 0.163.
     plain = message.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").strip()
     if len(plain) > 2 * _READ:
         plain = plain[:_READ] + plain[-_READ:]
@@ -186,7 +188,7 @@ def _classify(message: str, otherwise: Kind, hint: str) -> Failure:
 
 
 def _inner_message(message: str) -> str:
-    """Return the provider's own message where all of *message* is its JSON body."""
+    """Return the provider's own message if *message* is a JSON error body, else *message*."""
     if not message.startswith("{"):
         return message
     try:
@@ -209,7 +211,7 @@ _NOISE = (
 
 
 def last_words(stderr: str) -> str:
-    """Return what Codex wrote to *stderr* for a reader, without its log lines."""
+    """Return the last 12 lines of *stderr* that Codex wrote for a reader, without log lines."""
     kept: list[str] = []
     for line in _ANSI.sub("", stderr).splitlines():
         if line.startswith("Stack backtrace"):

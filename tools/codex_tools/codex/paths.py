@@ -1,4 +1,4 @@
-"""Paths: as a person writes them, Codex's home, and what lies inside what."""
+"""Expand, normalise and compare paths, and find Codex's home folder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def expand_home(path: str) -> str:
-    """Return *path* with the home folder in place of a leading "~", where there is one."""
+    """Return *path* with a leading "~" replaced by the home folder, if that is known."""
     return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises where there is none
 
 
 def make_absolute(path: str) -> str:
-    """Return *path* from the root on, with each ".." taken out and no link followed."""
+    """Return *path* as an absolute path, with each ".." resolved and no link followed."""
     return os.path.abspath(path)  # noqa: PTH100 - no method of Path does all three
 
 
@@ -22,13 +22,13 @@ def codex_home() -> Path:
 
 
 def is_inside(cwd: str | None, folder: str) -> bool:
-    """Return whether *cwd* is *folder* or lies below it."""
+    """Return True if *cwd* is *folder* or a folder below it."""
     folder = folder.rstrip("/")
     return cwd is not None and (cwd.rstrip("/") == folder or cwd.startswith(f"{folder}/"))
 
 
 def folder_names(cwd: str | None) -> tuple[str, ...]:
-    """Return the names that a folder goes by: as it was given, and with links resolved."""
+    """Return the names of the folder *cwd*: normalised as given, and with links resolved."""
     if cwd is None:
         return ()
     return tuple(dict.fromkeys((os.path.normpath(cwd), os.path.realpath(cwd))))

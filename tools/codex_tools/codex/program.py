@@ -1,8 +1,8 @@
-"""Find Codex: the native binary, its version, what it can do.
+"""Find the Codex program, its version and the options that it accepts.
 
-npm installs `codex` as a node script that starts the native binary. We run the
-binary itself: one process and about 0.15 s less per call, and signals arrive
-(the script of 0.60.1 exits 0 on SIGTERM).
+npm installs `codex` as a node script that starts the native binary. This server runs the native
+binary itself. That saves one process and about 0.15 s per call, and signals reach Codex (the
+script of 0.60.1 exits 0 on SIGTERM).
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from codex_tools.codex.workers import on_disk
 Version = tuple[int, int, int]
 
 OLDEST: Version = (0, 60, 1)
-"""The oldest Codex that this bridge is tested on."""
+"""The oldest Codex that this server is tested with and accepts."""
 
 CUMULATIVE_USAGE: Version = (0, 79, 0)
-"""Since here `turn.completed.usage` counts the whole thread after a resume.
+"""First version whose `turn.completed.usage` counts the whole thread after a resume.
 
-Measured: 0.77.0 reports the turn, 0.79.0 the thread (no 0.78 on npm).
+Measured: 0.77.0 reports the turn, 0.79.0 the thread; npm has no 0.78.
 """
 
 PAGINATED_THREADS: Version = (0, 147, 0)
-"""Since here Codex knows `history_mode` in a rollout.
+"""First version that knows `history_mode` in a rollout.
 
-An older one appends lines without ordinals to a "paginated" rollout, which no
-Codex can resume afterwards (seen with 0.60.1 on a thread of 0.169.0).
+An older Codex appends lines without ordinals to a "paginated" rollout. No Codex can resume that
+rollout afterwards (seen with 0.60.1 on a thread of 0.169.0).
 """
 
 PACKED_THREADS: Version = (0, 163, 0)
-"""Since here, or some version before, Codex reads rollouts that were compressed.
+"""A version from which on Codex reads compressed rollouts; the first one may be older.
 
 Seen with 0.163.0; 0.60.1 ends with "stream did not contain valid UTF-8".
 """
 
 WHOLE_SNAPSHOT: tuple[Version, Version] = ((0, 98, 0), (0, 163, 0))
-"""From here to before there, or a version between, commands get back what they shall not have.
+"""First version, and end (excluded), where a shell snapshot restores excluded variables.
 
-Codex takes a snapshot of a shell's whole environment when it starts and lets
-each command begin with it, whatever shell_environment_policy excludes: seen with
-0.120.0 and 0.147.0 once the snapshot was ready, not with 0.98.0, where it is
-off by default, nor with 0.163.0 and 0.171.0.
+When Codex starts, it takes a snapshot of a shell's whole environment. Each command begins with
+that snapshot, whatever shell_environment_policy excludes. Seen with 0.120.0 and 0.147.0 once the
+snapshot was ready. Not seen with 0.98.0, where the snapshot is off by default, nor with 0.163.0
+and 0.171.0. The exact versions between these are not known, so the range is the widest possible.
 """
 
 _FLAG_SINCE: dict[str, Version] = {"--ephemeral": (0, 99, 0)}
@@ -63,70 +63,70 @@ _ANSWER_WITHIN_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A Codex that can be started."""
+    """An installed Codex program and its abilities."""
 
     path: Path
     version: Version | None
-    """None for a build from source, which does not know its version."""
+    """None for a build from source, which has no version number."""
     version_text: str
-    """As `codex --version` prints it, without the name; never empty."""
+    """The version as `codex --version` prints it, without the name; never empty."""
     search_path: str | None
-    """A folder that goes first on PATH (Codex up to 0.120 expects ripgrep there)."""
+    """Folder to put first on PATH (Codex up to 0.120 expects ripgrep there)."""
     flags: frozenset[str]
-    """Which of the flags that not every version knows it accepts."""
+    """The accepted ones among the flags that some versions lack."""
 
     @property
     def usage_is_cumulative(self) -> bool:
-        """Whether usage after a resume counts the whole thread."""
+        """True if usage after a resume counts the whole thread."""
         return self.version is None or self.version >= CUMULATIVE_USAGE
 
     @property
     def knows_paginated_threads(self) -> bool:
-        """Whether it can resume a thread whose history is "paginated" unharmed."""
+        """True if Codex can resume a thread with "paginated" history without damage."""
         return self.version is None or self.version >= PAGINATED_THREADS
 
     @property
     def knows_packed_threads(self) -> bool:
-        """Whether it can resume a thread whose rollout is compressed."""
+        """True if Codex can resume a thread whose rollout is compressed."""
         return self.version is None or self.version >= PACKED_THREADS
 
     @property
     def keeps_whole_snapshot(self) -> bool:
-        """Whether its snapshot of the environment defeats what is kept from commands."""
+        """True if the shell snapshot restores variables that commands must not get."""
         since, before = WHOLE_SNAPSHOT
         return self.version is None or since <= self.version < before
 
     def need(self, flag: str) -> None:
-        """Insist on *flag*.
+        """Check that this Codex accepts *flag*.
 
         Raises:
-            CodexUnsupported: This version does not know it.
+            CodexUnsupported: This version does not know *flag*.
         """
         if flag not in self.flags:
             since = ".".join(map(str, _FLAG_SINCE[flag]))
             raise CodexUnsupported(
-                f"{flag}, which Codex knows since {since}",
+                f"{flag}, which needs Codex {since} or later",
                 self.version_text,
                 "Leave that argument out, or update Codex: npm install -g @openai/codex.",
             )
 
 
 _known: dict[tuple[Path, int, int], Program] = {}
-_asking = anyio.Lock()
+_examining = anyio.Lock()
 
 
 async def find_codex(configured: str | None) -> Program:
-    """Return the Codex to use: *configured*, else on PATH, else the Python package.
+    """Return the Codex to use: *configured*, else the one on PATH, else the Python package's.
 
-    What a binary answered to `--version` is kept until the file changes.
+    The answer of a binary to `--version` is cached until the file changes.
 
     Raises:
-        CodexNotFound: There is none, or it does not answer.
-        CodexUnsupported: It is older than the oldest supported one.
+        CodexNotFound: No Codex was found, or the program does not answer.
+        CodexUnsupported: The Codex found is older than the oldest supported version.
     """
     key = await on_disk(_binary, configured)
     path, _, _ = key
-    async with _asking:
+    async with _examining:
         if key not in _known:
             _known[key] = await _examine(path)
     return _known[key]
@@ -136,7 +136,7 @@ def _binary(configured: str | None) -> tuple[Path, int, int]:
     """Return the native binary with its size and modification time (ns).
 
     Raises:
-        CodexNotFound: There is none.
+        CodexNotFound: No Codex was found, or its file cannot be read.
     """
     path = native_binary(_locate(configured))
     try:
@@ -164,10 +164,10 @@ def _locate(configured: str | None) -> Path:
 
 
 def bundled_codex() -> Path | None:
-    """Return the Codex of the package openai-codex-cli-bin, an extra of this one, if it is there.
+    """Return the Codex of the optional package openai-codex-cli-bin; None if not installed.
 
     Raises:
-        CodexNotFound: The package is there, but not its binary.
+        CodexNotFound: The package is installed, but its binary is missing.
     """
     try:
         package = importlib.import_module("codex_cli_bin")
@@ -180,10 +180,9 @@ def bundled_codex() -> Path | None:
 
 
 def native_binary(path: Path) -> Path:
-    """Return the native binary behind *path* where that is npm's node script.
+    """Return the native binary that npm's node script *path* starts; any other *path* unchanged.
 
-    Covers the link that npm makes and the shell script that pnpm makes. Any
-    other program is returned as it is.
+    *path* may also be the link that npm makes to the script, or pnpm's shell script.
     """
     script = _node_script(path)
     if script is None:
@@ -233,9 +232,9 @@ async def _examine(path: Path) -> Program:
     found = re.search(r"codex\S* ((\d+)\.(\d+)\.(\d+)\S*)", answer)
     if found is None:
         raise CodexNotFound(
-            f"{path} does not answer --version as Codex does, but with: {answer[:200] or 'nothing'}"
+            f"{path} does not answer --version as Codex does; its output: {answer[:200] or 'none'}"
         )
-    # Builds from source call themselves 0.0.0: what they can do stands in their help only.
+    # A build from source calls itself 0.0.0: only its help says which flags it accepts.
     version = (int(found[2]), int(found[3]), int(found[4]))
     if version == (0, 0, 0):
         text = await _ask(path, "exec", "--help")
@@ -245,7 +244,7 @@ async def _examine(path: Path) -> Program:
     else:
         oldest = ".".join(map(str, OLDEST))
         raise CodexUnsupported(
-            f"what this server needs (Codex {oldest} or later)",
+            f"features that this server needs (Codex {oldest} or later)",
             found[1],
             "Update Codex: npm install -g @openai/codex.",
         )

@@ -1,4 +1,4 @@
-"""TurnProgress the events of a turn into a TurnResult, one by one."""
+"""Collect the events of a turn, one by one, into a TurnResult."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ChangeKind = Literal["add", "update", "delete"]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A shell command of the turn, without the shell around it."""
+    """A shell command of the turn, without the `bash -lc` around it."""
 
     command: str
     exit_code: int | None
@@ -57,34 +57,34 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class TurnResult:
-    """What a turn produced, complete or so far."""
+    """The result of a turn, complete or so far."""
 
     thread_id: str | None = None
     final_response: str | None = None
     usage: Usage | None = None
-    """As Codex reported it: see TurnCompletedEvent."""
+    """Token counts as Codex reported them; see TurnCompletedEvent."""
     files_changed: tuple[tuple[str, ChangeKind], ...] = ()
     """Net changes by path, in the order of their first change."""
     commands: tuple[Command, ...] = ()
-    """The newest COMMANDS_KEPT of them."""
+    """The newest COMMANDS_KEPT commands."""
     command_count: int = 0
     tool_calls: tuple[ToolCallItem, ...] = ()
     searches: tuple[str, ...] = ()
     plan: tuple[tuple[str, bool], ...] = ()
     warnings: tuple[str, ...] = ()
     touched: bool = False
-    """Whether the turn did anything that doing it again would repeat."""
+    """True if the turn had effects that a retry would repeat."""
 
 
 _HARMLESS = (AgentMessageItem, ReasoningItem, TodoListItem, ErrorItem)
-"""Items that leave no trace outside of the thread; of unknown ones nobody can say."""
+"""Items without effects outside the thread; an unknown item may have effects."""
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class TurnProgress:
-    """A turn in the making, or several of one run: takes events one by one, in any order."""
+    """Progress of a turn, or of several turns of one run; accepts events in any order."""
 
     thread_id: str | None = None
     final_response: str | None = None
@@ -94,13 +94,14 @@ class TurnProgress:
     exited: tuple[int, str] | None = None
     last_error: str | None = None
     doing: str = "starting Codex"
-    """What goes on now, for people, in a few words."""
+    """The current activity in a few words, for people."""
     command_count: int = 0
     open_items: set[str] = field(default_factory=set[str])
-    """Ids of commands and tool calls that have begun and not ended."""
+    """Ids of commands and tool calls that have started and not ended."""
     alive: bool = False
-    """Whether the newest event shows that Codex gets on."""
+    """True if the latest event counts as progress and resets the stall timer."""
     alive_at: float | None = None
+    """Time of the latest progress on the event loop's clock; the driver sets it."""
     _files: dict[str, tuple[ChangeKind, ChangeKind]] = field(
         default_factory=dict[str, tuple[ChangeKind, ChangeKind]]
     )
@@ -111,13 +112,14 @@ class TurnProgress:
     _warnings: dict[str, str] = field(default_factory=dict[str, str])
     _unread: int = 0
     _turn: int = 0
-    """Which turn it is; Codex counts its items from 0 in each."""
+    """Number of the turn, part of an item's key: Codex counts items from 0 in each turn."""
     _touched: bool = False
 
     def begin_turn(self, thread_id: str | None) -> None:
-        """Make ready for one more turn, in that thread, or a new one.
+        """Prepare for one more turn, in thread *thread_id* or, if None, in a new thread.
 
-        What was done stands and is added to; what became of the turn does not.
+        Commands, changes and other items of earlier turns are kept. The outcome of the earlier
+        turn (answer, usage, failure, exit) is reset.
         """
         self.thread_id = thread_id
         self.final_response = self.usage = self.failure = self.exited = self.last_error = None
@@ -128,21 +130,21 @@ class TurnProgress:
         self._turn += 1
 
     def note(self, warning: str) -> None:
-        """Add what the caller shall be warned of."""
+        """Add a warning for the caller."""
         self._warn(warning, warning)
 
     @property
     def ended(self) -> bool:
-        """Whether the turn has come to its end, well or not."""
+        """True if Codex reported that the turn completed or failed."""
         return self.completed or self.failure is not None
 
     @property
     def files_changed(self) -> int:
-        """How many paths differ from what they were, as far as patches tell."""
+        """Number of paths with a net change, counted from Codex's patches."""
         return sum(1 for _ in self._changes())
 
     def add(self, event: Event) -> None:
-        """Take the next event."""
+        """Add the next event."""
         self.alive = True
         match event:
             case ItemCompletedEvent(item):
@@ -156,7 +158,7 @@ class TurnProgress:
                 self.thread_id = self.thread_id or thread_id or None
                 self.doing = "thinking"
             case TurnStartedEvent():
-                # 0.98 repeats it for each sub-agent; the last terminal event counts.
+                # 0.98 repeats this event for each sub-agent; the last terminal event counts.
                 self.doing = "thinking"
             case TurnCompletedEvent(usage):
                 self.completed, self.failure = True, None
@@ -175,7 +177,7 @@ class TurnProgress:
                 self.exited = (returncode, stderr)
 
     def result(self) -> TurnResult:
-        """Return the turn so far."""
+        """Return the result of the turn so far."""
         warnings = [
             w for w in self._warnings.values() if w != quote(self.failure or "", WARNING_LIMIT)
         ]
@@ -243,7 +245,7 @@ class TurnProgress:
             self.open_items.add(id_)
 
     def _take_error(self, message: str) -> None:
-        # 0.169 repeats these for ever while the network is down: no sign of life.
+        # 0.169 repeats this error for ever while the network is down: it is no progress.
         reconnecting = message.startswith("Reconnecting")
         self.alive = not reconnecting
         self.last_error = quote(message, WARNING_LIMIT)
@@ -263,7 +265,7 @@ def _keep(kept: dict[str, T], key: str, value: T, most: int) -> None:
 
 
 def _net(first: ChangeKind, last: ChangeKind) -> ChangeKind | None:
-    """Return what the first and the last change of a path come to."""
+    """Return the net change of a path from its first and last change; None if there is none."""
     if first == "add":
         return None if last == "delete" else "add"
     if last == "delete":
@@ -272,7 +274,7 @@ def _net(first: ChangeKind, last: ChangeKind) -> ChangeKind | None:
 
 
 def _title(text: str) -> str:
-    """Return the bold title that a reasoning summary begins with."""
+    """Return the bold title at the start of a reasoning summary, or ''."""
     return text.split("**")[1].strip() if text.startswith("**") and text.count("**") > 1 else ""
 
 

@@ -1,11 +1,11 @@
 """Run blocking work in worker threads, so that nothing that can wait runs on the event loop.
 
-Disk work and CPU work have separate limits: a full disk or a network mount that hangs must not
-delay a schema check, and a long schema check must not delay a look at a file. The server's writer
-of stdout uses neither, so answers leave while both are taken.
+Disk work and CPU work have separate limits. A full disk or a network mount that hangs must not
+delay a schema check, and a long schema check must not delay a file read. The server's writer of
+stdout uses neither limit, so answers are sent even while both are used up.
 
-A thread does not help where Python's interpreter lock is held all the time: work whose duration a
-caller can choose needs a limit of its own (see schemas/validation.py).
+A thread does not help while Python's interpreter lock is held all the time. Work whose duration a
+caller can choose therefore needs a limit of its own (see schemas/validation.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 DISK_THREADS = 16
-"""Threads for file system work at once; most of them wait for the kernel, not for a processor."""
+"""Most threads for file system work at a time; most wait for the kernel, not for a processor."""
 
 CPU_THREADS = 4
-"""Threads for parsing, validation and the index at once."""
+"""Most threads for parsing, validation and the index at a time."""
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ async def on_disk(work: Callable[..., T], *arguments: object, abandon: bool = Fa
     Args:
         work: A plain function.
         arguments: Its positional arguments.
-        abandon: True to stop waiting when the caller is cancelled. The thread then ends by itself
+        abandon: True to stop waiting when the caller is cancelled. The thread then runs to its end
             and its result is lost.
     """
     limiter = _limiter(_disk, DISK_THREADS)
@@ -48,7 +48,7 @@ async def on_disk(work: Callable[..., T], *arguments: object, abandon: bool = Fa
 async def on_cpu(work: Callable[..., T], *arguments: object, abandon: bool = False) -> T:
     """Run *work*, which computes, in a worker thread; return its result.
 
-    Args: as of `on_disk`.
+    The arguments are those of `on_disk`.
     """
     limiter = _limiter(_cpu, CPU_THREADS)
     return await anyio.to_thread.run_sync(
@@ -57,12 +57,12 @@ async def on_cpu(work: Callable[..., T], *arguments: object, abandon: bool = Fal
 
 
 async def on_index(work: Callable[..., T], *arguments: object, abandon: bool = False) -> T:
-    """Run *work*, which uses the index over all threads, in a worker thread; return its result.
+    """Run *work*, which uses the index of Codex's threads, in a worker thread; return its result.
 
-    Such calls take turns here instead of in their threads, where the index admits one at a time:
-    45 of them on a cold index once held all threads for 13 s.
+    The index admits one call at a time. Calls wait for each other here, on the event loop, and not
+    in worker threads: 45 calls on a cold index once held all threads for 13 s.
 
-    Args: as of `on_disk`.
+    The arguments are those of `on_disk`.
     """
     try:
         lock = _index.get()
@@ -74,7 +74,7 @@ async def on_index(work: Callable[..., T], *arguments: object, abandon: bool = F
 
 
 def _limiter(variable: RunVar[anyio.CapacityLimiter], threads: int) -> anyio.CapacityLimiter:
-    """Return the limiter of the running event loop, a new one on the first call."""
+    """Return the running event loop's limiter; create one with *threads* on the first call."""
     try:
         return variable.get()
     except LookupError:

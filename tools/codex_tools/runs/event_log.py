@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -49,10 +50,15 @@ class EventLog:
             return
         self._pending.append(line)
         if len(self._pending) == 1:
-            self._writer.put(self._drain)
+            try:
+                # Lines that arrive together are written together: each write wakes a thread.
+                asyncio.get_running_loop().call_soon(self._writer.put, self._drain)
+            except RuntimeError:  # No event loop runs in this thread.
+                self._writer.put(self._drain)
 
     def close(self) -> None:
         """Close the file once all lines are written."""
+        self._writer.put(self._drain)
         self._writer.put(self._close)
 
     def _drain(self) -> None:

@@ -405,9 +405,14 @@ def _next(
 ) -> str:
     resume = f'codex_resume with thread_id "{thread_id}"' if thread_id else None
     if status in ("running", "queued"):
-        return f'Wait for it with codex_wait and run_ids ["{run_id}"], or end it with codex_stop.'
+        return f'Wait for it with codex_wait and run_ids ["{run_id}"], or stop it with codex_stop.'
     if error is None:
-        return f"To go on in this thread, call {resume}." if resume else "Nothing is left to do."
-    if resume is None or error.kind in ("wrong_thread", "thread_not_found"):
-        return "Do as the hint of the error says."
-    return f"When the error allows, go on in this thread with {resume}."
+        return f"To continue this thread, call {resume}." if resume else "Nothing is left to do."
+    if error.kind in ("wrong_thread", "context_window_exceeded"):
+        return "Begin a new thread with codex_run, as the hint of the error says."
+    if resume is None and "codex_resume" in error.hint:
+        # The error does not know that Codex kept no thread.
+        return "There is no thread to resume; call codex_run again instead."
+    if resume is None or error.kind in ("thread_not_found", "thread_busy", "prompt_too_large"):
+        return "Follow the hint of the error."
+    return f"Follow the hint of the error; to continue this thread, call {resume}."
