@@ -181,7 +181,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def fill(text: str) -> str:
-    """Return *text* with all its generated parts made anew."""
+    """Return *text* with all its generated parts made again."""
 
     def made(found: re.Match[str]) -> str:
         return f"{found[1]}\n{PARTS[found[2]]().strip()}\n{found[3]}"

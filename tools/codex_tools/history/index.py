@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from codex_tools.codex.errors import CodexError, IndexUnavailable
-from codex_tools.history.indexer import ContextNumbers, IndexBatch, price_anew, uncollected
+from codex_tools.history.indexer import ContextNumbers, IndexBatch, reprice, uncollected
 from codex_tools.history.scan import RolloutChanges, compare, inode_of, mark_of, mark_of_file, scan
 from codex_tools.history.search_text import read_names, read_new_texts
 from codex_tools.history.tables import (
@@ -221,7 +221,7 @@ class ThreadIndex:
             if stale_prices or stale_names:
                 with transaction(db):
                     if stale_prices:
-                        price_anew(db, self.prices, BATCH_FILES)
+                        reprice(db, self.prices, BATCH_FILES)
                         put_meta(db, "prices", self.prices.fingerprint)
                         put_meta(db, "prices_version", self.prices.version)
                     read_names(db, self._names)

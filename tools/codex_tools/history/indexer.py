@@ -287,7 +287,7 @@ def feed_file(reader: ThreadReader, path: str) -> None:
     reader.finish()
 
 
-def price_anew(db: sqlite3.Connection, prices: Prices, count: int) -> None:
+def reprice(db: sqlite3.Connection, prices: Prices, count: int) -> None:
     """Price all requests in the index again, *count* files at a time."""
     models = ContextNumbers(db).models
     db.execute("DELETE FROM bucket")
