@@ -182,10 +182,10 @@ async def test_what_is_no_program_cannot_be_codex(tmp_path: Path, configured: st
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("#!/bin/sh\necho git version 2.43.0\n", "but with: git version 2.43.0"),
-        ("#!/bin/sh\necho codex\n", "but with: codex"),
-        ("#!/bin/sh\nexit 1\n", "but with: nothing"),
-        ("#!/bin/sh\nprintf '\\377\\376'\n", "but with: "),
+        ("#!/bin/sh\necho git version 2.43.0\n", "its output: git version 2.43.0"),
+        ("#!/bin/sh\necho codex\n", "its output: codex"),
+        ("#!/bin/sh\nexit 1\n", "its output: none"),
+        ("#!/bin/sh\nprintf '\\377\\376'\n", "its output: "),
         ("#!/no/such/interpreter\n", "cannot be run: No such file"),
         ("no program at all\n", "cannot be run: Exec format error"),
     ],

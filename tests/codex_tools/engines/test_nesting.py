@@ -158,7 +158,7 @@ def test_a_parent_that_linux_is_about_to_forget_does_not_end_the_look(
         return environs.get(pid, "").encode() if file == "environ" else b""
 
     monkeypatch.setattr("codex_tools.engines.nesting._content", content)
-    assert [ancestor.told for ancestor in from_proc()] == [1, 0]
+    assert [ancestor.depth for ancestor in from_proc()] == [1, 0]
 
 
 @pytest.mark.skipif(not LINUX, reason="elsewhere the user's environments are read on macOS only")

@@ -1,4 +1,4 @@
-"""Run one turn on an engine: limits on its time, and its events collected into a TurnResult."""
+"""Run one turn on an engine: enforce its time limits and collect its events into a TurnResult."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import Engine, Keep, TurnRequest
 
 LINGER_S = 10.0
-"""How long Codex may take to exit after the turn's end, to close its files."""
+"""Seconds that Codex may take to close its files and exit after the turn's end."""
 
 Report = Callable[[TurnProgress], None]
-"""Called after each event with the turn so far; must be quick and not block."""
+"""Function that gets the turn so far after each event; it must be quick and must not block."""
 
 
 async def run_turn(
@@ -31,23 +31,23 @@ async def run_turn(
     """Run one turn of Codex and return what it produced.
 
     Args:
-        engine: The way to run it.
-        request: The turn.
+        engine: The engine that runs the turn.
+        request: The turn to run.
         report: Called with the turn so far after each event.
         keep: Called with each line as Codex wrote it.
-        progress: What the run did in earlier turns; this turn is added.
+        progress: Progress of the run's earlier turns; this turn is added to it.
         since: Start of the time limit on the event loop's clock; None for now.
 
-    Leaving early, by timeout or cancellation, kills the whole process tree, because Codex's own
-    children would otherwise continue to edit files.
+    A timeout or a cancellation kills the whole process tree, because Codex's own children would
+    otherwise continue to edit files.
 
     Raises:
         CodexUnsupported: This version lacks an option that is needed.
         TurnFailed: Codex reported a failure, or ended without a result.
         TimedOut: The turn took longer than `timeout_s`.
-        Stalled: Nothing happened for `stall_s`, with no command or tool at work.
+        Stalled: Codex made no progress for `stall_s` while no command or tool call was open.
         WrongThread: Codex opened another thread than the one to resume.
-        NoAnswer: The turn was completed without a message.
+        NoAnswer: The turn completed without a message from the model.
     """
     progress = TurnProgress() if progress is None else progress
     began = anyio.current_time()
@@ -80,26 +80,26 @@ def _deadline(progress: TurnProgress, request: TurnRequest, start: float, began:
 
 
 def check_thread(asked: str, progress: TurnProgress) -> None:
-    """Insist that the thread that Codex opened is the one *asked* for.
+    """Check that Codex opened the thread *asked* for.
 
-    0.60.1 and 0.98.0 begin a new thread where they do not find the old one.
+    Codex 0.60.1 and 0.98.0 begin a new thread if they do not find the old one.
 
     Raises:
-        WrongThread: It is another one.
+        WrongThread: Codex opened another thread.
     """
     if progress.thread_id != asked:
         raise WrongThread(asked, progress.thread_id or "", progress.result())
 
 
 def finish(progress: TurnProgress) -> TurnResult:
-    """Return the result of a stream that has ended.
+    """Return the result of a turn whose events have ended.
 
-    Success is `turn.completed`, seen last, and nothing else: exit codes lie in
+    A turn succeeded only if its last terminal event is `turn.completed`. Exit codes are wrong in
     both directions (0.60.1 exits 0 after SIGINT and SIGTERM).
 
     Raises:
         TurnFailed: Codex reported a failure, or ended without a result.
-        NoAnswer: The turn was completed without a message.
+        NoAnswer: The turn completed without a message from the model.
     """
     result = progress.result()
     if progress.failure is not None:

@@ -1,7 +1,7 @@
-"""Define what an engine is: a way to run one turn of Codex.
+"""Define an engine: a way to run one turn of Codex.
 
-Tools and runs know this file only; `choose.py` alone names the engines that there are. A new
-engine is a file in this folder and a line there.
+Tools and runs import only this file; `choose.py` alone names the existing engines. To add an
+engine, add a file to this folder and a line to `choose.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from codex_tools.codex.sandbox import Sandbox
 from codex_tools.engines.environment import EnvironmentRules
 
 Keep = Callable[[bytes], None]
-"""Takes each line as Codex wrote it, before it is parsed; must return at once."""
+"""Function that gets each line as Codex wrote it, before parsing; it must return at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """One turn as it will run: everything is decided and checked, the engine decides nothing."""
+    """Describe one turn completely: all values are checked, and the engine decides nothing."""
 
     program: Program
     """The Codex to run, as `Engine.prepare` returned it."""
@@ -47,7 +47,7 @@ class TurnRequest:
     skip_git_repo_check: bool = False
     ephemeral: bool = False
     base_instructions: str | None = None
-    """Replaces Codex's own instructions to the model."""
+    """Text that replaces Codex's own instructions to the model."""
     environment: EnvironmentRules = field(default_factory=EnvironmentRules)
     depth: int = 1
     """Number of nested runs, this one included."""
@@ -64,11 +64,11 @@ class Engine(Protocol):
         ...
 
     async def prepare(self) -> Program:
-        """Find Codex and return what it is and can do.
+        """Find Codex and return its path, version and abilities.
 
         Raises:
-            CodexNotFound: There is no Codex, or it does not answer.
-            CodexUnsupported: It is older than the oldest supported version.
+            CodexNotFound: No Codex was found, or it does not answer.
+            CodexUnsupported: Codex is older than the oldest supported version.
         """
         ...
 
@@ -77,10 +77,10 @@ class Engine(Protocol):
     ) -> AbstractAsyncContextManager[AsyncGenerator[Event]]:
         """Start a turn; the context manager yields its events, the last one an ExitedEvent.
 
-        Leaving it, for whatever reason, leaves no process alive that the turn has started.
+        When the context manager exits, for any reason, no process started by the turn is alive.
 
         Raises:
             CodexUnsupported: This version of Codex lacks an option that the turn needs.
-            NotAllowed: A path leads elsewhere than when it was checked.
+            NotAllowed: A path resolves to another place than when it was checked.
         """
         ...

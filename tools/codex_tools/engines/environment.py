@@ -1,9 +1,9 @@
-"""What Codex, and the commands it runs, get of this server's environment.
+"""Select the environment variables that Codex and its commands get from this server.
 
-An MCP client starts this server with its own secrets in the environment. Codex
-hands all of what it gets on to the commands that its model runs (0.98.0 to
-0.169.0; 0.60.1 holds back names with KEY or TOKEN), so what neither needs goes
-no further than here, and what Codex alone needs is held back by Codex itself.
+An MCP client starts this server with the client's own secrets in the environment. Codex passes
+its whole environment to the commands that its model runs (0.98.0 to 0.169.0; 0.60.1 withholds
+names with KEY or TOKEN). Variables that neither needs are therefore removed here. Variables that
+only Codex needs are passed to Codex with the setting that keeps them from commands.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 DEPTH_VARIABLE = "CODEX_RUN_DEPTH"
-"""How many runs of this server a process lives inside, as far as it was handed down."""
+"""Variable that holds the number of nested runs around a process, where it was passed down."""
 
 WITHHELD = (
     *("ANTHROPIC_*", "CLAUDE_*", "CLAUDECODE", "AI_AGENT", "MCP_SERVER_CODEX_*"),
@@ -28,39 +28,39 @@ WITHHELD = (
     *("PERPLEXITY_*", "AWS_BEARER_TOKEN_BEDROCK", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
     "OTEL_EXPORTER_*HEADERS",
 )
-"""Names, as globs in capitals, that Codex does not get: the client's and other agents' own."""
+"""Names, as upper-case globs, that Codex does not get: those of the client and other agents."""
 
 CODEX_ONLY = ("CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
-"""Names that Codex may need, but no command that it runs."""
+"""Names that Codex may need, but its commands do not."""
 
 _NAMING_KEYS = ("env_key", "bearer_token_env_var", "env_vars", "env_http_headers")
-"""Keys of Codex's configuration whose values are names of variables that it will read."""
+"""Keys of Codex's configuration whose values are names of variables that Codex reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentRules:
-    """What the operator says besides, as globs of names."""
+    """The operator's own rules, as globs of names."""
 
     passed: tuple[str, ...] = ()
-    """Handed on to Codex and its commands, although held back otherwise."""
+    """Variables passed to Codex and its commands although the default rules withhold them."""
     denied: tuple[str, ...] = ()
-    """Handed on to neither, whatever else is said."""
+    """Variables passed to neither, whatever other rules say."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodexConfig:
-    """What Codex's own configuration says of the environment."""
+    """The parts of Codex's own configuration that concern the environment."""
 
     named: frozenset[str] = frozenset()
-    """Variables that it names: keys of providers, headers, tokens of MCP servers."""
+    """Variables that the configuration names: provider keys, headers, tokens of MCP servers."""
     excluded: tuple[str, ...] = ()
-    """Globs that the person already keeps from commands."""
+    """Globs that the configuration already keeps from commands."""
 
 
 def read_config(home: Path, profile: str | None = None) -> CodexConfig:
-    """Return what `config.toml` in *home*, and the profile's file, say of the environment.
+    """Read the environment settings from `config.toml` in *home* and from the profile's file.
 
-    Unreadable is as good as empty: Codex itself will say what is wrong with it.
+    An unreadable file counts as empty, because Codex itself will report what is wrong with it.
     """
     named: set[str] = set()
     excluded: list[str] = []
@@ -68,7 +68,7 @@ def read_config(home: Path, profile: str | None = None) -> CodexConfig:
     for file in files:
         try:
             if not (home / file).is_file():
-                continue  # A named pipe, for one, would be waited on for ever.
+                continue  # Opening a named pipe, for example, would block for ever.
             config = tomllib.loads((home / file).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
@@ -101,7 +101,7 @@ def _strings(value: object) -> Iterator[str]:
             for each in cast(list[object], value):
                 yield from _strings(each)
         case dict():
-            # {header = NAME}, and {name = NAME, source = "..."} of MCP servers since 0.120.
+            # {header = NAME}, and since 0.120 {name = NAME, source = "..."} of MCP servers.
             for each in cast(dict[str, object], value).values():
                 yield from _strings(each)
         case _:
@@ -119,39 +119,39 @@ def environment_for_codex(
     """Return the environment for Codex, made from this server's *environ*.
 
     Args:
-        environ: What this server was started with.
-        rules: The operator's.
-        config: What Codex's configuration names it needs, unless the operator denies it.
-        depth: How many runs the new one will be inside, itself counted.
-        search_path: A folder that goes first on PATH.
+        environ: The environment of this server.
+        rules: The operator's rules.
+        config: Codex's configuration. Variables that it names are passed unless *rules* deny them.
+        depth: Number of nested runs, the new one included.
+        search_path: Folder to put first on PATH.
     """
-    env = {name: value for name, value in environ.items() if _goes_on(name, rules, config)}
-    # Client snippets set these two to protect the server. The commands that Codex
-    # runs must not inherit them: scripts would no longer find their own modules.
+    env = {name: value for name, value in environ.items() if _is_passed(name, rules, config)}
+    # Configuration snippets for clients set these two to protect this server. Codex's commands
+    # must not inherit them, because scripts would no longer find their own modules.
     env.pop("PYTHONSAFEPATH", None)
     if not env.get("PYTHONPATH"):
         env.pop("PYTHONPATH", None)
-    _leave_own_place(env)
+    _remove_tool_environment(env)
     if search_path is not None:
         env["PATH"] = os.pathsep.join(filter(None, (search_path, env.get("PATH"))))
     env[DEPTH_VARIABLE] = str(depth)
     return env
 
 
-def _goes_on(name: str, rules: EnvironmentRules, config: CodexConfig) -> bool:
+def _is_passed(name: str, rules: EnvironmentRules, config: CodexConfig) -> bool:
     if _matches(name, rules.denied):
         return False
     if _matches(name, ("MCP_SERVER_CODEX_*",)):
-        return False  # This server's limits are none of Codex's business, nor of its model's.
+        return False  # Neither Codex nor its model may see this server's limits.
     return _matches(name, rules.passed) or name in config.named or not _matches(name, WITHHELD)
 
 
 def kept_from_commands(
     environ: Iterable[str], rules: EnvironmentRules, config: CodexConfig
 ) -> list[str]:
-    """Return what to tell Codex to keep from commands, as globs; [] if nothing.
+    """Return the globs of variables that Codex must keep from its commands; [] for none.
 
-    Its own setting is replaced by this, so it holds what the person says there too.
+    The result replaces Codex's own setting, so it includes the globs of that setting.
     """
     names = sorted(
         name
@@ -165,11 +165,11 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name.upper(), glob.upper()) for glob in globs)
 
 
-def _leave_own_place(env: dict[str, str]) -> None:
-    """Take out what a tool runner (uvx, pipx) put in for the server alone.
+def _remove_tool_environment(env: dict[str, str]) -> None:
+    """Remove from *env* what a tool runner (uvx, pipx) set for this server alone.
 
-    Otherwise `python` and `pip` in Codex's commands would be this server's own.
-    A virtual environment that the person has activated is left as it is.
+    Otherwise `python` and `pip` in Codex's commands would be this server's own. A virtual
+    environment that a person has activated is kept.
     """
     if not {"uv", "pipx"} & set(Path(sys.prefix).parts):
         return

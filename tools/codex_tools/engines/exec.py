@@ -1,4 +1,4 @@
-"""Run a turn by `codex exec --json`: one child process per turn, its stdout as events."""
+"""Run a turn with `codex exec --json`: one child process per turn, events from its stdout."""
 
 from __future__ import annotations
 
@@ -34,20 +34,23 @@ _SEARCH_OFF = (
     "tools.web_search=false",
     "features.web_search_request=false",
 )
-"""Each version reads another of these keys; all of them together work on 0.60.1 to 0.169.0."""
+"""Settings that disable web search; which key works depends on the version.
+
+All of these together work on 0.60.1 to 0.169.0.
+"""
 
 
 class ExecEngine:
-    """Runs each turn as a `codex exec --json` process under a guard."""
+    """Run each turn as a `codex exec --json` process under a guard."""
 
     name = "exec"
 
     def __init__(self, codex_bin: str | None) -> None:
-        """*codex_bin* is the configured Codex; None to look for one."""
+        """Remember *codex_bin*, the configured Codex; None to look for one."""
         self._codex_bin = codex_bin
 
     async def prepare(self) -> Program:
-        """Find Codex and return what it is and can do; see `Engine.prepare`."""
+        """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
         return await find_codex(self._codex_bin)
 
     @asynccontextmanager
@@ -79,15 +82,15 @@ class ExecEngine:
 def build_argv(
     request: TurnRequest, schema_file: Path | None, kept: Sequence[str] = ()
 ) -> list[str]:
-    """Return the command line of a turn, in the one form that all versions accept.
+    """Return the command line of a turn, in a form that all supported versions accept.
 
     All options come before `resume`: 0.60.1 accepts few after it, and no version accepts -s or
     -C there. The sandbox is always named, because several versions remember or guess another
-    one. `--image=` binds its value, because `-i FILE -` takes the dash for a file.
+    one. `--image=` binds its value, because in `-i FILE -` Codex takes the dash for a file.
 
     Args:
         request: The turn.
-        schema_file: The file with its output schema, if it has one.
+        schema_file: File with the output schema; None without one.
         kept: Globs of environment variables that Codex must keep from its commands.
 
     Raises:
@@ -172,7 +175,7 @@ def _schema_file(scratch: Path) -> Path:
 
 
 def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dict[str, str]]:
-    """Return the command line and the environment for Codex; reads Codex's configuration."""
+    """Read Codex's configuration and return the command line and the environment for Codex."""
     config = read_config(codex_home(), request.profile)
     kept = kept_from_commands(os.environ, request.environment, config)
     schema_file = None
@@ -190,24 +193,24 @@ def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str],
 
 
 def _check_unmoved(request: TurnRequest) -> None:
-    """Check that the paths, whose links were resolved before, still have none.
+    """Check that the paths of *request*, whose links were resolved before, still hold no link.
 
-    The run may have waited in the queue for long, while another run worked in the same folder.
+    The run may have waited in the queue for long while another run worked in the same folder.
 
     Raises:
-        NotAllowed: A link replaced a part of a path.
+        NotAllowed: A part of a path was replaced by a link.
     """
     for path in (request.cwd, *request.add_dirs, *request.images):
         if os.path.realpath(path) != str(path):
             raise NotAllowed(
-                f"path {path}", "since it was checked, a link took its place", "--root"
+                f"path {path}", "a part of it was replaced by a link after the check", "--root"
             )
 
 
 def _with_instructions(request: TurnRequest, text: str, scratch: Path) -> TurnRequest:
-    """Return *request* with its instructions in a file that Codex reads them from.
+    """Write *text* to a file and return *request* with the settings that name that file.
 
-    The first key is read by 0.60.1, the second by 0.163.0 and 0.169.0; each ignores the other.
+    Codex 0.60.1 reads the first key, 0.163.0 and 0.169.0 the second; each ignores the other key.
     """
     file = scratch / "instructions.md"
     file.write_bytes(text.encode("utf-8", "replace"))
@@ -216,7 +219,10 @@ def _with_instructions(request: TurnRequest, text: str, scratch: Path) -> TurnRe
 
 
 def _without_commas(images: Sequence[Path], scratch: Path) -> tuple[Path, ...]:
-    """Return *images*, by links in *scratch* where Codex would split a path at its commas."""
+    """Return *images*, with a link in *scratch* for each path that contains a comma.
+
+    Codex would split such a path at its commas.
+    """
     plain: list[Path] = []
     for number, image in enumerate(images):
         link = scratch / f"{number}{image.suffix.replace(',', '')}"
@@ -227,7 +233,7 @@ def _without_commas(images: Sequence[Path], scratch: Path) -> tuple[Path, ...]:
 
 
 async def _events(child: Child, keep: Keep) -> AsyncGenerator[Event]:
-    """Yield the events that *child* prints, then how it ended."""
+    """Yield the events that *child* prints, then an ExitedEvent."""
     async with aclosing(child.lines()) as lines:
         async for line in lines:
             if line.strip():

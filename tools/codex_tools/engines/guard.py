@@ -1,20 +1,20 @@
-"""Run one child so that nothing of its tree can outlive the caller.
+"""Run one child so that no process of its tree can outlive the caller.
 
     python -I -S guard.py CONTROL_FD SCRATCH GRACE_MS CWD PROGRAM ARGUMENT...
 
-By this command line ancestry.py counts the runs that a server lives inside.
+nesting.py recognises guards by this command line, to count nested runs.
 
-A script of its own, standard library only, because it must survive the death
-of the process that it protects against. Its standard streams go to the child
-unchanged. It ends the tree when CONTROL_FD reads end-of-file (the caller closed
-it, crashed or was killed: one path for all), or when the child has ended; then
-it removes the folder SCRATCH ("" for none) and ends as the child did.
+The guard is a separate script, with the standard library only, because it must survive the death
+of its caller. The child gets the guard's standard streams unchanged. The guard kills the process
+tree when the child has ended, or when CONTROL_FD reads end of file. The latter happens whether the
+caller closed it, crashed or was killed: one path for all. Then the guard removes the folder
+SCRATCH ("" for none) and exits as the child did.
 
-On Linux it is the child's subreaper: a descendant that calls setsid, nohup or
-a double fork becomes the guard's own child when its parent dies. So "the guard
-has no children left", which wait(2) tells for sure, means that all are dead.
-Elsewhere it follows parent ids from `ps`, which misses a process that was
-re-parented before the end: the best that can be done without a kernel's help.
+On Linux, the guard is the child's subreaper. A descendant that calls setsid, nohup or a double
+fork becomes the guard's own child when its parent dies. When wait(2) reports that the guard has no
+children left, all processes of the tree are therefore dead. Elsewhere, the guard follows parent
+ids from `ps`, which misses a process that got another parent before the end. Without help from the
+kernel, no better way is known.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ else:
 LINUX = sys.platform.startswith("linux")
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-GIVE_UP_S = 10.0  # A process in uninterruptible sleep may never die.
+GIVE_UP_S = 10.0  # Seconds to try to kill: a process in uninterruptible sleep may never die.
 
 
 def main(arguments: list[str]) -> None:
-    """Run the child, outlive it, and leave with its status."""
+    """Run the child, kill its process tree, and exit as the child did."""
     control = int(arguments[0])
     scratch, grace_s, cwd, argv = (
         arguments[1],
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     wakeup, alarm = os.pipe()
     os.set_blocking(alarm, False)
-    signal.signal(signal.SIGCHLD, heed)
+    signal.signal(signal.SIGCHLD, ignore)
     signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
     prctl = linux_prctl() if LINUX else None
     if prctl is not None:
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     child = os.fork()
     if child == 0:
         become(argv, cwd, guard, prctl)
-    hush()
+    close_streams()
     status = watch(child, control, wakeup)
     doomed: set[int] = set() if LINUX else tree(guard)
     if status is None:
@@ -75,12 +75,12 @@ def main(arguments: list[str]) -> None:
     leave(status)
 
 
-def heed(number: int, frame: object) -> None:
-    """Do nothing: that there is a handler lets the signal wake the poll."""
+def ignore(number: int, frame: object) -> None:
+    """Do nothing with SIGCHLD; an installed handler lets the signal wake the poll."""
 
 
 def become(argv: list[str], cwd: str, guard: int, prctl: Prctl | None) -> None:
-    """Turn the forked copy into the child: own session, default signals."""
+    """Turn the forked process into the child: own session, default signals, then exec."""
     try:
         os.setsid()
         if prctl is not None:
@@ -107,8 +107,8 @@ def become(argv: list[str], cwd: str, guard: int, prctl: Prctl | None) -> None:
         os._exit(127)
 
 
-def hush() -> None:
-    """Let go of the streams, so that the caller sees the child's end of file."""
+def close_streams() -> None:
+    """Close the guard's standard streams, so that the caller sees the child's end of file."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -116,7 +116,7 @@ def hush() -> None:
 
 
 def watch(child: int, control: int, wakeup: int) -> int | None:
-    """Return the child's wait status, or None when the caller let go first."""
+    """Wait for the child; return its wait status, or None if *control* was closed first."""
     poll = select.poll()
     poll.register(control, select.POLLIN | select.POLLHUP)
     poll.register(wakeup, select.POLLIN)
@@ -132,7 +132,7 @@ def watch(child: int, control: int, wakeup: int) -> int | None:
 
 
 def interrupt(child: int, wakeup: int, grace_s: float) -> int | None:
-    """Ask the child to end, so that it can close its files; wait *grace_s* at most."""
+    """Send SIGINT so that the child can close its files; wait at most *grace_s* for its status."""
     signal_group(child, signal.SIGINT)
     poll = select.poll()
     poll.register(wakeup, select.POLLIN)
@@ -146,7 +146,7 @@ def interrupt(child: int, wakeup: int, grace_s: float) -> int | None:
 
 
 def kill_all(child: int, status: int | None, doomed: set[int]) -> int | None:
-    """Kill until there is nothing left to wait for."""
+    """Kill all descendants until none is left; return the child's wait status."""
     deadline = time.monotonic() + GIVE_UP_S
     pause_s = 0.0005
     while True:
@@ -166,7 +166,7 @@ def kill_all(child: int, status: int | None, doomed: set[int]) -> int | None:
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
-                pass  # It is gone already, or runs as another user.
+                pass  # The process has ended already, or runs as another user.
         doomed = set()
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.02)
@@ -188,7 +188,7 @@ def tree(root: int) -> set[int]:
 
 
 def processes() -> list[tuple[int, int]]:
-    """Return (pid, parent pid) of every process that can be seen."""
+    """Return (pid, parent pid) of every visible process."""
     if not LINUX:
         import subprocess
 
@@ -203,7 +203,7 @@ def processes() -> list[tuple[int, int]]:
                     # The command, in brackets, may itself hold brackets and blanks.
                     found.append((int(name), int(stat.read().rpartition(b")")[2].split()[1])))
             except (OSError, IndexError, ValueError):
-                pass  # It ended while we looked.
+                pass  # The process ended during the read.
     return found
 
 
@@ -239,7 +239,7 @@ def remove(folder: str) -> None:
 
 
 def leave(status: int | None) -> None:
-    """End as the child did: with its exit code, or by its signal."""
+    """Exit as the child did: with its exit code, or by its signal."""
     if status is None:
         os._exit(1)
     if os.WIFSIGNALED(status):
@@ -251,7 +251,7 @@ def leave(status: int | None) -> None:
 
 
 def linux_prctl() -> Prctl | None:
-    """Return the C library's prctl, or None where it cannot be had."""
+    """Return the C library's prctl, or None if it cannot be loaded."""
     try:
         import ctypes
 

@@ -1,21 +1,23 @@
-"""How many runs of ours this process lives inside.
+"""Count the nested runs of this server that this process is inside.
 
-Codex may have this very server among its MCP servers, or start it from its
-shell: agents would start agents without end. The environment alone does not
-tell, since Codex gives an MCP server little of its own (0.60.1 to 0.169.0), and
-a model can take a variable off. But each run has its guard (guard.py) between
-our server and Codex, and what a run starts stays below that guard.
+Codex may have this very server among its MCP servers, or start it from its shell. Agents would
+then start agents without end. The environment alone is not enough to detect this. Codex passes
+little of its environment to an MCP server (0.60.1 to 0.169.0), and a model can unset a variable.
+But each run has a guard (guard.py) between this server and Codex, and all processes of the run are
+descendants of that guard.
 
-In the sandbox of Codex 0.120 and later, processes have a numbering of their own,
-in which the guard cannot be seen. There the environments of those that can be
-seen tell: the first of them is the sandbox's, and got its own from Codex itself.
-In the sandbox of older versions, and outside of any, it is the other way round:
-the guard is seen, environments may not be (0.60.1 hides its own as well).
+In the sandbox of Codex 0.120 and later, processes have their own pid namespace, in which the guard
+is not visible. There, the environments of the visible processes are read. The first process is the
+sandbox's, and got its environment from Codex itself. In the sandbox of older versions, and outside
+any sandbox, it is the other way round. The guard is visible, and environments may not be (0.60.1
+hides its own as well).
 
-What is not seen: ancestors of other users under a /proc mounted with hidepid;
-a command free to do anything (danger-full-access) that kills the guard, or that
-opens a numbering of its own and sheds the variable; on macOS, one that lets its
-parent die and sheds the variable.
+These cases are not detected:
+
+* ancestors of other users under a /proc mounted with hidepid
+* a command with full access (danger-full-access) that kills the guard, or that opens its own pid
+  namespace and unsets the variable
+* on macOS, a command that lets its parent die and unsets the variable
 """
 
 from __future__ import annotations
@@ -30,20 +32,20 @@ from dataclasses import dataclass
 from codex_tools.engines.environment import DEPTH_VARIABLE
 
 MOST = 9999
-"""The largest number that the variable is believed."""
+"""The largest depth that is read from the variable; larger numbers count as this one."""
 
 _VARIABLE = re.compile(rf"(?:^|\0){DEPTH_VARIABLE}=([^\0]*)".encode())
 _SCRIPT = re.compile(
     rb"(?:.*/)?codex_tools/(?:engines|codex)/(?:__pycache__/)?guard(?:\.[^/]+)?\.pyc?", re.DOTALL
 )
-"""Where guard.py is; builds up to 0.1.0 had it in `codex/`, and their runs may hold this one."""
+"""Path of guard.py. Builds up to 0.1.0 had it in `codex/`; their runs may contain this process."""
 
 _ARGUMENTS_SIZE = 64 * 1024
-"""Bytes of a command line that hold the arguments of any guard: four are paths."""
+"""Bytes read from a command line; enough for the arguments of any guard, four of them paths."""
 
 _PS_TIMEOUT_S = 10.0
-# One string, in which nothing tells a blank from the end of an argument, but that
-# options begin with a dash and all paths here with a slash.
+# `ps` prints a command line as one string, without marks between arguments. Only the dash of an
+# option and the slash of a path show where an argument begins.
 _PS_GUARD = re.compile(
     r"(?:(?! [-/]).)+ -I -S /(?:(?! [-/]).)*?\b"
     r"codex_tools/(?:engines|codex)/(?:__pycache__/)?guard(?:\.[^/ ]+)?\.pyc?"
@@ -54,29 +56,29 @@ _PS_VARIABLE = re.compile(rf" {DEPTH_VARIABLE}=(\S*)")
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:
-    """What a process above this one says of its depth."""
+    """An ancestor process, as evidence of nested runs."""
 
     is_guard: bool
-    told: int = 0
-    """The number that it was started with in the variable."""
+    depth: int = 0
+    """The depth in the variable that the process was started with; 0 for none."""
 
 
 def find_depth(
     environ: Mapping[str, str], look: Callable[[], Iterable[Ancestor]] | None = None
 ) -> int:
-    """Return how many runs of ours this process lives inside.
+    """Return the number of nested runs of this server that this process is inside.
 
-    A number in the variable says how deep its holder is, so the guards between
-    that holder and this process come on top of it. A wrong one can make the
-    result too large, which refuses a run, but never smaller than without it.
+    The variable holds the depth of its process. The guards between that process and this one are
+    added to it. A wrong number can make the result too large, so that a run is refused. It never
+    makes the result smaller than without the variable.
 
     Args:
-        environ: This process's own.
-        look: Finds the ancestors, nearest first; by default as this system can.
+        environ: The environment of this process.
+        look: Returns the ancestors, nearest first; by default `from_proc` or `from_ps`.
     """
     depth, guards = _number(environ.get(DEPTH_VARIABLE, "").encode("utf-8", "replace")), 0
     for ancestor in (look or (from_proc if sys.platform == "linux" else from_ps))():
-        depth = max(depth, guards + ancestor.told)  # A guard has the number of its own run.
+        depth = max(depth, guards + ancestor.depth)  # A guard has the depth of its own run.
         guards += ancestor.is_guard
     return max(depth, guards)
 
@@ -85,24 +87,24 @@ def find_depth(
 class _Process:
     pid: str
     parent: int
-    """0 for none that can be seen."""
+    """Id of the parent; 0 if none is visible."""
     started: int
-    """In ticks; with its id, it tells a process from all others. -1 if it cannot be seen."""
+    """Start time in ticks, which with the id identifies a process; -1 if not visible."""
     ancestor: Ancestor
 
 
 def from_proc() -> list[Ancestor]:
-    """Return the ancestors, nearest first, as Linux shows them; reads four small files of each.
+    """Return the ancestors, nearest first, from Linux's /proc; reads four small files of each.
 
-    One may end meanwhile, and its id be given to a stranger. So what was read of
-    it counts only if it still is the parent of the one below; else that one,
-    which somebody has adopted, is asked anew. None that lives on is missed.
+    An ancestor may end during the reads, and another process may get its id. What was read of an
+    ancestor therefore counts only if it is still the parent of the process below. Otherwise that
+    process has a new parent, which is read next. No ancestor that stays alive is missed.
 
-    One that Linux is about to forget (6.18, once its exit status was taken) is
-    still shown, started as before but with parent 0: it counts as gone.
+    An exiting process whose exit status was already collected may still be shown (Linux 6.18), with
+    its old start time but with parent 0. It counts as gone.
     """
-    # Not by this process's id: /proc may number the processes of an outer
-    # namespace, as it does where a sandbox could not mount its own.
+    # "self" and not this process's id: /proc may show the ids of an outer namespace, as it does
+    # where a sandbox could not mount its own /proc.
     chain = [_look("self")]
     seen: set[str] = set()
     while (below := chain[-1]).parent > 0:
@@ -122,13 +124,13 @@ def from_proc() -> list[Ancestor]:
 
 def _look(pid: str) -> _Process:
     parent, started = _parent(pid)
-    told = map(_number, _VARIABLE.findall(_content(pid, "environ")))
+    depths = map(_number, _VARIABLE.findall(_content(pid, "environ")))
     argv = _content(pid, "cmdline", _ARGUMENTS_SIZE).split(b"\0")
-    return _Process(pid, parent, started, Ancestor(_is_guard(argv), max(told, default=0)))
+    return _Process(pid, parent, started, Ancestor(_is_guard(argv), max(depths, default=0)))
 
 
 def _parent(pid: str) -> tuple[int, int]:
-    """Return the id of *pid*'s parent and when *pid* was started."""
+    """Return the parent's id and the start time of *pid*; (0, -1) if they cannot be read."""
     # The command, in brackets, may itself hold brackets and blanks.
     fields = _content(pid, "stat").rpartition(b")")[2].split()
     return (int(fields[1]), int(fields[19])) if len(fields) > 19 else (0, -1)
@@ -136,20 +138,20 @@ def _parent(pid: str) -> tuple[int, int]:
 
 def _content(pid: str, file: str, size: int = -1) -> bytes:
     try:
-        # A Path takes as long as all the rest.
+        # Creating a Path would take as long as all the rest.
         with open(f"/proc/{pid}/{file}", "rb", buffering=0) as content:  # noqa: PTH123
             return content.read(size) or b""
-    except OSError:  # It is gone, another user's, hidden by a sandbox or by itself.
+    except OSError:  # The process ended, is another user's, or is hidden by a sandbox or by itself.
         return b""
 
 
 def _is_guard(argv: list[bytes]) -> bool:
-    """Return whether *argv* is a guard's, of this or another installation or version.
+    """Return True if *argv* is that of a guard, of any installation or version.
 
     INTERPRETER -I -S GUARD CONTROL_FD SCRATCH GRACE_MS CWD PROGRAM ARGUMENT...
     """
     return (
-        len(argv) > 9  # The last is empty: each argument ends with a NUL.
+        len(argv) > 9  # The last item is empty: each argument ends with a NUL.
         and argv[1:3] == [b"-I", b"-S"]
         and _SCRIPT.fullmatch(argv[3]) is not None
         and argv[4].isdigit()
@@ -159,7 +161,7 @@ def _is_guard(argv: list[bytes]) -> bool:
 
 
 def _number(text: bytes) -> int:
-    """Return *text* as a depth; 0 for what is none, at most MOST."""
+    """Return *text* as a depth, at most MOST; 0 if it is not a number."""
     if re.fullmatch(rb"[0-9]+", text) is None:
         return 0
     digits = text.lstrip(b"0")
@@ -167,15 +169,15 @@ def _number(text: bytes) -> int:
 
 
 def from_ps(ps: str = "/bin/ps") -> list[Ancestor]:
-    """Return the ancestors, nearest first, as `ps` lists them where there is no /proc.
+    """Return the ancestors, nearest first, from the output of `ps`, for systems without /proc.
 
-    Not the `ps` of PATH, which a model may have set. macOS lets no sandboxed
-    process run it, nor see one outside of its sandbox. As Codex's own sandbox is
-    one, to be refused counts as living inside a run.
+    The `ps` of PATH is not used, because a model may have set PATH. On macOS, a sandboxed process
+    can neither run `ps` nor see a process outside its sandbox. Codex's own sandbox is such a
+    sandbox, so a refused `ps` counts as one run around this process.
     """
     command = [ps, "-axww", "-o", "pid=", "-o", "ppid=", "-o", "command="]
     if sys.platform == "darwin":
-        command.append("-E")  # Environments as well, of the user's own processes.
+        command.append("-E")  # Also prints the environments of the user's own processes.
     try:
         listing = subprocess.run(
             command,
@@ -185,14 +187,14 @@ def from_ps(ps: str = "/bin/ps") -> list[Ancestor]:
             check=False,
         )
     except PermissionError:
-        return [Ancestor(is_guard=False, told=1)]
+        return [Ancestor(is_guard=False, depth=1)]
     except (OSError, subprocess.TimeoutExpired):
         return []
     return parse_ps(listing.stdout.decode("utf-8", "replace"), os.getpid())
 
 
 def parse_ps(listing: str, pid: int) -> list[Ancestor]:
-    """Return the ancestors of *pid*, nearest first, from lines of id, parent's id, command."""
+    """Return the ancestors of *pid*, nearest first, from lines of id, parent's id and command."""
     processes: dict[int, tuple[int, str]] = {}
     for line in listing.split("\n"):
         match line.split(None, 2):
@@ -202,8 +204,8 @@ def parse_ps(listing: str, pid: int) -> list[Ancestor]:
                 pass
     ancestors: list[Ancestor] = []
     above, _ = processes.pop(pid, (0, ""))
-    while above in processes:  # Each is taken once: the listing may hold a ring.
+    while above in processes:  # Each process is used once: the list may hold a cycle.
         above, command = processes.pop(above)
-        told = (_number(text.encode()) for text in _PS_VARIABLE.findall(command))
-        ancestors.append(Ancestor(_PS_GUARD.match(command) is not None, max(told, default=0)))
+        depths = (_number(text.encode()) for text in _PS_VARIABLE.findall(command))
+        ancestors.append(Ancestor(_PS_GUARD.match(command) is not None, max(depths, default=0)))
     return ancestors

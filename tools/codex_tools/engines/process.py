@@ -1,7 +1,7 @@
 """Run a child process: stdin at EOF, stdout as lines, and a guaranteed kill of its process tree.
 
-This file knows nothing of Codex. The child runs under a guard (guard.py), so its process tree ends
-with the `async with` block that opened it, and with this process.
+This file knows nothing of Codex. The child runs under a guard (guard.py). Its process tree ends at
+the latest with the `async with` block that opened it, or with this process.
 """
 
 from __future__ import annotations
@@ -27,41 +27,43 @@ STDERR_KEPT = 64 * 1024
 """Bytes of stderr kept, from its end."""
 
 GRACE_MS = 200
-"""Time between the request to end and the kill.
+"""Milliseconds between the child's SIGINT and the SIGKILL of its process tree.
 
 Claude Code gives a server 500 ms in all before it sends SIGKILL.
 """
 
 LAST_WORDS_WITHIN_S = 1.0
-"""How long the end of stderr is waited for: on macOS something that got away may hold it open."""
+"""Seconds to wait for the end of stderr: on macOS, a process that escaped may hold it open."""
 
 LINE_LIMIT = 32 * 1024 * 1024
-"""Bytes of a line that is yielded whole.
+"""Most bytes of a line that is yielded whole.
 
-A line of 700 MB took 7 s of the event loop and 2.2 GB before there was a limit. The longest that
-a real Codex writes holds the output of one command.
+Without a limit, a line of 700 MB took 7 s of the event loop and 2.2 GB. The longest line that a
+real Codex writes holds the output of one command.
 """
 
 LINE_HEAD = 4 * 1024 * 1024
-"""Bytes kept of the beginning of a longer line."""
+"""Bytes kept from the beginning of a longer line."""
 
 LINE_TAIL = 1024 * 1024
-"""Bytes kept of its end; Codex writes a command's exit code there, behind its output."""
+"""Bytes kept from its end, where Codex writes a command's exit code, after the output."""
 
 _CHUNK = 64 * 1024
 
 _UNSURE = re.compile(rb"\\*[^\\](?:\\u[0-9a-fA-F]{4}|\\[^u]|[^\\]){5}[\x80-\xbf]*", re.DOTALL)
-"""The start of a text cut out of a JSON string: up to where no escape sequence or character that
-the cut may have split can reach. The longest has six bytes."""
+"""The first bytes of a text that was cut out of a JSON string, to be dropped.
+
+They cover any escape sequence or character that the cut may have split; the longest has six bytes.
+"""
 _ESCAPE_BEGUN = re.compile(rb"(?:[\xc0-\xff][\x80-\xbf]{0,3}|\\+(?:u[0-9a-fA-F]{0,3})?)\Z")
-"""A character or an escape sequence that a cut may have split."""
+"""The character or escape sequence at the end of a text that a cut may have split."""
 
 
 class LineCutter:
-    """Shortens a line that is too long to keep: its beginning and its end, with a mark between.
+    """Shorten a line that is too long to keep to its beginning, a mark and its end.
 
-    Nearly always one JSON string makes the line long. Cut inside that string, the line is still
-    valid JSON: what it says of other fields is kept.
+    Nearly always, one JSON string makes the line long. Cut inside that string, the line is still
+    valid JSON, and all other fields are kept.
     """
 
     def __init__(self, begun: bytes) -> None:
@@ -72,7 +74,7 @@ class LineCutter:
         self._keep(begun[LINE_HEAD:][-LINE_TAIL:])
 
     def add(self, piece: bytes) -> None:
-        """Take more of the line."""
+        """Add the next piece of the line."""
         self._size += len(piece)
         self._keep(piece)
 
@@ -92,7 +94,7 @@ class LineCutter:
 
 
 class Child:
-    """A running child; made by `open_child`."""
+    """A running child process; `open_child` creates it."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -103,7 +105,7 @@ class Child:
     async def lines(self) -> AsyncGenerator[bytes]:
         """Yield what the child prints, line by line, without the line feeds.
 
-        The last line needs no line feed. A line over LINE_LIMIT bytes is yielded shortened, see
+        The last line needs no line feed. A line of more than LINE_LIMIT bytes is shortened, see
         `LineCutter`.
         """
         assert self._process.stdout is not None
@@ -142,9 +144,10 @@ class Child:
             yield b"".join(parts)
 
     async def wait(self) -> int:
-        """Wait for the end of the whole tree; return the exit code, negative for a signal.
+        """Wait for the end of the process tree; return the exit code, negative for a signal.
 
-        Stderr has been read to its end by then, which may hold the reason.
+        This also waits at most LAST_WORDS_WITHIN_S for the end of stderr, which may hold the
+        reason of a failure.
         """
         returncode = await self._process.wait()
         with anyio.move_on_after(LAST_WORDS_WITHIN_S):
@@ -152,7 +155,7 @@ class Child:
         return returncode
 
     def stderr_end(self) -> str:
-        """Return the end of what the child has written to stderr."""
+        """Return the last STDERR_KEPT bytes of stderr as text."""
         return b"".join(self._stderr)[-STDERR_KEPT:].decode("utf-8", "replace")
 
     async def keep_stderr(self) -> None:
@@ -176,16 +179,16 @@ async def open_child(
     scratch: Path | None = None,
     held: Sequence[int] = (),
 ) -> AsyncGenerator[Child]:
-    """Run *argv* and end it, with all that it has started, on leaving.
+    """Run *argv*; kill it and its process tree when the context manager exits.
 
-    The child reads *stdin* and then end-of-file. The folder *scratch* is
-    removed and the file descriptors *held* (locks) are let go when the tree is
-    dead, even if this process is killed before.
+    The child reads *stdin* and then end of file. When its process tree is dead, the folder
+    *scratch* is removed and the file descriptors *held* (locks) are released, even if this process
+    was killed before.
 
     Raises:
         OSError: The child could not be started.
     """
-    control, let_go = os.pipe()
+    control, release = os.pipe()
     command = [
         *(sys.executable, "-I", "-S", _guard_file()),
         *(str(control), str(scratch or ""), str(GRACE_MS), str(cwd)),
@@ -194,7 +197,7 @@ async def open_child(
     try:
         process = await _spawn(command, stdin, env, (control, *held))
     except BaseException:
-        os.close(let_go)
+        os.close(release)
         raise
     finally:
         os.close(control)
@@ -204,10 +207,10 @@ async def open_child(
         tasks.start_soon(child.keep_stderr)
         try:
             yield child
-        except Exception as error:  # Not handled: carried past the task group, which wraps.
+        except Exception as error:  # Raised again below: the task group would wrap it.
             failure = error
         finally:
-            os.close(let_go)
+            os.close(release)
             with anyio.CancelScope(shield=True):
                 await process.wait()
                 await process.aclose()
@@ -217,7 +220,7 @@ async def open_child(
 
 @functools.cache
 def _guard_file() -> str:
-    # A script is compiled at each start; what import has compiled already is not.
+    # Python compiles a script at each start, but not the compiled file that an import left.
     compiled: str | None = getattr(guard, "__cached__", None)
     return compiled if compiled and Path(compiled).is_file() else guard.__file__
 
@@ -240,9 +243,9 @@ async def _spawn(
 
 
 def _file_with(data: bytes) -> IO[bytes]:
-    """Return an open, nameless file that holds *data*, at its beginning.
+    """Return an open file without a name that holds *data*, positioned at its beginning.
 
-    A file and not a pipe: nobody has to feed it, it cannot block, and it ends.
+    Unlike a pipe, a file needs no writer, cannot block, and has an end.
     """
     if sys.platform.startswith("linux"):
         file = os.fdopen(os.memfd_create("stdin"), "w+b")
