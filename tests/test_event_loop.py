@@ -25,6 +25,14 @@ from support.synthetic_home import make_home
 
 FOREVER: dict[str, tuple[Json, object]] = {
     "pattern": ({"type": "string", "pattern": "^(a+)+$"}, "a" * 5000 + "b"),
+    "look-ahead in a long text": (
+        {"type": "string", "pattern": "(?=.*b)z"},
+        "a" * 1_000_000,
+    ),
+    "look-ahead in many texts": (
+        {"type": "array", "items": {"type": "string", "pattern": "(?=.*b)z"}},
+        ["a" * 2_000] * 400,
+    ),
     "look-ahead": ({"type": "string", "pattern": "^(?=(a+)+$)b"}, "a" * 5000 + "c"),
     "pattern of keys": (
         {"type": "object", "additionalProperties": False, "patternProperties": {"^(a+)+$": {}}},

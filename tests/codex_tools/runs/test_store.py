@@ -26,7 +26,13 @@ from mcp.shared.exceptions import MCPError
 from codex_tools.codex.errors import Cancelled
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.event_log import LOG_LIMIT, EventLog
-from codex_tools.runs.result import EffectiveSettings, RunResult, RunStatus, make_result
+from codex_tools.runs.result import (
+    EffectiveSettings,
+    RunResult,
+    RunStatus,
+    error_text,
+    make_result,
+)
 from codex_tools.runs.store import KEEP_BYTES, KEEP_S, RunStore, now
 from codex_tools.runs.writer import StateWriter
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
@@ -486,6 +492,20 @@ def test_a_damaged_or_foreign_record_is_none(tmp_path: Path, fault: str) -> None
         age(folder, KEEP_S + 100)
         store.prune([run_id(2)])
         assert kept_runs(tmp_path) == {2}
+
+
+@pytest.mark.parametrize("can_resume", [True, False])
+def test_a_run_without_a_rollout_is_not_offered_for_resume_when_its_server_dies(
+    tmp_path: Path, can_resume: bool
+) -> None:
+    with opened(tmp_path) as store:
+        store.save(result(1, "running"), now(), can_resume=can_resume)
+        loaded = store.load(run_id(1))
+    assert loaded is not None
+    assert loaded.result.status == "failed"
+    assert (f'codex_resume with thread_id "{THREAD}"' in loaded.result.next) is can_resume
+    # A client that shows its model nothing but the text of an error learns the same.
+    assert f"Next: {loaded.result.next}" in error_text(loaded.result)
 
 
 OTHER_BUILDS: dict[str, tuple[bytes, Json]] = {

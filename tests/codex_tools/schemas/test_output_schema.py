@@ -266,3 +266,9 @@ def test_of_very_many_problems_only_the_first_is_told() -> None:
     with pytest.raises(OutputMismatch) as caught:
         read_output(schema, answer(list(range(60_000))))
     assert caught.value.problems == ('$[0]: 0 is not of type "string"',)
+
+
+def test_a_look_ahead_works_on_as_many_texts_as_people_use() -> None:
+    schema: Json = {"type": "array", "items": {"type": "string", "pattern": r"^(?=.*\d)[a-z\d]+$"}}
+    items = [f"name{n}" for n in range(2000)]
+    assert read_output(schema, answer(items)) == items

@@ -330,8 +330,8 @@ class Runs:
             self.audit.write("ended", ending_of(run))
             # In the writer's thread, because the lock of a new thread may be taken only now.
             self._writer.put(partial(_release_all, locks))
-            await self._writer.flush(WRITTEN_WITHIN_S)
-            if run.run_id in self._unsaved:
+            in_time = await self._writer.flush(WRITTEN_WITHIN_S)
+            if not in_time or run.run_id in self._unsaved:
                 self._tasks.start_soon(self._save_later, run)
             self._forget()
             run.done.set()
@@ -389,7 +389,12 @@ class Runs:
     def _write(self, run: Run, result: RunResult) -> None:
         """Write a run's record; called in the writer's thread."""
         try:
-            self._store.save(result, run.created_at, run.answer)
+            self._store.save(
+                result,
+                run.created_at,
+                run.answer,
+                can_resume=not run.request.ephemeral,
+            )
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
             if _has_ended(result):
@@ -400,10 +405,10 @@ class Runs:
 
     async def _save_later(self, run: Run) -> None:
         """Retry writing the record of an ended run until it succeeds."""
+        await anyio.sleep(RETRY_EVERY_S)  # A slow disk may still succeed, or fail.
         while run.run_id in self._unsaved:
-            await anyio.sleep(RETRY_EVERY_S)
             self._save(run)
-            await self._writer.flush(WRITTEN_WITHIN_S)
+            await anyio.sleep(RETRY_EVERY_S)
 
     def _forget(self) -> None:
         """Drop the oldest ended runs above KEPT_IN_MEMORY from memory, except unsaved ones."""

@@ -190,14 +190,18 @@ def run_uri(run_id: str | None) -> str | None:
     return None if run_id is None else f"codex://runs/{run_id}"
 
 
-def interrupt(result: RunResult) -> RunResult:
-    """Return *result* of a running or queued run, changed to that of a run whose server died."""
+def interrupt(result: RunResult, *, can_resume: bool = True) -> RunResult:
+    """Return *result* of a running or queued run, changed to that of a run whose server died.
+
+    *can_resume* is False if Codex kept no rollout of the run's thread.
+    """
+    thread_id = result.thread_id if can_resume else None
     run_error = tell_error(Interrupted())
     return result.model_copy(
         update={
             "status": "failed",
             "error": run_error,
-            "next": _next("failed", result.run_id, result.thread_id, run_error),
+            "next": _next("failed", result.run_id, thread_id, run_error),
         }
     )
 
@@ -376,6 +380,9 @@ def words_of_error(error: RunError) -> Words:
     return Words(f"{error.kind}: {error.message}\nHint: {error.hint}", is_error=True)
 
 
+_FOLLOW_HINT = "Follow the hint of the error."
+
+
 def error_text(result: RunResult) -> str:
     """Return an error with all that a client needs if it shows its model only this text."""
     lines: list[str] = []
@@ -386,6 +393,8 @@ def error_text(result: RunResult) -> str:
             f"Hint: {result.error.hint}",
             f"Retry unchanged: {again}",
         ]
+        if result.next != _FOLLOW_HINT:
+            lines.append(f"Next: {result.next}")
     if result.thread_id is not None:
         lines.append(f"thread_id: {result.thread_id}")
     if result.run_id is not None:
@@ -414,5 +423,5 @@ def _next(
         # The error does not know that Codex kept no thread.
         return "There is no thread to resume; call codex_run again instead."
     if resume is None or error.kind in ("thread_not_found", "thread_busy", "prompt_too_large"):
-        return "Follow the hint of the error."
+        return _FOLLOW_HINT
     return f"Follow the hint of the error; to continue this thread, call {resume}."

@@ -80,13 +80,21 @@ class RunStore:
         self._alive.unlink(missing_ok=True)
         os.close(self._lock)
 
-    def save(self, result: RunResult, created_at: str, answer: str | None = None) -> None:
+    def save(
+        self,
+        result: RunResult,
+        created_at: str,
+        answer: str | None = None,
+        *,
+        can_resume: bool = True,
+    ) -> None:
         """Store *result*; readers see the previous record or this one, never a part of it.
 
         Args:
             result: The result, final or so far.
             created_at: Time at which the run was created, as ISO 8601 in UTC.
             answer: The answer in full, if *result* contains a shortened one.
+            can_resume: False if Codex keeps no rollout of the run's thread.
 
         Raises:
             OSError: The record cannot be written.
@@ -98,6 +106,7 @@ class RunStore:
             "server_id": self.server_id,
             "created_at": created_at,
             "updated_at": now(),
+            "can_resume": can_resume,
             "result": result.model_dump(),
         }
         if answer is not None:
@@ -134,7 +143,7 @@ class RunStore:
             logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
             return None
         if result.status in ("running", "queued") and not self._lives(server_id):
-            result = interrupt(result)
+            result = interrupt(result, can_resume=record.get("can_resume", True) is not False)
         return StoredRun(result, created_at, updated_at)
 
     def log_path(self, run_id: str) -> Path:
