@@ -67,6 +67,7 @@ Kind = Literal[
     "cancelled",
     "interrupted",
     "codex_crashed",
+    "not_started",
     "too_deep",
     "unknown_run",
     "internal",
