@@ -422,6 +422,11 @@ def _next(
     if resume is None and "codex_resume" in error.hint:
         # The error does not know that Codex kept no thread.
         return "There is no thread to resume; call codex_run again instead."
-    if resume is None or error.kind in ("thread_not_found", "thread_busy", "prompt_too_large"):
+    if resume is None or error.kind in (
+        "thread_not_found",
+        "thread_busy",
+        "prompt_too_large",
+        "not_allowed",
+    ):
         return _FOLLOW_HINT
     return f"Follow the hint of the error; to continue this thread, call {resume}."
