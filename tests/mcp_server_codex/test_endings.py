@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -10,7 +14,7 @@ import pytest
 from mcp import Client
 
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
-from support.lab import Json, Lab, call, connect, until
+from support.lab import Json, Lab, call, connect, marked, until
 
 THREAD = "01a22336-2e4a-7f81-8b3b-b6621a0c719f"
 ROLLOUT = """
@@ -203,3 +207,51 @@ async def test_a_failure_that_only_the_rollout_tells_is_told(
     async with connect(mode, fake.build(), lab) as client:
         result = await call(client, "codex_run", prompt="x")
     assert result["error"]["kind"] == "usage_limit", result
+
+
+@pytest.mark.parametrize("at", ["end", "work"])
+async def test_a_run_whose_server_was_killed_is_what_the_rollout_says(
+    at: str, mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    began = lab.root / "began"
+    used = {"input_tokens": 50, "cached_input_tokens": 4, "output_tokens": 2}
+    total = used | {"reasoning_output_tokens": 0, "total_tokens": 52}
+    last = 'end("done")' if at == "end" else "pass"
+    fake.body = (
+        f"{ROLLOUT}{OPENED}begin()\n"
+        f"used = {total}\n"
+        'event("token_count", info={"total_token_usage": used, "last_token_usage": used})\n'
+        f"{last}\nopen({str(began)!r}, 'w')\ntime.sleep(600)\n"
+    )
+    tag = {"MARK": str(lab.root)}
+    run: Json = {}
+    with suppress(Exception):  # The transport breaks, in several ways.
+        async with connect(mode, fake.build(), lab, env=tag) as client:
+            run = await call(client, "codex_run", prompt="x", wait_s=0)
+            await until(began.exists)
+            await until(lambda: records_thread(lab, run))
+            (server,) = (pid for pid in marked(f"MARK={lab.root}") if is_server(pid))
+            os.kill(server, signal.SIGKILL)
+            await until(lambda: not marked(f"MARK={lab.root}"))
+            await client.call_tool("codex_wait", {"run_ids": [run["run_id"]]})
+    async with connect(mode, fake.build(), lab) as client:
+        for _ in range(2):
+            waited: Any = await client.call_tool("codex_wait", {"run_ids": [run["run_id"]]})
+            (result,) = waited.structured_content["runs"]
+            if at == "end":
+                assert (result["status"], result["final_response"]) == ("completed", "done"), result
+                assert result["error"] is None
+            else:
+                assert result["error"]["kind"] == "interrupted", result
+            assert result["usage"]["input_tokens"] == 50
+            assert result["model"] == "gpt-5.5"
+
+
+def records_thread(lab: Lab, run: Json) -> bool:
+    record = json.loads((lab.state / "runs" / run["run_id"] / "run.json").read_text())
+    return record["result"]["thread_id"] == THREAD
+
+
+def is_server(pid: int) -> bool:
+    argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return any(word.endswith(b"mcp-server-codex") for word in argv[:2])

@@ -83,7 +83,8 @@ async def run_turns(
     tries, repairs = 1, run.output.repairs if run.output is not None else 0
     while True:
         run.attempts += 1
-        run.mark = mark_of(before)
+        if run.attempts > 1:
+            run.mark = mark_of(before)
         check = SettingsCheck(threads, request, run.mark, progress)
         try:
             turn = await check.run(

@@ -18,14 +18,23 @@ from codex_tools.codex.errors import (
     TimedOut,
     TurnError,
 )
+from codex_tools.codex.masking import shorten
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.codex.workers import on_cpu
 from codex_tools.rollouts.threads import Threads
-from codex_tools.rollouts.turn_record import TurnRecord
-from codex_tools.runs.result import EffectiveSettings, RunResult, RunStatus, make_result
+from codex_tools.rollouts.turn_record import Settings, TurnMark, TurnRecord
+from codex_tools.runs.result import (
+    RESPONSE_LIMIT,
+    EffectiveSettings,
+    RunResult,
+    RunStatus,
+    complete,
+    make_result,
+)
 from codex_tools.runs.run import Run, requested
 from codex_tools.runs.settings_check import find_differences, known_sandbox
+from codex_tools.runs.store import StoredRun
 from codex_tools.worktree.changes import merge
 
 BY_ROLLOUT = "But Codex's rollout says that the turn was completed: the answer is from there."
@@ -69,6 +78,36 @@ def turn_of(record: TurnRecord, progress: TurnProgress) -> TurnResult | None:
     if record.ending != "completed" or not (record.final_response or "").strip():
         return None
     return replace(progress.result(), final_response=record.final_response, usage=record.usage)
+
+
+def revise(stored: StoredRun, threads: Threads) -> StoredRun:
+    """Return a run whose server has died as its thread's rollout records it.
+
+    Its turn may have completed before the server could store the result. This function reads the
+    rollout: never call it on the event loop.
+    """
+    where, result = stored.recorded, stored.result
+    if where is None or result.thread_id is None:
+        return stored
+    mark = TurnMark(where.offset, where.since_ms)
+    record = threads.turn_record(result.thread_id, mark)
+    if record is None:
+        return stored
+    settings = record.settings or Settings()
+    known = {
+        "usage": record.usage or result.usage,
+        "cost_usd": result.cost_usd if record.cost_usd is None else record.cost_usd,
+        "model": settings.model or result.model,
+        "reasoning_effort": settings.reasoning_effort or result.reasoning_effort,
+        "sandbox": known_sandbox(settings.sandbox) or result.sandbox,
+    }
+    answer = record.final_response or ""
+    if record.ending == "completed" and answer.strip():
+        if where.has_schema:  # The schema is gone, so the answer cannot be checked.
+            known["final_response"] = shorten(answer, RESPONSE_LIMIT)
+        else:
+            result = complete(result, answer)
+    return replace(stored, result=result.model_copy(update=known), recorded=None)
 
 
 def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evidence) -> RunResult:

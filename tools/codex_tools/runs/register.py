@@ -11,7 +11,7 @@ import logging
 import secrets
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,11 @@ from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
-from codex_tools.runs.ending import completed, failed, faulty, find_evidence, stopped
+from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
-from codex_tools.runs.store import RunStore, StoredRun, now
+from codex_tools.runs.store import Recorded, RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
 from codex_tools.runs.writer import StateWriter
@@ -171,6 +171,9 @@ class Runs:
         found = self._runs.get(run_id) or await on_disk(self._store.load, run_id)
         if found is None:
             raise UnknownRun(run_id)
+        if isinstance(found, StoredRun) and found.recorded is not None:
+            found = await on_cpu(revise, found, self._threads)
+            self._writer.put(partial(self._write_revised, found))
         return found
 
     async def result(self, run_id: str) -> RunResult:
@@ -379,7 +382,7 @@ class Runs:
                 result,
                 run.created_at,
                 run.answer,
-                can_resume=not run.request.ephemeral,
+                _recorded(run),
             )
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
@@ -388,6 +391,11 @@ class Runs:
         else:
             run.answer = None
             self._unsaved.discard(run.run_id)
+
+    def _write_revised(self, found: StoredRun) -> None:
+        """Store what a run of a dead server came to; called in the writer's thread."""
+        with suppress(OSError):  # The next caller's call revises the record again.
+            self._store.save(found.result, found.created_at)
 
     async def _save_later(self, run: Run) -> None:
         """Retry writing the record of an ended run until it succeeds."""
@@ -470,6 +478,11 @@ async def wait_while_called(run: Run, wait_s: float) -> RunResult:
 def _release_all(locks: list[ThreadLock]) -> None:
     while locks:
         locks.pop().release()
+
+
+def _recorded(run: Run) -> Recorded:
+    start, is_kept = run.start, not run.request.ephemeral
+    return Recorded(start.offset, start.since_ms, run.output is not None, is_kept)
 
 
 def _has_ended(result: RunResult) -> bool:

@@ -206,6 +206,20 @@ def interrupt(result: RunResult, *, can_resume: bool = True) -> RunResult:
     )
 
 
+def complete(result: RunResult, answer: str) -> RunResult:
+    """Return *result* of an interrupted run, changed to one that completed with *answer*."""
+    note = "The server process of this run ended. Codex's rollout says that the turn was completed."
+    return result.model_copy(
+        update={
+            "status": "completed",
+            "error": None,
+            "final_response": shorten(answer, RESPONSE_LIMIT),
+            "warnings": [*result.warnings, note],
+            "next": _next("completed", result.run_id, result.thread_id, None),
+        }
+    )
+
+
 def read_result(data: object, run_id: str) -> RunResult:
     """Return the result that an older or newer build wrote as *data*, as far as it is readable.
 
