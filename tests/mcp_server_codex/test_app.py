@@ -15,7 +15,7 @@ from mcp_types import ListRootsResult, Root
 from pydantic import FileUrl
 
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
-from support.lab import Json, Lab, call, connect
+from support.lab import PNG, Json, Lab, call, connect
 
 HELLO = events(thread_line(), *answer_lines("hello"))
 
@@ -193,7 +193,7 @@ async def test_the_schema_file_is_private_and_gone_afterwards(
 
 async def test_the_command_line_is_the_portable_one(mode: str, lab: Lab, fake: FakeCodex) -> None:
     fake.stdout = HELLO
-    (lab.project / "-i.png").touch()
+    (lab.project / "-i.png").write_bytes(PNG)
     async with connect(mode, fake.build(), lab) as client:
         await call(
             client,

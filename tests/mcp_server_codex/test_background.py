@@ -43,7 +43,12 @@ sys.exit(0)
 LONG = """
 def tell(type_, **fields):
     print(json.dumps({"type": type_, **fields}))
-tell("thread.started", thread_id="01a20000-0000-7000-8000-%012d" % int(seen["stdin"]))
+thread = "01a20000-0000-7000-8000-%012d" % int(seen["stdin"])
+day = os.path.join(os.environ["CODEX_HOME"], "sessions", "2026", "11", "22")
+os.makedirs(day, exist_ok=True)
+with open(os.path.join(day, f"rollout-2026-11-22T15-21-59-{thread}.jsonl"), "w") as file:
+    print(json.dumps({"type": "session_meta", "payload": {"id": thread}}), file=file)
+tell("thread.started", thread_id=thread)
 tell("turn.started")
 for n in range(60):
     tell("item.completed", item={

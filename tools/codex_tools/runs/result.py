@@ -290,7 +290,7 @@ def fit(result: RunResult, limit: int) -> RunResult:
         update={"message": shorten(result.error.message, 150)}
     )
     whole = f'codex_wait with run_ids ["{result.run_id}"] alone returns the whole result'
-    if result.thread_id is not None:
+    if result.thread_id is not None and "codex_resume" in result.next:
         whole += f'; codex_resume with thread_id "{result.thread_id}" continues the thread'
     result = result.model_copy(update={"error": error, "next": f"{whole}.", "warnings": []})
     if _size(result) > limit:
