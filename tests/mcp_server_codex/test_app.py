@@ -112,8 +112,8 @@ async def test_wrong_arguments_are_named_with_the_right_name(
         ({"prompt": "  \n\t"}, ("prompt", "blank")),
         ({"prompt": "x", "timeout_s": "60s"}, ("timeout_s", "number")),
         ({"prompt": "x", "timeout_s": "-5"}, ("timeout_s", "greater than 0")),
-        ({"prompt": "x", "output_schema": "a list of names"}, ("output_schema", "dictionary")),
-        ({"prompt": "x", "output_schema": "[" * 900_000}, ("output_schema", "dictionary")),
+        ({"prompt": "x", "output_schema": "a list of names"}, ("output_schema", "an object")),
+        ({"prompt": "x", "output_schema": "[" * 900_000}, ("output_schema", "an object")),
         ({"prompt": "x", "sandbx": None}, ("sandbx", "'sandbox'")),
         ({"prompt": None}, ("prompt", "string")),
         ({"prompt": "x", "timeout_s": 0}, ("timeout_s",)),
@@ -183,6 +183,19 @@ async def test_values_that_a_client_sends_as_strings_get_their_type_and_one_warn
         (run,) = cast("Json", each.structured_content)["runs"]
         assert run["run_id"] == result["run_id"]
     assert not found.is_error
+
+
+async def test_the_old_tools_take_strings_too_and_keep_their_text(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    async with connect(mode, fake.build(), lab, "--compat", "codex-mcp-server") as client:
+        arguments = {"prompt": "x", "config": '{"model_verbosity": "low"}', "base-instructions": ""}
+        result = await client.call_tool("codex", arguments)
+    (content,) = result.content
+    assert cast("Any", content).text == "hello"
+    assert cast("Json", result.structured_content)["content"] == "hello"
+    assert 'model_verbosity="low"' in fake.seen()["argv"]
 
 
 async def test_a_prompt_that_looks_like_json_stays_text(

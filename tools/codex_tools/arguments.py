@@ -166,9 +166,10 @@ def _refusal(error: ValidationError, given: Json, known: list[str]) -> Exception
 
 
 def _problem(fault: ErrorDetails, known: list[str]) -> str:
-    where = ".".join(map(str, fault["loc"])) or "arguments"
+    where = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
         return f"unknown argument {where!r}" + (f", did you mean {near[0]!r}?" if near else "")
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[:1].lower()}{message[1:]}"
+    message = fault["msg"].removeprefix("Value error, ").replace("a valid dictionary", "an object")
+    message = f"{message[:1].lower()}{message[1:]}"
+    return f"{where}: {message}" if where else message
