@@ -59,7 +59,7 @@ def test_a_json_answer_is_a_text_of_its_own() -> None:
     words = words_of(result)
     assert json.loads(words.text) == answer
     assert words.tail is not None
-    assert words.tail.startswith(f"thread_id: {THREAD}\nfiles changed (1): ")
+    assert words.tail.startswith(f"---\nthread_id: {THREAD}\nfiles changed (1): ")
     assert words.tail.endswith(f"Next: {result.next}")
 
 

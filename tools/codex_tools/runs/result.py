@@ -319,13 +319,13 @@ def _fitted(result: RunResult, response: str | None, limit: int = RESULT_LIMIT) 
         result = result.model_copy(update={"final_response": response})
     note = "Lists were cut to fit."
     lists = {name: list(getattr(result, name)) for name in _KEPT_END}
-    sizes = {name: len(to_json(items)) for name, items in lists.items()}
+    sizes = {name: len(_json(items)) for name, items in lists.items()}
     while sum(sizes.values()) > limit * 3 // 10 and _size(result) > limit:
         longest = max(sizes, key=sizes.__getitem__)
         half = len(lists[longest]) // 2
         kept = lists[longest][len(lists[longest]) - half :] if _KEPT_END[longest] else None
         lists[longest] = lists[longest][:half] if kept is None else kept
-        sizes[longest] = len(to_json(lists[longest]))
+        sizes[longest] = len(_json(lists[longest]))
         result = result.model_copy(update=lists | {"warnings": [*lists["warnings"], note]})
     room = len(result.final_response or "")
     while response and (over := _size(result) - limit) > 0 and room > 200:
@@ -348,11 +348,10 @@ _KEPT_END = {
 
 
 def _size(result: RunResult) -> int:
-    return len(to_json(result.model_dump()))
+    return len(_json(result.model_dump()))
 
 
-def to_json(value: object) -> str:
-    """Return *value* as compact JSON."""
+def _json(value: object) -> str:
     return orjson.dumps(value, default=Record.model_dump).decode()
 
 

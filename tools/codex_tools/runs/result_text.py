@@ -7,6 +7,7 @@ an error.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from codex_tools.codex.masking import shorten
@@ -16,7 +17,6 @@ from codex_tools.runs.result import (
     RunError,
     RunResult,
     run_uri,
-    to_json,
 )
 
 
@@ -39,7 +39,8 @@ def words_of(result: RunResult) -> Words:
     failed = result.status in ("failed", "timed_out")
     tail = None
     if result.status == "completed" and result.structured_output is not None:
-        tail = _tail(result, RESULT_LIMIT)
+        # Clients join several texts with a line break, or show them one after the other.
+        tail = f"{_RULE.lstrip()}{_tail(result, RESULT_LIMIT)}"
         text = _answer(result, RESULT_LIMIT - len(tail))
     elif failed:
         text = error_text(result, warnings=True)
@@ -65,7 +66,9 @@ _RULE = "\n\n---\n"
 def _answer(result: RunResult, room: int) -> str:
     """Return the answer of a run, or what Codex has said so far, in about *room* characters."""
     if result.status == "completed" and result.structured_output is not None:
-        return shorten(to_json(result.structured_output), max(room, 200), run_uri(result.run_id))
+        # Not orjson, which fails for integers of more than 64 bits.
+        answer = json.dumps(result.structured_output, ensure_ascii=False, separators=(",", ":"))
+        return _cut(answer, room, result)
     said = result.final_response
     if result.status == "completed":
         return "Codex gave no answer." if said is None else _cut(said, room, result)
