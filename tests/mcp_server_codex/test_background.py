@@ -270,7 +270,7 @@ async def test_runs_that_cannot_be_waited_for_are_refused(
             ({"run_ids": [run_id, run_id]}, "invalid_arguments", "once"),
             ({"run_ids": []}, "invalid_arguments", "run_ids"),
             ({"run_ids": many}, "invalid_arguments", "32"),
-            ({"run_ids": run_id}, "invalid_arguments", "run_ids"),
+            ({"run_ids": {"id": run_id}}, "invalid_arguments", "run_ids"),
             ({"run_id": run_id}, "invalid_arguments", "'run_ids'"),
             ({"run_ids": [run_id], "until": "some"}, "invalid_arguments", "until"),
             ({"run_ids": [run_id], "wait_s": -1}, "invalid_arguments", "wait_s"),
@@ -308,6 +308,12 @@ async def test_thirty_two_long_results_fit_together(
         assert (run["error"] is not None) is fails
     assert len(alone["final_response"]) > 10_000
     assert len(json.dumps(data, ensure_ascii=False, separators=(",", ":"))) < 50_000
+    (text,) = (cast("Any", block).text for block in result.content)
+    assert len(text) < 50_000
+    for run in data["runs"]:
+        assert text.count(f"=== {run['run_id']}: {run['status']} ===") == 1
+        assert text.count(f"thread_id: {run['thread_id']}\n") == 1
+        assert text.count(f"Next: {run['next']}") == 1
 
 
 async def test_waiting_sends_progress(mode: str, lab: Lab, gates: Gates) -> None:
