@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orjson
 
-from codex_tools.codex.masking import mask
+from codex_tools.codex.masking import mask_line
 from codex_tools.runs.writer import StateWriter
 
 logger = logging.getLogger(__name__)
@@ -124,8 +124,9 @@ def read_page(path: Path, offset: int, room: int) -> EventPage | None:
             if offset > 0:
                 file.readline()
             while room > 0 and (line := file.readline()):
-                text = mask(line.decode("utf-8", "replace").strip())
-                if len(text) > room:
+                # A character takes at most six bytes, as in \u00e9; this line is not worth masking.
+                text = mask_line(line) if len(line) <= 6 * room + 1 else None
+                if text is None or len(text) > room:
                     if lines:
                         file.seek(-len(line), os.SEEK_CUR)
                         break

@@ -117,7 +117,7 @@ class Runs:
             if run.stopped and run.progress.thread_id == thread_id:
                 await run.done.wait()
         with anyio.CancelScope(shield=True):  # A cancelled take leaves a lock without an owner.
-            return await on_disk(ThreadLock.take, self._state_dir, thread_id)
+            return await on_disk(ThreadLock.take, self._threads.home, self._state_dir, thread_id)
         raise AssertionError("a shielded scope is not cancelled")
 
     async def unlock_thread(self, lock: ThreadLock) -> None:
@@ -375,7 +375,7 @@ class Runs:
     def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
         """Lock the thread that a run has just begun; called in the writer's thread."""
         try:
-            locks.append(ThreadLock.take(self._state_dir, thread_id))
+            locks.append(ThreadLock.take(self._threads.home, self._state_dir, thread_id))
         except (ThreadBusy, OSError) as error:
             logger.warning("cannot lock the new thread %s: %s", thread_id, error)
 
