@@ -2,8 +2,9 @@
 
 Codex since about 0.147 locks `$CODEX_HOME/thread-writer-locks/<id>.lock` with flock(2) while it
 has a thread open (seen on 0.163.0 and 0.169.0). The file may remain, unlocked. This server has
-locks of its own (see runs/thread_lock.py), with fcntl(2). Testing a lock by taking it would make Codex fail to start, so the
-kernel's list of locks is read instead. Without such a list (macOS), no lock is known.
+locks of its own (runs/thread_lock.py), with fcntl(2). Testing a lock by taking it would make Codex
+fail to start, so the kernel's list of locks is read instead. Without such a list (macOS), no lock
+is known.
 """
 
 from __future__ import annotations
