@@ -352,7 +352,7 @@ def test_whatever_strict_mode_lets_through_comes_back_valid(
     try:
         restored = strict.restore(sent)
     except Ambiguous as error:
-        assert "the key " in str(error)
+        assert "the key " in str(error)  # noqa: PT017 - most answers raise nothing
         return
     assert not problems(relaxed(case["schema"]), restored)
 

@@ -61,13 +61,18 @@ def read_exactly(text: str | bytes, *, unique_keys: bool = True) -> Any:
         NotExact: A number is beyond the range of a double, or an object has the same key twice.
         ValueError: The text is not JSON.
     """
-    value = orjson.loads(text)  # Strict in what it takes: no NaN, no surrogates, no deep nesting.
-    if not unique_keys and not _LONG_NUMBER.search(
-        text if isinstance(text, bytes) else text.encode()
-    ):
-        return value
+    found = None
     try:
-        return json.loads(
+        found = orjson.loads(text)  # Strict: no NaN, no lone surrogates, no deep nesting.
+    except orjson.JSONDecodeError as error:
+        if "infinity" not in str(error):  # What orjson says of a number beyond a double.
+            raise
+    else:
+        data = text if isinstance(text, bytes) else text.encode()
+        if not unique_keys and not _LONG_NUMBER.search(data):
+            return found
+    try:
+        exact = json.loads(
             text,
             parse_int=_integer,
             parse_float=_number,
@@ -75,6 +80,9 @@ def read_exactly(text: str | bytes, *, unique_keys: bool = True) -> Any:
         )
     except RecursionError:
         raise NotExact("it is nested too deeply") from None
+    if found is None and exact is not None:  # The strict parser has not seen its texts.
+        json.dumps(exact, ensure_ascii=False).encode()
+    return exact
 
 
 def write_exactly(value: object, default: Callable[[Any], Any] | None = None) -> bytes:
