@@ -18,7 +18,7 @@ from codex_tools.runs.writer import StateWriter
 logger = logging.getLogger(__name__)
 
 LOG_LIMIT = 64 * 1024 * 1024
-"""Maximum bytes of events that are kept of one run."""
+"""Maximum bytes of events that are kept of one run; a last line then says that more came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,17 @@ class EventLog:
         self._fd: int | None = None
         self._size = 0
         self._failed = False
+        self._is_full = False
 
     def add(self, line: bytes) -> None:
         """Add a line to the queue of the writer's thread, which keeps the order."""
-        self._size += len(line) + 1
-        if self._size > LOG_LIMIT or self._failed:
+        if self._is_full or self._failed:
             return
+        self._size += len(line) + 1
+        if self._size > LOG_LIMIT:
+            # The last message in the log is then not the last one of the run.
+            self._is_full = True
+            line = orjson.dumps({"type": "log_ends_here", "limit_bytes": LOG_LIMIT})
         self._pending.append(line)
         if len(self._pending) == 1:
             try:

@@ -215,7 +215,8 @@ class Runs:
         answer = found.answer or found.progress.final_response if isinstance(found, Run) else None
         if answer is None:
             answer = await on_disk(self._store.read_answer, run_id)
-        if answer is None or len(answer) <= len(result.final_response or ""):
+        # The progress of a failed run may end with an earlier message than its result does.
+        if answer is None or not _is_cut_of(result.final_response or "", answer):
             return result
         return result.model_copy(update={"final_response": shorten(answer, ANSWER_LIMIT)})
 
@@ -484,6 +485,14 @@ async def wait_while_called(run: Run, wait_s: float) -> RunResult:
 def _release_all(locks: list[ThreadLock]) -> None:
     while locks:
         locks.pop().release()
+
+
+def _is_cut_of(short: str, answer: str) -> bool:
+    """Return True if *short* is *answer* with a marked gap; see `shorten`."""
+    head, gap, rest = short.partition("\n[… ")
+    tail = rest.partition(" …]\n")[2]
+    is_cut = bool(gap) and len(answer) > len(head) + len(tail)
+    return is_cut and answer.startswith(head) and answer.endswith(tail)
 
 
 def _has_ended(result: RunResult) -> bool:
