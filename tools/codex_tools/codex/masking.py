@@ -137,6 +137,14 @@ def shorten(text: str, limit: int, whole: str | None = None) -> str:
     return text[: room - tail] + gap + text[len(text) - tail :]
 
 
+def is_cut_of(short: str, text: str) -> bool:
+    """Return True if *short* is *text* with a marked gap, as `shorten` returns it."""
+    head, gap, rest = short.partition("\n[… ")
+    tail = rest.partition(" …]\n")[2]
+    is_cut = bool(gap) and len(text) > len(head) + len(tail)
+    return is_cut and text.startswith(head) and text.endswith(tail)
+
+
 def quote(text: str, limit: int = 2000) -> str:
     """Return *text* for a message: secrets are masked, then the text is shortened."""
     if len(text) > 20 * limit:
