@@ -29,6 +29,14 @@ RequestT = TypeVar("RequestT", bound=Record)
 ResultT = TypeVar("ResultT", bound=Record)
 
 
+class AskTimeout(Exception):
+    """The person gave no answer within *within_s* seconds."""
+
+    def __init__(self, within_s: float) -> None:
+        super().__init__(f"no answer within {within_s:g} s")
+        self.within_s = within_s
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The objects that a tool works with, in addition to its arguments."""
@@ -55,7 +63,10 @@ class Context:
     depth: int
     """Number of runs that this server is nested in."""
     ask: Callable[[str], Awaitable[bool]] | None
-    """Ask the person a question and return True if accepted; None if no person can be asked."""
+    """Ask the person a question and return True if accepted; None if no person can be asked.
+
+    Raises `AskTimeout` if there is no answer in time.
+    """
     warnings: tuple[str, ...] = ()
     """What the caller must know of its arguments."""
 
@@ -95,7 +106,11 @@ class Context:
         if self.ask is None:
             raise excesses[0]
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
-        allowed = await self.ask(ask_for(excesses, request.cwd, request.prompt))
+        try:
+            allowed = await self.ask(ask_for(excesses, request.cwd, request.prompt))
+        except AskTimeout as error:
+            self.runs.audit.write("unanswered", facts)
+            raise excesses[0].unanswered(error.within_s) from None
         self.runs.audit.write("granted" if allowed else "declined", facts)
         if not allowed:
             raise excesses[0].declined()

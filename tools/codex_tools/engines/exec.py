@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
-import orjson
 
 from codex_tools.codex.errors import NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
+from codex_tools.codex.json_object import write_exactly
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.sandbox import Sandbox
@@ -179,7 +179,7 @@ def _prepare(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dic
 def _write_files(request: TurnRequest, scratch: Path) -> TurnRequest:
     scratch.mkdir(mode=0o700)
     if request.output_schema is not None:
-        _schema_file(scratch).write_bytes(orjson.dumps(request.output_schema))
+        _schema_file(scratch).write_bytes(write_exactly(request.output_schema))
     if request.base_instructions is not None:
         request = _with_instructions(request, request.base_instructions, scratch)
     return replace(request, images=_without_commas(request.images, scratch))
