@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from codex_tools.engines.engine import TurnRequest
+from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.threads import Threads
 from codex_tools.runs import register
@@ -28,7 +29,7 @@ def opened(folder: Path, *, max_runs: int = 1) -> Any:
 
 
 async def turn(folder: Path) -> TurnRequest:
-    program = await ScriptedEngine(folder).prepare()
+    program = await ScriptedEngine(folder).prepare(folder, EnvironmentRules())
     return TurnRequest(program, "hello", folder, "read-only", timeout_s=60, stall_s=60)
 
 
