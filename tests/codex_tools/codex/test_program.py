@@ -131,9 +131,7 @@ async def test_the_python_package_comes_last(
 
 def test_without_any_codex_the_error_says_how_to_get_one(tmp_path: Path) -> None:
     program(tmp_path / "codex_cli_bin.py", "raise ImportError\n")
-    script = (
-        "import anyio, codex_tools.codex.program as p; anyio.run(p.find_codex, None, p.Path())"
-    )
+    script = "import anyio, codex_tools.codex.program as p; anyio.run(p.find_codex, None, p.Path())"
     env = {"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert done.returncode == 1

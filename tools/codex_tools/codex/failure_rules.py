@@ -94,7 +94,8 @@ START_RULES = (
         " @openai/codex.",
     ),
     _no_start(
-        r"failed to read (thread|session metadata)|failed to load rollout",
+        r"failed to read (thread|session metadata)|empty session file"
+        r"|failed to parse conversation ID from rollout",
         "The record of this thread on disk is damaged. Begin a new thread with codex_run.",
     ),
 )
@@ -169,7 +170,8 @@ RULES = (
     ),
     _rule(
         "model_unavailable",
-        r"model_not_found|model .{1,80}(does not exist|is not supported|not available|not found)"
+        r"model_not_found|\bmodel is not supported\b"
+        r"|model .{1,80}(does not exist|is not supported|not available|not found)"
         r"|do not have access to it|must be verified to use the model",
         "Leave model out to use Codex's default, or name one that this account can use.",
     ),
@@ -233,7 +235,7 @@ RULES = (
     ),
     _rule(
         "codex_not_found",
-        r"missing optional dependency @openai/codex",
+        r"missing optional dependency @openai/codex|\bspawn .{1,300} (ENOENT|EACCES)",
         "npm has not installed Codex's native binary. Install it: npm install -g"
         " --include=optional @openai/codex.",
     ),

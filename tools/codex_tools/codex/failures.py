@@ -69,14 +69,14 @@ def classify_exit(
             return failure
         # 0.60.1 writes "agent loop died unexpectedly", and the reason only to its log.
         logged = "" if started else _logged_errors(stderr)
+        words = f"{said}\n{logged}".strip()
         if (rule := _start_rule(logged)) is not None:
-            words = f"{said}\n{logged}".strip()
             return _not_started(ended, words, rule.hint, retryable=rule.retryable)
         if said and _signal(returncode) is None:
             if started:
                 message = f"Codex ended with {ended} and no result: {said}"
                 return Failure("turn_failed", quote(message), _UNKNOWN_HINT, retryable=False)
-            return _not_started(ended, said, _START_HINT)
+            return _not_started(ended, words, _START_HINT)
     message = f"Codex ended with {ended} and no result" + (f": {said}" if said else ".")
     return Failure("codex_crashed", quote(message), _CRASH_HINT, retryable=True)
 
