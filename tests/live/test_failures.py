@@ -329,6 +329,31 @@ async def test_a_codex_home_that_cannot_be_written_is_named(
     assert "CODEX_HOME" in error["hint"]
 
 
+async def test_a_hook_that_stops_the_prompt_is_no_missing_answer(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    if number(version) < (0, 147, 0):
+        pytest.skip("it has no such hooks")
+    wrapper = lab.root / "codex"  # Without that flag, only hooks that a person has trusted run.
+    start = 'shift; set -- exec --dangerously-bypass-hook-trust "$@"'
+    wrapper.write_text(f'#!/bin/sh\n[ "$1" = exec ] && {{ {start}; }}\nexec {codex} "$@"\n')
+    wrapper.chmod(0o755)
+    block = {"type": "command", "command": "echo no prompts today >&2; exit 2"}
+    async with connect(mode, wrapper, lab) as client:
+        first = await call(client, "codex_run", prompt="hi", wait_s=60)
+        hooks = {"hooks": {"UserPromptSubmit": [{"hooks": [block]}]}}
+        (lab.home / "hooks.json").write_text(json.dumps(hooks))
+        stopped = await call(client, "codex_run", prompt="hi", wait_s=60)
+        resumed = await call(
+            client, "codex_resume", prompt="hi", thread_id=first["thread_id"], wait_s=60
+        )
+    assert first["status"] == "completed"
+    for result in (stopped, resumed):
+        error = result["error"]
+        assert (error["kind"], error["retryable"]) == ("not_started", False), error
+        assert "hook" in error["hint"]
+
+
 async def all_at_once(
     ask: Callable[[str], Coroutine[object, object, None]], names: list[str]
 ) -> None:

@@ -90,13 +90,13 @@ def start_hint(said: str) -> str | None:
 def unasked() -> Failure:
     """Return the failure of a turn that completed without an answer and without a token.
 
-    Codex 0.171.0 ends so if a hook stops the prompt (UserPromptSubmit) or the thread
+    Codex 0.147.0 to 0.171.0 ends so if a hook stops the prompt (UserPromptSubmit) or the thread
     (SessionStart), and says nothing about it.
     """
     return Failure(
         "not_started",
-        "The turn completed without an answer, and without any token used: Codex did not ask the"
-        " model.",
+        "The turn completed without an answer and without using a token: it seems that Codex did"
+        " not ask the model.",
         "A hook in Codex's configuration may have stopped the prompt: see `hooks` in CODEX_HOME"
         " and in the project's .codex folder.",
         retryable=False,
