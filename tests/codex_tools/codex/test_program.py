@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.program import find_codex, native_binary
 from support.codex_versions import VERSIONS, npm_codex, real_codex
 from support.fake_codex import FakeCodex
+from support.lab import until
 
 ARM = platform.machine().lower() in ("arm64", "aarch64")
 DARWIN = sys.platform == "darwin"
@@ -285,6 +287,25 @@ async def test_a_program_that_starts_codex_is_asked_each_time_in_the_folder_of_t
     assert (await find_codex(str(path), tmp_path / "old")).version_text == "0.147.0"
     with pytest.raises(CodexNotFound, match="exit code 126"):
         await find_codex(str(path), tmp_path)
+
+
+async def test_a_shim_that_hangs_leaves_no_process_when_the_call_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    # mise may wait for a download, with children of its own.
+    text = "#!/bin/sh\nsleep 300 &\necho $! > pid.new\nmv pid.new pid\nwait\n"
+    path = program(tmp_path / "codex", text)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(find_codex, str(path), tmp_path)
+        await until((tmp_path / "pid").exists)
+        tasks.cancel_scope.cancel()
+    pid = int((tmp_path / "pid").read_text())
+    await until(lambda: not _runs(pid))
+
+
+def _runs(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return done.stdout.strip() not in ("", "Z")
 
 
 async def test_a_shim_gets_the_environment_of_the_run(tmp_path: Path) -> None:

@@ -12,13 +12,16 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+from anyio.abc import ByteReceiveStream
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.failures import last_words, start_hint
@@ -321,19 +324,34 @@ class _Answer:
 async def _ask(path: Path, cwd: Path, env: Mapping[str, str] | None, *arguments: str) -> _Answer:
     try:
         with anyio.fail_after(_ANSWER_WITHIN_S):
-            result = await anyio.run_process(
-                [path, *arguments],
-                stdin=subprocess.DEVNULL,
-                check=False,
-                cwd=cwd,
-                env=env,
-                start_new_session=True,
-            )
+            return await _run([str(path), *arguments], cwd, env)
     except TimeoutError:
         raise CodexNotFound(
             f"{path} did not answer {arguments[0]} within {_ANSWER_WITHIN_S:g} s."
         ) from None
     except OSError as error:
         raise CodexNotFound(f"{path} cannot be run in {cwd}: {error.strerror}.") from error
-    texts = (each.decode("utf-8", "replace") for each in (result.stdout, result.stderr))
-    return _Answer(result.returncode, *texts)
+
+
+async def _run(argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None) -> _Answer:
+    """Run *argv* to its end; when cancelled, kill it with all processes of its session."""
+    process = await anyio.open_process(
+        argv, stdin=subprocess.DEVNULL, cwd=cwd, env=env, start_new_session=True
+    )
+    texts = ["", ""]
+
+    async def read(number: int, stream: ByteReceiveStream | None) -> None:
+        if stream is not None:
+            data = b"".join([chunk async for chunk in stream])
+            texts[number] = data.decode("utf-8", "replace")
+
+    async with process:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, 0, process.stdout)
+                tasks.start_soon(read, 1, process.stderr)
+            return _Answer(await process.wait(), *texts)
+        except BaseException:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
