@@ -14,6 +14,7 @@ import pytest
 from codex_tools.codex.errors import InternalFault
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.engines.engine import TurnRequest
+from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.threads import Threads
 from codex_tools.runs import event_log, register
@@ -34,7 +35,7 @@ def opened(folder: Path, *, max_runs: int = 1) -> Any:
 
 
 async def turn(folder: Path) -> TurnRequest:
-    program = await ScriptedEngine(folder).prepare()
+    program = await ScriptedEngine(folder).prepare(folder, EnvironmentRules())
     return TurnRequest(program, "hello", folder, "read-only", timeout_s=60, stall_s=60)
 
 

@@ -173,10 +173,11 @@ class CodexNotFound(RequestError):
 
     kind = "codex_not_found"
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, hint: str | None = None) -> None:
         super().__init__(
             problem,
-            "Install Codex (npm install -g @openai/codex, or pip install openai-codex-cli-bin"
+            hint
+            or "Install Codex (npm install -g @openai/codex, or pip install openai-codex-cli-bin"
             " beside this server), or set --codex-bin or CODEX_BIN to its path.",
         )
 

@@ -23,6 +23,7 @@ from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import Keep, TurnRequest
 from codex_tools.engines.environment import (
+    EnvironmentRules,
     environment_for_codex,
     kept_from_commands,
     read_config,
@@ -50,9 +51,13 @@ class ExecEngine:
         """Remember *codex_bin*, the configured Codex; None to look for one."""
         self._codex_bin = codex_bin
 
-    async def prepare(self) -> Program:
+    async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
-        return await find_codex(self._codex_bin)
+
+        def environ() -> dict[str, str]:
+            return environment_for_codex(os.environ, rules, read_config(codex_home()), depth=1)
+
+        return await find_codex(self._codex_bin, cwd, environ)
 
     @asynccontextmanager
     async def open_turn(
