@@ -375,7 +375,10 @@ TAKEN = {
     "--skip-git-repo-check": 0,
     "--ephemeral": 0,
 }
-KEYS = {"model_reasoning_effort", "web_search", "shell_environment_policy", "tools", "features"}
+KEYS = {
+    *("model_reasoning_effort", "web_search", "shell_environment_policy", "tools", "features"),
+    "default_permissions",
+}
 
 
 def insist_harmless(seen: Json, attack: Attack, lab: Lab) -> None:

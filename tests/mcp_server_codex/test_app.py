@@ -178,7 +178,7 @@ async def test_values_that_a_client_sends_as_strings_get_their_type_and_one_warn
     assert {*note.rpartition(": ")[2].rstrip(".").split(", ")} == {*SENT_AS_STRINGS}
     assert note in cast("Any", waited.content[0]).text
     assert result["structured_output"] == {"n": "5"}
-    assert typed["warnings"] == []
+    assert not any("Sent as" in each for each in typed["warnings"])
     for each in (waited, bare):
         (run,) = cast("Json", each.structured_content)["runs"]
         assert run["run_id"] == result["run_id"]
@@ -205,7 +205,7 @@ async def test_a_prompt_that_looks_like_json_stays_text(
     async with connect(mode, fake.build(), lab) as client:
         for prompt in ('{"a": 1}', "123", '["x"]', "null", "true"):
             result = await call(client, "codex_run", prompt=prompt)
-            assert result["warnings"] == []
+            assert not any("Sent as" in each for each in result["warnings"])
             assert fake.seen()["stdin"] == prompt
 
 

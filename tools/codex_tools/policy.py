@@ -141,7 +141,7 @@ class Policy:
             model=options.model or (thread.model if thread is not None else None),
             reasoning_effort=options.reasoning_effort
             or (thread.reasoning_effort if thread is not None else None),
-            profile=review.profile(options.profile, program),
+            profile=options.profile,
             images=tuple(review.image(str(cwd / i)) for i in options.images or ()),
             add_dirs=add_dirs,
             web_search=options.web_search,
@@ -152,6 +152,21 @@ class Policy:
             depth=depth + 1,
         )
         return CheckedTurn(request, tuple(review.excesses), tuple(review.warnings))
+
+    def check_profile(self, request: TurnRequest) -> None:
+        """Check that the Codex of *request* does not ignore the profile; accesses the disk.
+
+        Raises:
+            InvalidArguments: It would.
+        """
+        name, home = request.profile, self.codex_home
+        if name is None or home is None or not request.program.reads_profile_files:
+            return
+        file = home / f"{name}.config.toml"
+        if not file.is_file():
+            raise InvalidArguments(
+                [f"profile: there is no profile {name!r}; Codex would read it from {file}"]
+            )
 
     def check_depth(self, depth: int) -> None:
         """Check that one more run may be nested in the *depth* runs around this server.
@@ -259,17 +274,6 @@ class _Review:
                 [f"images: {file} is not an image in PNG, JPEG, GIF or WebP format"]
             )
         return file
-
-    def profile(self, name: str | None, program: Program) -> str | None:
-        """Return the name of a profile that this Codex does not ignore."""
-        home = self.policy.codex_home
-        if name is not None and home is not None and program.reads_profile_files:
-            file = home / f"{name}.config.toml"
-            if not file.is_file():
-                raise InvalidArguments(
-                    [f"profile: there is no profile {name!r}; Codex would read it from {file}"]
-                )
-        return name
 
     def _existing(self, name: str, path: str, exists: Callable[[Path], bool], kind: str) -> Path:
         """Return the resolved path of *path*, so that a later change of a link has no effect."""

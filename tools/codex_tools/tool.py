@@ -124,9 +124,13 @@ class Context:
         Raises:
             CodexNotFound: No Codex was found, or it does not answer.
             CodexUnsupported: Codex is older than the oldest supported version.
+            InvalidArguments: This Codex would ignore the profile.
         """
         program = await self.engine.prepare(turn.request.cwd, self.policy.environment)
-        return replace(turn.request, program=program)
+        request = replace(turn.request, program=program)
+        if request.profile is not None:
+            await on_disk(self.policy.check_profile, request)
+        return request
 
     async def follow(self, run: Run, wait_s: float | None) -> RunResult:
         """Wait for a run, reporting its progress; return its result, final or so far."""

@@ -425,9 +425,10 @@ def test_a_log_ends_at_its_limit_with_a_whole_line(tmp_path: Path) -> None:
             log.add(b"x" * LOG_LIMIT)
             log.add(b"short")
     data = (tmp_path / "runs" / RUN / "events.jsonl").read_bytes()
-    assert data == (line + b"\n") * 4
+    end = b'{"type":"log_ends_here","limit_bytes":67108864}\n'
+    assert data == (line + b"\n") * 4 + end
     assert (folder_of(tmp_path, 2) / "events.jsonl").stat().st_size == LOG_LIMIT
-    assert not (folder_of(tmp_path, 3) / "events.jsonl").exists()
+    assert (folder_of(tmp_path, 3) / "events.jsonl").read_bytes() == end
 
 
 def record(**fields: object) -> bytes:
