@@ -26,6 +26,7 @@ from codex_tools.codex.errors import (
     Interrupted,
     ThreadBusy,
     UnknownRun,
+    fault_for,
 )
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
@@ -299,11 +300,11 @@ class Runs:
                     async with self._slots:
                         run.started_at = anyio.current_time()
                         outcome = await self._turn(run, locks)
-                except Exception:
+                except Exception as error:
                     # One of the server's two outer walls (the other: app.call_tool). Without
                     # this one, a fault in one run would end all others.
                     logger.exception("internal fault in run %s", run.run_id)
-                    outcome = faulty(run)
+                    outcome = faulty(run, fault_for(error))
         finally:
             # This runs also when the server ends: everything awaited here must be short.
             with anyio.CancelScope(shield=True):

@@ -61,7 +61,12 @@ class Run:
 
     def stop(self) -> None:
         """Stop the run and all that Codex has started for it; `done` is set at its end."""
-        self.stopped = True
+        # A run that the server's end has interrupted already does not become a stopped one.
+        self.stopped = self.stopped or not self.scope.cancel_called
+        self.scope.cancel()
+
+    def interrupt(self) -> None:
+        """End the run because the server ends."""
         self.scope.cancel()
 
     def result(self) -> RunResult:
@@ -126,10 +131,10 @@ def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evid
     return _ended(run, "completed", turn, evidence, structured_output=structured_output)
 
 
-def faulty(run: Run) -> RunResult:
+def faulty(run: Run, fault: InternalFault | None = None) -> RunResult:
     """Return the result of a run with an internal fault, from as little data as possible."""
     turn = TurnResult(thread_id=run.progress.thread_id)
-    return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
+    return make_result("failed", run_id=run.run_id, turn=turn, error=fault or InternalFault())
 
 
 def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:
