@@ -103,6 +103,7 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._unsaved: set[str] = set()
         """Ids of ended runs whose record could not be written yet."""
+        self._closing = False
         self._changed = anyio.Event()
 
     async def lock_thread(self, thread_id: str) -> ThreadLock:
@@ -164,7 +165,26 @@ class Runs:
         except BaseException:
             del self._runs[run_id]
             raise
+        if self._closing:
+            run.interrupt()
         return run
+
+    def close(self) -> None:
+        """Interrupt all runs because the server ends; return at once.
+
+        A run that is started later ends at once, too: a call may still be about to start one.
+        """
+        self._closing = True
+        for run in self._runs.values():
+            if run.outcome is None:
+                run.interrupt()
+
+    async def closed(self) -> None:
+        """Wait until all runs have ended and are stored; then no longer count as alive."""
+        while unfinished := [run for run in self._runs.values() if not run.done.is_set()]:
+            await unfinished[0].done.wait()
+        await self._writer.flush(WRITTEN_WITHIN_S)
+        await on_disk(self._store.close, abandon=True)
 
     async def find(self, run_id: str) -> Run | StoredRun:
         """Return a run of this server, or the stored record of another run.

@@ -76,9 +76,11 @@ class RunStore:
             os.close(self._lock)
 
     def close(self) -> None:
-        """Remove and unlock the file that marks this server alive."""
-        self._alive.unlink(missing_ok=True)
-        os.close(self._lock)
+        """Remove and unlock the file that marks this server alive; may be called twice."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            self._alive.unlink(missing_ok=True)
+            os.close(lock)
 
     def save(
         self,
