@@ -249,6 +249,7 @@ class FrameReader:
         try:
             while chunk := self._chunk():
                 anyio.from_thread.run(send.send, chunk, token=token)
+            _end_at_last(lambda: 0)  # From this thread, because the event loop may be blocked.
             anyio.from_thread.run_sync(self._at_end, token=token)
             anyio.from_thread.run_sync(send.close, token=token)
         except (RuntimeError, anyio.ClosedResourceError, anyio.BrokenResourceError):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import anyio
 import pytest
 from anyio.abc import Process
 
+from mcp_server_codex.watchdog import VARIABLE
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import MODES, Json, Lab, environment, marked, server_program, until
 
@@ -617,3 +619,151 @@ async def test_an_idle_server_ends_as_it_is_told_to(ending: str, mode: str, lab:
             await client.read_to_the_end()
     assert list((lab.state / "servers").iterdir()) == []
     assert "Traceback" not in lab.log.read_text()
+
+
+THREAD_ID = "01a20000-0000-7000-8000-00000000000e"
+
+
+def slow_home(lab: Lab) -> None:
+    """Give the lab a home whose index takes hours to build: one thread of 1 TB, all zeros."""
+    folder = lab.home / "sessions" / "2026" / "11" / "28"
+    folder.mkdir(parents=True)
+    with (folder / f"rollout-2026-11-28T00-00-00-{THREAD_ID}.jsonl").open("wb") as rollout:
+        rollout.truncate(2**40)
+
+
+def reads_rollout(pid: int) -> bool:
+    """Return True if the process *pid* has a rollout open."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            if "rollout-" in os.readlink(link):
+                return True
+    return False
+
+
+async def hang(what: str, client: Wire, lab: Lab) -> None:
+    """Let something that the server waits for hang for good."""
+    match what:
+        case "a cold index":
+            slow_home(lab)
+            await client.send(client.call("codex_usage"))
+            await until(lambda: reads_rollout(client.process.pid))
+        case "a hung disk":
+            (lab.home / "config.toml").unlink()
+            os.mkfifo(lab.home / "config.toml")
+            await client.ask(client.call("codex_run", prompt="y", wait_s=0))
+            await until(lambda: len(records(lab)) == 2)
+        case "an audit log that hangs":
+            (lab.state / "audit.jsonl").unlink()
+            os.mkfifo(lab.state / "audit.jsonl")
+            await client.ask(client.call("codex_wait", run_ids=["run_0000000000000000"]))
+        case _:  # An answer to a malformed frame that the client does not read.
+            chunk = b"?\n" * 30_000
+            assert client.process.stdin is not None
+            for _ in range(40):
+                await client.process.stdin.send(chunk)
+
+
+CLOSINGS = {"EOF": 0, "SIGTERM": 143, "stdout": 1}
+
+
+@pytest.mark.parametrize(
+    "what", ["a cold index", "a hung disk", "an audit log that hangs", "an answer nobody reads"]
+)
+@pytest.mark.parametrize("ending", CLOSINGS)
+async def test_nothing_that_hangs_keeps_a_server_and_its_runs_alive(
+    what: str, ending: str, mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = "time.sleep(600)"
+    async with wire(mode, lab, "--codex-bin", str(fake.build())) as client:
+        await client.open()
+        begun = await client.ask(client.call("codex_run", prompt="x", wait_s=0))
+        run_id = begun["result"]["structuredContent"]["run_id"]
+        await until(lambda: fake.was_started)
+        await hang(what, client, lab)
+        if ending == "EOF":
+            assert client.process.stdin is not None
+            await client.process.stdin.aclose()
+        elif ending == "stdout":
+            pipe = cast("Any", client.process)._process._transport.get_pipe_transport(1)
+            pipe.close()
+        else:
+            client.process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(HANGS_S):
+            assert await client.process.wait() == CLOSINGS[ending]
+    await until(lambda: not marked(str(lab.home)), within_s=HANGS_S)
+    assert list((lab.state / "servers").iterdir()) == []
+    if what != "an audit log that hangs":  # Nothing can be stored then.
+        (kept,) = (r["result"] for r in records(lab) if r["result"]["run_id"] == run_id)
+        assert kept["error"]["kind"] == "interrupted"
+
+
+@pytest.mark.parametrize("ending", CLOSINGS)
+async def test_a_run_whose_caller_waits_when_the_server_ends_is_interrupted(
+    ending: str, mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = "time.sleep(600)"
+    async with wire(mode, lab, "--codex-bin", str(fake.build())) as client:
+        await client.open()
+        await client.send(client.call("codex_run", prompt="x", wait_s=600))
+        await until(lambda: fake.was_started)
+        if ending == "EOF":
+            await client.hang_up()
+        elif ending == "stdout":
+            cast("Any", client.process)._process._transport.get_pipe_transport(1).close()
+        else:
+            client.process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(HANGS_S):
+            await client.process.wait()
+    (record,) = records(lab)
+    assert record["result"]["status"] == "failed"
+    assert record["result"]["error"]["kind"] == "interrupted"
+    lines = (lab.state / "audit.jsonl").read_text().splitlines()
+    ended = next(line for line in map(json.loads, lines) if line["event"] == "ended")
+    assert "interrupted" in ended.values()
+
+
+BLOCKS = """\
+import os, signal, sys, time
+from mcp_server_codex.__main__ import main
+os.environ.pop(sys.argv.pop(1))
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))
+main()
+"""
+"""The server in a process whose event loop a signal blocks."""
+
+
+async def test_a_blocked_event_loop_does_not_outlive_the_client(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = "time.sleep(600)"
+    program = lab.root / "blocks.py"
+    program.write_text(BLOCKS)
+    command = [sys.executable, str(program), VARIABLE]
+    async with wire(mode, lab, "--codex-bin", str(fake.build()), program=command) as client:
+        await client.open()
+        await client.ask(client.call("codex_run", prompt="x", wait_s=0))
+        await until(lambda: fake.was_started)
+        client.process.send_signal(signal.SIGUSR1)
+        await anyio.sleep(0.2)
+        assert client.process.stdin is not None
+        await client.process.stdin.aclose()
+        with anyio.fail_after(HANGS_S):
+            assert await client.process.wait() == 0
+    await until(lambda: not marked(str(lab.home)), within_s=HANGS_S)
+
+
+async def test_a_terminal_that_is_closed_ends_the_server(mode: str, lab: Lab) -> None:
+    """Reading from it fails then, instead of coming to an end."""
+    ours, theirs = pty.openpty()
+    command = [server_program(), "--state-dir", str(lab.state)]
+    with lab.log.open("ab") as log:
+        process = await anyio.open_process(
+            command, stdin=theirs, stderr=log, cwd=lab.project, env=environment(lab)
+        )
+    os.close(theirs)
+    async with process:
+        await until(lambda: list((lab.state / "servers").iterdir()) if lab.state.exists() else [])
+        os.close(ours)
+        with anyio.fail_after(HANGS_S):
+            assert await process.wait() == 0
