@@ -39,6 +39,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     from codex_tools.codex.turn_result import TurnResult
 
+_PACKAGE = __file__.removesuffix("codex/errors.py")
+
 Kind = Literal[
     "invalid_arguments",
     "not_allowed",
@@ -281,10 +283,13 @@ class ServerReplaced(InternalFault):
 def fault_for(error: Exception) -> InternalFault:
     """Return the error that tells a caller of the unexpected *error*.
 
-    A module that is gone is no defect: this server imports some only when they are needed.
+    A module that is gone is no defect: this server imports some only when they are needed. It also
+    reads its own source files, for the descriptions in its schemas.
     """
     if isinstance(error, ImportError):
         return ServerReplaced(f"module {error.name} cannot be imported")
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith(_PACKAGE):
+        return ServerReplaced(f"{error.filename} is gone")
     return InternalFault()
 
 
