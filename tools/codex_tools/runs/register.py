@@ -183,7 +183,6 @@ class Runs:
         """Wait until all runs have ended and are stored; then no longer count as alive."""
         while unfinished := [run for run in self._runs.values() if not run.done.is_set()]:
             await unfinished[0].done.wait()
-        await self._writer.flush(WRITTEN_WITHIN_S)
         await on_disk(self._store.close, abandon=True)
 
     async def find(self, run_id: str) -> Run | StoredRun:
