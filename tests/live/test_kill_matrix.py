@@ -227,7 +227,7 @@ async def remove_folder(server: Server, request: int, run_id: str) -> None:
     shutil.rmtree(server.lab.project)
     await stop(server, request, run_id)
     server.lab.project.mkdir()  # For the thread to go on, in another server.
-    subprocess.run(["git", "init", "-q"], cwd=server.lab.project, check=True)
+    await anyio.run_process(["git", "init", "-q", str(server.lab.project)])
     server.process.send_signal(TERM)
 
 

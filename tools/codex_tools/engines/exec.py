@@ -18,6 +18,7 @@ from codex_tools.codex.errors import NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.program import Program, find_codex
+from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import Keep, TurnRequest
@@ -79,6 +80,19 @@ class ExecEngine:
                     await on_disk(shutil.rmtree, scratch, True)
 
 
+_PERMISSIONS: dict[Sandbox, str] = {
+    "read-only": ":read-only",
+    "workspace-write": ":workspace",
+    "danger-full-access": ":danger-full-access",
+}
+"""The permission profiles of Codex that are the same as the sandbox modes.
+
+With machine requirements that name a default profile, 0.147 to 0.171 ignore `-s` but keep this
+setting. Without them it changes nothing, neither on 0.60.1, which does not know it, nor where the
+user's configuration names another profile or extends the sandbox (all seen).
+"""
+
+
 def build_argv(
     request: TurnRequest, schema_file: Path | None, kept: Sequence[str] = ()
 ) -> list[str]:
@@ -127,6 +141,7 @@ def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
     if kept:
         settings.append(f"shell_environment_policy.exclude={to_toml([*kept])}")
     settings += [f"{key}={value}" for key, value in request.config]
+    settings.append(f"default_permissions={to_toml(_PERMISSIONS[request.sandbox])}")
     if request.reasoning_effort is not None:
         settings.append(f"model_reasoning_effort={to_toml(request.reasoning_effort)}")
     if request.web_search is not None:

@@ -20,6 +20,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -53,6 +54,21 @@ SETTLED_S = 24 * 3600
 
 A clock that is wrong is usually corrected within a day. Until then, no run counts as too old.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Where Codex's rollout records a run, for the case that its server dies."""
+
+    offset: int
+    """Bytes of the rollout before the run; see `TurnMark`."""
+    since_ms: int
+    """Time of the run's start, in ms since 1970."""
+    has_schema: bool
+    """True if the answer must match a schema, which is not stored."""
+    is_kept: bool = True
+    """False if Codex keeps no rollout."""
+
 
 _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 _SERVER_ID = re.compile(r"[0-9a-f]{16}")
@@ -96,8 +112,7 @@ class RunStore:
         result: RunResult,
         created_at: str,
         answer: str | None = None,
-        *,
-        can_resume: bool = True,
+        recorded: Recorded | None = None,
     ) -> None:
         """Store *result*; readers see the previous record or this one, never a part of it.
 
@@ -105,7 +120,7 @@ class RunStore:
             result: The result, final or so far.
             created_at: Time at which the run was created, as ISO 8601 in UTC.
             answer: The answer in full, if *result* contains a shortened one.
-            can_resume: False if Codex keeps no rollout of the run's thread.
+            recorded: Where Codex's rollout records the run; None where nobody will ask.
 
         Raises:
             OSError: The record cannot be written.
@@ -117,7 +132,7 @@ class RunStore:
             "server_id": self.server_id,
             "created_at": created_at,
             "updated_at": now(),
-            "can_resume": can_resume,
+            "recorded": None if recorded is None else asdict(recorded),
             "result": result.model_dump(),
         }
         if answer is not None:
@@ -153,9 +168,12 @@ class RunStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
             return None
-        if result.status in ("running", "queued") and not self._lives(server_id):
-            result = interrupt(result, can_resume=record.get("can_resume", True) is not False)
-        return StoredRun(result, created_at, updated_at)
+        if result.status not in ("running", "queued") or self._lives(server_id):
+            return StoredRun(result, created_at, updated_at)
+        recorded = _recorded(record.get("recorded"))
+        if recorded is not None and not recorded.is_kept:
+            return StoredRun(interrupt(result, can_resume=False), created_at, updated_at)
+        return StoredRun(interrupt(result), created_at, updated_at, recorded)
 
     def log_path(self, run_id: str) -> Path:
         """Return the path of the file with the run's events."""
@@ -270,13 +288,22 @@ def _is_settled(times: Sequence[float], now_s: float) -> bool:
     return now_s - since >= SETTLED_S
 
 
+@dataclass(frozen=True, slots=True)
 class StoredRun:
     """The stored record of a run, with its times."""
 
-    def __init__(self, result: RunResult, created_at: str, updated_at: str) -> None:
-        self.result = result
-        self.created_at = created_at
-        self.updated_at = updated_at
+    result: RunResult
+    created_at: str
+    updated_at: str
+    recorded: Recorded | None = None
+    """Where to look for what a run came to whose server has died; None for any other run."""
+
+
+def _recorded(data: object) -> Recorded | None:
+    try:
+        return Recorded(**cast(Json, data))
+    except TypeError:
+        return None  # Of a build that did not store it, or stores something else.
 
 
 def now() -> str:
