@@ -490,8 +490,10 @@ def test_a_damaged_or_foreign_record_is_none(tmp_path: Path, fault: str) -> None
         store.prune([run_id(2)])
         assert kept_runs(tmp_path) == {1, 2}
         age(folder, KEEP_S + 100)
+        keep(store, 3)
+        age(folder_of(tmp_path, 3), KEEP_S / 2 - 100)  # The clock was not set forward.
         store.prune([run_id(2)])
-        assert kept_runs(tmp_path) == {2}
+        assert kept_runs(tmp_path) == {2, 3}
 
 
 @pytest.mark.parametrize("can_resume", [True, False])
