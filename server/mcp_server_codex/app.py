@@ -18,6 +18,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from codex_tools.arguments import read_arguments
 from codex_tools.codex.errors import CodexError, fault_for
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.workers import on_disk
@@ -207,9 +208,10 @@ async def _call(
         return to_result(tool, tool.refuse(error))
 
     try:
-        request = tool.read(params.arguments or {})
+        arguments = read_arguments(tool.request, params.arguments or {})
     except CodexError as error:
         return refuse(error)
+    request = arguments.request
     cwd = Path()
     if getattr(request, "cwd", "") is None:
         found = await _callers_folder(call, params)
@@ -232,6 +234,7 @@ async def _call(
         caller=caller,
         depth=depth,
         ask=find_asker(call, params, seals) if settings.ask == "auto" and not depth else None,
+        warnings=arguments.warnings,
     )
     if tool.start is not None and tasks.wants_task(call):
         try:

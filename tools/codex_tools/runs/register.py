@@ -20,12 +20,7 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from codex_tools.codex.errors import (
-    CodexError,
-    ThreadBusy,
-    UnknownRun,
-    fault_for,
-)
+from codex_tools.codex.errors import CodexError, ThreadBusy, UnknownRun, fault_for
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
@@ -42,7 +37,7 @@ from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
 from codex_tools.runs.writer import StateWriter
 from codex_tools.schemas.output_schema import Output
-from codex_tools.worktree.changes import changes_since, take_snapshot
+from codex_tools.worktree.changes import changes_since, explain_unseen, take_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +168,7 @@ class Runs:
         """
         self._closing = True
         for run in self._runs.values():
-            if run.outcome is None:
-                run.interrupt()
+            run.interrupt()
 
     async def closed(self) -> None:
         """Wait until all runs have ended and are stored; then no longer count as alive."""
@@ -374,6 +368,8 @@ class Runs:
             except CodexError as error:
                 run.ending = error
         run.seen = await changes_since(before) if before is not None else None
+        if writes and run.seen is None:
+            run.unseen = await explain_unseen(run.request.cwd)
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
             evidence = await on_cpu(find_evidence, run, self._threads)
             if isinstance(run.ending, CodexError):
@@ -398,12 +394,7 @@ class Runs:
     def _write(self, run: Run, result: RunResult) -> None:
         """Write a run's record; called in the writer's thread."""
         try:
-            self._store.save(
-                result,
-                run.created_at,
-                run.answer,
-                _recorded(run),
-            )
+            self._store.save(result, run.created_at, run.answer, _recorded(run))
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
             if _has_ended(result):
