@@ -162,10 +162,7 @@ class Runs:
         return run
 
     def close(self) -> None:
-        """Interrupt all runs because the server ends; return at once.
-
-        A run that is started later ends at once, too: a call may still be about to start one.
-        """
+        """Interrupt all runs, and all that are started later, because the server ends."""
         self._closing = True
         for run in self._runs.values():
             run.interrupt()
