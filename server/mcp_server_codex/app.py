@@ -19,7 +19,7 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.arguments import read_arguments
-from codex_tools.codex.errors import CodexError, InternalFault
+from codex_tools.codex.errors import CodexError, fault_for
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.workers import on_disk
 from codex_tools.compat import CODEX, CODEX_REPLY
@@ -152,9 +152,9 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
             return await _call(tool, call, params, surroundings, seals)
         except Unanswered as question:
             return question.result
-        except Exception:  # An outer wall: the SDK would send the error's text to the client.
+        except Exception as error:  # An outer wall: the SDK would send the error's text.
             logger.exception("%s met an internal fault", tool.name)
-            return to_result(tool, tool.refuse(InternalFault()))
+            return to_result(tool, tool.refuse(fault_for(error)))
 
     async def list_prompts(
         _: Call, __: types.PaginatedRequestParams | None

@@ -7,8 +7,9 @@ import re
 import select
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NoReturn, cast
 
 import anyio
 import anyio.from_thread
@@ -22,6 +23,7 @@ from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from pydantic_core import from_json
 
+from codex_tools.runs.register import Runs
 from mcp_server_codex.watchdog import start_watchdog
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -32,14 +34,38 @@ FRAME_LIMIT = 32 * 1024 * 1024
 LAST_ANSWERS_WITHIN_S = 1.0
 """Seconds that the client has to read the last answers after the end of its input."""
 
+UNWIND_WITHIN_S = 0.2
+"""Seconds for the calls to return after all runs have ended.
+
+A call may wait in a thread that no one can stop, for example for the index of a large home. Claude
+Code gives a server 500 ms in all before it sends SIGKILL.
+"""
+
+RUNS_END_WITHIN_S = 3.0
+"""Seconds for all runs to end; a process in uninterruptible sleep cannot be killed."""
+
+END_WITHIN_S = 6.0
+"""Seconds after which the process ends even if the event loop is blocked.
+
+Guards outlive this process and still kill their process trees.
+"""
+
+_QUEUED_CHUNKS = 64
+"""Chunks of input that may wait for the SDK.
+
+The end of the input must be seen even while an error for a malformed frame waits for a client that
+does not read.
+"""
+
 Refuse = Callable[[types.JSONRPCError], Awaitable[None]]
 
 
-async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoReturn:
+async def serve(server: Server[Runs], wire: int, end: Callable[[], None]) -> NoReturn:
     """Serve until the client is gone or a signal arrives, then end the process.
 
     On its own, the SDK dies of SIGTERM without a cleanup. After SIGINT it waits for a line on
-    stdin that never arrives.
+    stdin that never arrives. At the end of its input it ends the runs only after all calls have
+    returned, which may take as long as the slowest disk. Here, the runs end first.
 
     Args:
         server: The server.
@@ -48,19 +74,58 @@ async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoRe
     """
     code = 0
     serving = anyio.CancelScope()
+    opened: list[Runs] = []
+    ending = False
     start_watchdog(os.environ)
+    lifespan = server.lifespan
+
+    @asynccontextmanager
+    async def open_lifespan(of: Server[Runs]) -> AsyncGenerator[Runs]:
+        async with lifespan(of) as runs:
+            opened.append(runs)
+            if ending:
+                runs.close()
+            yield runs
+
+    server.lifespan = open_lifespan
+
+    def leave() -> NoReturn:
+        # The process ends here, while the signal handlers are still installed: a signal during
+        # Python's own shutdown would change the exit code. `os._exit` also does not wait for a
+        # thread that is blocked on a disk, or on the pipe of a client that does not read.
+        end()
+        os._exit(code)
+
+    async def leave_without_calls(answers_until: float) -> None:
+        with anyio.move_on_after(RUNS_END_WITHIN_S):
+            for runs in opened:
+                await runs.closed()
+        await anyio.sleep_until(max(answers_until, anyio.current_time() + UNWIND_WITHIN_S))
+        leave()
+
+    def begin_end(status: int, answers_within_s: float = 0.0) -> None:
+        """End all runs now; end the process soon, whether or not the calls have returned."""
+        nonlocal code, ending
+        code = code or status
+        if not ending:
+            ending = True
+            _end_at_last(lambda: code)
+            for runs in opened:
+                runs.close()
+            tasks.start_soon(leave_without_calls, anyio.current_time() + answers_within_s)
+
+    def end_input() -> None:
+        begin_end(0, LAST_ANSWERS_WITHIN_S)
 
     async def handle_signals() -> None:
         # Outlives `serving`, so that a second signal cannot end the cleanup.
-        nonlocal code
         with anyio.open_signal_receiver(*SIGNALS) as signals:
             async for number in signals:
-                code = code or 128 + number
+                begin_end(128 + number)
                 serving.cancel()
 
     async def watch_stdout() -> None:
         # A client that closes the pipe of stdout is gone, even if nothing is being written.
-        nonlocal code
         poll = select.poll()
         poll.register(wire, 0)
         try:
@@ -68,7 +133,7 @@ async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoRe
         except OSError:
             return  # Stdout is a file, which no client can close.
         if poll.poll(0):
-            code = code or 1
+            begin_end(1)
             serving.cancel()
 
     async with anyio.create_task_group() as tasks:
@@ -76,7 +141,7 @@ async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoRe
         tasks.start_soon(watch_stdout)
         with serving:
             try:
-                lines = FrameReader(_take_stdin())
+                lines = FrameReader(_take_stdin(), end_input)
                 async with stdio_server(
                     cast("anyio.AsyncFile[str]", lines),
                     cast("anyio.AsyncFile[str]", FrameWriter(wire)),
@@ -90,12 +155,15 @@ async def serve(server: Server[Any], wire: int, end: Callable[[], None]) -> NoRe
                     serving.deadline = anyio.current_time() + LAST_ANSWERS_WITHIN_S
             except* (BrokenPipeError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 code = code or 1  # The client has closed the pipe of stdout.
-        # The process ends here, while the signal handlers are still installed: a signal during
-        # Python's own shutdown would change the exit code. `os._exit` also does not wait for a
-        # thread that is blocked on the pipe of a client that does not read.
-        end()
-        os._exit(code)
+        leave()
     raise AssertionError("the process has ended")
+
+
+def _end_at_last(code: Callable[[], int]) -> None:
+    """End the process after END_WITHIN_S, also if its event loop is blocked by then."""
+    timer = threading.Timer(END_WITHIN_S, lambda: os._exit(code()))
+    timer.daemon = True
+    timer.start()
 
 
 def _take_stdin() -> int:
@@ -135,6 +203,8 @@ class FrameWriter:
 class FrameReader:
     """Reads frames from a file descriptor without delaying the end of the process.
 
+    Calls *at_end* at the end of the input, even if frames still wait to be processed.
+
     Reading happens in a daemon thread. On shutdown anyio would wait for a thread of its own until
     the client closes stdin, which may never happen.
 
@@ -142,13 +212,14 @@ class FrameReader:
     sender would wait forever.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, at_end: Callable[[], None]) -> None:
         self._fd = fd
+        self._at_end = at_end
         self.refuse: Refuse | None = None
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Yield each message as text."""
-        send, receive = anyio.create_memory_object_stream[bytes](0)
+        send, receive = anyio.create_memory_object_stream[bytes](_QUEUED_CHUNKS)
         token = anyio.lowlevel.current_token()
         reader = threading.Thread(target=self._read, args=(send, token), daemon=True, name="stdin")
         reader.start()
@@ -176,11 +247,19 @@ class FrameReader:
 
     def _read(self, send: MemoryObjectSendStream[bytes], token: EventLoopToken) -> None:
         try:
-            while chunk := os.read(self._fd, 65536):
+            while chunk := self._chunk():
                 anyio.from_thread.run(send.send, chunk, token=token)
+            _end_at_last(lambda: 0)  # From this thread, because the event loop may be blocked.
+            anyio.from_thread.run_sync(self._at_end, token=token)
             anyio.from_thread.run_sync(send.close, token=token)
-        except (OSError, RuntimeError, anyio.ClosedResourceError, anyio.BrokenResourceError):
+        except (RuntimeError, anyio.ClosedResourceError, anyio.BrokenResourceError):
             return  # The server has ended and reads no more.
+
+    def _chunk(self) -> bytes:
+        try:
+            return os.read(self._fd, 65536)
+        except OSError:  # A terminal that was closed, or a socket that was reset.
+            return b""
 
 
 _HEAD = re.compile(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import mcp_types as types
 from mcp.server.session import ServerSession
 
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.record import Record
 from codex_tools.schemas.validation import Validator
 from codex_tools.tool import Tool, input_schema, output_schema
+
+logger = logging.getLogger(__name__)
 
 AnyTool = Tool[Any, Any]
 
@@ -64,6 +69,15 @@ def _validator(tool: AnyTool) -> Validator:
     return Validator(to_tool(tool).output_schema)
 
 
+def _faults_of(tool: AnyTool, data: Json) -> Sequence[object]:
+    try:
+        return _validator(tool).problems(data)
+    except (ImportError, OSError) as error:
+        # An upgrade removed what the check needs. If that made the call fail, its error says so.
+        logger.warning("a result is sent unchecked: %s", error)
+        return ()
+
+
 def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
     """Return *result* as an MCP result, validated against the schema that *tool* advertises.
 
@@ -75,7 +89,7 @@ def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
         ValueError: The result does not match the schema.
     """
     data = result.model_dump(mode="json")
-    if faults := _validator(tool).problems(data):
+    if faults := _faults_of(tool, data):
         raise ValueError(f"result of {tool.name} does not match its schema: {faults}")
     words = tool.words(result)
     texts = [words.text] if words.tail is None else [words.text, words.tail]

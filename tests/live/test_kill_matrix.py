@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -26,9 +27,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from codex_tools.engines.guard import processes
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.kill_matrix import KINDS, OTHERS, Ending
-from support.lab import Json, Lab, Note, environment, marked, open_lab, server_program
+from support.lab import Json, Lab, Note, environment, marked, open_lab, server_program, until
 
 SLEEPERS = (
     "sleep 601 & nohup sleep 602 >/dev/null 2>&1 & setsid sleep 603 & "
@@ -58,7 +60,7 @@ async def serve(codex: Path, lab: Lab, mode: str, mark: str = "") -> AsyncGenera
         ) as process,
     ):
         try:
-            server = Server(process, mode)
+            server = Server(process, mode, lab, f"FAR_END={mark}")
             await server.open()
             yield server
         finally:
@@ -68,8 +70,12 @@ async def serve(codex: Path, lab: Lab, mode: str, mark: str = "") -> AsyncGenera
 class Server:
     """A server, and the client's ends of its pipes."""
 
-    def __init__(self, process: subprocess.Popen[bytes], mode: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], mode: str, lab: Lab, tag: str = ""
+    ) -> None:
         self.process = process
+        self.lab = lab
+        self.tag = tag
         self.stdin = cast("IO[bytes]", process.stdin)
         self.stdout = cast("IO[bytes]", process.stdout)
         self._mode = mode
@@ -159,6 +165,8 @@ class End:
     exit_codes: tuple[int, ...] = ()
     """How the server may end by it; none if it lives on."""
     timeout_s: float | None = None
+    kind: str | None = None
+    """The kind of the run's error, if it is none of the usual ones."""
 
 
 async def cancel(server: Server, request: int, _: str) -> None:
@@ -183,6 +191,44 @@ async def close_stdin(server: Server, _: int, __: str) -> None:
 
 async def close_stdout(server: Server, _: int, __: str) -> None:
     server.stdout.close()
+
+
+async def kill_guard(server: Server, request: int, _: str) -> None:
+    """Kill the guard alone, as the kernel does when it is short of memory."""
+    own = server.process.pid
+    parents = dict(processes())
+    (guard,) = (pid for pid in marked(server.tag) if parents.get(pid) == own)
+    os.kill(guard, KILL)
+    await server.answer(request)
+
+
+async def close_stdin_in_a_cold_index(server: Server, _: int, __: str) -> None:
+    """Close stdin while a call reads a home that takes hours to read."""
+    folder = server.lab.home / "sessions" / "2026" / "01" / "01"
+    folder.mkdir(parents=True, exist_ok=True)
+    huge = folder / "rollout-2026-01-01T00-00-00-01a20000-0000-7000-8000-00000000000e.jsonl"
+    with huge.open("wb") as file:
+        file.truncate(2**40)
+    server.ask("codex_usage")
+    descriptors = Path(f"/proc/{server.process.pid}/fd")
+
+    def is_read() -> bool:
+        with suppress(OSError):
+            return any(link.resolve() == huge for link in descriptors.iterdir())
+        return False
+
+    await until(is_read)
+    huge.unlink()  # It is read on, and the resumed thread finds its home as it was.
+    server.stdin.close()
+
+
+async def remove_folder(server: Server, request: int, run_id: str) -> None:
+    """Remove the folder that Codex works in, which is the server's own; then stop both."""
+    shutil.rmtree(server.lab.project)
+    await stop(server, request, run_id)
+    server.lab.project.mkdir()  # For the thread to go on, in another server.
+    await anyio.run_process(["git", "init", "-q", str(server.lab.project)])
+    server.process.send_signal(TERM)
 
 
 def send(*steps: signal.Signals | float) -> Bring:
@@ -215,6 +261,7 @@ async def send_all(server: Server, _: int, __: str) -> None:
 
 
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
+STOP, CONT = signal.SIGSTOP, signal.SIGCONT
 
 ENDS = (
     End("client cancel", cancel),
@@ -228,12 +275,17 @@ ENDS = (
     End("SIGINT + SIGTERM", send(INT, 0.1, TERM), (130,)),
     End("SIGKILL", send(KILL), (-KILL,)),
     End("stdout closed", close_stdout, (1,)),
+    End("guard killed", kill_guard, kind="codex_crashed"),
+    End("EOF, cold index", close_stdin_in_a_cold_index, (0,)),
 )
 IMPATIENT = (
     # As Claude Code does it; whether the last one still meets a server is the machine's choice.
     End("SIGINT + SIGTERM + SIGKILL", send(INT, 0.1, TERM, 0.4, KILL), (130, -KILL)),
     # The kernel hands over the lowest number last of those that it keeps: any may be the first.
     End("SIGINT + all others", send_all, (130, 143, 129)),
+    End("SIGSTOP + SIGCONT + SIGTERM", send(STOP, 0.5, CONT, TERM), (143,)),
+    End("SIGSTOP + SIGKILL", send(STOP, 0.1, KILL), (-KILL,)),
+    End("folder removed", remove_folder, (143,), kind="cancelled"),
 )
 
 
@@ -265,6 +317,39 @@ async def test_no_second_signal_cuts_the_clean_up_short(
 ) -> None:
     plays = [Play.of(end, version, "danger-full-access", mode) for end in IMPATIENT]
     await play_all(plays, codex, note)
+
+
+@pytest.mark.every_pair
+async def test_notify_finishes_after_the_run_and_all_else_is_gone(
+    codex: Path, version: str, mode: str
+) -> None:
+    mark = str(uuid.uuid4())
+    tag = f"FAR_END={mark}"
+    sleepers = SLEEPERS.removesuffix("; sleep 600")
+    with open_lab(version) as lab:
+        config = lab.home / "config.toml"
+        done = lab.root / "notified"
+        # Top-level keys come before the first table.
+        notify = ["sh", "-c", f"while [ ! -e {lab.root}/gate ]; do sleep 0.05; done; : > {done}"]
+        config.write_text(f"notify = {json.dumps(notify)}\n{config.read_text()}")
+        for how in ("gate", "server ends"):
+            prompt = lab.script(how, do(Shell(sleepers)), say("done"))
+            async with serve(codex, lab, mode, mark) as server:
+                ended = await server.call("codex_run", prompt=prompt, sandbox=SANDBOXES[1])
+                assert ended["status"] == "completed"
+                left = [command(pid) for pid in marked(tag)]
+                assert not [each for each in left if each in KINDS]
+                assert any("gate" in each and "guard" not in each for each in left)
+                if how == "gate":
+                    (lab.root / "gate").touch()
+                    await until(lambda: len(marked(tag)) == 1)
+                    assert done.exists()
+                    (lab.root / "gate").unlink()
+                    done.unlink()
+                else:
+                    server.stdin.close()
+                    await until(lambda: not marked(tag))
+                    assert not done.exists()
 
 
 async def play_all(plays: Sequence[Play], codex: Path, note: Note) -> None:
@@ -315,7 +400,8 @@ async def play(end: End, ending: Ending, codex: Path) -> None:
                 if not end.exit_codes:
                     # A cancel is not answered; before the run has ended, its thread is busy.
                     ended = (await server.call("codex_wait", run_ids=[run_id]))["runs"][0]
-                    assert ended["status"] in ("cancelled", "timed_out")
+                    kinds = (end.kind,) if end.kind else ("cancelled", "timed_out")
+                    assert ended["error"]["kind"] in kinds, ended
                     await go_on(ending, server, thread_id)
             if end.exit_codes:
                 assert ending.exit_code in end.exit_codes, "the server's exit code"
@@ -323,8 +409,7 @@ async def play(end: End, ending: Ending, codex: Path) -> None:
                     assert not list((lab.state / "servers").iterdir()), "its clean-up came short"
                 async with serve(codex, lab, ending.mode) as server:
                     kept = (await server.call("codex_wait", run_ids=[run_id]))["runs"][0]
-                    assert kept["status"] in ("failed", "cancelled")
-                    assert kept["error"]["kind"] in ("interrupted", "cancelled")
+                    assert kept["error"]["kind"] == (end.kind or "interrupted")
                     assert kept["thread_id"] == thread_id
                     await go_on(ending, server, thread_id)
         finally:

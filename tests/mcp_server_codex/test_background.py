@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CancelledNotification, CancelledNotificationParams, Implementation
 
-from support.fake_codex import FakeCodex
+from mcp_server_codex.watchdog import VARIABLE
+from support.fake_codex import FakeCodex, answer_lines, events
 from support.lab import Json, Lab, call, connect, marked, until
 
 GATED = """
@@ -571,3 +574,57 @@ async def test_no_two_runs_share_a_thread_in_the_background_either(
     assert ended["thread_id"] == thread
     assert not gates.has_begun("never")
     assert list((lab.home / "mcp-server-codex").iterdir()) == []
+
+
+SLOW = """
+def say(line):
+    print(json.dumps(line), flush=True)
+def cue(name):
+    while not os.path.exists(os.path.join(FOLDER, name)):
+        time.sleep(0.02)
+say({"type": "thread.started", "thread_id": "01a20000-0000-7000-8000-000000000001"})
+say({"type": "turn.started"})
+open(os.path.join(FOLDER, "begun"), "w").close()
+cue("written")
+"""
+
+
+@pytest.mark.parametrize("limit", ["stall_s", "timeout_s"])
+@pytest.mark.parametrize("last", ["completed", "message", "nothing"])
+async def test_a_server_that_was_stopped_reads_what_codex_wrote_before_it_judges(
+    limit: str, last: str, lab: Lab, fake: FakeCodex
+) -> None:
+    """So does a frozen container, or a process that was stopped in a terminal."""
+    lines = answer_lines("all of it")
+    fake.body = SLOW.replace("FOLDER", repr(str(lab.root)))
+    fake.stdout = events(*lines)
+    if last != "completed":
+        fake.body += "say(" + repr(lines[1]) + ")\n" if last == "message" else ""
+        fake.body += "cue('woken')\n"
+    options = ("--stall-s", "3") if limit == "stall_s" else ()
+    asked = {"timeout_s": 3} if limit == "timeout_s" else {}
+    tag = str(uuid.uuid4())
+    env = {"FAR_END": tag, VARIABLE: ""}  # The watchdog would report the pause.
+    async with connect("auto", fake.build(), lab, *options, env=env) as client:
+        run = await start(client, "x", **asked)
+        await until(lambda: (lab.root / "begun").exists())
+        server = next(pid for pid in marked(tag) if f"--state-dir {lab.state}" in command_of(pid))
+        os.kill(server, signal.SIGSTOP)
+        (lab.root / "written").touch()
+        await anyio.sleep(4.5)
+        os.kill(server, signal.SIGCONT)
+        if last != "completed" and limit == "stall_s":
+            # Codex was stopped as well, and goes on; a time limit is not lengthened for that.
+            await anyio.sleep(1)
+            (lab.root / "woken").touch()
+        (ended,) = await wait(client, run)
+    if last == "completed" or limit == "stall_s":
+        assert ended["status"] == "completed", ended
+        assert ended["final_response"] == "all of it"
+    else:
+        assert ended["error"]["kind"] == "timed_out"
+        assert ended["thread_id"] is not None
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")

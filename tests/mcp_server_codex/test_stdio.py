@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import os
+import pty
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +20,8 @@ import anyio
 import pytest
 from anyio.abc import Process
 
+from codex_tools.engines.nesting import _is_guard as is_guard  # pyright: ignore[reportPrivateUsage]
+from mcp_server_codex.watchdog import VARIABLE
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import MODES, Json, Lab, environment, marked, server_program, until
 
@@ -41,6 +46,8 @@ INITIALIZE: Json = {
 }
 INITIALIZED: Json = {"jsonrpc": "2.0", "method": "notifications/initialized"}
 """What the legacy era begins with."""
+
+TOP = Path(__file__).parents[2]
 
 HANGS_S = 120.0
 
@@ -617,3 +624,243 @@ async def test_an_idle_server_ends_as_it_is_told_to(ending: str, mode: str, lab:
             await client.read_to_the_end()
     assert list((lab.state / "servers").iterdir()) == []
     assert "Traceback" not in lab.log.read_text()
+
+
+THREAD_ID = "01a20000-0000-7000-8000-00000000000e"
+
+
+def slow_home(lab: Lab) -> None:
+    """Give the lab a home whose index takes hours to build: one thread of 1 TB, all zeros."""
+    folder = lab.home / "sessions" / "2026" / "11" / "28"
+    folder.mkdir(parents=True)
+    with (folder / f"rollout-2026-11-28T00-00-00-{THREAD_ID}.jsonl").open("wb") as rollout:
+        rollout.truncate(2**40)
+
+
+def reads_rollout(pid: int) -> bool:
+    """Return True if the process *pid* has a rollout open."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            if "rollout-" in str(link.readlink()):
+                return True
+    return False
+
+
+async def hang(what: str, client: Wire, lab: Lab) -> None:
+    """Let something that the server waits for hang for good."""
+    match what:
+        case "a cold index":
+            slow_home(lab)
+            await client.send(client.call("codex_usage"))
+            await until(lambda: reads_rollout(client.process.pid))
+        case "a hung disk":
+            (lab.home / "config.toml").unlink()
+            os.mkfifo(lab.home / "config.toml")
+            await client.ask(client.call("codex_run", prompt="y", wait_s=0))
+            await until(lambda: len(records(lab)) == 2)
+        case "an audit log that hangs":
+            (lab.state / "audit.jsonl").unlink()
+            os.mkfifo(lab.state / "audit.jsonl")
+            await client.ask(client.call("codex_wait", run_ids=["run_0000000000000000"]))
+        case _:  # An answer to a malformed frame that the client does not read.
+            chunk = b"?\n" * 30_000
+            assert client.process.stdin is not None
+            for _ in range(40):
+                await client.process.stdin.send(chunk)
+
+
+CLOSINGS = {"EOF": 0, "SIGTERM": 143, "stdout": 1}
+
+
+@pytest.mark.parametrize(
+    "what", ["a cold index", "a hung disk", "an audit log that hangs", "an answer nobody reads"]
+)
+@pytest.mark.parametrize("ending", CLOSINGS)
+async def test_nothing_that_hangs_keeps_a_server_and_its_runs_alive(
+    what: str, ending: str, mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = "time.sleep(600)"
+    async with wire(mode, lab, "--codex-bin", str(fake.build())) as client:
+        await client.open()
+        begun = await client.ask(client.call("codex_run", prompt="x", wait_s=0))
+        run_id = begun["result"]["structuredContent"]["run_id"]
+        await until(lambda: fake.was_started)
+        await hang(what, client, lab)
+        if ending == "EOF":
+            assert client.process.stdin is not None
+            await client.process.stdin.aclose()
+        elif ending == "stdout":
+            pipe = cast("Any", client.process)._process._transport.get_pipe_transport(1)
+            pipe.close()
+        else:
+            client.process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(HANGS_S):
+            assert await client.process.wait() == CLOSINGS[ending]
+    await until(lambda: not marked(str(lab.home)), within_s=HANGS_S)
+    assert list((lab.state / "servers").iterdir()) == []
+    if what != "an audit log that hangs":  # Nothing can be stored then.
+        (kept,) = (r["result"] for r in records(lab) if r["result"]["run_id"] == run_id)
+        assert kept["error"]["kind"] == "interrupted"
+
+
+@pytest.mark.parametrize("ending", CLOSINGS)
+async def test_a_run_whose_caller_waits_when_the_server_ends_is_interrupted(
+    ending: str, mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = "time.sleep(600)"
+    async with wire(mode, lab, "--codex-bin", str(fake.build())) as client:
+        await client.open()
+        await client.send(client.call("codex_run", prompt="x", wait_s=600))
+        await until(lambda: fake.was_started)
+        if ending == "EOF":
+            await client.hang_up()
+        elif ending == "stdout":
+            cast("Any", client.process)._process._transport.get_pipe_transport(1).close()
+        else:
+            client.process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(HANGS_S):
+            await client.process.wait()
+    (record,) = records(lab)
+    assert record["result"]["status"] == "failed"
+    assert record["result"]["error"]["kind"] == "interrupted"
+    lines = (lab.state / "audit.jsonl").read_text().splitlines()
+    ended = next(line for line in map(json.loads, lines) if line["event"] == "ended")
+    assert "interrupted" in ended.values()
+
+
+BLOCKS = """\
+import os, signal, sys, time
+from mcp_server_codex.__main__ import main
+os.environ.pop(sys.argv.pop(1))
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))
+main()
+"""
+"""The server in a process whose event loop a signal blocks."""
+
+
+async def test_a_blocked_event_loop_does_not_outlive_the_client(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = "time.sleep(600)"
+    program = lab.root / "blocks.py"
+    program.write_text(BLOCKS)
+    command = [sys.executable, str(program), VARIABLE]
+    async with wire(mode, lab, "--codex-bin", str(fake.build()), program=command) as client:
+        await client.open()
+        await client.ask(client.call("codex_run", prompt="x", wait_s=0))
+        await until(lambda: fake.was_started)
+        client.process.send_signal(signal.SIGUSR1)
+        await anyio.sleep(0.2)
+        assert client.process.stdin is not None
+        await client.process.stdin.aclose()
+        with anyio.fail_after(HANGS_S):
+            assert await client.process.wait() == 0
+    await until(lambda: not marked(str(lab.home)), within_s=HANGS_S)
+
+
+async def test_a_terminal_that_is_closed_ends_the_server(mode: str, lab: Lab) -> None:
+    """Reading from it fails then, instead of coming to an end."""
+    ours, theirs = pty.openpty()
+    command = [server_program(), "--state-dir", str(lab.state)]
+    with lab.log.open("ab") as log:
+        process = await anyio.open_process(
+            command, stdin=theirs, stderr=log, cwd=lab.project, env=environment(lab)
+        )
+    os.close(theirs)
+    async with process:
+        await until(lambda: list((lab.state / "servers").iterdir()) if lab.state.exists() else [])
+        os.close(ours)
+        with anyio.fail_after(HANGS_S):
+            assert await process.wait() == 0
+
+
+def installed(lab: Lab) -> tuple[list[str], Path]:
+    """Install the server as an upgrade would find it; return its program, and its folder.
+
+    The folder holds a virtual environment and the packages, to be replaced or removed.
+    """
+    folder = lab.root / "installed"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    for root in ("server", "tools"):
+        for package in (TOP / root).glob("*/__init__.py"):
+            shutil.copytree(package.parent, folder / "packages" / package.parent.name)
+    paths = [str(folder / "packages"), *(path for path in sys.path if "site-packages" in path)]
+    script = lab.root / "installed.py"
+    script.write_text(
+        f"import sys\nsys.path[:0] = {paths!r}\n"
+        "from mcp_server_codex.__main__ import main\nmain()\n"
+    )
+    return [str(folder / "venv" / "bin" / "python"), str(script)], folder
+
+
+def is_copied_guard(argv: list[str]) -> bool:
+    """Return True if *argv* is that of a guard whose script was removed after its run."""
+    return is_guard([part.encode() for part in argv]) and not Path(argv[3]).exists()
+
+
+@pytest.mark.parametrize("what", ["replaced", "package removed", "all removed"])
+async def test_a_server_whose_package_is_replaced_still_runs_codex(
+    what: str, mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    fake.body = "seen['above'] = open(f'/proc/{os.getppid()}/cmdline').read().split('\\0')\n"
+    fake.body += "from pathlib import Path; Path(plan['stdout']).with_name('above').write_text("
+    fake.body += "repr(seen['above']))"
+    program, folder = installed(lab)
+    async with wire(mode, lab, "--codex-bin", str(fake.build()), program=program) as client:
+        await client.open()
+        assert await client.lists_tools()
+        guard = folder / "packages" / "codex_tools" / "engines" / "guard.py"
+        if what == "replaced":
+            guard.write_text("raise SystemExit('of another version')\n")
+            shutil.rmtree(guard.parent / "__pycache__")
+        else:
+            shutil.rmtree(folder if what == "all removed" else folder / "packages")
+        for _ in range(2):
+            answer = await client.ask(client.call("codex_run", prompt="x"))
+            assert "result" in answer, lab.log.read_text()
+            run = answer["result"]["structuredContent"]
+            assert run["status"] == "completed", run
+        argv = ast.literal_eval((fake.folder / "above").read_text())
+        assert is_copied_guard(argv)
+        assert await client.hang_up() == 0
+
+
+async def test_a_server_whose_interpreter_is_gone_asks_to_be_restarted(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    (_, script), _ = installed(lab)
+    python = lab.root / "python"
+    python.symlink_to(getattr(sys, "_base_executable", sys.executable))
+    async with wire(mode, lab, "--codex-bin", str(fake.build()), program=[str(python), script]) as (
+        client
+    ):
+        await client.open()
+        python.unlink()
+        answer = await client.ask(client.call("codex_run", prompt="x"))
+    error = answer["result"]["structuredContent"]["error"]
+    assert error["kind"] == "internal"
+    assert "replaced or removed" in error["message"]
+    assert error["hint"].startswith("Restart this server")
+    assert not fake.was_started
+
+
+async def test_a_module_that_is_gone_is_told_as_such(mode: str, lab: Lab, fake: FakeCodex) -> None:
+    """The server imports the check of schemas when the first one comes."""
+    program = lab.root / "gone.py"
+    program.write_text(
+        "import sys\nfrom mcp_server_codex.__main__ import main\n"
+        "class Gone:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0].startswith('jsonschema'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Gone())\nmain()\n"
+    )
+    command = [sys.executable, str(program)]
+    async with wire(mode, lab, "--codex-bin", str(fake.build()), program=command) as client:
+        await client.open()
+        schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+        call = client.call("codex_run", prompt="x", output_schema=schema)
+        answer = await client.ask(call)
+    error = answer["result"]["structuredContent"]["error"]
+    assert "module jsonschema" in error["message"]
+    assert error["hint"].startswith("Restart this server")

@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from codex_tools.engines.guard import processes, tree
 from codex_tools.engines.process import (
     LINE_HEAD,
     LINE_LIMIT,
@@ -22,15 +23,18 @@ from codex_tools.engines.process import (
     LineCutter,
     open_child,
 )
-from support.lab import marked, until
+from support.lab import commands, marked, until
 
 PYTHON = sys.executable
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs a child subreaper")
 
 DAEMONS = """
 import os, subprocess, sys, time
 sleep = ["sleep", "600"]
-subprocess.Popen(sleep)
-subprocess.Popen(["nohup", *sleep], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+subprocess.Popen(sleep, process_group=0)
+quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+subprocess.Popen(["nohup", *sleep], process_group=0, **quiet)
 subprocess.Popen(sleep, start_new_session=True, stdout=subprocess.DEVNULL)
 subprocess.Popen(["sh", "-c", "setsid sh -c 'sleep 600 & sleep 600 &' &"])
 if os.fork() == 0:
@@ -40,13 +44,43 @@ if os.fork() == 0:
     os._exit(0)
 print("ready", flush=True)
 """
-"""Seven processes; the first stays for as long as is added, the others for ten minutes."""
+"""Seven processes; the first stays for as long as is added, the others for ten minutes.
+
+None is in the group of the first: each Codex gives its commands a group or a session.
+"""
+
+LAST_ACT = """
+import subprocess, sys
+subprocess.Popen(["sh", "-c", "sleep 0.5; echo done > acted"], {streams})
+subprocess.Popen(["sleep", "600"], process_group=0)
+subprocess.Popen(["sleep", "600"], start_new_session=True)
+print("said", flush=True)
+sys.exit({code})
+"""
+"""What a real Codex leaves at its end: `notify` in its own group, and commands that are not."""
 
 
 def tagged() -> tuple[str, dict[str, str]]:
     """Return a mark of this test, and an environment that carries it."""
     tag = f"TEST_MARK={uuid.uuid4()}"
     return tag, {**os.environ, "TEST_MARK": tag.partition("=")[2]}
+
+
+def parent_of(pid: int) -> int:
+    return dict(processes()).get(pid, 0)
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def zombies() -> list[int]:
+    """Return the children of this process that have ended and were not waited for."""
+    children = [pid for pid, parent in processes() if parent == os.getpid()]
+    return [pid for pid in children if ") Z " in Path(f"/proc/{pid}/stat").read_text()]
 
 
 async def run(code: str, tmp_path: Path, stdin: bytes = b"") -> tuple[list[bytes], int, str]:
@@ -244,6 +278,56 @@ time.sleep(600)
     assert marked(tag) == []
 
 
+@pytest.mark.parametrize("streams", ["", "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"])
+async def test_what_the_child_starts_last_may_finish_but_delays_nothing(
+    tmp_path: Path, streams: str
+) -> None:
+    tag, env = tagged()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    reading, writing = os.pipe()
+    code = LAST_ACT.format(streams=streams, code=0).replace("sleep 0.5", "cat gate")
+    os.mkfifo(tmp_path / "gate")
+    async with open_child(
+        [PYTHON, "-I", "-c", code],
+        stdin=b"",
+        cwd=tmp_path,
+        env=env,
+        scratch=scratch,
+        held=(writing,),
+    ) as child:
+        os.close(writing)
+        assert [line async for line in child.lines()] == [b"said"]
+        assert await child.wait() == 0
+        # The commands are dead, the lock is free, the scratch folder is gone; notify waits.
+        assert sum("sleep 600" in command for command in commands(tag)) == 0
+        assert os.read(reading, 1) == b""
+        assert not scratch.exists()
+    os.close(reading)
+    assert any("cat gate" in command for command in commands(tag))
+    assert not (tmp_path / "acted").exists()
+    (tmp_path / "gate").write_text("go")
+    await until(lambda: not marked(tag))
+    assert (tmp_path / "acted").exists()
+
+
+async def test_a_child_that_fails_gets_no_last_act(tmp_path: Path) -> None:
+    tag, env = tagged()
+    code = LAST_ACT.format(streams="", code=1)
+    async with open_child([PYTHON, "-I", "-c", code], stdin=b"", cwd=tmp_path, env=env) as child:
+        assert [line async for line in child.lines()] == [b"said"]
+        assert await child.wait() == 1
+        assert marked(tag) == []
+
+
+async def test_a_last_act_that_takes_too_long_is_killed(tmp_path: Path) -> None:
+    tag, env = tagged()
+    code = LAST_ACT.format(streams="", code=0).replace("sleep 0.5", "setsid sleep 600")
+    async with open_child([PYTHON, "-I", "-c", code], stdin=b"", cwd=tmp_path, env=env) as child:
+        assert await child.wait() == 0
+    await until(lambda: not marked(tag))
+
+
 OWNER = """
 import os, sys
 import anyio
@@ -276,6 +360,62 @@ async def test_the_death_of_the_owner_ends_the_whole_tree(
         owner.send_signal(number)
     await until(lambda: not marked(tag), within_s=60)
     await until(lambda: not scratch.exists(), within_s=60)
+
+
+async def test_the_end_of_the_owner_ends_a_last_act_at_once(tmp_path: Path) -> None:
+    tag, env = tagged()
+    code = LAST_ACT.format(streams="", code=0).replace("sleep 0.5", "sleep 600")
+    owner_code = OWNER.format(code=code, scratch="").replace(
+        "anyio.run(main)", "anyio.run(main)\nimport time\ntime.sleep(600)"
+    )
+    with await start([PYTHON, "-c", owner_code], env) as owner:
+        await until(lambda: len(marked(tag)) == 4)  # Owner, guard, shell, sleep.
+        owner.kill()
+    await until(lambda: not marked(tag), within_s=60)
+    assert not (tmp_path / "acted").exists()
+
+
+@linux
+async def test_a_killed_guard_takes_its_tree_along_and_no_other(tmp_path: Path) -> None:
+    """Codex's launcher from npm does not pass the guard's death on to its child."""
+    (tag, env), (other_tag, other_env) = tagged(), tagged()
+    code = DAEMONS + "time.sleep(600)"
+    earlier = zombies()
+    bare = "import subprocess\nsubprocess.Popen(['sleep', '599'], env={}, start_new_session=True)"
+    argv = [PYTHON, "-I", "-c"]
+    async with (
+        open_child([*argv, code], stdin=b"", cwd=tmp_path, env=other_env) as other,
+        open_child([*argv, bare + code], stdin=b"", cwd=tmp_path, env=env) as child,
+    ):
+        async for _ in other.lines():
+            break
+        async for _ in child.lines():
+            break
+        await until(lambda: len(marked(tag)) >= 8 and len(marked(other_tag)) >= 8)
+        before = len(marked(other_tag))
+        guard = next(pid for pid in marked(tag) if parent_of(pid) == os.getpid())
+        cleared = [pid for pid in tree(guard) if "sleep 599" in command_of(pid)]
+        assert len(cleared) == 1
+        os.kill(guard, signal.SIGKILL)
+        assert await child.wait() == -signal.SIGKILL
+        assert marked(tag) == []
+        assert cleared[0] not in dict(processes())
+        assert "guard process of this run was killed" in child.stderr_end()
+        assert len(marked(other_tag)) == before
+    assert marked(other_tag) == []
+    assert set(zombies()) <= set(earlier)
+
+
+@linux
+async def test_a_stopped_guard_still_ends_its_tree(tmp_path: Path) -> None:
+    tag, env = tagged()
+    code = DAEMONS + "time.sleep(600)"
+    async with open_child([PYTHON, "-I", "-c", code], stdin=b"", cwd=tmp_path, env=env) as child:
+        async for _ in child.lines():
+            break
+        guard = next(pid for pid in marked(tag) if parent_of(pid) == os.getpid())
+        os.kill(guard, signal.SIGSTOP)
+    assert marked(tag) == []
 
 
 async def test_the_death_of_the_guard_takes_the_child_along(tmp_path: Path) -> None:

@@ -492,8 +492,10 @@ def test_a_damaged_or_foreign_record_is_none(tmp_path: Path, fault: str) -> None
         store.prune([run_id(2)])
         assert kept_runs(tmp_path) == {1, 2}
         age(folder, KEEP_S + 100)
+        keep(store, 3)
+        age(folder_of(tmp_path, 3), KEEP_S / 2 - 100)  # The clock was not set forward.
         store.prune([run_id(2)])
-        assert kept_runs(tmp_path) == {2}
+        assert kept_runs(tmp_path) == {2, 3}
 
 
 @pytest.mark.parametrize("can_resume", [True, False])
@@ -613,6 +615,7 @@ def test_old_runs_are_removed_but_none_at_work(tmp_path: Path) -> None:
         keep(store, 3, "running")
         keep(other, 4, "queued")
         keep(store, 6, "cancelled")
+        keep(store, 7)
         (tmp_path / "runs" / "a file").touch()
         outside = tmp_path / "outside"
         shutil.copytree(folder_of(tmp_path, 1), outside)
@@ -620,6 +623,7 @@ def test_old_runs_are_removed_but_none_at_work(tmp_path: Path) -> None:
         for number in (1, 3, 4, 5, 6):
             age(folder_of(tmp_path, number), KEEP_S + 100)
         age(folder_of(tmp_path, 2), KEEP_S - 100)
+        age(folder_of(tmp_path, 7), KEEP_S / 2 - 100)
         age(outside, KEEP_S + 100)
         # One of them was written to of late.
         (folder_of(tmp_path, 6) / "events.jsonl").touch()
@@ -628,11 +632,45 @@ def test_old_runs_are_removed_but_none_at_work(tmp_path: Path) -> None:
         assert sorted(path.name for path in outside.iterdir()) == ["events.jsonl", "run.json"]
         (tmp_path / "runs" / "a file").unlink()
         (tmp_path / "runs" / "link").unlink(missing_ok=True)
-        assert kept_runs(tmp_path) == {2, 3, 4, 6}
+        assert kept_runs(tmp_path) == {2, 3, 4, 6, 7}
         for reader, number, status in ((other, 3, "running"), (store, 4, "queued")):
             loaded = reader.load(run_id(number))
             assert loaded is not None
             assert loaded.result.status == status
+
+
+DAY_S = 24 * 3600
+
+
+def test_a_clock_that_is_set_forward_removes_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        for number in range(1, 6):
+            keep(store, number)
+            age(folder_of(tmp_path, number), number * DAY_S)
+        wrong = time.time() + 365 * DAY_S
+        store.prune(now_s=wrong)
+        # A run that ends at the wrong time makes no difference, and neither does one at work.
+        for number in (6, 7):
+            keep(store, number)
+            age(folder_of(tmp_path, number), number - 365 * DAY_S - 10)
+        store.prune([run_id(7)], now_s=wrong)
+        store.prune([run_id(7)], now_s=wrong + DAY_S / 2)
+        assert kept_runs(tmp_path) == set(range(1, 8))
+        # The clock is right again: what bears a future time is no reason to remove the others.
+        store.prune(now_s=time.time())
+        assert kept_runs(tmp_path) == set(range(1, 8))
+
+
+def test_after_a_long_pause_old_runs_are_removed_a_day_later(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        for number, days in ((1, 40), (2, 39), (3, 0)):
+            keep(store, number)
+            age(folder_of(tmp_path, number), days * DAY_S)
+        store.prune()
+        assert kept_runs(tmp_path) == {1, 2, 3}
+        keep(store, 4)
+        store.prune(now_s=time.time() + 1.1 * DAY_S)
+        assert kept_runs(tmp_path) == {3, 4}
 
 
 def test_when_too_much_is_kept_the_oldest_go_but_none_at_work(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ CodexError
   * IndexUnavailable
 * Interrupted: the server process ended during the run
 * InternalFault: a fault of this server
+  * ServerReplaced: the files of this server were replaced or removed while it ran
 * TurnError: Codex was started, and `turn` holds its work so far
   * TurnFailed: Codex reported a failure, or ended without a terminal event
   * TimedOut
@@ -38,6 +39,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from codex_tools.codex.turn_result import TurnResult
+
+_PACKAGE = __file__.removesuffix("codex/errors.py")
 
 Kind = Literal[
     "invalid_arguments",
@@ -264,11 +267,37 @@ class InternalFault(CodexError):
 
     kind = "internal"
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        message: str = "This server met an internal fault; its log on stderr has the details.",
+        hint: str = "Call again. If the fault happens again, report it with that log.",
+    ) -> None:
+        super().__init__(message, hint)
+
+
+class ServerReplaced(InternalFault):
+    """An upgrade or a cleanup replaced or removed the files of this server while it ran."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
         super().__init__(
-            "This server met an internal fault; its log on stderr has the details.",
-            "Call again. If the fault happens again, report it with that log.",
+            f"The files of this server were replaced or removed while it ran: {problem}.",
+            "Restart this server, or reconnect to it in the client: it was updated. If it does not"
+            " start, install it again.",
         )
+
+
+def fault_for(error: Exception) -> InternalFault:
+    """Return the error that tells a caller of the unexpected *error*.
+
+    A module that is gone is no defect: this server imports some only when they are needed. It also
+    reads its own source files, for the descriptions in its schemas.
+    """
+    if isinstance(error, ImportError):
+        return ServerReplaced(f"module {error.name} cannot be imported")
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith(_PACKAGE):
+        return ServerReplaced(f"{error.filename} is gone")
+    return InternalFault()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 
@@ -14,6 +15,15 @@ from codex_tools.engines.engine import Engine, Keep, TurnRequest
 
 LINGER_S = 10.0
 """Seconds that Codex may take to close its files and exit after the turn's end."""
+
+TICK_S = 1.0
+"""Interval in seconds for checking the time limits."""
+
+STOPPED_S = 1.0
+"""Seconds that a tick must be late to show that this process was stopped."""
+
+BACKLOG_S = 1.0
+"""Seconds to read the events that are waiting when a time limit is reached."""
 
 Report = Callable[[TurnProgress], None]
 """Function that gets the turn so far after each event; it must be quick and must not block."""
@@ -53,15 +63,17 @@ async def run_turn(
     began = anyio.current_time()
     start = began if since is None else since
     first = min(start + request.timeout_s, began + request.stall_s)
-    with anyio.CancelScope(deadline=first) as limit:
-        async with engine.open_turn(request, keep) as events:
-            async for event in events:
-                progress.add(event)
-                report(progress)
-                if isinstance(event, ThreadStartedEvent):
-                    check_thread(request.thread_id, progress)
-                limit.deadline = _deadline(progress, request, start, began)
-    if limit.cancelled_caught and not progress.ended:
+    async with (
+        time_limit(first, request.stall_s, start + request.timeout_s, progress) as limit,
+        engine.open_turn(request, keep) as events,
+    ):
+        async for event in events:
+            progress.add(event)
+            report(progress)
+            if isinstance(event, ThreadStartedEvent):
+                check_thread(request.thread_id, progress)
+            limit.deadline = _deadline(progress, request, start, began)
+    if limit.reached and not progress.ended:
         if anyio.current_time() - start >= request.timeout_s:
             raise TimedOut(request.timeout_s, progress.last_error, progress.result())
         raise Stalled(request.stall_s, progress.last_error, progress.result())
@@ -119,3 +131,58 @@ def finish(progress: TurnProgress) -> TurnResult:
             raise TurnFailed(unasked(), result)
         raise NoAnswer(result)
     return result
+
+
+class TimeLimit:
+    """A deadline on the event loop's clock, which the holder may move."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.reached = False
+        """True if the block was cancelled because its deadline was reached."""
+
+
+@asynccontextmanager
+async def time_limit(
+    deadline: float, stall_s: float, latest: float, progress: TurnProgress
+) -> AsyncGenerator[TimeLimit]:
+    """Cancel the block when its deadline is reached, but read first what Codex has written.
+
+    While this process is stopped (SIGSTOP, a frozen container), the clock runs on, and Codex may
+    write events or even complete the turn. Codex may have been stopped as well. So after such a
+    pause, the stall timer starts again. The time limit of the run stays as it was.
+
+    Args:
+        deadline: The first deadline.
+        stall_s: Seconds without progress after which the turn counts as stalled.
+        latest: Time after which the turn is ended, whatever the deadline is.
+        progress: The turn so far.
+    """
+    limit = TimeLimit(deadline)
+    failure: Exception | None = None
+
+    async def check() -> None:
+        while True:
+            due = min(limit.deadline, anyio.current_time() + TICK_S)
+            await anyio.sleep_until(due)
+            now = anyio.current_time()
+            if now - due > STOPPED_S and not progress.ended:
+                progress.alive_at = now
+                limit.deadline = max(limit.deadline, min(latest, now + stall_s))
+            if now >= limit.deadline:
+                await anyio.sleep(BACKLOG_S)
+                if anyio.current_time() >= limit.deadline:
+                    scope.cancel()
+                    return
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(check)
+        try:
+            with anyio.CancelScope() as scope:
+                yield limit
+            limit.reached = scope.cancelled_caught
+        except Exception as error:  # Raised again below: the task group would wrap it.
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -82,7 +82,8 @@ class Engine(Protocol):
     ) -> AbstractAsyncContextManager[AsyncGenerator[Event]]:
         """Start a turn; the context manager yields its events, the last one an ExitedEvent.
 
-        When the context manager exits, for any reason, no process started by the turn is alive.
+        When the context manager exits, for any reason, no process started by the turn is alive,
+        except the user's `notify` program, which may take a few seconds more.
 
         Raises:
             CodexUnsupported: This version of Codex lacks an option that the turn needs.

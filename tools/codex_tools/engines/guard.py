@@ -10,11 +10,20 @@ tree when the child has ended, or when CONTROL_FD reads end of file. The latter 
 caller closed it, crashed or was killed: one path for all. Then the guard removes the folder
 SCRATCH ("" for none) and exits as the child did.
 
+The user's `notify` program is the exception. Codex starts it at the turn's end and does not wait
+for it (0.60.1, 0.163.0, 0.171.0). It stays in Codex's process group. The model's commands never do:
+0.60.1 gives them a process group, 0.98 and later a session. If the child exited with 0, the guard
+kills all others, writes the exit code to CONTROL_FD, and lets that group live for LAST_ACT_S at
+most, or until the caller's process ends.
+
 On Linux, the guard is the child's subreaper. A descendant that calls setsid, nohup or a double
 fork becomes the guard's own child when its parent dies. When wait(2) reports that the guard has no
 children left, all processes of the tree are therefore dead. Elsewhere, the guard follows parent
 ids from `ps`, which misses a process that got another parent before the end. Without help from the
 kernel, no better way is known.
+
+If the guard itself is killed on Linux, its descendants become children of the caller, which finds
+them by the mark that the guard set (see orphans.py).
 """
 
 from __future__ import annotations
@@ -39,6 +48,10 @@ else:
 LINUX = sys.platform.startswith("linux")
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+MARK = 1 << 62  # Soft RLIMIT_RSS of a tree is this plus the guard's id; Linux ignores that limit.
+LAST_ACT_S = 5.0  # Seconds that `notify` may take; plain Codex sets it no limit.
+PARENT_CHECK_S = 0.1  # Interval in seconds for checking that the caller is still alive.
+NO_CHILDREN = 127 << 8  # As the wait status of a child that could not be started.
 GIVE_UP_S = 10.0  # Seconds to try to kill: a process in uninterruptible sleep may never die.
 
 
@@ -60,12 +73,18 @@ def main(arguments: list[str]) -> None:
     prctl = linux_prctl() if LINUX else None
     if prctl is not None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-    guard = os.getpid()
+    guard, caller = os.getpid(), os.getppid()
+    if LINUX:
+        set_mark(guard)
     child = os.fork()
     if child == 0:
         become(argv, cwd, guard, prctl)
     close_streams()
     status = watch(child, control, wakeup)
+    if status == 0 and LINUX:
+        if scratch:
+            remove(scratch)
+        finish_last_act(child, control, caller, (wakeup, alarm))
     doomed: set[int] = set() if LINUX else tree(guard)
     if status is None:
         status = interrupt(child, wakeup, grace_s)
@@ -131,6 +150,41 @@ def watch(child: int, control: int, wakeup: int) -> int | None:
                 return None
 
 
+def finish_last_act(child: int, control: int, caller: int, wakeup: tuple[int, int]) -> None:
+    """Kill what the ended child has left, except its own process group; wait for that group."""
+    until = time.monotonic() + LAST_ACT_S
+    pause_s = 0.0005
+    last: set[int] = set()
+    while reap(child) != NO_CHILDREN:
+        left = tree(os.getpid())
+        members = {pid for pid in left if group_of(pid) == child}
+        last = members.union(*(tree(pid) for pid in members))
+        if left <= last or time.monotonic() > until:
+            break
+        for pid in left - last:
+            kill(pid)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.02)
+    if not last:
+        return
+    try:
+        os.write(control, b"0")
+    except OSError:
+        return  # The caller has left already.
+    # The run has ended for the caller. The guard must no longer hold its locks.
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in wakeup:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # It belonged to the listing.
+    poll = select.poll()
+    poll.register(wakeup[0], select.POLLIN)
+    while reap(child) != NO_CHILDREN and time.monotonic() < until and os.getppid() == caller:
+        if poll.poll(PARENT_CHECK_S * 1000):
+            os.read(wakeup[0], 4096)
+
+
 def interrupt(child: int, wakeup: int, grace_s: float) -> int | None:
     """Send SIGINT so that the child can close its files; wait at most *grace_s* for its status."""
     signal_group(child, signal.SIGINT)
@@ -163,10 +217,7 @@ def kill_all(child: int, status: int | None, doomed: set[int]) -> int | None:
         if time.monotonic() > deadline:
             return status
         for pid in tree(os.getpid()) | doomed:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                pass  # The process has ended already, or runs as another user.
+            kill(pid)
         doomed = set()
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.02)
@@ -208,7 +259,10 @@ def processes() -> list[tuple[int, int]]:
 
 
 def reap(child: int) -> int | None:
-    """Collect ended children; return the status of *child* if it is among them."""
+    """Collect ended children; return the status of *child* if it is among them.
+
+    NO_CHILDREN if there are no children at all, None otherwise.
+    """
     try:
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -217,7 +271,38 @@ def reap(child: int) -> int | None:
             if pid == 0:
                 return None
     except ChildProcessError:
-        return 127 << 8
+        return NO_CHILDREN
+
+
+def kill(pid: int) -> None:
+    """Send SIGKILL to *pid*."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass  # The process has ended already, or runs as another user.
+
+
+def group_of(pid: int) -> int:
+    """Return the process group of *pid*; 0 if it has ended."""
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return 0
+
+
+def set_mark(guard: int) -> None:
+    """Mark this process and all its descendants as the tree of *guard*.
+
+    Unlike a variable or a session, a limit survives a cleared environment and setsid.
+    """
+    try:
+        import resource
+
+        limit, hard = MARK + guard, resource.getrlimit(resource.RLIMIT_RSS)[1]
+        if hard == resource.RLIM_INFINITY or hard >= limit:
+            resource.setrlimit(resource.RLIMIT_RSS, (limit, hard))
+    except (ImportError, OSError, ValueError):
+        pass
 
 
 def signal_group(leader: int, number: int) -> None:

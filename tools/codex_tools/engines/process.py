@@ -1,7 +1,8 @@
 """Run a child process: stdin at EOF, stdout as lines, and a guaranteed kill of its process tree.
 
 This file knows nothing of Codex. The child runs under a guard (guard.py). Its process tree ends at
-the latest with the `async with` block that opened it, or with this process.
+the latest with the `async with` block that opened it, or with this process. The only exception is
+what a child that exited with 0 left in its own process group: see guard.py.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 
-from codex_tools.engines import guard
+from codex_tools.codex.errors import ServerReplaced
+from codex_tools.codex.workers import on_disk
+from codex_tools.engines import guard, orphans
 
 STDERR_KEPT = 64 * 1024
 """Bytes of stderr kept, from its end."""
@@ -34,6 +40,12 @@ Claude Code gives a server 500 ms in all before it sends SIGKILL.
 
 LAST_WORDS_WITHIN_S = 1.0
 """Seconds to wait for the end of stderr: on macOS, a process that escaped may hold it open."""
+
+DRAIN_S = 0.05
+"""Seconds without output after which the output of an ended child counts as read to its end.
+
+`notify` may hold the pipe open: Codex 0.60.1 lets it inherit stdout and stderr.
+"""
 
 LINE_LIMIT = 32 * 1024 * 1024
 """Most bytes of a line that is yielded whole.
@@ -96,11 +108,17 @@ class LineCutter:
 class Child:
     """A running child process; `open_child` creates it."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, control: socket.socket) -> None:
         self._process = process
+        self._control = control
+        self._returncode = 0
+        self._ended = anyio.Event()
+        self._reading = anyio.CancelScope()
         self._stderr: deque[bytes] = deque()
         self._stderr_size = 0
         self._stderr_read = anyio.Event()
+        self.guard_lives = False
+        """True if the child has ended, but its guard still waits for what the child left."""
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """Yield what the child prints, line by line, without the line feeds.
@@ -108,11 +126,10 @@ class Child:
         The last line needs no line feed. A line of more than LINE_LIMIT bytes is shortened, see
         `LineCutter`.
         """
-        assert self._process.stdout is not None
         parts: list[bytes] = []
         size = 0
         cutter: LineCutter | None = None
-        async for chunk in _chunks(self._process.stdout):
+        async for chunk in self._output():
             start = 0
             while (end := chunk.find(b"\n", start)) >= 0:
                 piece = chunk[start:end] if start or end < len(chunk) else chunk
@@ -144,19 +161,66 @@ class Child:
             yield b"".join(parts)
 
     async def wait(self) -> int:
-        """Wait for the end of the process tree; return the exit code, negative for a signal.
+        """Wait for the child's end; return its exit code, negative for a signal.
 
         This also waits at most LAST_WORDS_WITHIN_S for the end of stderr, which may hold the
         reason of a failure.
         """
-        returncode = await self._process.wait()
-        with anyio.move_on_after(LAST_WORDS_WITHIN_S):
+        await self._ended.wait()
+        with anyio.move_on_after(DRAIN_S if self.guard_lives else LAST_WORDS_WITHIN_S):
             await self._stderr_read.wait()
-        return returncode
+        return self._returncode
 
     def stderr_end(self) -> str:
         """Return the last STDERR_KEPT bytes of stderr as text."""
         return b"".join(self._stderr)[-STDERR_KEPT:].decode("utf-8", "replace")
+
+    async def watch_guard(self) -> None:
+        """Wait until the guard reports the child's end, or ends; kill what a killed guard left."""
+        with anyio.CancelScope(shield=True):
+            await anyio.wait_readable(self._control)
+            with suppress(OSError):
+                self.guard_lives = bool(self._control.recv(1))
+            if not self.guard_lives:
+                self._returncode = await self._process.wait()
+                if self._returncode != 0 and await on_disk(orphans.end_tree, self._process.pid):
+                    self._stderr.append(_GUARD_KILLED)
+                    self._stderr_size += len(_GUARD_KILLED)
+            self._ended.set()
+            self._reading.cancel()
+
+    async def leave(self) -> None:
+        """End the process tree, unless the child ended by itself and was reported to have."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+        with anyio.CancelScope(shield=True):
+            if not self._ended.is_set():
+                with suppress(ProcessLookupError):
+                    self._process.send_signal(signal.SIGCONT)  # A stopped guard cannot kill.
+                await self._ended.wait()
+            self._control.close()
+            if not self.guard_lives:
+                await self._process.aclose()
+
+    async def _output(self) -> AsyncGenerator[bytes]:
+        """Yield the chunks of stdout until its end, or until all that an ended child wrote."""
+        assert self._process.stdout is not None
+        empty = 0
+        while empty < 2:  # After a busy moment, the first reading may end before it began.
+            chunk: bytes | None = None
+            ended = self._ended.is_set()
+            with anyio.CancelScope() as self._reading:
+                if ended:
+                    self._reading.deadline = anyio.current_time() + DRAIN_S
+                try:
+                    chunk = await self._process.stdout.receive(_CHUNK)
+                except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
+                    return
+            if chunk is not None:
+                empty = 0
+                yield chunk
+            elif ended:
+                empty += 1
 
     async def keep_stderr(self) -> None:
         """Read stderr until it ends, so that the child never blocks on it."""
@@ -188,41 +252,90 @@ async def open_child(
     Raises:
         OSError: The child could not be started.
     """
-    control, release = os.pipe()
-    command = [
-        *(sys.executable, "-I", "-S", _guard_file()),
-        *(str(control), str(scratch or ""), str(GRACE_MS), str(cwd)),
-        *argv,
-    ]
-    try:
-        process = await _spawn(command, stdin, env, (control, *held))
-    except BaseException:
-        os.close(release)
-        raise
-    finally:
-        os.close(control)
-    child = Child(process)
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(child.keep_stderr)
+    async with _guard_command() as guarded:
+        ours, theirs = socket.socketpair()
+        command = [
+            *guarded,
+            *(str(theirs.fileno()), str(scratch or ""), str(GRACE_MS), str(cwd)),
+            *argv,
+        ]
         try:
-            yield child
-        except Exception as error:  # Raised again below: the task group would wrap it.
-            failure = error
+            process = await _spawn(command, stdin, env, (theirs.fileno(), *held))
+        except BaseException:
+            ours.close()
+            raise
         finally:
-            os.close(release)
+            theirs.close()
+        child = Child(process, ours)
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(child.keep_stderr)
+            tasks.start_soon(child.watch_guard)
+            try:
+                yield child
+            except Exception as error:  # Raised again below: the task group would wrap it.
+                failure = error
+            finally:
+                await child.leave()
+                tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+
+_GUARD_KILLED = (
+    b"\nthe guard process of this run was killed; this server then killed Codex and all that it"
+    b" had started\n"
+)
+
+_GUARD_SOURCE = Path(guard.__file__).read_bytes()
+"""The guard as this process knows it: an upgrade may replace or remove its file at any time."""
+
+
+@asynccontextmanager
+async def _guard_command() -> AsyncGenerator[list[str]]:
+    """Yield the command that starts the guard of the version that belongs to this process."""
+    interpreter, script, copy = await on_disk(_find_guard)
+    try:
+        yield [interpreter, "-I", "-S", script]
+    finally:
+        if copy is not None:
             with anyio.CancelScope(shield=True):
-                await process.wait()
-                await process.aclose()
-    if failure is not None:
-        raise failure
+                await on_disk(shutil.rmtree, copy, True)
 
 
-@functools.cache
-def _guard_file() -> str:
-    # Python compiles a script at each start, but not the compiled file that an import left.
-    compiled: str | None = getattr(guard, "__cached__", None)
-    return compiled if compiled and Path(compiled).is_file() else guard.__file__
+def _find_guard() -> tuple[str, str, Path | None]:
+    """Return the interpreter, the guard's script, and the folder to remove afterwards, if any.
+
+    Raises:
+        ServerReplaced: The interpreter or the script is gone, and has no replacement.
+    """
+    _become_subreaper()
+    orphans.reap_orphans()
+    # The guard needs no installed package, so the Python that made a removed venv will do.
+    pythons = (sys.executable, getattr(sys, "_base_executable", sys.executable))
+    python = next((each for each in pythons if os.access(each, os.X_OK)), None)
+    if python is None:
+        raise ServerReplaced(f"{sys.executable} is gone")
+    try:
+        if Path(guard.__file__).read_bytes() == _GUARD_SOURCE:
+            # Python compiles a script at each start, but not the compiled file of an import.
+            compiled: str | None = getattr(guard, "__cached__", None)
+            found = compiled if compiled and Path(compiled).is_file() else guard.__file__
+            return python, found, None
+    except OSError:
+        pass  # The package was removed.
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="mcp-server-codex-"))
+        # nesting.py, of any version, recognises a guard by these last parts of its path.
+        script = folder / "codex_tools" / "engines" / "guard.py"
+        script.parent.mkdir(parents=True)
+        script.write_bytes(_GUARD_SOURCE)
+    except OSError as error:
+        raise ServerReplaced(f"{guard.__file__} is gone") from error
+    return python, str(script), folder
+
+
+_become_subreaper = functools.cache(orphans.become_subreaper)
 
 
 async def _spawn(

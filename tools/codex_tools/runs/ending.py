@@ -119,10 +119,10 @@ def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evid
     return _ended(run, "completed", turn, evidence, structured_output=structured_output)
 
 
-def faulty(run: Run) -> RunResult:
+def faulty(run: Run, fault: InternalFault | None = None) -> RunResult:
     """Return the result of a run with an internal fault, from as little data as possible."""
     turn = TurnResult(thread_id=run.progress.thread_id)
-    return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
+    return make_result("failed", run_id=run.run_id, turn=turn, error=fault or InternalFault())
 
 
 def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:

@@ -20,11 +20,7 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from codex_tools.codex.errors import (
-    CodexError,
-    ThreadBusy,
-    UnknownRun,
-)
+from codex_tools.codex.errors import CodexError, ThreadBusy, UnknownRun, fault_for
 from codex_tools.codex.masking import is_cut_of, shorten
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
@@ -98,6 +94,7 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._unsaved: set[str] = set()
         """Ids of ended runs whose record could not be written yet."""
+        self._closing = False
         self._changed = anyio.Event()
 
     async def lock_thread(self, thread_id: str) -> ThreadLock:
@@ -160,7 +157,21 @@ class Runs:
         except BaseException:
             del self._runs[run_id]
             raise
+        if self._closing:
+            run.interrupt()
         return run
+
+    def close(self) -> None:
+        """Interrupt all runs, and all that are started later, because the server ends."""
+        self._closing = True
+        for run in self._runs.values():
+            run.interrupt()
+
+    async def closed(self) -> None:
+        """Wait until all runs have ended and are stored; then no longer count as alive."""
+        while unfinished := [run for run in self._runs.values() if not run.done.is_set()]:
+            await unfinished[0].done.wait()
+        await on_disk(self._store.close, abandon=True)
 
     async def find(self, run_id: str) -> Run | StoredRun:
         """Return a run of this server, or the stored record of another run.
@@ -300,11 +311,11 @@ class Runs:
                     async with self._slots:
                         run.started_at = anyio.current_time()
                         outcome = await self._turn(run, locks)
-                except Exception:
+                except Exception as error:
                     # One of the server's two outer walls (the other: app.call_tool). Without
                     # this one, a fault in one run would end all others.
                     logger.exception("internal fault in run %s", run.run_id)
-                    outcome = faulty(run)
+                    outcome = faulty(run, fault_for(error))
         finally:
             # This runs also when the server ends: everything awaited here must be short.
             with anyio.CancelScope(shield=True):
@@ -381,12 +392,7 @@ class Runs:
     def _write(self, run: Run, result: RunResult) -> None:
         """Write a run's record; called in the writer's thread."""
         try:
-            self._store.save(
-                result,
-                run.created_at,
-                run.answer,
-                _recorded(run),
-            )
+            self._store.save(result, run.created_at, run.answer, _recorded(run))
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
             if _has_ended(result):

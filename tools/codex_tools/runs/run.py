@@ -67,7 +67,12 @@ class Run:
 
     def stop(self) -> None:
         """Stop the run and all that Codex has started for it; `done` is set at its end."""
-        self.stopped = True
+        # A run that the server's end has interrupted already does not become a stopped one.
+        self.stopped = self.stopped or not self.scope.cancel_called
+        self.scope.cancel()
+
+    def interrupt(self) -> None:
+        """End the run because the server ends."""
         self.scope.cancel()
 
     def result(self) -> RunResult:

@@ -19,7 +19,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +43,15 @@ KEEP_S = 14 * 24 * 3600
 
 KEEP_BYTES = 512 * 1024 * 1024
 """Maximum bytes of the files of all runs; the oldest runs are removed first."""
+
+GAP_S = KEEP_S / 2
+"""Seconds without any run after which the clock may have been set forward."""
+
+SETTLED_S = 24 * 3600
+"""Seconds for which runs must have been stored since such a gap before old ones are removed.
+
+A clock that is wrong is usually corrected within a day. Until then, no run counts as too old.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +99,11 @@ class RunStore:
             os.close(self._lock)
 
     def close(self) -> None:
-        """Remove and unlock the file that marks this server alive."""
-        self._alive.unlink(missing_ok=True)
-        os.close(self._lock)
+        """Remove and unlock the file that marks this server alive; may be called twice."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            self._alive.unlink(missing_ok=True)
+            os.close(lock)
 
     def save(
         self,
@@ -207,28 +218,35 @@ class RunStore:
         start = names.index(before) + 1 if before in names else len(names)
         return names[start : start + count]
 
-    def prune(self, alive: Collection[str] = ()) -> None:
+    def prune(self, alive: Collection[str] = (), now_s: float | None = None) -> None:
         """Remove the runs older than KEEP_S and the oldest above KEEP_BYTES; keep running ones.
+
+        No run is removed for its age as long as the clock may have been set forward.
 
         Args:
             alive: Ids of this server's own runs that have not ended.
+            now_s: The current time, in seconds since 1970; None to ask the clock.
         """
+        now_s = time.time() if now_s is None else now_s
         ended: list[tuple[float, int, Path]] = []
+        times: list[float] = []
         for folder in self._runs.iterdir():
-            if folder.name in alive:
-                continue
             try:
                 changed = max(entry.stat().st_mtime for entry in [folder, *folder.iterdir()])
                 size = sum(entry.stat().st_size for entry in folder.iterdir())
             except OSError:
                 continue  # Another server has just removed the run.
+            times.append(changed)
+            if folder.name in alive:
+                continue
             stored = self.load(folder.name)
             if stored is None or stored.result.status not in ("running", "queued"):
                 ended.append((changed, size, folder))
         kept = 0
+        settled = _is_settled(times, now_s)
         for changed, size, folder in sorted(ended, reverse=True):
             kept += size
-            if kept > KEEP_BYTES or time.time() - changed > KEEP_S:
+            if kept > KEEP_BYTES or (settled and now_s - changed > KEEP_S):
                 shutil.rmtree(folder, ignore_errors=True)
         for lock in self._servers.glob("*.lock"):
             if lock.stem != self.server_id:
@@ -256,6 +274,19 @@ class RunStore:
 
     def _folder(self, run_id: str) -> Path:
         return self._runs / run_id
+
+
+def _is_settled(times: Sequence[float], now_s: float) -> bool:
+    """Return True if runs of at least SETTLED_S lead up to *now_s* without a gap of GAP_S.
+
+    Times after *now_s* are left out: the clock may have been wrong when they were written.
+    """
+    since = now_s
+    for at in sorted((at for at in times if at <= now_s), reverse=True):
+        if since - at > GAP_S:
+            break
+        since = at
+    return now_s - since >= SETTLED_S
 
 
 @dataclass(frozen=True, slots=True)
