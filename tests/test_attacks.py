@@ -23,7 +23,7 @@ from mcp.shared.exceptions import MCPError
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.policy import Policy
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
-from support.lab import Json, Lab, call, connect, until
+from support.lab import PNG, Json, Lab, call, connect, until
 
 REFUSED, HARMLESS = "refused", "harmless"
 
@@ -122,7 +122,8 @@ def attacks(lab: Lab) -> Iterator[Attack]:
         "file": f"{project}/file.txt",
         "right to left": f"{project}/{RTL}bus",
     }.items():
-        yield Attack(f"cwd {name}", {"cwd": path}, REFUSED)
+        # An empty text means left out.
+        yield Attack(f"cwd {name}", {"cwd": path}, HARMLESS if name == "empty" else REFUSED)
         if name not in ("relative", "empty"):
             yield Attack(f"add_dirs {name}", {"add_dirs": [path]}, REFUSED)
     for name, path in {
@@ -139,7 +140,8 @@ def attacks(lab: Lab) -> Iterator[Attack]:
     yield Attack("folder with an option's name", {"add_dirs": ["--yolo"]}, HARMLESS)
     yield Attack("folder with blanks and quotes", {"cwd": f"{project}/a \"b' $(c)"}, HARMLESS)
     yield Attack("very many folders", {"add_dirs": ["sub"] * 100_000}, REFUSED)
-    yield Attack("folders as a string", {"add_dirs": "sub"}, REFUSED)
+    yield Attack("folders as a string", {"add_dirs": "sub"}, HARMLESS)
+    yield Attack("folders outside as a string", {"add_dirs": outside}, REFUSED)
 
     # Sandboxes beyond the ceiling, or in odd letters.
     for sandbox in (
@@ -150,7 +152,7 @@ def attacks(lab: Lab) -> Iterator[Attack]:
         *(0, None, True),
         *(["danger-full-access"], {"mode": "danger-full-access"}, "externalsandbox"),
     ):
-        end = HARMLESS if sandbox is None else REFUSED
+        end = HARMLESS if sandbox in (None, "") else REFUSED
         yield Attack(f"sandbox {sandbox!r}", {"sandbox": sandbox}, end)
     write = {"sandbox": "workspace-write"}
     for name, folder in {
@@ -233,7 +235,8 @@ def attacks(lab: Lab) -> Iterator[Attack]:
             *("--yolo", "-c", "-", "", " ", "a b", 'a"b', "a'b", "a\\b", "a\nb", "a\0b", "a\tb"),
             *(f"a{OUTER}b", f"{RTL}a", "a" * 5000, "gpt\u20115", 5, ["a"], "=x", "$(id)"),
         ):
-            yield Attack(f"{option} {value!r:.40}", {option: value}, REFUSED)
+            end = REFUSED if value else HARMLESS
+            yield Attack(f"{option} {value!r:.40}", {option: value}, end)
     for value in ("../evil", "a/../../evil", "/etc/passwd", "a/b", "..", "a..b", ".a", "a.", "~"):
         yield Attack(f"profile {value!r}", {"profile": value}, REFUSED)
     for value in ("org/model:free", "a=b", "gpt-5.5@2026", "a[1m]", "a;id", "a|id", "a`id`"):
@@ -261,7 +264,8 @@ def attacks(lab: Lab) -> Iterator[Attack]:
         "endless": 1e308,
         "zero": 0,
         "negative": -5,
-        "text": "9999",
+        "text": "9999999",
+        "text with a unit": "600s",
         "yes": True,
     }.items():
         yield Attack(f"timeout {name}", {"timeout_s": value}, REFUSED)
@@ -324,7 +328,7 @@ def attacks(lab: Lab) -> Iterator[Attack]:
             "properties": {f"p{n}": {"type": "string"} for n in range(6000)},
         },
         "too many words": {"enum": [f"w{n}" for n in range(2000)]},
-        "text": "{}",
+        "text": "{",
         "list": [],
     }
     for name, value in schemas.items():
@@ -349,7 +353,7 @@ def lay_out(lab: Lab) -> None:
     ):
         folder.mkdir(parents=True)
     for picture in (outside / "secret.png", project / "-s.png", project / "a,--yolo,b.png"):
-        picture.write_bytes(b"\x89PNG")
+        picture.write_bytes(PNG)
     (project / "file.txt").write_text("x")
     (lab.home / "auth.json").write_text("{}")
     for link, target in {
