@@ -52,6 +52,7 @@ MARK = 1 << 62  # Soft RLIMIT_RSS of a tree is this plus the guard's id; Linux i
 LAST_ACT_S = 5.0  # Seconds that `notify` may take; plain Codex sets it no limit.
 PARENT_CHECK_S = 0.1  # Interval in seconds for checking that the caller is still alive.
 NO_CHILDREN = 127 << 8  # As the wait status of a child that could not be started.
+FD_END = 65536 if LINUX else 4096  # No inherited descriptor of a busy server is above it.
 GIVE_UP_S = 10.0  # Seconds to try to kill: a process in uninterruptible sleep may never die.
 
 
@@ -115,7 +116,7 @@ def become(argv: list[str], cwd: str, guard: int, prctl: Prctl | None) -> None:
             signal.SIGXFSZ,
         ):
             signal.signal(number, signal.SIG_DFL)
-        os.closerange(3, 256)
+        os.closerange(3, FD_END)
         os.chdir(cwd)
         if os.getcwd() != os.path.normpath(cwd):
             raise OSError(20, "a link leads elsewhere")

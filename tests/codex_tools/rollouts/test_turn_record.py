@@ -1,0 +1,149 @@
+"""What a rollout records of one turn: read from where the turn began."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from codex_tools.codex.json_object import Json
+from codex_tools.pricing.prices import read_prices
+from codex_tools.rollouts.turn_record import (
+    Settings,
+    SettingsFollower,
+    TurnMark,
+    TurnRecord,
+    read_record,
+)
+from support.rollout_lines import THREAD
+
+PRICES = read_prices(None)
+
+
+def at(ms: int, kind: str, payload: Json) -> bytes:
+    seconds, rest = divmod(ms, 1000)
+    stamp = f"2026-11-23T03:{seconds // 60:02}:{seconds % 60:02}.{rest:03}Z"
+    entry = {"timestamp": stamp, "type": kind, "payload": payload}
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def turn(ms: int, tokens: int, total: int, *rest: bytes, sandbox: str = "read-only") -> bytes:
+    def usage(count: int) -> Json:
+        return {
+            "input_tokens": count,
+            "cached_input_tokens": 0,
+            "output_tokens": 1,
+            "reasoning_output_tokens": 0,
+            "total_tokens": count + 1,
+        }
+
+    info = {"total_token_usage": usage(total), "last_token_usage": usage(tokens)}
+    return b"".join(
+        (
+            at(ms, "event_msg", {"type": "task_started", "turn_id": f"turn-{ms}"}),
+            at(ms + 1, "event_msg", {"type": "user_message", "message": "do"}),
+            at(ms + 2, "turn_context", {"cwd": "/p", "sandbox_policy": {"type": sandbox}}),
+            at(ms + 3, "event_msg", {"type": "token_count", "info": info}),
+            *rest,
+        )
+    )
+
+
+def done(ms: int, answer: str) -> bytes:
+    return at(ms, "event_msg", {"type": "task_complete", "last_agent_message": answer})
+
+
+META = at(0, "session_meta", {"id": THREAD, "timestamp": "2026-11-23T03:00:00.000Z", "cwd": "/p"})
+FIRST = META + turn(1000, 100, 100, done(1100, "one"), sandbox="danger-full-access")
+SECOND = turn(2000, 7, 107, done(2100, "two"))
+
+
+def read(folder: Path, data: bytes, mark: TurnMark, *, packed: bool = False) -> TurnRecord:
+    name = f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    path = folder / (name + ".zst" if packed else name)
+    path.write_bytes(zstandard.compress(data) if packed else data)
+    return read_record(path, mark, PRICES)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_only_what_comes_after_the_mark_counts(tmp_path: Path, packed: bool) -> None:
+    found = read(tmp_path, FIRST + SECOND, TurnMark(len(FIRST)), packed=packed)
+    assert (found.ending, found.final_response) == ("completed", "two")
+    assert found.settings == Settings(sandbox="read-only", cwd="/p")
+    assert found.usage is not None
+    assert found.usage.input_tokens == 7
+    whole = read(tmp_path, FIRST + SECOND, TurnMark(), packed=packed)
+    assert whole.usage is not None
+    assert whole.usage.input_tokens == 107
+
+
+def test_a_turn_that_has_not_begun_is_not_the_former_one(tmp_path: Path) -> None:
+    assert read(tmp_path, FIRST, TurnMark(len(FIRST))) == TurnRecord()
+
+
+def test_a_rollout_that_was_written_anew_is_told_by_time(tmp_path: Path) -> None:
+    since = 1_795_403_002_000  # 2026-11-23T03:03:22Z would be later than both turns.
+    shorter = META + SECOND
+    mark = TurnMark(len(FIRST + SECOND) + 1, since)
+    assert read(tmp_path, shorter, mark).ending is None
+    found = read(tmp_path, shorter, TurnMark(len(FIRST + SECOND) + 1, 0))
+    assert (found.ending, found.final_response) == ("completed", "two")
+
+
+@pytest.mark.parametrize(
+    ("rest", "ending"),
+    [
+        ((), "open"),
+        (
+            (at(2100, "event_msg", {"type": "turn_aborted", "reason": "interrupted"}),),
+            "interrupted",
+        ),
+        (
+            (at(2100, "event_msg", {"type": "task_complete", "error": {"message": "no"}}),),
+            "failed",
+        ),
+    ],
+)
+def test_how_a_turn_ended_is_read(tmp_path: Path, rest: Sequence[bytes], ending: str) -> None:
+    found = read(tmp_path, FIRST + turn(2000, 7, 107, *rest), TurnMark(len(FIRST)))
+    assert found.ending == ending
+    assert found.error == ("no" if ending == "failed" else None)
+
+
+def test_text_that_looks_like_a_record_is_none(tmp_path: Path) -> None:
+    forged = json.dumps({"type": "turn_context", "payload": {"sandbox_policy": {"type": "x"}}})
+    call = {"type": "function_call", "name": "shell", "arguments": {"turn_context": 1, "a": forged}}
+    line = at(2050, "response_item", call)
+    found = read(tmp_path, FIRST + turn(2000, 7, 107, line), TurnMark(len(FIRST)))
+    assert found.settings == Settings(sandbox="read-only", cwd="/p")
+
+
+def test_settings_are_followed_while_they_are_written_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    path.write_bytes(FIRST)
+    follower = SettingsFollower(path, len(FIRST))
+    assert follower.read() == []
+    line = at(2002, "turn_context", {"sandbox_policy": {"type": "workspace-write"}})
+    with path.open("ab") as file:
+        file.write(line[:50])
+        file.flush()
+        assert follower.read() == []
+        file.write(line[50:])
+        file.flush()
+        assert follower.read() == [Settings(sandbox="workspace-write")]
+        assert follower.read() == []
+
+
+def test_a_command_that_the_sandbox_broke_is_found_once(tmp_path: Path) -> None:
+    output = "Process exited with code 1\nOutput:\nbwrap: No permissions to create new namespace\n"
+    said = at(2050, "response_item", {"type": "function_call_output", "output": output})
+    quoted = at(2060, "response_item", {"type": "message", "role": "user", "content": output})
+    data = FIRST + turn(2000, 7, 107, said, said, quoted, done(2100, "x"))
+    found = read(tmp_path, data, TurnMark(len(FIRST)))
+    assert len(found.troubles) == 1
+    assert "No permissions to create new namespace" in found.troubles[0]
+    none = read(tmp_path, FIRST + turn(2000, 7, 107, quoted), TurnMark(len(FIRST)))
+    assert none.troubles == ()
