@@ -20,6 +20,7 @@ from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.scripted_model import ScriptedModel, Step, model_name
 from mcp_server_codex.watchdog import VARIABLE
 from support.codex_versions import CACHE, PINNED, number
+from support.machine_config import machine_prefix
 
 Note = Callable[[str, object], None]
 
@@ -97,13 +98,19 @@ async def connect(
     *options: str,
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
+    machine: dict[str, str] | None = None,
     **client: Any,
 ) -> AsyncGenerator[Client]:
-    """Start the server as a client would and speak to it in *mode*."""
+    """Start the server as a client would and speak to it in *mode*.
+
+    With *machine*, the server and its Codex see a /etc/codex that holds these files.
+    """
     chosen = ("--codex-bin", str(codex)) if codex is not None else ()
+    prefix = [] if machine is None else machine_prefix(lab.root, machine)
+    command, *args = [*prefix, server_program(), *chosen, "--state-dir", str(lab.state), *options]
     server = StdioServerParameters(
-        command=server_program(),
-        args=[*chosen, "--state-dir", str(lab.state), *options],
+        command=command,
+        args=args,
         cwd=cwd or lab.project,
         env=environment(lab) | (env or {}),
     )
