@@ -1,10 +1,9 @@
-"""Each layer of Codex's configuration counts, and so does what surrounds the server: real Codex."""
+"""Each layer of Codex's configuration counts: real Codex."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -60,10 +59,6 @@ def extend(file: Path, text: str) -> None:
 
 def trust(lab: Lab) -> None:
     extend(lab.home / "config.toml", f'\n[projects."{lab.project}"]\ntrust_level = "trusted"\n')
-
-
-def make_repository(folder: Path) -> None:
-    subprocess.run(["git", "init", "-q", str(folder)], check=True)
 
 
 def seen_by_commands(lab: Lab) -> str:
@@ -136,28 +131,6 @@ async def test_the_variables_of_a_trusted_project_s_servers_arrive(
     assert "planted" not in seen_by_commands(lab)
     if number(version) >= (0, 147, 0):  # 0.60.1 reads no file of a project.
         assert (lab.root / "started" / "project").read_text() == "planted-token"
-
-
-async def test_codex_s_git_works_on_its_own_folder_in_a_hook_of_another_repository(
-    codex: Path, mode: str, lab: Lab
-) -> None:
-    outer = lab.root / "outer"
-    make_repository(outer)
-    find = "git rev-parse --absolute-git-dir; env; echo end-of-env"
-    prompt = lab.script("git", do(Shell(find), delay_s=1.0), say("ok"))
-    env = {
-        "GIT_DIR": str(outer / ".git"),
-        "GIT_WORK_TREE": str(outer),
-        "GIT_INDEX_FILE": str(outer / ".git" / "index"),
-        "GIT_AUTHOR_NAME": "a person",
-    }
-    async with connect(mode, codex, lab, env=env) as client:
-        result = await call(client, "codex_run", prompt=prompt)
-    assert result["status"] == "completed", result
-    seen = seen_by_commands(lab)
-    assert f"{lab.project}/.git" in seen
-    assert str(outer) not in seen
-    assert "GIT_AUTHOR_NAME=a person" in seen
 
 
 async def test_only_the_wanted_mcp_servers_of_codex_are_started(

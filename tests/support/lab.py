@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,15 +99,25 @@ async def connect(
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
     machine: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
     **client: Any,
 ) -> AsyncGenerator[Client]:
     """Start the server as a client would and speak to it in *mode*.
 
-    With *machine*, the server and its Codex see a /etc/codex that holds these files.
+    With *machine*, the server and its Codex see a /etc/codex that holds these files. *prefix* is
+    the beginning of the command line that starts the server.
     """
     chosen = ("--codex-bin", str(codex)) if codex is not None else ()
-    prefix = [] if machine is None else machine_prefix(lab.root, machine)
-    command, *args = [*prefix, server_program(), *chosen, "--state-dir", str(lab.state), *options]
+    private = [] if machine is None else machine_prefix(lab.root, machine)
+    command, *args = [
+        *private,
+        *prefix,
+        server_program(),
+        *chosen,
+        "--state-dir",
+        str(lab.state),
+        *options,
+    ]
     server = StdioServerParameters(
         command=command,
         args=args,

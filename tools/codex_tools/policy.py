@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from codex_tools.caller_config import SAFE_CONFIG, Narrowing, only_narrows, split_config
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.masking import shorten
-from codex_tools.codex.paths import codex_home
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.engines.environment import EnvironmentRules
@@ -178,6 +177,10 @@ class _Review:
                     [f"cwd: the thread's folder {thread.cwd} no longer exists; give another cwd"]
                 )
             return self.folder("cwd", thread.cwd)
+        if asked is None and not default.is_dir():
+            raise InvalidArguments(
+                [f"cwd: give a folder; this server's own folder {default} no longer exists"]
+            )
         return self.folder("cwd", asked or str(default))
 
     def sandbox(self, asked: Sandbox | None, thread: ThreadState | None) -> Sandbox:
@@ -331,8 +334,7 @@ class _Review:
         """
         from codex_tools.engines.config_layers import read_config, without_mcp_servers
 
-        home = self.policy.codex_home or codex_home()
-        config = read_config(home, options.profile, cwd, settings)
+        config = read_config(self.policy.codex_home, options.profile, cwd, settings)
         self.warnings += config.problems
         known = sorted(config.mcp_servers)
         wanted = options.mcp_servers

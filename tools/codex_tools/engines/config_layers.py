@@ -18,6 +18,7 @@ from typing import cast
 
 import tomli
 
+from codex_tools.codex.paths import codex_home
 from codex_tools.codex.toml import to_toml
 
 MACHINE_FOLDER = Path("/etc/codex")
@@ -67,7 +68,7 @@ class CodexConfig:
 
 
 def read_config(
-    home: Path,
+    home: Path | None,
     profile: str | None = None,
     cwd: Path | None = None,
     settings: Iterable[tuple[str, str]] = (),
@@ -79,12 +80,13 @@ def read_config(
     may accept it.
 
     Args:
-        home: CODEX_HOME.
+        home: CODEX_HOME; None to ask the environment.
         profile: The profile of the turn.
         cwd: The folder of the turn, for the layers of its project.
         settings: Settings of the turn: pairs of a dotted key and its value in TOML.
         machine: Folder of the machine's layers.
     """
+    home = home if home is not None else codex_home()
     reader = _Reader()
     files = [machine / "config.toml", home / "config.toml"]
     if profile:

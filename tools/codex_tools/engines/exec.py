@@ -16,7 +16,6 @@ import orjson
 
 from codex_tools.codex.errors import NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
-from codex_tools.codex.paths import codex_home
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
@@ -180,7 +179,7 @@ def _schema_file(scratch: Path) -> Path:
 
 def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dict[str, str]]:
     """Read Codex's configuration and return the command line and the environment for Codex."""
-    config = read_config(codex_home(), request.profile, request.cwd, request.config)
+    config = read_config(None, request.profile, request.cwd, request.config)
     kept = kept_from_commands(os.environ, request.environment, config)
     schema_file = None
     if request.output_schema is not None and scratch is not None:
