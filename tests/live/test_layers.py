@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -143,8 +144,21 @@ async def test_only_the_wanted_mcp_servers_of_codex_are_started(
     extend(lab.home / "config.toml", stub(lab, "one") + stub(lab, "two"))
     trust(lab)
     (lab.home / "fast.config.toml").write_text(stub(lab, "profile"))
+    plugin = lab.home / "plugins" / "cache" / "local" / "plug" / "1.0.0"
+    (plugin / ".codex-plugin").mkdir(parents=True)
+    (plugin / ".codex-plugin" / "plugin.json").write_text(
+        '{"name": "plug", "version": "1.0.0", "mcpServers": "./.mcp.json"}'
+    )
+    servers = tomllib.loads(stub(lab, "plugged"))["mcp_servers"]
+    (plugin / ".mcp.json").write_text(json.dumps({"mcpServers": servers}))
+    extend(lab.home / "config.toml", '[plugins."plug@local"]\nenabled = true\n')
     profile: Json = {"profile": "fast"} if new else {}
-    every = {"one", "two", "managed", *({"project", "profile", "machine"} if new else ())}
+    every = {
+        "one",
+        "two",
+        "managed",
+        *({"project", "profile", "machine", "plugged"} if new else ()),
+    }
     machine = {
         "config.toml": stub(lab, "machine"),
         "managed_config.toml": stub(lab, "managed"),

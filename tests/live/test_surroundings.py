@@ -73,13 +73,19 @@ async def test_all_tools_work_when_the_server_s_folder_was_deleted(
         assert not other.is_error
 
 
-async def test_a_server_that_starts_in_a_deleted_folder_works(mode: str, lab: Lab) -> None:
+async def test_a_server_that_starts_in_a_deleted_folder_works(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    launcher = lab.root / "codex"
+    # As a launcher in node: it ends with "uv_cwd" if its folder does not exist.
+    launcher.write_text(f'#!/bin/sh\n/bin/pwd -P > /dev/null || exit 7\nexec {codex} "$@"\n')
+    launcher.chmod(0o700)
     folder = lab.root / "gone"
     folder.mkdir()
     starter = lab.root / "start"
     starter.write_text('#!/bin/sh\nrmdir "$PWD"\nexec "$@"\n')
     starter.chmod(0o700)
-    async with connect(mode, None, lab, cwd=folder, prefix=[str(starter)]) as client:
+    async with connect(mode, launcher, lab, cwd=folder, prefix=[str(starter)]) as client:
         assert not folder.exists()
         result = await call(client, "codex_run", prompt="a", cwd=str(lab.project))
         nowhere = await call(client, "codex_run", prompt="b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,33 @@ def test_a_linked_work_tree_has_the_trust_of_the_main_one(tmp_path: Path) -> Non
     (linked / ".codex" / "config.toml").write_text(server("x", "KEY"))
     (tmp_path / "config.toml").write_text(f'[projects."{main}"]\ntrust_level = "trusted"\n')
     assert read_config(tmp_path, cwd=linked, machine=tmp_path / "none").named == {"KEY"}
+
+
+@pytest.mark.parametrize("form", ["default", "named", "inline"])
+def test_the_servers_of_a_plugin_are_known(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "plugins" / "cache" / "market" / "plug" / "1.0.0"
+    (folder / ".codex-plugin").mkdir(parents=True)
+    servers = {
+        "theirs": {"url": "http://127.0.0.1:9", "bearer_token_env_var": "A_KEY"},
+        "both": {"command": "theirs"},
+    }
+    file = "servers.json" if form == "named" else ".mcp.json"
+    if form != "inline":
+        (folder / file).write_text(json.dumps({"mcpServers": servers}))
+    manifest = {"default": {}, "named": {"mcpServers": "./servers.json"}}
+    (folder / ".codex-plugin" / "plugin.json").write_text(
+        json.dumps(manifest.get(form, {"mcpServers": servers}))
+    )
+    (tmp_path / "config.toml").write_text(
+        '[plugins."plug@market"]\nenabled = true\n[plugins."../x@.."]\nenabled = true\n'
+        '[mcp_servers.both]\ncommand = "mine"\n'
+    )
+    config = read_config(tmp_path, machine=tmp_path / "none")
+    assert config.named == {"A_KEY"}
+    assert config.mcp_servers == {
+        "theirs": Transport("url", "http://127.0.0.1:9"),
+        "both": Transport("command", "mine"),
+    }
 
 
 def test_what_disables_a_server_repeats_its_transport() -> None:

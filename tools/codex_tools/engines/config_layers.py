@@ -4,7 +4,7 @@ Codex 0.147.0 to 0.171.0 merge, from the weakest layer to the strongest: `/etc/c
 `config.toml` in CODEX_HOME, the profile's file there (0.134.0 and later), `.codex/config.toml` of
 each trusted folder from the project's root down to the run's folder, `-c` on the command line, and
 `/etc/codex/managed_config.toml`. 0.60.1 and 0.77.0 read only the second and the last two.
-`requirements.toml` sets none of what is read here.
+`requirements.toml` sets none of what is read here. The MCP servers of installed plugins count too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import orjson
 import tomli
 
 from codex_tools.codex.paths import codex_home
@@ -34,6 +35,8 @@ _NAMED_IN_TEXT = re.compile(
     rf"""(?:{"|".join(_NAMING_KEYS)})["']?\s*=\s*("[^"\n]*"|'[^'\n]*'|\[[^\]]*\]|\{{[^}}]*\}})"""
 )
 _QUOTED_NAME = re.compile(r"""["']([A-Za-z_][A-Za-z0-9_]*)["']""")
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 _PROVIDER_VARIABLES = {"amazon-bedrock": ("AWS_BEARER_TOKEN_BEDROCK",)}
 """Secrets that a built-in provider reads without being told their names (0.147.0, 0.171.0).
@@ -96,6 +99,8 @@ def read_config(
     managed = reader.read(machine / "managed_config.toml")
     for key, value in settings:
         reader.take(_parse(f"{key} = {value}"))
+    for plugin in reader.plugins():
+        reader.read_plugin(home, plugin)
     if cwd is not None:
         for folder, trusted in _project_folders(cwd, reader.tables):
             if folder / ".codex" != home:
@@ -166,6 +171,30 @@ class _Reader:
             return {}
         return table
 
+    def plugins(self) -> set[str]:
+        """Return the installed plugins that the layers name, as `NAME@MARKETPLACE`."""
+        return {name for table in self.tables for name in _table(table.get("plugins"))}
+
+    def read_plugin(self, home: Path, plugin: str) -> None:
+        """Read the MCP servers of a plugin: settings of their names disable them (0.147 to 0.171).
+
+        0.60.1 has no plugins. A person has installed the plugin, so its servers may name variables.
+        """
+        name, _, marketplace = plugin.rpartition("@")
+        if not (_PLAIN_NAME.fullmatch(name) and _PLAIN_NAME.fullmatch(marketplace)):
+            return
+        for folder in (home / "plugins" / "cache" / marketplace / name).glob("*"):
+            listed = _read_json(folder / ".codex-plugin" / "plugin.json").get("mcpServers")
+            servers = _table(listed)
+            if not servers:
+                file = listed if isinstance(listed, str) else ".mcp.json"
+                servers = _read_json(folder / file)
+            servers = _table(servers.get("mcpServers", servers))
+            self.named.update(_named(servers))
+            own = dict(self.servers)
+            self._take_servers({"mcp_servers": servers})
+            self.servers |= own  # What the person says of a server is stronger.
+
     def take(self, table: dict[str, object]) -> None:
         """Take what a layer that Codex reads says."""
         self.tables.append(table)
@@ -180,6 +209,15 @@ class _Reader:
                 if isinstance(value, str):
                     self.servers[name] = Transport(key, value)
                     break
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        if not file.is_file() or file.stat().st_size > SIZE_LIMIT:
+            return {}
+        return _table(orjson.loads(file.read_bytes()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _parse(text: str) -> dict[str, object]:
