@@ -45,7 +45,7 @@ def left_by(sandbox: Sandbox) -> ThreadState:
     """A thread whose last turn ran with *sandbox*."""
     thread_id = "01a20661-b445-73e1-b566-c552cde98ccd"
     path = Path(f"/rollout-{thread_id}.jsonl")
-    return ThreadState(thread_id, path, False, False, str(HERE), sandbox, "m", "low", None)
+    return ThreadState(thread_id, path, False, False, str(HERE), sandbox, "m", "low", None, 0)
 
 
 @pytest.mark.parametrize("ceiling", SANDBOXES)

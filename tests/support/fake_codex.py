@@ -114,3 +114,31 @@ def answer_lines(text: str, **usage: int) -> Sequence[Json]:
         {"type": "item.completed", "item": {"id": "item_0", "type": "agent_message", "text": text}},
         {"type": "turn.completed", "usage": counts},
     )
+
+
+def wrapped_codex(folder: Path, codex: Path, body: str) -> Path:
+    """Return a program that runs the real *codex* and does to its output what *body* says.
+
+    *body* is Python: `lines()` yields what the real Codex prints, `put(line)` passes a line on,
+    `codex.wait()` is its end. Its answer to `--version` is passed on unchanged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "codex"
+    program.write_text(_WRAPPER.format(python=sys.executable, codex=str(codex), body=body))
+    program.chmod(0o755)
+    return program
+
+
+_WRAPPER = """\
+#!{python} -I
+import json, os, subprocess, sys, time
+if "exec" not in sys.argv:
+    os.execv({codex!r}, [{codex!r}, *sys.argv[1:]])
+codex = subprocess.Popen([{codex!r}, *sys.argv[1:]], stdout=subprocess.PIPE)
+def lines():
+    yield from codex.stdout
+def put(line):
+    sys.stdout.buffer.write(line)
+    sys.stdout.flush()
+{body}
+"""

@@ -68,7 +68,7 @@ class TurnOptions(Record):
     """Extra folders that Codex may write to"""
     web_search: bool | None = None
     mcp_servers: Literal["all", "none"] | Names = "all"
-    """Codex's MCP servers for this run: fewer start faster"""
+    """Which of Codex's own MCP servers to start; fewer start faster"""
     config: dict[str, Any] | None = None
     """Codex settings by dotted key; few are allowed"""
     skip_git_repo_check: bool = False

@@ -39,9 +39,13 @@ def settings(argv: list[str]) -> list[str]:
     return [following for word, following in pairwise(argv) if word == "-c"]
 
 
+PROFILE = 'default_permissions=":read-only"'
+
+
 def test_a_plain_turn_names_its_sandbox_and_folder_and_reads_stdin() -> None:
     assert build_argv(PLAIN, None) == [
-        *("/bin/codex", "exec", "--json", "-s", "read-only", "-C", "/project", "-")
+        *("/bin/codex", "exec", "--json", "-s", "read-only", "-C", "/project"),
+        *("-c", PROFILE, "-"),
     ]
 
 
@@ -50,6 +54,7 @@ def test_every_option_has_its_place() -> None:
         *("/bin/codex", "exec", "--json", "-s", "workspace-write", "-C", "/project"),
         *("-m", "gpt-5.5", "-p", "fast"),
         *("-c", 'model_verbosity="low"', "-c", "a.b=[1, 2]"),
+        *("-c", 'default_permissions=":workspace"'),
         *("-c", 'model_reasoning_effort="high"', "-c", "features.web_search_request=true"),
         *("--skip-git-repo-check", "--ephemeral"),
         *("--add-dir", "/more", "--add-dir", "/and more"),
@@ -89,9 +94,10 @@ def test_web_search_is_switched_by_the_key_of_every_version() -> None:
         argv = build_argv(replace(PLAIN, web_search=web_search), None)
         return tomllib.loads("\n".join(settings(argv)))
 
-    assert read(None) == {}
-    assert read(True) == {"features": {"web_search_request": True}}
-    assert read(False) == {
+    sandbox = {"default_permissions": ":read-only"}
+    assert read(None) == sandbox
+    assert read(True) == sandbox | {"features": {"web_search_request": True}}
+    assert read(False) == sandbox | {
         "web_search": "disabled",
         "tools": {"web_search": False},
         "features": {"web_search_request": False},
@@ -102,6 +108,7 @@ def test_what_the_options_say_comes_after_the_config_and_so_wins() -> None:
     given = replace(PLAIN, config=(("model_reasoning_effort", '"low"'),), reasoning_effort="xhigh")
     assert settings(build_argv(given, None)) == [
         'model_reasoning_effort="low"',
+        PROFILE,
         'model_reasoning_effort="xhigh"',
     ]
 
@@ -119,8 +126,9 @@ def test_variables_that_commands_must_not_get_are_named_after_what_the_caller_se
     assert settings(build_argv(given, None, ["CODEX_API_KEY", 'a"b'])) == [
         "web_search=true",
         'shell_environment_policy.exclude=["CODEX_API_KEY", "a\\"b"]',
+        PROFILE,
     ]
-    assert settings(build_argv(PLAIN, None, [])) == []
+    assert settings(build_argv(PLAIN, None, [])) == [PROFILE]
 
 
 @pytest.mark.parametrize(

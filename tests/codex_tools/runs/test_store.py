@@ -33,7 +33,7 @@ from codex_tools.runs.result import (
     error_text,
     make_result,
 )
-from codex_tools.runs.store import KEEP_BYTES, KEEP_S, RunStore, now
+from codex_tools.runs.store import KEEP_BYTES, KEEP_S, Recorded, RunStore, now
 from codex_tools.runs.writer import StateWriter
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Json, Lab, call, connect, marked, until
@@ -499,7 +499,8 @@ def test_a_run_without_a_rollout_is_not_offered_for_resume_when_its_server_dies(
     tmp_path: Path, can_resume: bool
 ) -> None:
     with opened(tmp_path) as store:
-        store.save(result(1, "running"), now(), can_resume=can_resume)
+        recorded = Recorded(0, 0, has_schema=False, is_kept=can_resume)
+        store.save(result(1, "running"), now(), recorded=recorded)
         loaded = store.load(run_id(1))
     assert loaded is not None
     assert loaded.result.status == "failed"

@@ -20,6 +20,7 @@ CodexError
   * TimedOut
   * Stalled
   * WrongThread
+  * WiderThanAsked
   * NoAnswer
   * OutputMismatch
   * Cancelled
@@ -335,6 +336,23 @@ class WrongThread(TurnError):
         super().__init__(
             f"Codex opened thread {opened or '(none)'} instead of {asked} and was stopped.",
             "This Codex cannot resume that thread. Begin a new thread with codex_run.",
+            turn,
+        )
+
+
+class WiderThanAsked(TurnError):
+    """Codex gave the turn more rights than it was asked to, and was stopped at once."""
+
+    kind = "not_allowed"
+
+    def __init__(self, what: str, asked: str, recorded: str, turn: TurnResult) -> None:
+        self.what, self.asked, self.recorded = what, asked, recorded
+        super().__init__(
+            f"Codex was started with {what} {asked} but recorded {recorded} for this turn, and was"
+            " stopped.",
+            "Something on this machine overrides the settings of this server: requirements"
+            " (/etc/codex/requirements.toml), managed settings, or a wrapper around Codex. Its"
+            " administrator must allow the settings that were asked for.",
             turn,
         )
 

@@ -87,6 +87,9 @@ class TurnProgress:
     """Progress of a turn, or of several turns of one run; accepts events in any order."""
 
     thread_id: str | None = None
+    """The thread to resume, else the one that Codex opened."""
+    opened: str | None = None
+    """The thread that Codex says it has opened; None before it says so, "" for no valid id."""
     final_response: str | None = None
     usage: Usage | None = None
     completed: bool = False
@@ -121,7 +124,7 @@ class TurnProgress:
         Commands, changes and other items of earlier turns are kept. The outcome of the earlier
         turn (answer, usage, failure, exit) is reset.
         """
-        self.thread_id = thread_id
+        self.thread_id, self.opened = thread_id, None
         self.final_response = self.usage = self.failure = self.exited = self.last_error = None
         self.completed = self._touched = self.alive = False
         self.alive_at = None
@@ -155,6 +158,7 @@ class TurnProgress:
             case ItemUpdatedEvent(item):
                 self._take(item, done=False)
             case ThreadStartedEvent(thread_id):
+                self.opened = thread_id if self.opened is None else self.opened
                 self.thread_id = self.thread_id or thread_id or None
                 self.doing = "thinking"
             case TurnStartedEvent():

@@ -58,13 +58,15 @@ async def run_turn(
             async for event in events:
                 progress.add(event)
                 report(progress)
-                if isinstance(event, ThreadStartedEvent) and request.thread_id is not None:
+                if isinstance(event, ThreadStartedEvent):
                     check_thread(request.thread_id, progress)
                 limit.deadline = _deadline(progress, request, start, began)
     if limit.cancelled_caught and not progress.ended:
         if anyio.current_time() - start >= request.timeout_s:
             raise TimedOut(request.timeout_s, progress.last_error, progress.result())
         raise Stalled(request.stall_s, progress.last_error, progress.result())
+    if progress.completed:
+        check_thread(request.thread_id, progress)
     return finish(progress)
 
 
@@ -79,16 +81,17 @@ def _deadline(progress: TurnProgress, request: TurnRequest, start: float, began:
     return min(start + request.timeout_s, (progress.alive_at or began) + request.stall_s)
 
 
-def check_thread(asked: str, progress: TurnProgress) -> None:
-    """Check that Codex opened the thread *asked* for.
+def check_thread(asked: str | None, progress: TurnProgress) -> None:
+    """Check that Codex opened the thread *asked* for; None for a new thread.
 
     Codex 0.60.1 and 0.98.0 begin a new thread if they do not find the old one.
 
     Raises:
-        WrongThread: Codex opened another thread.
+        WrongThread: Codex opened another thread, or did not say which.
     """
-    if progress.thread_id != asked:
-        raise WrongThread(asked, progress.thread_id or "", progress.result())
+    if asked is not None and progress.opened != asked:
+        progress.thread_id = progress.opened or None
+        raise WrongThread(asked, progress.opened or "", progress.result())
 
 
 def finish(progress: TurnProgress) -> TurnResult:

@@ -17,6 +17,7 @@ import orjson
 from codex_tools.codex.errors import NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
 from codex_tools.codex.program import Program, find_codex
+from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.config_layers import read_config
@@ -79,6 +80,19 @@ class ExecEngine:
                     await on_disk(shutil.rmtree, scratch, True)
 
 
+_PERMISSIONS: dict[Sandbox, str] = {
+    "read-only": ":read-only",
+    "workspace-write": ":workspace",
+    "danger-full-access": ":danger-full-access",
+}
+"""The permission profiles of Codex that are the same as the sandbox modes.
+
+With machine requirements that name a default profile, 0.147 to 0.171 ignore `-s` but keep this
+setting. Without them it changes nothing, neither on 0.60.1, which does not know it, nor where the
+user's configuration names another profile or extends the sandbox (all seen).
+"""
+
+
 def build_argv(
     request: TurnRequest,
     schema_file: Path | None,
@@ -130,6 +144,7 @@ def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
     settings = [f"{key}={value}" for key, value in request.config]
     if kept:  # After the caller's settings, which it includes.
         settings.append(f"shell_environment_policy.exclude={to_toml([*kept])}")
+    settings.append(f"default_permissions={to_toml(_PERMISSIONS[request.sandbox])}")
     if request.reasoning_effort is not None:
         settings.append(f"model_reasoning_effort={to_toml(request.reasoning_effort)}")
     if request.web_search is not None:

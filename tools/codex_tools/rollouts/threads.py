@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from codex_tools.codex.errors import ThreadNotFound
 from codex_tools.codex.events import read_usage
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.pricing.prices import Prices
@@ -27,10 +27,15 @@ from codex_tools.rollouts.files import (
     open_rollout,
     payload_of,
 )
-from codex_tools.rollouts.thread_cost import cost_of, cost_without_rollout
-
-_HEAD_OF_LINE = 300
-"""Bytes at the start of a line that contain its type; a quote inside a string is escaped there."""
+from codex_tools.rollouts.line import parse_line
+from codex_tools.rollouts.turn_record import (
+    SettingsFollower,
+    TurnMark,
+    TurnRecord,
+    cost_without_rollout,
+    read_record,
+    settings_of,
+)
 
 _SANDBOXES: dict[str, Sandbox] = {
     "read-only": "read-only",
@@ -54,6 +59,8 @@ class ThreadState:
     reasoning_effort: str | None
     usage: Usage | None
     """The thread's running total; newer versions of Codex continue counting from this total."""
+    size: int
+    """Bytes of the rollout's content, unpacked."""
 
 
 class Threads:
@@ -90,19 +97,19 @@ class Threads:
         """Return True if Codex has written a rollout for the thread."""
         return thread_id is not None and find_rollout(self.home, thread_id) is not None
 
-    def cost_since(self, thread_id: str | None, since_ms: int) -> float | None:
-        """Return the cost in USD of a thread's requests since a time.
+    def follow_settings(self, thread_id: str, mark: TurnMark) -> SettingsFollower | None:
+        """Return a reader of the settings that Codex records in a turn; None without a rollout."""
+        path = find_rollout(self.home, thread_id)
+        return SettingsFollower(path, mark.offset) if path is not None else None
 
-        Args:
-            thread_id: The thread.
-            since_ms: The time, in milliseconds since the Unix epoch.
+    def turn_record(self, thread_id: str | None, mark: TurnMark) -> TurnRecord | None:
+        """Return what the rollout records of a thread's turns since *mark*; None if there is none.
 
-        Returns:
-            None if the cost is not known: a request has no price, or no request was recorded.
+        This reads the whole rollout.
         """
         path = find_rollout(self.home, thread_id) if thread_id is not None else None
         try:
-            return cost_of(path, since_ms, self._prices) if path is not None else None
+            return read_record(path, mark, self._prices) if path is not None else None
         except OSError:
             return None
 
@@ -126,22 +133,23 @@ def read_state(path: Path) -> ThreadState | None:
             meta = payload_of(file.readline())
             if meta is None or not isinstance(meta.get("id"), str):
                 return None
+            size = file.seek(0, os.SEEK_END)
             context, usage = _last_turn(file)
     except OSError:
         return None
     source: object = meta.get("source")
-    policy: object = context.get("sandbox_policy")
-    kind = cast(Json, policy).get("type") if isinstance(policy, dict) else None
+    settings = settings_of(context)
     return ThreadState(
         thread_id=meta["id"],
         path=path,
         is_subagent="subagent" in source if isinstance(source, dict) else False,
         is_paginated=meta.get("history_mode") == "paginated",
-        cwd=_text(context, "cwd") or _text(meta, "cwd"),
-        sandbox=_SANDBOXES.get(kind) if isinstance(kind, str) else None,
-        model=_text(context, "model"),
-        reasoning_effort=_text(context, "effort"),
+        cwd=settings.cwd or text_of(meta, "cwd"),
+        sandbox=_SANDBOXES.get(settings.sandbox or ""),
+        model=settings.model,
+        reasoning_effort=settings.reasoning_effort,
         usage=usage,
+        size=size,
     )
 
 
@@ -149,25 +157,19 @@ def _last_turn(file: BinaryIO) -> tuple[Json, Usage | None]:
     context: Json | None = None
     usage: Usage | None = None
     for line in _lines_backwards(file):
-        head = line[:_HEAD_OF_LINE]
-        if context is None and b'"type":"turn_context"' in head:
-            context = payload_of(line)
-        elif usage is None and b'"type":"token_count"' in head:
-            usage = _total(payload_of(line))
+        # The text of a message may contain these words, so a line that does is parsed.
+        if context is None and b'"turn_context"' in line:
+            entry = parse_line(line) or {}
+            if entry.get("type") == "turn_context":
+                context = object_of(entry, "payload") or None
+        elif usage is None and b'"token_count"' in line:
+            entry = parse_line(line) or {}
+            payload = object_of(entry, "payload")
+            if entry.get("type") == "event_msg" and payload.get("type") == "token_count":
+                usage = read_usage(object_of(object_of(payload, "info"), "total_token_usage"))
         if context is not None and usage is not None:
             break
     return context or {}, usage
-
-
-def _total(payload: Json | None) -> Usage | None:
-    info: object = (payload or {}).get("info")
-    total: object = cast(Json, info).get("total_token_usage") if isinstance(info, dict) else None
-    return read_usage(cast(Json, total)) if isinstance(total, dict) else None
-
-
-def _text(data: Json, key: str) -> str | None:
-    value = data.get(key)
-    return value if isinstance(value, str) and value else None
 
 
 def _lines_backwards(file: BinaryIO) -> Iterator[bytes]:

@@ -10,20 +10,34 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio
 
-from codex_tools.codex.errors import Kind, OutputMismatch, TurnFailed
+from codex_tools.codex.errors import (
+    Kind,
+    NoAnswer,
+    OutputMismatch,
+    Stalled,
+    TimedOut,
+    TurnError,
+    TurnFailed,
+)
+from codex_tools.codex.failures import classify
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.driver import run_turn
 from codex_tools.engines.engine import Engine, Keep, TurnRequest
-from codex_tools.rollouts.threads import Threads
+from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.rollouts.turn_record import TurnMark
+from codex_tools.runs.ending import BY_ROLLOUT, turn_of
 from codex_tools.runs.run import Run
+from codex_tools.runs.settings_check import SettingsCheck
 
 PASSING: frozenset[Kind] = frozenset({"rate_limited", "overloaded", "network"})
 """The kinds of failure that may be transient."""
@@ -65,28 +79,39 @@ async def run_turns(
     """
     request, progress = run.request, run.progress
     since = anyio.current_time()
-    before = run.before.usage if run.before is not None else None
+    before = run.before
     tries, repairs = 1, run.output.repairs if run.output is not None else 0
     while True:
         run.attempts += 1
+        if run.attempts > 1:
+            run.mark = mark_of(before)
+        check = SettingsCheck(threads, request, run.mark, progress)
         try:
-            turn = await run_turn(engine, request, report, keep, progress=progress, since=since)
-        except TurnFailed as error:
-            _count(run, error.turn.usage, before)
-            age_s = anyio.current_time() - since
-            pause_s = pause_before_next(error, tries, age_s, request.timeout_s)
-            if pause_s is None:
+            turn = await check.run(
+                partial(run_turn, engine, request, report, keep, progress=progress, since=since)
+            )
+            _count(run, turn.usage, before)
+        except TurnError as error:
+            ended = await _ask_rollout(error, run, request, threads)
+            if ended is not None:
+                turn = ended
+            elif isinstance(error, TurnFailed):
+                _count(run, error.turn.usage, before)
+                age_s = anyio.current_time() - since
+                pause_s = pause_before_next(error, tries, age_s, request.timeout_s)
+                if pause_s is None:
+                    raise
+                kind = error.failure.kind.replace("_", " ")
+                progress.note(f"Try {tries} failed ({kind}: {error.message}). Retried.")
+                progress.doing = f"{kind}, retrying in {pause_s:.0f} s"
+                report(progress)
+                await anyio.sleep(pause_s)
+                tries += 1
+                request = await _again(request, progress, threads)
+                before = await _state(request, threads)
+                continue
+            else:
                 raise
-            kind = error.failure.kind.replace("_", " ")
-            progress.note(f"Try {tries} failed ({kind}: {error.message}). Retried.")
-            progress.doing = f"{kind}, retrying in {pause_s:.0f} s"
-            report(progress)
-            await anyio.sleep(pause_s)
-            tries += 1
-            request = await _again(request, progress, threads)
-            before = await _thread_usage(request, threads)
-            continue
-        _count(run, turn.usage, before)
         if run.output is None:
             return turn, None
         try:
@@ -99,10 +124,43 @@ async def run_turns(
         repairs -= 1
         tries = 1
         request = replace(request, prompt=_mend(found), images=(), thread_id=turn.thread_id)
-        before = await _thread_usage(request, threads)
+        before = await _state(request, threads)
         progress.begin_turn(turn.thread_id)
         progress.doing = "asking Codex to correct its answer"
         report(progress)
+
+
+def mark_of(before: ThreadState | None) -> TurnMark:
+    """Return where the records of a turn begin that starts now, in a thread with state *before*."""
+    return TurnMark(before.size if before is not None else 0, int(time.time() * 1000))
+
+
+async def _ask_rollout(
+    error: TurnError, run: Run, request: TurnRequest, threads: Threads
+) -> TurnResult | None:
+    """Return the result of a turn that completed by its rollout although stdout says *error*.
+
+    Codex's stdout may stop, or lose its last event, and the turn completes all the same.
+
+    Raises:
+        TurnFailed: The rollout says why the turn failed, and stdout does not.
+    """
+    progress = run.progress
+    if request.ephemeral or progress.failure is not None:
+        return None
+    if not isinstance(error, Stalled | TimedOut | TurnFailed | NoAnswer):
+        return None
+    record = await on_cpu(threads.turn_record, progress.thread_id, run.mark, abandon=True)
+    if record is None:
+        return None
+    if record.ending == "failed" and record.error and isinstance(error, TurnFailed):
+        raise TurnFailed(classify(record.error), error.turn) from None
+    turn = turn_of(record, progress)
+    if turn is not None:
+        progress.note(f"{error.message} {BY_ROLLOUT}")
+        _add(run, record.usage)
+        return replace(turn, warnings=progress.result().warnings)
+    return None
 
 
 def pause_before_next(
@@ -170,20 +228,24 @@ async def _can_resume(request: TurnRequest, thread_id: str | None, threads: Thre
     return not request.ephemeral and await on_disk(threads.is_kept, thread_id)
 
 
-async def _thread_usage(request: TurnRequest, threads: Threads) -> Usage | None:
-    state = await on_disk(threads.find_state, request.thread_id)
-    return state.usage if state is not None else None
+async def _state(request: TurnRequest, threads: Threads) -> ThreadState | None:
+    return await on_disk(threads.find_state, request.thread_id)
 
 
-def _count(run: Run, reported: Usage | None, before: Usage | None) -> None:
+def _count(run: Run, reported: Usage | None, before: ThreadState | None) -> None:
     """Add the usage of one turn to *run*; Codex may have reported that of the whole thread."""
-    if reported is None:
+    earlier = before.usage if before is not None else None
+    if reported is None or earlier is None or not run.request.program.usage_is_cumulative:
+        _add(run, reported)
         return
-    own = reported
-    if before is not None and run.request.program.usage_is_cumulative:
-        own = reported.minus(before)
-        own = own if own.total_tokens >= 0 else reported
-    run.used = run.used.plus(own) if run.used is not None else own
+    own = reported.minus(earlier)
+    _add(run, own if own.total_tokens >= 0 else reported)
+
+
+def _add(run: Run, used: Usage | None) -> None:
+    if used is not None:
+        run.used = run.used.plus(used) if run.used is not None else used
+        run.counted += 1
 
 
 def _mend(found: Sequence[str]) -> str:

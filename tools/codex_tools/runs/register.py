@@ -11,7 +11,7 @@ import logging
 import secrets
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,23 +21,22 @@ import anyio
 from anyio.abc import TaskGroup
 
 from codex_tools.codex.errors import (
-    Cancelled,
     CodexError,
-    Interrupted,
     ThreadBusy,
     UnknownRun,
 )
 from codex_tools.codex.masking import shorten
-from codex_tools.codex.turn_result import TurnProgress, TurnResult
+from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.rollouts.threads import Threads, ThreadState
-from codex_tools.runs.attempts import run_turns
+from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
+from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult
-from codex_tools.runs.run import Evidence, Run, completed, failed, faulty, find_evidence
-from codex_tools.runs.store import RunStore, StoredRun, now
+from codex_tools.runs.run import Run
+from codex_tools.runs.store import Recorded, RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
 from codex_tools.runs.writer import StateWriter
@@ -69,9 +68,6 @@ WRITTEN_WITHIN_S = 0.3
 
 Claude Code gives a server 0.5 s in all before it sends SIGKILL.
 """
-
-EVIDENCE_WITHIN_S = 0.3
-"""Maximum seconds to read a rollout when the run was cancelled or the server ends."""
 
 
 class Runs:
@@ -151,6 +147,7 @@ class Runs:
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
         run = Run(run_id, request, before, now(), output, caller, (*warnings, *self._notes))
+        run.start = run.mark = mark_of(before)
         if before is not None:
             run.progress.thread_id = before.thread_id
         if sum(other.outcome is None for other in self._runs.values()) < self._slots.total_tokens:
@@ -174,6 +171,9 @@ class Runs:
         found = self._runs.get(run_id) or await on_disk(self._store.load, run_id)
         if found is None:
             raise UnknownRun(run_id)
+        if isinstance(found, StoredRun) and found.recorded is not None:
+            found = await on_cpu(revise, found, self._threads)
+            self._writer.put(partial(self._write_revised, found))
         return found
 
     async def result(self, run_id: str) -> RunResult:
@@ -313,11 +313,7 @@ class Runs:
         """Set a run's result, store it, unlock its thread, and wake the calls that wait for it."""
         try:
             if outcome is None:
-                stopped = Cancelled(run.progress.result()) if run.stopped else Interrupted()
-                evidence = Evidence()
-                with anyio.move_on_after(EVIDENCE_WITHIN_S):
-                    evidence = await self._find_evidence(run, abandon=True)
-                outcome = failed(run, stopped, evidence)
+                outcome = await stopped(run, self._threads)
         except Exception:
             logger.exception("internal fault at the end of run %s", run.run_id)
             outcome = faulty(run)
@@ -352,25 +348,18 @@ class Runs:
 
         writes = run.request.sandbox != "read-only"
         before = await take_snapshot(run.request.cwd) if writes else None
-        error: CodexError | None = None
-        turn, output = TurnResult(), None
         with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
-                turn, output = await run_turns(self._engine, self._threads, run, report, log.add)
-            except CodexError as problem:
-                error = problem
+                run.ending = await run_turns(self._engine, self._threads, run, report, log.add)
+            except CodexError as error:
+                run.ending = error
         run.seen = await changes_since(before) if before is not None else None
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
-            evidence = await self._find_evidence(run)
-            if error is not None:
-                return failed(run, error, evidence)
-            return completed(run, turn, output, evidence)
+            evidence = await on_cpu(find_evidence, run, self._threads)
+            if isinstance(run.ending, CodexError):
+                return failed(run, run.ending, evidence)
+            return completed(run, *run.ending, evidence)
         raise AssertionError("a shielded scope is not cancelled")
-
-    async def _find_evidence(self, run: Run, *, abandon: bool = False) -> Evidence:
-        thread_id = run.progress.thread_id
-        find = partial(find_evidence, run, thread_id, self._threads)
-        return await on_cpu(find, abandon=abandon)
 
     def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
         """Lock the thread that a run has just begun; called in the writer's thread."""
@@ -393,7 +382,7 @@ class Runs:
                 result,
                 run.created_at,
                 run.answer,
-                can_resume=not run.request.ephemeral,
+                _recorded(run),
             )
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
@@ -402,6 +391,11 @@ class Runs:
         else:
             run.answer = None
             self._unsaved.discard(run.run_id)
+
+    def _write_revised(self, found: StoredRun) -> None:
+        """Store what a run of a dead server came to; called in the writer's thread."""
+        with suppress(OSError):  # The next caller's call revises the record again.
+            self._store.save(found.result, found.created_at)
 
     async def _save_later(self, run: Run) -> None:
         """Retry writing the record of an ended run until it succeeds."""
@@ -484,6 +478,11 @@ async def wait_while_called(run: Run, wait_s: float) -> RunResult:
 def _release_all(locks: list[ThreadLock]) -> None:
     while locks:
         locks.pop().release()
+
+
+def _recorded(run: Run) -> Recorded:
+    start, is_kept = run.start, not run.request.ephemeral
+    return Recorded(start.offset, start.since_ms, run.output is not None, is_kept)
 
 
 def _has_ended(result: RunResult) -> bool:

@@ -206,6 +206,20 @@ def interrupt(result: RunResult, *, can_resume: bool = True) -> RunResult:
     )
 
 
+def complete(result: RunResult, answer: str) -> RunResult:
+    """Return *result* of an interrupted run, changed to one that completed with *answer*."""
+    note = "The server process of this run ended. Codex's rollout says that the turn was completed."
+    return result.model_copy(
+        update={
+            "status": "completed",
+            "error": None,
+            "final_response": shorten(answer, RESPONSE_LIMIT),
+            "warnings": [*result.warnings, note],
+            "next": _next("completed", result.run_id, result.thread_id, None),
+        }
+    )
+
+
 def read_result(data: object, run_id: str) -> RunResult:
     """Return the result that an older or newer build wrote as *data*, as far as it is readable.
 
@@ -422,6 +436,11 @@ def _next(
     if resume is None and "codex_resume" in error.hint:
         # The error does not know that Codex kept no thread.
         return "There is no thread to resume; call codex_run again instead."
-    if resume is None or error.kind in ("thread_not_found", "thread_busy", "prompt_too_large"):
+    if resume is None or error.kind in (
+        "thread_not_found",
+        "thread_busy",
+        "prompt_too_large",
+        "not_allowed",
+    ):
         return _FOLLOW_HINT
     return f"Follow the hint of the error; to continue this thread, call {resume}."

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
 from codex_tools.codex.errors import (
-    Cancelled,
     CodexError,
-    InternalFault,
-    Stalled,
-    TimedOut,
-    TurnError,
 )
 from codex_tools.codex.masking import mask
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
-from codex_tools.rollouts.threads import Threads, ThreadState
-from codex_tools.runs.result import EffectiveSettings, RunResult, RunStatus, make_result
+from codex_tools.rollouts.threads import ThreadState
+from codex_tools.rollouts.turn_record import TurnMark
+from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.schemas.output_schema import Output
-from codex_tools.worktree.changes import Changes, merge
+from codex_tools.worktree.changes import Changes
 
 
 @dataclass(slots=True)
@@ -53,6 +48,15 @@ class Run:
     """The answer in full if the result contains a shortened one; set when the run has ended."""
     used: Usage | None = None
     """Usage of its turns so far, as far as Codex reported it."""
+    counted: int = 0
+    """Number of turns whose usage is in `used`."""
+    start: TurnMark = field(default_factory=TurnMark)
+    """Where the rollout's records of this run begin."""
+    mark: TurnMark = field(default_factory=TurnMark)
+    """Where the rollout's records of its latest turn begin."""
+    ending: tuple[TurnResult, Any] | CodexError | None = None
+    """What its turns came to, while the files that they changed are looked at: the result and the
+    answer as data, or the error."""
     done: anyio.Event = field(default_factory=anyio.Event)
     outcome: RunResult | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -73,7 +77,7 @@ class Run:
             "queued" if queued else "running",
             run_id=self.run_id,
             turn=self.progress.result(),
-            setting=_requested(self),
+            setting=requested(self),
             duration_s=self.duration_s,
             attempts=self.attempts,
             warnings=self.warnings,
@@ -98,80 +102,8 @@ class Run:
         return mask(self.progress.doing) + changed
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """The facts of a run's turn that were read from disk; None where unknown."""
-
-    state: ThreadState | None = None
-    """The thread's state after the turn, as its rollout records it."""
-    cost_usd: float | None = None
-
-
-def find_evidence(run: Run, thread_id: str | None, threads: Threads) -> Evidence:
-    """Read the state and the cost of the run's turn from the thread's rollout.
-
-    This function reads the rollout, and at its first call the prices: never call it on the event
-    loop. The cost of sub-agents is not included, because sub-agents have their own threads.
-    """
-    since_ms = int(datetime.fromisoformat(run.created_at).timestamp() * 1000)
-    if run.request.ephemeral:
-        cost = threads.cost_of_usage(run.used, run.request.model, since_ms)
-        return Evidence(cost_usd=cost)
-    state = threads.find_state(thread_id)
-    return Evidence(state, threads.cost_since(thread_id, since_ms))
-
-
-def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evidence) -> RunResult:
-    """Return the result of a run whose turn was completed."""
-    return _ended(run, "completed", turn, evidence, structured_output=structured_output)
-
-
-def faulty(run: Run) -> RunResult:
-    """Return the result of a run with an internal fault, from as little data as possible."""
-    turn = TurnResult(thread_id=run.progress.thread_id)
-    return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
-
-
-def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:
-    """Return the result of a run that *error* ended."""
-    turn = error.turn if isinstance(error, TurnError) else run.progress.result()
-    match error:
-        case TimedOut() | Stalled():
-            status = "timed_out"
-        case Cancelled():
-            status = "cancelled"
-        case _:
-            status = "failed"
-    return _ended(run, status, turn, evidence, error=error)
-
-
-def _ended(
-    run: Run,
-    status: RunStatus,
-    turn: TurnResult,
-    evidence: Evidence,
-    *,
-    structured_output: Any = None,
-    error: CodexError | None = None,
-) -> RunResult:
-    settings, differences = _effective(run, evidence.state)
-    return make_result(
-        status,
-        run_id=run.run_id,
-        turn=turn,
-        usage=run.used,
-        cost_usd=evidence.cost_usd,
-        structured_output=structured_output,
-        setting=settings,
-        files=merge(turn.files_changed, run.seen),
-        duration_s=run.duration_s,
-        attempts=run.attempts,
-        warnings=(*run.warnings, *differences),
-        error=error,
-    )
-
-
-def _requested(run: Run) -> EffectiveSettings:
+def requested(run: Run) -> EffectiveSettings:
+    """Return the settings that *run* was started with."""
     request = run.request
     return EffectiveSettings(
         model=request.model,
@@ -181,23 +113,3 @@ def _requested(run: Run) -> EffectiveSettings:
         codex_version=request.program.version_text,
         can_resume=not request.ephemeral,
     )
-
-
-def _effective(run: Run, state: ThreadState | None) -> tuple[EffectiveSettings, tuple[str, ...]]:
-    """Return the settings that the rollout records, and warnings where they differ."""
-    asked = _requested(run)
-    if state is None:
-        return asked, ()
-    differences: list[str] = []
-    if state.sandbox is not None and state.sandbox != asked.sandbox:
-        differences.append(
-            f"The sandbox was set to {asked.sandbox}, but Codex recorded {state.sandbox}."
-        )
-    settings = replace(
-        asked,
-        model=state.model or asked.model,
-        reasoning_effort=state.reasoning_effort or asked.reasoning_effort,
-        sandbox=state.sandbox or asked.sandbox,
-        cwd=state.cwd or asked.cwd,
-    )
-    return settings, tuple(differences)

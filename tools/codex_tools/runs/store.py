@@ -20,6 +20,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -44,6 +45,21 @@ KEEP_S = 14 * 24 * 3600
 
 KEEP_BYTES = 512 * 1024 * 1024
 """Maximum bytes of the files of all runs; the oldest runs are removed first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Where Codex's rollout records a run, for the case that its server dies."""
+
+    offset: int
+    """Bytes of the rollout before the run; see `TurnMark`."""
+    since_ms: int
+    """Time of the run's start, in ms since 1970."""
+    has_schema: bool
+    """True if the answer must match a schema, which is not stored."""
+    is_kept: bool = True
+    """False if Codex keeps no rollout."""
+
 
 _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 _SERVER_ID = re.compile(r"[0-9a-f]{16}")
@@ -85,8 +101,7 @@ class RunStore:
         result: RunResult,
         created_at: str,
         answer: str | None = None,
-        *,
-        can_resume: bool = True,
+        recorded: Recorded | None = None,
     ) -> None:
         """Store *result*; readers see the previous record or this one, never a part of it.
 
@@ -94,7 +109,7 @@ class RunStore:
             result: The result, final or so far.
             created_at: Time at which the run was created, as ISO 8601 in UTC.
             answer: The answer in full, if *result* contains a shortened one.
-            can_resume: False if Codex keeps no rollout of the run's thread.
+            recorded: Where Codex's rollout records the run; None where nobody will ask.
 
         Raises:
             OSError: The record cannot be written.
@@ -106,7 +121,7 @@ class RunStore:
             "server_id": self.server_id,
             "created_at": created_at,
             "updated_at": now(),
-            "can_resume": can_resume,
+            "recorded": None if recorded is None else asdict(recorded),
             "result": result.model_dump(),
         }
         if answer is not None:
@@ -142,9 +157,12 @@ class RunStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
             return None
-        if result.status in ("running", "queued") and not self._lives(server_id):
-            result = interrupt(result, can_resume=record.get("can_resume", True) is not False)
-        return StoredRun(result, created_at, updated_at)
+        if result.status not in ("running", "queued") or self._lives(server_id):
+            return StoredRun(result, created_at, updated_at)
+        recorded = _recorded(record.get("recorded"))
+        if recorded is not None and not recorded.is_kept:
+            return StoredRun(interrupt(result, can_resume=False), created_at, updated_at)
+        return StoredRun(interrupt(result), created_at, updated_at, recorded)
 
     def log_path(self, run_id: str) -> Path:
         """Return the path of the file with the run's events."""
@@ -239,13 +257,22 @@ class RunStore:
         return self._runs / run_id
 
 
+@dataclass(frozen=True, slots=True)
 class StoredRun:
     """The stored record of a run, with its times."""
 
-    def __init__(self, result: RunResult, created_at: str, updated_at: str) -> None:
-        self.result = result
-        self.created_at = created_at
-        self.updated_at = updated_at
+    result: RunResult
+    created_at: str
+    updated_at: str
+    recorded: Recorded | None = None
+    """Where to look for what a run came to whose server has died; None for any other run."""
+
+
+def _recorded(data: object) -> Recorded | None:
+    try:
+        return Recorded(**cast(Json, data))
+    except TypeError:
+        return None  # Of a build that did not store it, or stores something else.
 
 
 def now() -> str:

@@ -1,0 +1,240 @@
+"""Read what a rollout records of one turn: its settings, usage, cost, end and answer.
+
+Codex's stdout is one witness of a turn, the rollout is the other. The rollout also records what
+Codex made of the settings that it was given.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from codex_tools.codex.json_object import Json, object_of, text_of
+from codex_tools.codex.record import Usage
+from codex_tools.pricing.prices import Prices
+from codex_tools.rollouts.files import PACKED, blocks, parts_of, thread_id_of
+from codex_tools.rollouts.line import parse_line
+from codex_tools.rollouts.thread_reader import ThreadReader
+from codex_tools.rollouts.token_counter import each_request
+from codex_tools.rollouts.turn_reader import read_turns
+
+Ending = Literal["completed", "failed", "interrupted", "open"]
+
+_ENDINGS: dict[str, Ending] = {
+    "completed": "completed",
+    # A Codex before 0.98 marks no ends. It writes a response once all of it has arrived, so an
+    # answer without a call after it is the last of the turn (seen on 0.60.1).
+    "answered": "completed",
+    "failed": "failed",
+    "interrupted": "interrupted",
+}
+
+_HEAD_OF_LINE = 200
+"""Bytes at the start of a line that contain its type."""
+
+LINE_LIMIT = 16 * 1024 * 1024
+"""Bytes of the longest line that is kept while a rollout is followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnMark:
+    """Where the records of a turn begin in its thread's rollout."""
+
+    offset: int = 0
+    """Bytes of the rollout, unpacked, before the turn; 0 for a new thread."""
+    since_ms: int = 0
+    """Time before the turn, in ms since 1970; used where the rollout was written anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings that Codex recorded for a turn; None where it recorded none."""
+
+    sandbox: str | None = None
+    """The type of the sandbox policy, which a newer Codex may have added."""
+    cwd: str | None = None
+    model: str | None = None
+    reasoning_effort: str | None = None
+    approval: str | None = None
+    """When Codex asks before a command; `exec` normally records "never"."""
+    reviewer: str | None = None
+    """Who answers these questions: "user", or a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRecord:
+    """What a rollout records of the turns since a mark."""
+
+    settings: Settings | None = None
+    """The latest settings; None if no turn has begun since the mark."""
+    ending: Ending | None = None
+    """How the latest turn ended; None if no turn has begun since the mark."""
+    usage: Usage | None = None
+    """Tokens of all requests since the mark; None if no request was recorded."""
+    cost_usd: float | None = None
+    """Their cost; None if it is not known."""
+    final_response: str | None = None
+    """The answer of a turn that has completed."""
+    error: str | None = None
+    """The message of a turn that has failed."""
+
+
+def settings_of(context: Json) -> Settings:
+    """Return the settings in the payload of a turn_context."""
+    return Settings(
+        sandbox=text_of(object_of(context, "sandbox_policy"), "type"),
+        cwd=text_of(context, "cwd"),
+        model=text_of(context, "model"),
+        reasoning_effort=text_of(context, "effort"),
+        approval=text_of(context, "approval_policy"),
+        reviewer=text_of(context, "approvals_reviewer"),
+    )
+
+
+@dataclass(slots=True)
+class SettingsFollower:
+    """Read the settings of a turn from its rollout while Codex writes it."""
+
+    path: Path
+    offset: int
+    """Where the next read begins."""
+    _partial: bytes = b""
+
+    def read(self) -> list[Settings]:
+        """Return the settings recorded since the last call; 0.60.1 repeats them in a turn.
+
+        Raises:
+            OSError: The rollout cannot be read.
+        """
+        found: list[Settings] = []
+        for block in parts_of(self.path, self.offset, sys.maxsize):
+            self.offset += len(block)
+            *lines, self._partial = (self._partial + block).split(b"\n")
+            if len(self._partial) > LINE_LIMIT:
+                self._partial = b""  # No turn_context is so long; the rest of it is no JSON.
+            for line in lines:
+                if (context := _context_in(line)) is not None:
+                    found.append(settings_of(context))
+        return found
+
+
+def _context_in(line: bytes) -> Json | None:
+    """Return the payload of a turn_context line; None for any other line."""
+    if b'"turn_context"' not in line[:_HEAD_OF_LINE]:
+        return None
+    entry = parse_line(line)
+    if entry is None or entry.get("type") != "turn_context":
+        return None
+    return object_of(entry, "payload")
+
+
+@dataclass(slots=True)
+class _Models:
+    """Collect the models of a reader's requests."""
+
+    names: list[str | None] = field(default_factory=list[str | None])
+
+    def number(self, model: str | None, cwd: str | None) -> int:
+        """Return the number of *model*."""
+        self.names.append(model)
+        return len(self.names) - 1
+
+
+def read_record(path: Path, mark: TurnMark, prices: Prices) -> TurnRecord:
+    """Return what the rollout *path* records of the turns since *mark*.
+
+    Raises:
+        OSError: The rollout cannot be read.
+    """
+    models = _Models()
+    reader = ThreadReader(thread_id_of(path.name), models)
+    requests_before = turns_before = at = 0
+    for block in _blocks_to(path, mark.offset):
+        if at == mark.offset:
+            requests_before, turns_before = len(reader.requests), reader.turns
+        reader.feed(block)
+        at += len(block)
+    if at == mark.offset:
+        requests_before, turns_before = len(reader.requests), reader.turns
+    reader.finish()
+    is_rewritten = at < mark.offset
+    rows = [
+        row
+        for row in each_request(reader.requests[0 if is_rewritten else requests_before :])
+        if not is_rewritten or row[0] >= mark.since_ms
+    ]
+    usage, cost = _usage_of(rows), _cost_of(rows, models, prices)
+    if is_rewritten:
+        has_begun = bool(reader.marks) and reader.marks[-1][1] >= mark.since_ms
+        follower = SettingsFollower(path, 0 if has_begun else at)
+    else:
+        has_begun = reader.turns > turns_before
+        follower = SettingsFollower(path, mark.offset)
+    settings = next(reversed(follower.read()), None)
+    if not has_begun:
+        return TurnRecord(settings=settings, usage=usage, cost_usd=cost)
+    ending = _ENDINGS.get(reader.ending, "open")
+    answer: str | None = None
+    error: str | None = None
+    if ending in ("completed", "failed"):
+        turns, _ = read_turns(path, None, 1)
+        answer, error = turns[0].final_response, turns[0].error
+    return TurnRecord(settings, ending, usage, cost, answer, error)
+
+
+def _blocks_to(path: Path, offset: int) -> Iterator[bytes]:
+    """Yield the content of a rollout in blocks, of which one ends at *offset*."""
+    if not path.name.endswith(PACKED):
+        yield from blocks(path, 0, offset)
+        yield from blocks(path, offset)
+        return
+    at = 0
+    for block in blocks(path):
+        cut = offset - at
+        at += len(block)
+        if 0 < cut < len(block):
+            yield block[:cut]
+            block = block[cut:]
+        yield block
+
+
+def _usage_of(rows: list[tuple[int, ...]]) -> Usage | None:
+    if not rows:
+        return None
+    input_, cached, output, reasoning = (sum(row[at] for row in rows) for at in (2, 3, 5, 6))
+    return Usage(
+        input_tokens=input_,
+        cached_input_tokens=cached,
+        output_tokens=output,
+        reasoning_output_tokens=reasoning,
+        total_tokens=input_ + output,
+    )
+
+
+def _cost_of(rows: list[tuple[int, ...]], models: _Models, prices: Prices) -> float | None:
+    """Return the cost in USD; None if a request has no known price, or there is none."""
+    costs: list[float] = []
+    for ms, context, input_, cached, write, output, _ in rows:
+        price = prices.of(models.names[context], ms)
+        if price is None:
+            return None
+        costs.append(price.cost(input_, cached, write, output))
+    return round(sum(costs), 6) if costs else None
+
+
+def cost_without_rollout(
+    usage: Usage | None, model: str | None, at_ms: int, prices: Prices
+) -> float | None:
+    """Return the cost in USD of the requests summed up in *usage*, or None if it is unknown.
+
+    It is unknown if the model has no price, and if a request may have been so long that its
+    tokens cost more. Then only a price for each request is right.
+    """
+    price = prices.of(model, at_ms)
+    if usage is None or price is None or usage.input_tokens > price.above:
+        return None
+    cost = price.cost(usage.input_tokens, usage.cached_input_tokens, 0, usage.output_tokens)
+    return round(cost, 6)

@@ -1,0 +1,210 @@
+"""Decide what a run came to: from what Codex printed, its rollout and the work tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio
+
+from codex_tools.codex.errors import (
+    Cancelled,
+    CodexError,
+    InternalFault,
+    Interrupted,
+    OutputMismatch,
+    Stalled,
+    TimedOut,
+    TurnError,
+)
+from codex_tools.codex.masking import shorten
+from codex_tools.codex.record import Usage
+from codex_tools.codex.turn_result import TurnProgress, TurnResult
+from codex_tools.codex.workers import on_cpu
+from codex_tools.rollouts.threads import Threads
+from codex_tools.rollouts.turn_record import Settings, TurnMark, TurnRecord
+from codex_tools.runs.result import (
+    RESPONSE_LIMIT,
+    EffectiveSettings,
+    RunResult,
+    RunStatus,
+    complete,
+    make_result,
+)
+from codex_tools.runs.run import Run, requested
+from codex_tools.runs.settings_check import find_differences, known_sandbox
+from codex_tools.runs.store import StoredRun
+from codex_tools.worktree.changes import merge
+
+BY_ROLLOUT = "But Codex's rollout says that the turn was completed: the answer is from there."
+
+
+EVIDENCE_WITHIN_S = 0.3
+"""Maximum seconds to read a rollout when the run was cancelled or the server ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The facts of a run that were read from its thread's rollout; None where unknown."""
+
+    turn: TurnRecord | None = None
+    """The latest turn; None if Codex keeps no rollout, or elsewhere than in CODEX_HOME."""
+    usage: Usage | None = None
+    """Tokens of all turns of the run."""
+    cost_usd: float | None = None
+
+
+def find_evidence(run: Run, threads: Threads) -> Evidence:
+    """Read the settings, end, usage and cost of the run's turns from the thread's rollout.
+
+    This function reads the rollout, and at its first call the prices: never call it on the event
+    loop. The cost of sub-agents is not included, because sub-agents have their own threads.
+    """
+    thread_id = run.progress.thread_id
+    if run.request.ephemeral:
+        usage, at_ms = run.used, run.start.since_ms
+        return Evidence(cost_usd=threads.cost_of_usage(usage, run.request.model, at_ms))
+    turn = threads.turn_record(thread_id, run.mark)
+    # The records of earlier turns of the run count too.
+    whole = turn if run.mark == run.start else threads.turn_record(thread_id, run.start)
+    if whole is None:
+        return Evidence(turn)
+    return Evidence(turn, whole.usage, whole.cost_usd)
+
+
+def turn_of(record: TurnRecord, progress: TurnProgress) -> TurnResult | None:
+    """Return the result of a turn that completed with an answer, by its rollout; else None."""
+    if record.ending != "completed" or not (record.final_response or "").strip():
+        return None
+    return replace(progress.result(), final_response=record.final_response, usage=record.usage)
+
+
+def revise(stored: StoredRun, threads: Threads) -> StoredRun:
+    """Return a run whose server has died as its thread's rollout records it.
+
+    Its turn may have completed before the server could store the result. This function reads the
+    rollout: never call it on the event loop.
+    """
+    where, result = stored.recorded, stored.result
+    if where is None or result.thread_id is None:
+        return stored
+    mark = TurnMark(where.offset, where.since_ms)
+    record = threads.turn_record(result.thread_id, mark)
+    if record is None:
+        return stored
+    settings = record.settings or Settings()
+    known = {
+        "usage": record.usage or result.usage,
+        "cost_usd": result.cost_usd if record.cost_usd is None else record.cost_usd,
+        "model": settings.model or result.model,
+        "reasoning_effort": settings.reasoning_effort or result.reasoning_effort,
+        "sandbox": known_sandbox(settings.sandbox) or result.sandbox,
+    }
+    answer = record.final_response or ""
+    if record.ending == "completed" and answer.strip():
+        if where.has_schema:  # The schema is gone, so the answer cannot be checked.
+            known["final_response"] = shorten(answer, RESPONSE_LIMIT)
+        else:
+            result = complete(result, answer)
+    return replace(stored, result=result.model_copy(update=known), recorded=None)
+
+
+def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evidence) -> RunResult:
+    """Return the result of a run whose turn was completed."""
+    return _ended(run, "completed", turn, evidence, structured_output=structured_output)
+
+
+def faulty(run: Run) -> RunResult:
+    """Return the result of a run with an internal fault, from as little data as possible."""
+    turn = TurnResult(thread_id=run.progress.thread_id)
+    return make_result("failed", run_id=run.run_id, turn=turn, error=InternalFault())
+
+
+def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:
+    """Return the result of a run that *error* ended."""
+    turn = error.turn if isinstance(error, TurnError) else run.progress.result()
+    match error:
+        case TimedOut() | Stalled():
+            status = "timed_out"
+        case Cancelled():
+            status = "cancelled"
+        case _:
+            status = "failed"
+    return _ended(run, status, turn, evidence, error=error)
+
+
+async def stopped(run: Run, threads: Threads) -> RunResult:
+    """Return the result of a run that was stopped, or that ends with the server.
+
+    A turn that has completed stays completed, whether stdout or the rollout says so.
+    """
+    evidence = Evidence()
+    with anyio.move_on_after(EVIDENCE_WITHIN_S):
+        evidence = await on_cpu(find_evidence, run, threads, abandon=True)
+    ending = run.ending
+    if ending is None:
+        turn = run.progress.result() if run.progress.completed else None
+        if turn is None and evidence.turn is not None:
+            turn = turn_of(evidence.turn, run.progress)
+        if turn is not None and (turn.final_response or "").strip():
+            ending = await _read_output(run, turn)
+    if ending is None:
+        ending = Cancelled(run.progress.result()) if run.stopped else Interrupted()
+    if isinstance(ending, CodexError):
+        return failed(run, ending, evidence)
+    return completed(run, *ending, evidence)
+
+
+async def _read_output(run: Run, turn: TurnResult) -> tuple[TurnResult, Any] | None:
+    """Return *turn* with its answer as data; None if the answer cannot be used as it is."""
+    if run.output is None:
+        return turn, None
+    with anyio.move_on_after(EVIDENCE_WITHIN_S):
+        try:
+            return turn, await on_cpu(run.output.read, turn, abandon=True)
+        except OutputMismatch:
+            return None
+    return None
+
+
+def _ended(
+    run: Run,
+    status: RunStatus,
+    turn: TurnResult,
+    evidence: Evidence,
+    *,
+    structured_output: Any = None,
+    error: CodexError | None = None,
+) -> RunResult:
+    settings, differences = _effective(run, evidence.turn)
+    return make_result(
+        status,
+        run_id=run.run_id,
+        turn=turn,
+        usage=run.used if run.counted == run.attempts else evidence.usage or run.used,
+        cost_usd=evidence.cost_usd,
+        structured_output=structured_output,
+        setting=settings,
+        files=merge(turn.files_changed, run.seen),
+        duration_s=run.duration_s,
+        attempts=run.attempts,
+        warnings=(*run.warnings, *differences),
+        error=error,
+    )
+
+
+def _effective(run: Run, record: TurnRecord | None) -> tuple[EffectiveSettings, Sequence[str]]:
+    """Return the settings that the rollout records, and warnings where they differ."""
+    asked = requested(run)
+    recorded = record.settings if record is not None else None
+    if recorded is None:
+        return asked, ()
+    settings = replace(
+        asked,
+        model=recorded.model or asked.model,
+        reasoning_effort=recorded.reasoning_effort or asked.reasoning_effort,
+        sandbox=known_sandbox(recorded.sandbox) or asked.sandbox,
+        cwd=recorded.cwd or asked.cwd,
+    )
+    return settings, find_differences(run.request, recorded)
