@@ -213,3 +213,16 @@ async def test_what_can_only_narrow_a_run_is_never_refused(
     seen = seen_by_commands(lab)
     if os.environ.get("CODEX_VERSIONS", "") not in ("0.120.0", "0.147.0"):
         assert "planted" not in seen  # `inherit` has no effect there.
+
+
+async def test_what_a_caller_may_exclude_does_not_replace_what_keeps_secrets(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    prompt = lab.script("env", SHOW_ENVIRONMENT, say("ok"))
+    env = {"CODEX_API_KEY": "planted-codex", "MINE": "planted-mine"}
+    config = {"shell_environment_policy.exclude": ["MINE"]}
+    options = ("--allow-config", "shell_environment_policy.exclude")
+    async with connect(mode, codex, lab, *options, env=env) as client:
+        result = await call(client, "codex_run", prompt=prompt, config=config)
+    assert result["status"] == "completed", result
+    assert "planted" not in seen_by_commands(lab)

@@ -14,6 +14,7 @@ from codex_tools.engines.environment import (
     EnvironmentRules,
     environment_for_codex,
     kept_from_commands,
+    set_empty_in_commands,
 )
 
 NO_RULES, NO_CONFIG = EnvironmentRules(), CodexConfig()
@@ -136,3 +137,23 @@ def test_the_place_that_a_tool_runner_made_for_the_server_is_left(
 def test_the_depth_is_told_to_all_that_inherits() -> None:
     env = environment_for_codex({DEPTH_VARIABLE: "0"}, EnvironmentRules(), CodexConfig(), depth=3)
     assert env == {DEPTH_VARIABLE: "3"}
+
+
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "NODE_CHANNEL_FD"])
+def test_what_a_program_around_the_server_set_for_it_goes_no_further(name: str) -> None:
+    assert handed_on(PLAIN | {name: "x"}) == PLAIN
+    passed = EnvironmentRules(passed=("GIT_*", "NODE_*"))
+    assert handed_on(PLAIN | {name: "x"}, passed) == PLAIN | {name: "x"}
+
+
+@pytest.mark.parametrize("name", ["GIT_AUTHOR_NAME", "GIT_SSH_COMMAND", "GIT_CONFIG_COUNT"])
+def test_what_the_person_set_for_git_goes_on(name: str) -> None:
+    assert handed_on(PLAIN | {name: "x"}) == PLAIN | {name: "x"}
+
+
+def test_commands_see_secrets_as_empty_where_codex_ignores_what_is_kept_from_them() -> None:
+    environ = PLAIN | {"CODEX_CONNECTORS_TOKEN": "x", "NAMED": "x"}
+    named = CodexConfig(named=frozenset({"NAMED"}))
+    managed = CodexConfig(named=frozenset({"NAMED"}), exclusion_is_managed=True)
+    assert set_empty_in_commands(environ, NO_RULES, named) == []
+    assert set_empty_in_commands(environ, NO_RULES, managed) == ["CODEX_CONNECTORS_TOKEN", "NAMED"]
