@@ -104,6 +104,20 @@ def test_a_built_in_provider_gets_the_secret_that_it_reads(tmp_path: Path) -> No
     assert read_config(tmp_path, machine=tmp_path / "none").named == set()
 
 
+@pytest.mark.parametrize(
+    ("otel", "read"),
+    [
+        ("exporter = { otlp-http = { endpoint = 'http://127.0.0.1:9', protocol = 'json' } }", True),
+        ("exporter = 'none'\nlog_user_prompt = false", False),
+    ],
+)
+def test_codex_s_own_telemetry_gets_its_headers(tmp_path: Path, otel: str, read: bool) -> None:
+    (tmp_path / "config.toml").write_text(f"[otel]\n{otel}\n")
+    named = read_config(tmp_path, machine=tmp_path / "none").named
+    assert ("OTEL_EXPORTER_OTLP_HEADERS" in named) is read
+    assert ("OTEL_EXPORTER_OTLP_LOGS_HEADERS" in named) is read
+
+
 FOLDERS = (".", "a", "a/b")
 
 
@@ -183,9 +197,14 @@ def test_the_servers_of_a_plugin_are_known(tmp_path: Path, form: str) -> None:
 
 def test_what_disables_a_server_repeats_its_transport() -> None:
     config = CodexConfig(
-        mcp_servers={"a": Transport("command", "run"), "b": Transport("url", "http://x")}
+        mcp_servers={
+            "a": Transport("command", "run"),
+            "b": Transport("url", "http://x"),
+            "c.d": Transport("command", "run"),
+        }
     )
-    assert without_mcp_servers(config, ["b", "a"]) == [
+    assert without_mcp_servers(config, ["b", "a", "c.d"]) == [
+        ("mcp_servers", '{"c.d" = {"command" = "run", "enabled" = false}}'),
         ("mcp_servers.b.url", '"http://x"'),
         ("mcp_servers.b.enabled", "false"),
         ("mcp_servers.a.command", '"run"'),

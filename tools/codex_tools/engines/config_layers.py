@@ -36,6 +36,7 @@ _NAMED_IN_TEXT = re.compile(
 )
 _QUOTED_NAME = re.compile(r"""["']([A-Za-z_][A-Za-z0-9_]*)["']""")
 
+_DOTTED_PART = re.compile(r"[A-Za-z0-9_-]+")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 _PROVIDER_VARIABLES = {"amazon-bedrock": ("AWS_BEARER_TOKEN_BEDROCK",)}
@@ -44,6 +45,12 @@ _PROVIDER_VARIABLES = {"amazon-bedrock": ("AWS_BEARER_TOKEN_BEDROCK",)}
 Its other variables (AWS_*), those of openai (OPENAI_*, CODEX_API_KEY, CODEX_ACCESS_TOKEN), and
 CODEX_OSS_BASE_URL and CODEX_OSS_PORT of ollama and lmstudio are never withheld from Codex.
 """
+
+
+_OTEL_HEADERS = tuple(
+    f"OTEL_EXPORTER_OTLP_{signal}HEADERS" for signal in ("", "LOGS_", "METRICS_", "TRACES_")
+)
+"""Variables that Codex sends as headers where `[otel]` names an exporter (0.60.1 to 0.171.0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +129,16 @@ def without_mcp_servers(config: CodexConfig, names: Iterable[str]) -> list[tuple
     its folder is not trusted or its layer is younger than Codex.
     """
     pairs: list[tuple[str, str]] = []
+    others: dict[str, dict[str, object]] = {}
     for name in names:
         transport = config.mcp_servers[name]
+        if _DOTTED_PART.fullmatch(name) is None:
+            others[name] = {transport.key: transport.value, "enabled": False}
+            continue
         pairs.append((f"mcp_servers.{name}.{transport.key}", to_toml(transport.value)))
         pairs.append((f"mcp_servers.{name}.enabled", "false"))
+    if others:  # 0.171.0 starts such servers. 0.60.1 does not, and replaces the whole table.
+        pairs.insert(0, ("mcp_servers", to_toml(others)))
     return pairs
 
 
@@ -239,6 +252,8 @@ def _named(node: object) -> Iterator[str]:
             yield from _strings(value)
         elif key == "model_provider" and isinstance(value, str):
             yield from _PROVIDER_VARIABLES.get(value, ())
+        elif key == "otel" and any(isinstance(each, dict) for each in _table(value).values()):
+            yield from _OTEL_HEADERS
         yield from _named(value)
 
 
