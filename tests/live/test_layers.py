@@ -141,8 +141,7 @@ async def test_only_the_wanted_mcp_servers_of_codex_are_started(
     folder.mkdir()
     (folder / "config.toml").write_text(stub(lab, "project"))
     extend(lab.home / "config.toml", stub(lab, "one") + stub(lab, "two"))
-    if new:
-        extend(lab.home / "config.toml", stub(lab, "dotted.name"))
+    extend(lab.home / "config.toml", stub(lab, "dotted.name"))
     trust(lab)
     (lab.home / "fast.config.toml").write_text(stub(lab, "profile"))
     plugin = lab.home / "plugins" / "cache" / "local" / "plug" / "1.0.0"
@@ -156,7 +155,9 @@ async def test_only_the_wanted_mcp_servers_of_codex_are_started(
     profile: Json = {"profile": "fast"} if new else {}
     every = {"one", "two", "managed"}
     if new:
-        every |= {"project", "profile", "machine", "plugged", "dotted.name"}
+        every |= {"project", "profile", "machine", "plugged"}
+    if number(version) >= (0, 163, 0):  # Older ones start no server whose name has a dot.
+        every.add("dotted.name")
     machine = {
         "config.toml": stub(lab, "machine"),
         "managed_config.toml": stub(lab, "managed"),

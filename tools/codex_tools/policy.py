@@ -134,7 +134,7 @@ class Policy:
             images=tuple(review.file("images", str(cwd / i)) for i in options.images or ()),
             add_dirs=add_dirs,
             web_search=options.web_search,
-            config=(*config, *review.mcp_servers(options, narrowed, config, cwd)),
+            config=(*config, *review.mcp_servers(options, narrowed, config, cwd, program)),
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,
             environment=self.environment,
@@ -324,6 +324,7 @@ class _Review:
         narrowed: Narrowing,
         settings: tuple[tuple[str, str], ...],
         cwd: Path,
+        program: Program,
     ) -> tuple[tuple[str, str], ...]:
         """Return the settings that disable the MCP servers that the caller does not want.
 
@@ -350,7 +351,8 @@ class _Review:
         elif wanted == "all":
             asked = set(known)
         kept = asked - narrowed.servers_off
-        pairs = without_mcp_servers(config, [name for name in known if name not in kept])
+        off = [name for name in known if name not in kept]
+        pairs = without_mcp_servers(config, off, program.version)
         if wanted != "all" or narrowed.all_servers_off:
             pairs.append(("features.apps", "false"))
         return tuple(pairs)

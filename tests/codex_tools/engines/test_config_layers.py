@@ -210,6 +210,7 @@ def test_what_disables_a_server_repeats_its_transport() -> None:
         ("mcp_servers.a.command", '"run"'),
         ("mcp_servers.a.enabled", "false"),
     ]
+    assert without_mcp_servers(config, ["c.d"], (0, 60, 1)) == []
 
 
 def test_an_exclusion_of_the_managed_layer_is_marked(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import orjson
 import tomli
 
 from codex_tools.codex.paths import codex_home
+from codex_tools.codex.program import Version
 from codex_tools.codex.toml import to_toml
 
 MACHINE_FOLDER = Path("/etc/codex")
@@ -121,8 +122,12 @@ def read_config(
     )
 
 
-def without_mcp_servers(config: CodexConfig, names: Iterable[str]) -> list[tuple[str, str]]:
+def without_mcp_servers(
+    config: CodexConfig, names: Iterable[str], version: Version | None = None
+) -> list[tuple[str, str]]:
     """Return the settings that disable the MCP servers *names* of *config*, as key and TOML value.
+
+    *version* is that of Codex; None stands for the newest.
 
     `mcp_servers={}` has no effect on 0.77.0 to 0.171.0, which merge it. Each setting repeats the
     transport: Codex ends with "invalid transport" at a server that only this reader knows, because
@@ -137,7 +142,8 @@ def without_mcp_servers(config: CodexConfig, names: Iterable[str]) -> list[tuple
             continue
         pairs.append((f"mcp_servers.{name}.{transport.key}", to_toml(transport.value)))
         pairs.append((f"mcp_servers.{name}.enabled", "false"))
-    if others:  # 0.171.0 starts such servers. 0.60.1 does not, and replaces the whole table.
+    # 0.163.0 and later start such servers. 0.60.1 does not, and it would replace the whole table.
+    if others and (version is None or version >= (0, 77, 0)):
         pairs.insert(0, ("mcp_servers", to_toml(others)))
     return pairs
 
