@@ -18,6 +18,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from codex_tools.arguments import read_arguments
 from codex_tools.codex.errors import CodexError, InternalFault
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.workers import on_disk
@@ -213,9 +214,10 @@ async def _call(
         return to_result(tool, tool.refuse(error))
 
     try:
-        request = tool.read(params.arguments or {})
+        arguments = read_arguments(tool.request, params.arguments or {})
     except CodexError as error:
         return refuse(error)
+    request = arguments.request
     _leave_deleted_folder()
     cwd = Path()
     if getattr(request, "cwd", "") is None:
@@ -239,6 +241,7 @@ async def _call(
         caller=caller,
         depth=depth,
         ask=find_asker(call, params, seals) if settings.ask == "auto" and not depth else None,
+        warnings=arguments.warnings,
     )
     if tool.start is not None and tasks.wants_task(call):
         try:

@@ -68,7 +68,8 @@ def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
     """Return *result* as an MCP result, validated against the schema that *tool* advertises.
 
     The SDK does not validate results. Claude Code shows its model only the structured content of a
-    success and only the text of an error, so each of the two is complete.
+    success and only the text of an error; half of the other clients show only the text. So each of
+    the two is complete.
 
     Raises:
         ValueError: The result does not match the schema.
@@ -77,7 +78,10 @@ def to_result(tool: AnyTool, result: Record) -> types.CallToolResult:
     if faults := _validator(tool).problems(data):
         raise ValueError(f"result of {tool.name} does not match its schema: {faults}")
     words = tool.words(result)
-    content: list[types.ContentBlock] = [types.TextContent(type="text", text=words.text)]
+    texts = [words.text] if words.tail is None else [words.text, words.tail]
+    content: list[types.ContentBlock] = [
+        types.TextContent(type="text", text=text) for text in texts
+    ]
     if words.whole_answer is not None:
         content.append(
             types.ResourceLink(

@@ -91,7 +91,8 @@ def test_a_call_brings_the_structured_result(inspect: Inspector, lab: Lab, versi
     done = inspect.run("tools/call", "--tool-name", "codex_run", "--tool-arg", f"prompt={prompt}")
     answer = printed(done)
     assert answer["isError"] is False
-    assert answer["content"] == [{"type": "text", "text": "Hello from inside."}]
+    (content,) = answer["content"]
+    assert content["text"].startswith("Hello from inside.\n\n---\nthread_id: ")
     assert answer["structuredContent"]["status"] == "completed"
     assert answer["structuredContent"]["codex_version"] == version
     (rollout,) = lab.rollouts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import tomllib
@@ -26,7 +27,8 @@ from support.scripted_messages import ScriptedMessages, Use
 PLUGIN = TOP / "plugin"
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
 COMMANDS = ("run", "review", "status")
-NAMED = "mcp__plugin_codex_codex__"
+NAME = "mcp-server-codex"
+NAMED = f"mcp__plugin_{NAME}_codex__"
 """What Claude Code puts before the name of a tool that comes with a plugin."""
 
 OPTIONS = ("--plugin-dir", str(PLUGIN), "--allowedTools", NAMED.removesuffix("__"))
@@ -53,15 +55,38 @@ def claude(home: Path, *arguments: str) -> str:
 def test_the_real_validator_finds_nothing_wrong(tmp_path: Path) -> None:
     said = claude(tmp_path, "validate", "--strict", "--profile", "directory", str(PLUGIN))
     assert "mcpServers: codex" in said
-    for part in ("skills: codex:delegate-to-codex", *(f"commands: codex:{n}" for n in COMMANDS)):
+    for part in (f"skills: {NAME}:delegate-to-codex", *(f"commands: {NAME}:{n}" for n in COMMANDS)):
         assert part in said
     claude(tmp_path, "validate", "--strict", str(TOP))
 
 
 def test_it_can_be_installed_from_the_repository_as_a_marketplace(tmp_path: Path) -> None:
     claude(tmp_path, "marketplace", "add", str(TOP))
-    claude(tmp_path, "install", "codex@mcp-server-codex")
-    assert f"codex {PROJECT['version']}" in claude(tmp_path, "details", "codex")
+    claude(tmp_path, "install", f"{NAME}@mcp-server-codex")
+    assert f"{NAME} {PROJECT['version']}" in claude(tmp_path, "details", NAME)
+
+
+def test_an_upgrade_from_its_former_name_takes_two_commands(tmp_path: Path) -> None:
+    market, home = tmp_path / "market", tmp_path / "home"
+    home.mkdir()
+    for part in ("plugin", ".claude-plugin"):
+        shutil.copytree(TOP / part, market / part)
+    for file in ("plugin/.claude-plugin/plugin.json", ".claude-plugin/marketplace.json"):
+        data = read(file)
+        data.pop("renames", None)
+        (data["plugins"][0] if "plugins" in data else data)["name"] = "codex"
+        (market / file).write_text(json.dumps(data))
+    claude(home, "marketplace", "add", str(market))
+    claude(home, "install", "codex@mcp-server-codex")
+    for file in ("plugin/.claude-plugin/plugin.json", ".claude-plugin/marketplace.json"):
+        shutil.copy(TOP / file, market / file)
+    claude(home, "marketplace", "update", "mcp-server-codex")
+    claude(home, "install", f"{NAME}@mcp-server-codex")
+    listed = claude(home, "list")
+    assert f"{NAME}@mcp-server-codex" in listed
+    assert " codex@mcp-server-codex" not in listed
+    settings = json.loads((home / ".claude" / "settings.json").read_text())
+    assert settings["enabledPlugins"] == {f"{NAME}@mcp-server-codex": True}
 
 
 def test_what_it_says_of_itself_is_what_the_project_says() -> None:
@@ -74,7 +99,9 @@ def test_what_it_says_of_itself_is_what_the_project_says() -> None:
     assert plugin["license"] == entry["license"] == PROJECT["license"]
     assert plugin["description"] == entry["description"] == read("manifest.json")["description"]
     assert plugin["author"] == market["owner"] == PROJECT["authors"][0]
-    assert plugin["name"] == entry["name"] == "codex"
+    assert plugin["name"] == entry["name"] == NAME == PROJECT["name"]
+    assert market["renames"] == {"codex": NAME}
+    assert all(len(NAMED + tool.name) < 64 for tool in TOOLS)
     assert (TOP / entry["source"]).resolve() == PLUGIN
     (server,) = read("plugin/.mcp.json")["mcpServers"].values()
     package = f"{PROJECT['name']}=={PROJECT['version']}"
@@ -132,7 +159,9 @@ def test_its_command_hands_a_task_to_the_real_codex(
 ) -> None:
     lab.script("say hello", say("Hello from inside."))
     client.model.steps = (Use(NAMED + "codex_run", {"prompt": "say hello"}), "It said hello.")
-    client.ask("/codex:run say hello to me", *OPTIONS, **variables(client, published, codex))
+    client.ask(
+        "/mcp-server-codex:run say hello to me", *OPTIONS, **variables(client, published, codex)
+    )
     assert client.spoke_as_asked
     assert "Hand this task to Codex" in client.model.told
     assert "say hello to me" in client.model.told
@@ -153,11 +182,33 @@ def test_its_status_needs_no_permission_and_starts_no_run(
         "Nothing yet.",
     )
     env = variables(client, published, real_codex("0.163.0"))
-    client.ask("/codex:status", "--plugin-dir", str(PLUGIN), **env)
+    client.ask(f"/{NAME}:status", "--plugin-dir", str(PLUGIN), **env)
     threads, usage = client.model.tool_results
     assert json.loads(threads.text)["sessions"] == []
     assert json.loads(usage.text)["sessions_read"] == 0
     assert lab.model.requests == []
+
+
+def test_a_plugin_named_codex_beside_it_hides_nothing(
+    client: ClaudeCode, lab: Lab, published: dict[str, str]
+) -> None:
+    """OpenAI's own plugin for Claude Code has that name."""
+    other = lab.root / "other"
+    (other / ".claude-plugin").mkdir(parents=True)
+    about = {"name": "codex", "version": "1.0.0", "description": "d", "author": {"name": "x"}}
+    (other / ".claude-plugin" / "plugin.json").write_text(json.dumps(about))
+    (other / "commands").mkdir()
+    for name in COMMANDS:
+        (other / "commands" / f"{name}.md").write_text("---\ndescription: d\n---\nThe other one.\n")
+    env = variables(client, published, real_codex("0.163.0"))
+    both = ("--plugin-dir", str(other), "--plugin-dir", str(PLUGIN))
+    for command, text in ((f"/{NAME}:run x", "Hand this task"), ("/codex:run x", "The other one")):
+        client.model.steps = ("Done.",)
+        lines = client.ask(command, *both, **env)
+        assert text in client.model.told
+        (init,) = (line for line in lines if line.get("subtype") == "init")
+        for plugin in (NAME, "codex"):
+            assert {f"{plugin}:{name}" for name in COMMANDS} <= {*init["slash_commands"]}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

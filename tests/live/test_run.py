@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -65,7 +66,14 @@ async def test_a_task_comes_back_as_one_truthful_result(
         )
     result = cast("Json", answer.structured_content)
     assert answer.is_error is False
-    assert answer.content[0].model_dump()["text"] == "All done."
+    text, listed = cast("Any", answer.content[0]).text, result["files_changed"]
+    files = ", ".join(f"{file['path']} ({file['kind']})" for file in listed)
+    assert text.startswith("All done.\n\n---\n")
+    assert text.splitlines()[3:] == [
+        f"thread_id: {result['thread_id']}",
+        f"files changed (2): {files}",
+        f"Next: {result['next']}",
+    ]
     assert result["status"] == "completed"
     assert result["final_response"] == "All done."
     assert result["error"] is None
@@ -125,7 +133,17 @@ async def test_structured_output_is_parsed_and_validated(codex: Path, mode: str,
         good = await call(client, "codex_run", prompt="good", output_schema=VERDICT)
         bad = await call(client, "codex_run", prompt="bad", output_schema=VERDICT)
         prose = await call(client, "codex_run", prompt="prose", output_schema=VERDICT)
+        sent_as_text = await client.call_tool(
+            "codex_run", {"prompt": "good", "output_schema": json.dumps(VERDICT)}
+        )
     assert good["structured_output"] == {"verdict": "ship", "count": 2}
+    first, second = (cast("Any", block).text for block in sent_as_text.content)
+    assert json.loads(first) == {"verdict": "ship", "count": 2}
+    data = cast("Json", sent_as_text.structured_content)
+    assert data["structured_output"] == {"verdict": "ship", "count": 2}
+    (note,) = (each for each in data["warnings"] if "output_schema" in each)
+    for part in (f"thread_id: {data['thread_id']}", f"warning: {note}", f"Next: {data['next']}"):
+        assert part in second.splitlines()
     assert lab.model.requests[0].body["text"]["format"]["schema"] == VERDICT
     for result in (bad, prose):
         assert result["status"] == "failed"
@@ -136,6 +154,44 @@ async def test_structured_output_is_parsed_and_validated(codex: Path, mode: str,
     assert "$.count" in bad["error"]["message"]
     assert "perhaps" in bad["text"]
     assert "not JSON" in prose["error"]["message"]
+
+
+async def test_the_text_alone_is_enough_to_go_on(codex: Path, mode: str, lab: Lab) -> None:
+    """Half of the clients show their model nothing else."""
+    lab.script("first", do(Patch("*** Add File: new.txt\n+hello")), say("First."))
+    lab.script("second", do(Patch("*** Add File: other.txt\n+hello")), say("Second."))
+    lab.script("third", say("Third."))
+
+    def thread_of(text: str) -> str:
+        (thread,) = {*re.findall(r"^thread_id: (\S+)$", text, re.MULTILINE)}
+        return thread
+
+    async with connect(mode, codex, lab) as client:
+
+        async def text_of(tool: str, **arguments: Any) -> str:
+            (content,) = (await client.call_tool(tool, arguments)).content
+            return cast("Any", content).text
+
+        first = await text_of("codex_run", prompt="first", sandbox="workspace-write")
+        thread = thread_of(first)
+        second = await text_of("codex_resume", prompt="second", thread_id=thread)
+        started = await text_of("codex_resume", prompt="third", thread_id=thread, wait_s=0)
+        (run_id,) = {*re.findall("run_[0-9a-f]{16}", started)}
+        waited = await text_of("codex_wait", run_ids=[run_id], wait_s=600)
+        stopped = await text_of("codex_stop", run_id=run_id)
+    assert re.search(r"^First\.\n\n---\n", first)
+    assert re.search(r"^files changed \(1\): \S*new.txt \(add\)$", first, re.MULTILINE)
+    assert re.search(r"^Second\.\n\n---\n", second)
+    assert re.search(r"^files changed \(1\): \S*other.txt \(add\)$", second, re.MULTILINE)
+    assert re.match(r"Status: (running|queued)\. This is not the final result\.\n", started)
+    assert f'Next: Wait for it with codex_wait and run_ids ["{run_id}"]' in started
+    assert waited.startswith(f"=== {run_id}: completed ===\nThird.\n\n---\n")
+    assert stopped.startswith(f"{run_id}: completed\nThird.\n\n---\n")
+    for text in (second, waited, stopped):
+        assert thread_of(text) == thread
+        assert (
+            f'Next: To continue this thread, call codex_resume with thread_id "{thread}".' in text
+        )
 
 
 @pytest.mark.parametrize("length", [900_000, 1_000_000])

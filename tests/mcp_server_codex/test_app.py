@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from mcp_types import ListRootsResult, Root
 from pydantic import FileUrl
 
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
-from support.lab import Json, Lab, call, connect
+from support.lab import PNG, Json, Lab, call, connect
 
 HELLO = events(thread_line(), *answer_lines("hello"))
 
@@ -54,6 +55,33 @@ async def test_with_everything_on_the_list_is_no_larger(mode: str, lab: Lab) -> 
     assert size(tools) < 40_000
 
 
+async def test_no_schema_has_what_makes_a_provider_refuse_the_whole_list(
+    mode: str, lab: Lab
+) -> None:
+    """Gemini's API does: exclusiveMinimum, an enum without type, const and references."""
+    async with connect(mode, None, lab, "--compat", "codex-mcp-server") as client:
+        listed = (await client.list_tools()).tools
+    for tool in listed:
+        for schema in (tool.input_schema, cast("Json", tool.output_schema)):
+            for node in nodes(schema):
+                assert not node.keys() & {"exclusiveMinimum", "exclusiveMaximum", "const"}, node
+                assert node.get("additionalProperties") is not True, node
+                assert "enum" not in node or "type" in node, (tool.name, node)
+        assert "$ref" not in json.dumps(tool.input_schema)
+        for about in tool.input_schema["properties"].values():
+            for form in about.get("anyOf", [about]):
+                assert isinstance(form["type"], str), (tool.name, about)
+
+
+def nodes(schema: Json) -> Iterator[Json]:
+    """Yield a schema and all schemas inside it."""
+    yield schema
+    inner = [*schema.get("properties", {}).values(), *schema.get("$defs", {}).values()]
+    for each in (*inner, *schema.get("anyOf", ()), schema.get("items")):
+        if isinstance(each, dict):
+            yield from nodes(cast("Json", each))
+
+
 async def test_claude_code_is_told_how_to_find_and_to_show_a_tool(mode: str, lab: Lab) -> None:
     async with connect(mode, None, lab) as client:
         listed = (await client.list_tools()).tools
@@ -82,14 +110,19 @@ async def test_wrong_arguments_are_named_with_the_right_name(
         ({"prompt": 7}, ("prompt", "string")),
         ({"prompt": ""}, ("prompt",)),
         ({"prompt": "  \n\t"}, ("prompt", "blank")),
-        ({"prompt": "x", "timeout_s": "60"}, ("timeout_s", "number")),
+        ({"prompt": "x", "timeout_s": "60s"}, ("timeout_s", "number")),
+        ({"prompt": "x", "timeout_s": "-5"}, ("timeout_s", "greater than 0")),
+        ({"prompt": "x", "output_schema": "a list of names"}, ("output_schema", "an object")),
+        ({"prompt": "x", "output_schema": "[" * 900_000}, ("output_schema", "an object")),
+        ({"prompt": "x", "sandbx": None}, ("sandbx", "'sandbox'")),
+        ({"prompt": None}, ("prompt", "string")),
         ({"prompt": "x", "timeout_s": 0}, ("timeout_s",)),
-        ({"prompt": "x", "images": "a.png"}, ("images", "list")),
+        ({"prompt": "x", "images": {"0": "a.png"}}, ("images", "list")),
         ({"prompt": "x", "cwd": "relative"}, ("cwd", "absolute")),
         ({"prompt": "x", "model": "-c evil=1"}, ("model",)),
         ({"prompt": "x", "reasoning_effort": 'low" x="'}, ("reasoning_effort",)),
         ({"prompt": "x", "cwd": "/no/such/folder"}, ("cwd", "/no/such/folder")),
-        ({"prompt": "x", "images": ["gone.png"]}, ("images", "gone.png")),
+        ({"prompt": "x", "images": "gone.png"}, ("images", "gone.png")),
         ({"prompt": "x", "add_dirs": ["gone"]}, ("add_dirs", "gone")),
         ({"prompt": "x", "cwd": "/tmp\x00"}, ("cwd",)),
         ({"prompt": "x", "config": {"model_verbosity": None}}, ("model_verbosity",)),
@@ -113,6 +146,106 @@ async def test_null_stands_for_an_absent_argument(mode: str, lab: Lab, fake: Fak
     async with connect(mode, fake.build(), lab) as client:
         result = await call(client, "codex_run", prompt="x", model=None, images=None, config=None)
     assert result["status"] == "completed"
+
+
+SENT_AS_STRINGS: Json = {
+    "output_schema": '{"type": "object", "properties": {"n": {"const": "5"}}, "required": ["n"]}',
+    "config": '{"model_verbosity": "low"}',
+    "images": '["a.png"]',
+    "add_dirs": "more",
+    "web_search": "True",
+    "skip_git_repo_check": "false",
+    "timeout_s": "600",
+    "repair_attempts": "2.0",
+}
+
+
+async def test_values_that_a_client_sends_as_strings_get_their_type_and_one_warning(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    (lab.project / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (lab.project / "more").mkdir()
+    fake.stdout = events(thread_line(), *answer_lines('{"n": "5"}'))
+    async with connect(mode, fake.build(), lab) as client:
+        result = await call(client, "codex_run", prompt='{"a": 1}', **SENT_AS_STRINGS)
+        ids = f'["{result["run_id"]}"]'
+        waited = await client.call_tool("codex_wait", {"run_ids": ids, "wait_s": "0"})
+        bare = await client.call_tool("codex_wait", {"run_ids": result["run_id"], "until": ""})
+        typed = await call(client, "codex_run", prompt="x", repair_attempts=2.0)
+        found = await client.call_tool("codex_sessions", {"limit": "3", "cwd": "", "query": None})
+    assert result["status"] == "completed", result["text"]
+    (note,) = (each for each in result["warnings"] if "Sent as a string" in each)
+    assert {*note.rpartition(": ")[2].rstrip(".").split(", ")} == {*SENT_AS_STRINGS}
+    assert note in cast("Any", waited.content[0]).text
+    assert result["structured_output"] == {"n": "5"}
+    assert typed["warnings"] == []
+    for each in (waited, bare):
+        (run,) = cast("Json", each.structured_content)["runs"]
+        assert run["run_id"] == result["run_id"]
+    assert not found.is_error
+
+
+async def test_the_old_tools_take_strings_too_and_keep_their_text(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    async with connect(mode, fake.build(), lab, "--compat", "codex-mcp-server") as client:
+        arguments = {"prompt": "x", "config": '{"model_verbosity": "low"}', "base-instructions": ""}
+        result = await client.call_tool("codex", arguments)
+    (content,) = result.content
+    assert cast("Any", content).text == "hello"
+    assert cast("Json", result.structured_content)["content"] == "hello"
+    assert 'model_verbosity="low"' in fake.seen()["argv"]
+
+
+async def test_a_prompt_that_looks_like_json_stays_text(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    async with connect(mode, fake.build(), lab) as client:
+        for prompt in ('{"a": 1}', "123", '["x"]', "null", "true"):
+            result = await call(client, "codex_run", prompt=prompt)
+            assert result["warnings"] == []
+            assert fake.seen()["stdin"] == prompt
+
+
+async def test_arguments_left_out_as_null_or_as_an_empty_text_are_left_out_in_each_tool(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = HELLO
+    async with connect(mode, fake.build(), lab, "--compat", "codex-mcp-server") as client:
+        listed = {tool.name: tool.input_schema for tool in (await client.list_tools()).tools}
+        run = await call(client, "codex_run", prompt="x")
+        required: dict[str, Json] = {
+            "codex_run": {"prompt": "x"},
+            "codex_resume": {"prompt": "x", "thread_id": "01a20000-0000-7000-8000-000000000009"},
+            "codex_wait": {"run_ids": [run["run_id"]]},
+            "codex_stop": {"run_id": run["run_id"]},
+            "codex_sessions": {},
+            "codex_usage": {},
+            "codex": {"prompt": "x"},
+            "codex-reply": {"prompt": "x", "threadId": "01a20000-0000-7000-8000-000000000009"},
+        }
+        assert required.keys() == listed.keys()
+        for name, given in required.items():
+            for nothing in (None, ""):
+                others = dict.fromkeys(listed[name]["properties"].keys() - given.keys(), nothing)
+                result = await client.call_tool(name, given | others)
+                assert "invalid_arguments" not in str(result.content), (name, result)
+
+
+async def test_a_thread_may_be_asked_for_with_the_other_arguments_at_their_defaults(
+    mode: str, lab: Lab
+) -> None:
+    thread_id = "01a20000-0000-7000-8000-000000000009"
+    defaults = {"limit": 20, "include_archived": False, "turns": 5, "query": None, "model": ""}
+    async with connect(mode, None, lab) as client:
+        found = await client.call_tool("codex_sessions", {"thread_id": thread_id, **defaults})
+        listed = await client.call_tool("codex_sessions", defaults)
+        both = await client.call_tool("codex_sessions", {"thread_id": thread_id, "limit": 21})
+    assert cast("Json", found.structured_content)["error"]["kind"] == "thread_not_found"
+    assert cast("Json", listed.structured_content)["error"] is None
+    assert cast("Json", both.structured_content)["error"]["kind"] == "invalid_arguments"
 
 
 async def test_a_prompt_over_the_limit_is_refused_as_such(
@@ -193,7 +326,7 @@ async def test_the_schema_file_is_private_and_gone_afterwards(
 
 async def test_the_command_line_is_the_portable_one(mode: str, lab: Lab, fake: FakeCodex) -> None:
     fake.stdout = HELLO
-    (lab.project / "-i.png").touch()
+    (lab.project / "-i.png").write_bytes(PNG)
     async with connect(mode, fake.build(), lab) as client:
         await call(
             client,

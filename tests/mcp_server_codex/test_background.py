@@ -43,7 +43,12 @@ sys.exit(0)
 LONG = """
 def tell(type_, **fields):
     print(json.dumps({"type": type_, **fields}))
-tell("thread.started", thread_id="01a20000-0000-7000-8000-%012d" % int(seen["stdin"]))
+thread = "01a20000-0000-7000-8000-%012d" % int(seen["stdin"])
+day = os.path.join(os.environ["CODEX_HOME"], "sessions", "2026", "11", "22")
+os.makedirs(day, exist_ok=True)
+with open(os.path.join(day, f"rollout-2026-11-22T15-21-59-{thread}.jsonl"), "w") as file:
+    print(json.dumps({"type": "session_meta", "payload": {"id": thread}}), file=file)
+tell("thread.started", thread_id=thread)
 tell("turn.started")
 for n in range(60):
     tell("item.completed", item={
@@ -265,7 +270,7 @@ async def test_runs_that_cannot_be_waited_for_are_refused(
             ({"run_ids": [run_id, run_id]}, "invalid_arguments", "once"),
             ({"run_ids": []}, "invalid_arguments", "run_ids"),
             ({"run_ids": many}, "invalid_arguments", "32"),
-            ({"run_ids": run_id}, "invalid_arguments", "run_ids"),
+            ({"run_ids": {"id": run_id}}, "invalid_arguments", "run_ids"),
             ({"run_id": run_id}, "invalid_arguments", "'run_ids'"),
             ({"run_ids": [run_id], "until": "some"}, "invalid_arguments", "until"),
             ({"run_ids": [run_id], "wait_s": -1}, "invalid_arguments", "wait_s"),
@@ -303,6 +308,12 @@ async def test_thirty_two_long_results_fit_together(
         assert (run["error"] is not None) is fails
     assert len(alone["final_response"]) > 10_000
     assert len(json.dumps(data, ensure_ascii=False, separators=(",", ":"))) < 50_000
+    (text,) = (cast("Any", block).text for block in result.content)
+    assert len(text) < 50_000
+    for run in data["runs"]:
+        assert text.count(f"=== {run['run_id']}: {run['status']} ===") == 1
+        assert text.count(f"thread_id: {run['thread_id']}\n") == 1
+        assert text.count(f"Next: {run['next']}") == 1
 
 
 async def test_waiting_sends_progress(mode: str, lab: Lab, gates: Gates) -> None:

@@ -295,7 +295,7 @@ async def test_a_run_comes_back_as_a_task_at_once_and_is_asked_for_until_it_ends
     result = done["result"]
     SAID.append(("CallToolResult", {"resultType": "complete"} | result))
     assert result["isError"] is False
-    assert result["content"][0]["text"] == "hello"
+    assert result["content"][0]["text"].startswith("hello\n\n---\nthread_id: ")
     assert result["structuredContent"]["run_id"] == task_id
     assert result["structuredContent"]["status"] == "completed"
     assert SAID[-2][0] == "GetTaskResult"

@@ -25,6 +25,12 @@ from support.machine_config import machine_prefix
 Note = Callable[[str, object], None]
 
 
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63"
+    "f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+)
+"""An image of one pixel."""
+
 MODES = ("auto", "legacy")
 """Both protocol eras: 2026-07-28 by discovery, and the initialize handshake."""
 

@@ -20,7 +20,8 @@ from codex_tools.codex.record import Record
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.engines.engine import TurnRequest
-from codex_tools.runs.result import RunResult, Words, error_text, tell_error
+from codex_tools.runs.result import RunResult, tell_error
+from codex_tools.runs.result_text import Words, error_text
 from codex_tools.tool import Context, Tool
 from codex_tools.turn_options import PROMPT_LIMIT, Model, Profile
 

@@ -34,6 +34,9 @@ PATH_LIMIT = 4096
 CONFIG_LIMIT = 32_000
 """Maximum characters of all `config` values; Linux takes 131,071 bytes for an argument."""
 
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+"""First bytes of the image formats that models take, beside WebP."""
+
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 _DANGERS: dict[Sandbox, str] = {
@@ -130,8 +133,8 @@ class Policy:
             model=options.model or (thread.model if thread is not None else None),
             reasoning_effort=options.reasoning_effort
             or (thread.reasoning_effort if thread is not None else None),
-            profile=options.profile,
-            images=tuple(review.file("images", str(cwd / i)) for i in options.images or ()),
+            profile=review.profile(options.profile, program),
+            images=tuple(review.image(str(cwd / i)) for i in options.images or ()),
             add_dirs=add_dirs,
             web_search=options.web_search,
             config=(*config, *review.mcp_servers(options, narrowed, config, cwd, program)),
@@ -232,9 +235,37 @@ class _Review:
         """
         return self._existing(name, path, Path.is_dir, "a folder")
 
-    def file(self, name: str, path: str) -> Path:
-        """Return the resolved path of an existing file."""
-        return self._existing(name, path, Path.is_file, "a file")
+    def image(self, path: str) -> Path:
+        """Return the resolved path of an image file that Codex can show to a model.
+
+        Codex does not report an image that it cannot read. 0.147 to 0.171 give the model a text in
+        its place. 0.60.1 sends it, and then the provider refuses all further turns of the thread.
+        """
+        within_limits = len(self.excesses)
+        file = self._existing("images", path, Path.is_file, "a file")
+        if len(self.excesses) > within_limits:
+            return file  # A caller must not find out what is in a file outside the roots.
+        try:
+            with file.open("rb") as data:
+                start = data.read(12)
+        except OSError as error:
+            raise InvalidArguments([f"images: {file} cannot be read: {error.strerror}"]) from None
+        if not start.startswith(_IMAGES) and not (start[:4], start[8:]) == (b"RIFF", b"WEBP"):
+            raise InvalidArguments(
+                [f"images: {file} is not an image in PNG, JPEG, GIF or WebP format"]
+            )
+        return file
+
+    def profile(self, name: str | None, program: Program) -> str | None:
+        """Return the name of a profile that this Codex does not ignore."""
+        home = self.policy.codex_home
+        if name is not None and home is not None and program.reads_profile_files:
+            file = home / f"{name}.config.toml"
+            if not file.is_file():
+                raise InvalidArguments(
+                    [f"profile: there is no profile {name!r}; Codex would read it from {file}"]
+                )
+        return name
 
     def _existing(self, name: str, path: str, exists: Callable[[Path], bool], kind: str) -> Path:
         """Return the resolved path of *path*, so that a later change of a link has no effect."""

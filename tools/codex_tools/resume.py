@@ -12,7 +12,8 @@ from codex_tools.codex.workers import on_disk
 from codex_tools.history.thread_list import newest_thread
 from codex_tools.rollouts.files import PACKED
 from codex_tools.rollouts.threads import ThreadState
-from codex_tools.runs.result import RunResult, refused, words_of
+from codex_tools.runs.result import RunResult, refused
+from codex_tools.runs.result_text import words_of
 from codex_tools.runs.run import Run
 from codex_tools.tool import Context, Tool
 from codex_tools.turn_options import PROMPT_LIMIT, TurnOptions, make_output

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from codex_tools.engines.engine import TurnRequest
-from codex_tools.runs.result import RunResult, refused, words_of
+from codex_tools.runs.result import RunResult, refused
+from codex_tools.runs.result_text import words_of
 from codex_tools.runs.run import Run
 from codex_tools.tool import Context, Tool
 from codex_tools.turn_options import TurnOptions, make_output

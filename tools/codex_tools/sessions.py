@@ -21,15 +21,8 @@ from codex_tools.history.times import instant, iso
 from codex_tools.history.transcript import thread_uri
 from codex_tools.rollouts.turn_reader import Turn as ReadTurn
 from codex_tools.rollouts.turn_reader import read_turns
-from codex_tools.runs.result import (
-    RESULT_LIMIT,
-    ChangedFile,
-    RanCommand,
-    RunError,
-    Words,
-    tell_error,
-    words_of_error,
-)
+from codex_tools.runs.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
+from codex_tools.runs.result_text import Words, words_of_error
 from codex_tools.tool import Context, Tool
 
 _ROOM = 40_000
@@ -64,12 +57,20 @@ class SessionsRequest(Record):
     @model_validator(mode="after")
     def _one_or_many(self) -> SessionsRequest:
         if self.thread_id is not None:
-            given = self.model_fields_set - {"thread_id", "turns", "cursor"}
+            given = self._given() - {"thread_id", "turns", "cursor"}
             if given:
                 raise ValueError(f"thread_id allows only turns and cursor, not {min(given)}")
-        elif "turns" in self.model_fields_set:
+        elif "turns" in self._given():
             raise ValueError("turns requires thread_id")
         return self
+
+    def _given(self) -> set[str]:
+        """Return the names of the arguments that differ from their defaults.
+
+        Some clients send the default of each argument that the model left out.
+        """
+        fields = type(self).model_fields.items()
+        return {name for name, field in fields if getattr(self, name) != field.default}
 
 
 class Session(Record):

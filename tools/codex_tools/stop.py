@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.record import Record
-from codex_tools.runs.result import RunResult, Words, error_text, refused
+from codex_tools.runs.result import RESULT_LIMIT, RunResult, refused
+from codex_tools.runs.result_text import Words, error_text, text_of
 from codex_tools.tool import Context, Tool
 
 
@@ -35,7 +36,7 @@ def words(result: StopResult) -> Words:
     run = result.run
     if run.run_id is None:
         return Words(error_text(run), is_error=True)
-    return Words(f"{run.status}. {run.next}")
+    return Words(f"{run.run_id}: {run.status}\n{text_of(run, RESULT_LIMIT)}")
 
 
 STOP = Tool(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
-from codex_tools.codex.errors import CodexError, InvalidArguments, PromptTooLarge
+from codex_tools.arguments import read_arguments
+from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.codex.record import Record
@@ -22,7 +19,8 @@ from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.policy import CheckedTurn, Policy, ask_for
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.register import Runs, wait_while_called
-from codex_tools.runs.result import RunResult, Words
+from codex_tools.runs.result import RunResult
+from codex_tools.runs.result_text import Words
 from codex_tools.runs.run import Run
 from codex_tools.turn_options import TurnOptions
 
@@ -58,6 +56,8 @@ class Context:
     """Number of runs that this server is nested in."""
     ask: Callable[[str], Awaitable[bool]] | None
     """Ask the person a question and return True if accepted; None if no person can be asked."""
+    warnings: tuple[str, ...] = ()
+    """What the caller must know of its arguments."""
 
     async def check(
         self,
@@ -89,8 +89,9 @@ class Context:
             NotAllowed: The turn exceeds the limits, and no person has allowed it.
         """
         excesses, request = turn.excesses, turn.request
+        warnings = (*self.warnings, *turn.warnings)
         if not excesses:
-            return turn.warnings
+            return warnings
         if self.ask is None:
             raise excesses[0]
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
@@ -99,7 +100,7 @@ class Context:
         if not allowed:
             raise excesses[0].declined()
         granted = (f"The person allowed this once: {excess.what}." for excess in excesses)
-        return (*turn.warnings, *granted)
+        return (*warnings, *granted)
 
     async def follow(self, run: Run, wait_s: float | None) -> RunResult:
         """Wait for a run, reporting its progress; return its result, final or so far."""
@@ -159,18 +160,7 @@ class Tool(Generic[RequestT, ResultT]):
             InvalidArguments: An argument is unknown, missing or of the wrong type.
             PromptTooLarge: The prompt is longer than Codex accepts.
         """
-        try:
-            return self.request.model_validate(arguments)
-        except ValidationError as error:
-            problems: list[str] = []
-            for fault in error.errors(include_url=False):
-                if fault["type"] == "string_too_long" and fault["loc"] == ("prompt",):
-                    raise PromptTooLarge(
-                        len(arguments["prompt"]), fault.get("ctx", {}).get("max_length", 0)
-                    ) from None
-                fields = self.request.model_fields.items()
-                problems.append(_problem(fault, [field.alias or name for name, field in fields]))
-            raise InvalidArguments(problems) from None
+        return read_arguments(self.request, arguments).request
 
 
 def input_schema(model: type[Record]) -> Json:
@@ -185,15 +175,6 @@ def input_schema(model: type[Record]) -> Json:
 def output_schema(model: type[Record]) -> Json:
     """Return the JSON Schema of a result."""
     return _compact(model.model_json_schema(mode="serialization"), optional=False)
-
-
-def _problem(fault: ErrorDetails, known: list[str]) -> str:
-    where = ".".join(map(str, fault["loc"])) or "arguments"
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
-        return f"unknown argument {where!r}" + (f", did you mean {near[0]!r}?" if near else "")
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[:1].lower()}{message[1:]}"
 
 
 def _compact(schema: Json, *, optional: bool = True) -> Json:
@@ -225,9 +206,10 @@ def _plain(node: object, optional: bool) -> object:
             continue
         if key == "default" and (value is None or not optional):
             continue
-        if key == "additionalProperties" and value is False and not optional:
+        if key == "additionalProperties" and (value is True or not (value or optional)):
             continue
-        if key == "type" and "enum" in node:
+        if key == "exclusiveMinimum":
+            # Gemini's API refuses a whole list of tools for it; reading the arguments checks it.
             continue
         if key == "properties":
             plain[key] = {k: _plain(v, optional) for k, v in cast(Json, value).items()}
@@ -240,7 +222,8 @@ def _plain(node: object, optional: bool) -> object:
     elif not optional and [set(c) for c in choices] == [{"type"}, {"type"}]:
         del plain["anyOf"]
         plain = {"type": [c["type"] for c in choices], **plain}
-    elif not optional and [set(c) for c in choices] == [{"enum"}, {"type"}]:
+    elif not optional and [set(c) for c in choices] == [{"enum", "type"}, {"type"}]:
         del plain["anyOf"]
-        plain = {"enum": [*choices[0]["enum"], None], **plain}
+        types = [c["type"] for c in choices]
+        plain = {"enum": [*choices[0]["enum"], None], "type": types, **plain}
     return plain

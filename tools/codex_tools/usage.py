@@ -5,7 +5,8 @@ from __future__ import annotations
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.record import Folder, Record
 from codex_tools.history.usage_report import GroupBy, find_usage
-from codex_tools.runs.result import RunError, Words, tell_error, words_of_error
+from codex_tools.runs.result import RunError, tell_error
+from codex_tools.runs.result_text import Words, words_of_error
 from codex_tools.tool import Context, Tool
 
 

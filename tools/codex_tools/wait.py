@@ -8,16 +8,8 @@ from pydantic import Field
 
 from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.record import Record
-from codex_tools.runs.result import (
-    RESULT_LIMIT,
-    RunError,
-    RunResult,
-    Words,
-    fit,
-    tell_error,
-    words_of,
-    words_of_error,
-)
+from codex_tools.runs.result import RESULT_LIMIT, RunError, RunResult, fit, tell_error
+from codex_tools.runs.result_text import Words, text_of, words_of_error
 from codex_tools.runs.run import Run
 from codex_tools.tool import Context, Tool
 
@@ -60,10 +52,11 @@ def refuse(error: CodexError) -> WaitResult:
 
 
 def words(result: WaitResult) -> Words:
-    """Return a result as text: each run's status and answer."""
+    """Return a result as text: each run's id and status, its answer or error, and its next step."""
     if result.error is not None:
         return words_of_error(result.error)
-    parts = (f"{run.run_id}: {run.status}\n{words_of(run).text}" for run in result.runs)
+    room = RESULT_LIMIT // len(result.runs) - 60
+    parts = (f"=== {run.run_id}: {run.status} ===\n{text_of(run, room)}" for run in result.runs)
     return Words("\n\n".join(parts))
 
 

@@ -30,9 +30,9 @@ from codex_tools.runs.result import (
     EffectiveSettings,
     RunResult,
     RunStatus,
-    error_text,
     make_result,
 )
+from codex_tools.runs.result_text import error_text
 from codex_tools.runs.store import KEEP_BYTES, KEEP_S, Recorded, RunStore, now
 from codex_tools.runs.writer import StateWriter
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
@@ -48,6 +48,7 @@ from pathlib import Path
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.event_log import EventLog
 from codex_tools.runs.result import make_result
+from codex_tools.runs.result_text import error_text
 from codex_tools.runs.store import RunStore, now
 from codex_tools.runs.writer import StateWriter
 

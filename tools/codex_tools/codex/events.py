@@ -15,6 +15,7 @@ import orjson
 
 from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
 from codex_tools.codex.record import Usage
+from codex_tools.codex.sandbox_trouble import find_trouble
 
 Status = Literal["in_progress", "completed", "failed"]
 
@@ -47,6 +48,8 @@ class CommandExecutionItem:
     command: str
     exit_code: int | None
     status: Status
+    trouble: str | None = None
+    """A warning if the sandbox made the command fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +264,9 @@ def _item(item: Json, line: bytes) -> Item:
             return ReasoningItem(id_, _text(item, "text"))
         case "command_execution":
             exit_code = _integer(item, "exit_code")
-            return CommandExecutionItem(id_, _text(item, "command"), exit_code, _status(item))
+            trouble = find_trouble(_text(item, "aggregated_output"))
+            command = _text(item, "command")
+            return CommandExecutionItem(id_, command, exit_code, _status(item), trouble)
         case "file_change":
             changes = tuple(_change(c) for c in objects_of(item, "changes"))
             return FileChangeItem(id_, changes, _status(item))

@@ -47,6 +47,13 @@ PACKED_THREADS: Version = (0, 163, 0)
 Seen with 0.163.0; 0.60.1 ends with "stream did not contain valid UTF-8".
 """
 
+PROFILE_FILES: Version = (0, 134, 0)
+"""First version that reads a profile from `CODEX_HOME/NAME.config.toml`.
+
+From there on, Codex ignores the name of a profile without such a file (seen with 0.147.0 to
+0.171.0). Earlier ones read `[profiles.NAME]` and refuse a name without it (seen with 0.60.1).
+"""
+
 WHOLE_SNAPSHOT: tuple[Version, Version] = ((0, 98, 0), (0, 163, 0))
 """First version, and end (excluded), where a shell snapshot restores excluded variables.
 
@@ -89,6 +96,11 @@ class Program:
     def knows_packed_threads(self) -> bool:
         """True if Codex can resume a thread whose rollout is compressed."""
         return self.version is None or self.version >= PACKED_THREADS
+
+    @property
+    def reads_profile_files(self) -> bool:
+        """True if a profile is a file of its own, and a missing one is ignored silently."""
+        return self.version is None or self.version >= PROFILE_FILES
 
     @property
     def keeps_whole_snapshot(self) -> bool:

@@ -32,7 +32,7 @@ from codex_tools.codex.events import (
     UnreadableEvent,
     WebSearchItem,
 )
-from codex_tools.codex.masking import mask, quote
+from codex_tools.codex.masking import mask, quote, shorten
 from codex_tools.codex.record import Usage
 
 COMMANDS_KEPT = 50
@@ -185,6 +185,10 @@ class TurnProgress:
         warnings = [
             w for w in self._warnings.values() if w != quote(self.failure or "", WARNING_LIMIT)
         ]
+        if self.completed and (killed := self._unfinished()):
+            count = f"{len(killed)} commands were" if len(killed) > 1 else "A command was"
+            names = shorten("; ".join(killed), 200)
+            warnings.append(f"{count} still running when the turn ended, and killed: {names}")
         if self._unread:
             warnings.append(f"{self._unread} lines of Codex's output could not be read.")
         return TurnResult(
@@ -201,6 +205,20 @@ class TurnProgress:
             touched=self._touched,
         )
 
+    def _unfinished(self) -> list[str]:
+        """Return the commands of this turn without an end: Codex kills them when the turn ends.
+
+        0.98 reports such a command as completed, without an exit code (seen); later ones do not
+        report it again.
+        """
+        return [
+            command.command
+            for key, command in self._commands.items()
+            if key.startswith(f"{self._turn}:")
+            and command.exit_code is None
+            and command.status != "failed"
+        ]
+
     def _changes(self) -> Iterator[tuple[str, ChangeKind]]:
         for path, (first, last) in self._files.items():
             if (net := _net(first, last)) is not None:
@@ -215,13 +233,15 @@ class TurnProgress:
                 self.doing = "writing"
             case ReasoningItem(_, text):
                 self.doing = _title(text) or "thinking"
-            case CommandExecutionItem(_, command, exit_code, status):
+            case CommandExecutionItem(_, command, exit_code, status, trouble):
                 script = mask(bare_command(command[:COMMAND_LIMIT]))
                 if key not in self._commands and item.id not in self.open_items:
                     self.command_count += 1
                 _keep(self._commands, key, Command(script, exit_code, status), COMMANDS_KEPT)
                 self._open(item.id, done)
                 self.doing = f"{'ran' if done else 'running'} {script}"
+                if trouble is not None:
+                    self.note(trouble)
             case FileChangeItem(_, changes, status):
                 if done and status == "completed":
                     for change in changes:

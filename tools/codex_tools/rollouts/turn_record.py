@@ -14,6 +14,7 @@ from typing import Literal
 
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.record import Usage
+from codex_tools.codex.sandbox_trouble import find_trouble
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import PACKED, blocks, parts_of, thread_id_of
 from codex_tools.rollouts.line import parse_line
@@ -80,6 +81,10 @@ class TurnRecord:
     """The answer of a turn that has completed."""
     error: str | None = None
     """The message of a turn that has failed."""
+    troubles: tuple[str, ...] = ()
+    """A warning for each command that failed because of the sandbox, without repeats."""
+    has_lost_image: bool = False
+    """True if Codex gave the model a text in place of an image."""
 
 
 def settings_of(context: Json) -> Settings:
@@ -176,13 +181,46 @@ def read_record(path: Path, mark: TurnMark, prices: Prices) -> TurnRecord:
     settings = next(reversed(follower.read()), None)
     if not has_begun:
         return TurnRecord(settings=settings, usage=usage, cost_usd=cost)
+    troubles, has_lost_image = _read_troubles(path, 0 if is_rewritten else mark.offset)
     ending = _ENDINGS.get(reader.ending, "open")
     answer: str | None = None
     error: str | None = None
     if ending in ("completed", "failed"):
         turns, _ = read_turns(path, None, 1)
         answer, error = turns[0].final_response, turns[0].error
-    return TurnRecord(settings, ending, usage, cost, answer, error)
+    return TurnRecord(settings, ending, usage, cost, answer, error, tuple(troubles), has_lost_image)
+
+
+_SIGNS = (b"bwrap: ", b"LandlockRestrict", b": Read-only file system")
+_LOST_IMAGE = (
+    b"image content omitted because it could not be processed",  # 0.147 to 0.171
+    b"is invalid: failed to decode image",  # 0.60.1
+)
+
+
+def _read_troubles(path: Path, offset: int) -> tuple[dict[str, None], bool]:
+    """Return the warnings of find_trouble from *offset* on, and True if an image was left out."""
+    troubles: dict[str, None] = {}
+    has_lost_image = False
+    partial = b""
+    for block in parts_of(path, offset, sys.maxsize):
+        data = partial + block
+        end = data.rfind(b"\n") + 1
+        partial = data[end:][-LINE_LIMIT:]
+        data = data[:end]
+        has_lost_image = has_lost_image or any(sign in data for sign in _LOST_IMAGE)
+        if not any(sign in data for sign in _SIGNS):
+            continue
+        for line in data.split(b"\n"):
+            if b"_call_output" in line[:_HEAD_OF_LINE] and any(sign in line for sign in _SIGNS):
+                payload = object_of(parse_line(line) or {}, "payload")
+                trouble = find_trouble(text_of(payload, "output") or "")
+                if trouble is not None and len(troubles) < _TROUBLES_KEPT:
+                    troubles[trouble] = None
+    return troubles, has_lost_image
+
+
+_TROUBLES_KEPT = 5
 
 
 def _blocks_to(path: Path, offset: int) -> Iterator[bytes]:

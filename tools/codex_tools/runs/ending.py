@@ -18,9 +18,9 @@ from codex_tools.codex.errors import (
     TimedOut,
     TurnError,
 )
-from codex_tools.codex.masking import shorten
+from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.record import Usage
-from codex_tools.codex.turn_result import TurnProgress, TurnResult
+from codex_tools.codex.turn_result import WARNING_LIMIT, TurnProgress, TurnResult
 from codex_tools.codex.workers import on_cpu
 from codex_tools.rollouts.threads import Threads
 from codex_tools.rollouts.turn_record import Settings, TurnMark, TurnRecord
@@ -53,6 +53,8 @@ class Evidence:
     usage: Usage | None = None
     """Tokens of all turns of the run."""
     cost_usd: float | None = None
+    is_elsewhere: bool = False
+    """True if there is no rollout of the thread in CODEX_HOME, although Codex keeps one."""
 
 
 def find_evidence(run: Run, threads: Threads) -> Evidence:
@@ -69,7 +71,9 @@ def find_evidence(run: Run, threads: Threads) -> Evidence:
     # The records of earlier turns of the run count too.
     whole = turn if run.mark == run.start else threads.turn_record(thread_id, run.start)
     if whole is None:
-        return Evidence(turn)
+        # Before the turn's end, Codex may not have written it yet.
+        is_elsewhere = run.progress.ended and not threads.is_kept(thread_id)
+        return Evidence(turn, is_elsewhere=is_elsewhere)
     return Evidence(turn, whole.usage, whole.cost_usd)
 
 
@@ -178,6 +182,8 @@ def _ended(
     error: CodexError | None = None,
 ) -> RunResult:
     settings, differences = _effective(run, evidence.turn)
+    if evidence.is_elsewhere:
+        settings = replace(settings, can_resume=False)
     return make_result(
         status,
         run_id=run.run_id,
@@ -189,9 +195,29 @@ def _ended(
         files=merge(turn.files_changed, run.seen),
         duration_s=run.duration_s,
         attempts=run.attempts,
-        warnings=(*run.warnings, *differences),
+        warnings=(*run.warnings, *differences, *_remarks(run, turn, evidence)),
         error=error,
     )
+
+
+def _remarks(run: Run, turn: TurnResult, evidence: Evidence) -> list[str]:
+    """Return warnings about what did not work although it made no turn fail."""
+    record = evidence.turn or TurnRecord()
+    known = turn.warnings
+    remarks = [each for each in record.troubles if quote(each, WARNING_LIMIT) not in known]
+    if record.has_lost_image and run.request.images:
+        remarks.append("Codex could not read an image, so the model has not seen it.")
+    if run.request.sandbox != "read-only" and run.seen is None and run.started_at is not None:
+        reason = run.unseen or "the run was stopped before they could be compared"
+        remarks.append(
+            f"files_changed has only what Codex's patches changed, not its commands: {reason}."
+        )
+    if evidence.is_elsewhere:
+        remarks.append(
+            "Codex has not kept the thread in the CODEX_HOME of this server, so codex_resume cannot"
+            " find it. Perhaps a wrapper around Codex sets another CODEX_HOME."
+        )
+    return remarks
 
 
 def _effective(run: Run, record: TurnRecord | None) -> tuple[EffectiveSettings, Sequence[str]]:

@@ -41,7 +41,7 @@ from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
 from codex_tools.runs.writer import StateWriter
 from codex_tools.schemas.output_schema import Output
-from codex_tools.worktree.changes import changes_since, take_snapshot
+from codex_tools.worktree.changes import changes_since, explain_unseen, take_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -354,6 +354,8 @@ class Runs:
             except CodexError as error:
                 run.ending = error
         run.seen = await changes_since(before) if before is not None else None
+        if writes and run.seen is None:
+            run.unseen = await explain_unseen(run.request.cwd)
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
             evidence = await on_cpu(find_evidence, run, self._threads)
             if isinstance(run.ending, CodexError):

@@ -290,7 +290,7 @@ def fit(result: RunResult, limit: int) -> RunResult:
         update={"message": shorten(result.error.message, 150)}
     )
     whole = f'codex_wait with run_ids ["{result.run_id}"] alone returns the whole result'
-    if result.thread_id is not None:
+    if result.thread_id is not None and "codex_resume" in result.next:
         whole += f'; codex_resume with thread_id "{result.thread_id}" continues the thread'
     result = result.model_copy(update={"error": error, "next": f"{whole}.", "warnings": []})
     if _size(result) > limit:
@@ -368,59 +368,8 @@ def tell_error(error: CodexError) -> RunError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A tool's result as text, with what the server needs to send it."""
-
-    text: str
-    is_error: bool = False
-    has_data: bool = True
-    """False if the result is sent without structured content."""
-    whole_answer: str | None = None
-    """Address of the resource with the whole answer; None if the result contains it."""
-
-
-def words_of(result: RunResult) -> Words:
-    """Return a run's result as text: its answer, or its error."""
-    uri = run_uri(result.run_id)
-    whole = uri if uri is not None and uri in (result.final_response or "") else None
-    if result.status in ("failed", "timed_out"):
-        return Words(error_text(result), is_error=True, whole_answer=whole)
-    return Words(result.final_response or result.next, whole_answer=whole)
-
-
-def words_of_error(error: RunError) -> Words:
-    """Return the text of an error of a request without a run."""
-    return Words(f"{error.kind}: {error.message}\nHint: {error.hint}", is_error=True)
-
-
-_FOLLOW_HINT = "Follow the hint of the error."
-
-
-def error_text(result: RunResult) -> str:
-    """Return an error with all that a client needs if it shows its model only this text."""
-    lines: list[str] = []
-    if result.error is not None:
-        again = "yes" if result.error.retryable else "no"
-        lines += [
-            f"{result.error.kind}: {result.error.message}",
-            f"Hint: {result.error.hint}",
-            f"Retry unchanged: {again}",
-        ]
-        if result.next != _FOLLOW_HINT:
-            lines.append(f"Next: {result.next}")
-    if result.thread_id is not None:
-        lines.append(f"thread_id: {result.thread_id}")
-    if result.run_id is not None:
-        lines.append(f"run_id: {result.run_id}")
-    if result.files_changed:
-        paths = ", ".join(f"{f.path} ({f.kind})" for f in result.files_changed[:10])
-        lines.append(f"files changed so far ({len(result.files_changed)}): {paths}")
-    if result.final_response:
-        end = result.final_response[-1500:]
-        cut = "…" if len(end) < len(result.final_response) else ""
-        lines.append(f"Codex's last message:\n{cut}{end}")
-    return "\n".join(lines)
+FOLLOW_HINT = "Follow the hint of the error."
+"""The next step after an error that says what to do."""
 
 
 def _next(
@@ -442,5 +391,5 @@ def _next(
         "prompt_too_large",
         "not_allowed",
     ):
-        return _FOLLOW_HINT
+        return FOLLOW_HINT
     return f"Follow the hint of the error; to continue this thread, call {resume}."

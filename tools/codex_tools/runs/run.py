@@ -44,6 +44,8 @@ class Run:
     """Number of turns started."""
     seen: Changes | None = None
     """Changes of the work tree since the run began; None until they are known."""
+    unseen: str | None = None
+    """The reason why they could not be found; None if they could."""
     answer: str | None = None
     """The answer in full if the result contains a shortened one; set when the run has ended."""
     used: Usage | None = None

@@ -40,7 +40,7 @@ import anyio
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.codex.workers import on_disk
 from codex_tools.worktree.files import File, GaveUp, Tree, folders_of
-from codex_tools.worktree.git import find_git, run_git
+from codex_tools.worktree.git import find_git, git_problem, is_in_repository, run_git
 
 FIRST_SCAN_S = 3.0
 """Seconds that the snapshot before a turn may take; the turn waits for it."""
@@ -141,6 +141,18 @@ async def changes_since(before: Snapshot) -> Changes | None:
     with anyio.move_on_after(SECOND_SCAN_S):
         return await _scan(before, until, partial(_compare, before))
     return None
+
+
+async def explain_unseen(cwd: Path) -> str:
+    """Return the reason why no changes can be found in *cwd*, as the end of a sentence."""
+    git = await on_disk(find_git, cwd)
+    if git is None:
+        in_repository = await on_disk(is_in_repository, cwd)
+        return "there is no git to list files" if in_repository else "cwd is in no git repository"
+    problem = ""
+    with anyio.move_on_after(FIRST_SCAN_S):
+        problem = await git_problem(git, cwd, _LOCATE_ARGS)
+    return f"git says: {problem}" if problem else "the work tree is too large or too slow to read"
 
 
 def merge(

@@ -76,7 +76,40 @@ async def run_git(git: Path, folder: Path, args: Sequence[str]) -> bytes | None:
             await process.aclose()
 
 
-async def _start_git(git: Path, folder: Path, args: Sequence[str]) -> Process:
+async def git_problem(git: Path, folder: Path, args: Sequence[str]) -> str:
+    """Run git in *folder* and return the first line of its complaint; "" if it succeeds."""
+    try:
+        process = await _start_git(git, folder, args, stderr=subprocess.PIPE)
+    except OSError as error:
+        return error.strerror or str(error)
+    assert process.stderr is not None
+    said = b""
+    try:
+        async for part in process.stderr:
+            said = (said + part)[:_COMPLAINT_LIMIT]
+        if await process.wait() == 0:
+            return ""
+        lines = said.decode("utf-8", "replace").strip().split("\n")
+        return lines[0].removeprefix("fatal: ").rstrip(".") or "no reason"
+    finally:
+        with anyio.CancelScope(shield=True):
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.aclose()
+
+
+_COMPLAINT_LIMIT = 4096
+"""Bytes read of what git complains about."""
+
+
+def is_in_repository(cwd: Path) -> bool:
+    """Return True if *cwd* or a folder above has an entry .git."""
+    return any(os.path.lexists(folder / ".git") for folder in (cwd, *cwd.parents))
+
+
+async def _start_git(
+    git: Path, folder: Path, args: Sequence[str], stderr: int = subprocess.DEVNULL
+) -> Process:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # Shielded: if the start were cancelled half-way, no code would kill the process.
     with anyio.CancelScope(shield=True):
@@ -84,7 +117,7 @@ async def _start_git(git: Path, folder: Path, args: Sequence[str]) -> Process:
             [os.fspath(git), *_SAFE_ARGS, *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             cwd=folder,
             env=env | _SAFE_ENV,
             start_new_session=True,
