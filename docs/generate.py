@@ -7,6 +7,7 @@ They stand between `<!-- begin NAME -->` and `<!-- end NAME -->`. Run it by
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +37,8 @@ from codex_tools.codex.errors import (
     UnknownRun,
     WrongThread,
 )
-from codex_tools.codex.failures import classify, classify_exit
+from codex_tools.codex.failures import classify, classify_exit, last_words
+from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.result import tell_error
 from codex_tools.tool import input_schema
@@ -48,6 +50,7 @@ from mcp_server_codex.wire import AnyTool
 from support.layout import LAYOUT
 
 TOP = Path(__file__).parent.parent
+MESSAGES = TOP / "tests" / "data" / "messages.json"
 
 _NOTHING = TurnResult()
 _THREAD = "01a2064e-d936-7f60-b499-d8038e0e5977"
@@ -87,7 +90,11 @@ ERRORS: tuple[CodexError, ...] = (
     Interrupted(),
     UnknownRun("run_44acc0d8142fc700"),
     _said("Something that no version has said yet."),
-    TurnFailed(classify_exit(-11, "", None), _NOTHING),
+    TurnFailed(classify_exit(-11, "", None, started=True), _NOTHING),
+    TurnFailed(
+        classify_exit(1, "Error: Read-only file system (os error 30)", None, started=False),
+        _NOTHING,
+    ),
     InternalFault(),
 )
 """One example of each kind, made by the code that makes the real ones."""
@@ -139,6 +146,32 @@ def errors() -> str:
     return _table(("kind", "for example", "what to do", "worth trying again"), rows)
 
 
+def messages() -> str:
+    """Return the texts of Codex and of programs that start it, each with its kind and hint."""
+    rows: list[tuple[str, ...]] = []
+    for each in cast("list[dict[str, Any]]", json.loads(MESSAGES.read_text(encoding="utf-8"))):
+        said, end = each["said"], each.get("exit")
+        if end is None:
+            failure, place = classify(said), "event"
+        else:
+            on_stdout = each["by"] == "stdout"
+            failure = classify_exit(
+                end,
+                "" if on_stdout else said,
+                None,
+                started=each["started"],
+                printed=[said] if on_stdout else [],
+            )
+            how = f"exit code {end}" if end >= 0 else f"signal {-end}"
+            when = " after an event" if each["started"] else ""
+            place = f"{each['by']}, {how}{when}"
+        again = "yes" if failure.retryable else ""
+        shown = _code(shorten(last_words(said), 160))
+        rows.append((shown, place, each["source"], f"`{failure.kind}`", again, failure.hint))
+    head = ("message", "where", "seen in", "kind", "worth trying again", "what to do")
+    return _table(head, rows)
+
+
 def clients() -> str:
     """Return the clients: their files on Linux, what `install` writes there, and their limits."""
     parts: list[str] = []
@@ -176,6 +209,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "clients": clients,
     "options": options,
     "errors": errors,
+    "messages": messages,
     "layout": layout,
 }
 
@@ -198,6 +232,13 @@ def pages() -> list[Path]:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
+
+
+def _code(text: str) -> str:
+    plain = " ".join(text.split())
+    if not plain:
+        return "(nothing)"
+    return f"`` {plain} ``" if "`" in plain else f"`{plain}`"
 
 
 def _cell(text: str) -> str:

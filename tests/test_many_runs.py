@@ -107,7 +107,7 @@ class Watched:
             fds=sorted(str(link).partition(":[")[0] for link in links),
             threads=int(status["Threads"]),
             temporary=sorted(each.name for each in (self.lab.root / "tmp").iterdir()),
-            locks=sorted(each.name for each in (self.lab.state / "locks").iterdir()),
+            locks=sorted(each.name for each in (self.lab.home / "mcp-server-codex").iterdir()),
             rss_kb=int(status["VmRSS"].split()[0]),
         )
 

@@ -20,7 +20,7 @@ KINDS: dict[str, str | None] = {
     "cmd": None,
     "cut_once": None,
     "empty_items": "no_answer",
-    "empty_prompt": "codex_crashed",
+    "empty_prompt": "not_started",
     "failed_ctx": "context_window_exceeded",
     "hello": None,
     "http_400": "invalid_request",

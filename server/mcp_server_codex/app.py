@@ -38,7 +38,7 @@ from codex_tools.tool import Context
 from codex_tools.usage import USAGE
 from codex_tools.wait import WAIT
 from mcp_server_codex import prompts, tasks
-from mcp_server_codex.elicitation import Seals, Unanswered, find_asker
+from mcp_server_codex.elicitation import Ask, Seals, Unanswered, find_asker
 from mcp_server_codex.progress import ProgressReporter
 from mcp_server_codex.resources import Resources
 from mcp_server_codex.settings import Settings
@@ -240,7 +240,9 @@ async def _call(
         report=progress.report,
         caller=caller,
         depth=depth,
-        ask=find_asker(call, params, seals) if settings.ask == "auto" and not depth else None,
+        ask=_find_asker(call, params, seals, settings, progress)
+        if settings.ask == "auto" and not depth
+        else None,
         warnings=arguments.warnings,
     )
     if tool.start is not None and tasks.wants_task(call):
@@ -263,9 +265,23 @@ async def _call(
     return to_result(tool, result)
 
 
+def _find_asker(
+    call: Call,
+    params: types.CallToolRequestParams,
+    seals: Seals,
+    settings: Settings,
+    progress: ProgressReporter,
+) -> Ask | None:
+    # A wait_s of 0 asks for no waiting for the run; it says nothing about the client.
+    within_s = _wait_s(call, settings) or _client_wait_s(call)
+    return find_asker(call, params, seals, report=progress.report, within_s=within_s)
+
+
 def _wait_s(call: Call, settings: Settings) -> float:
-    if settings.wait_s != "auto":
-        return settings.wait_s
+    return _client_wait_s(call) if settings.wait_s == "auto" else settings.wait_s
+
+
+def _client_wait_s(call: Call) -> float:
     client = call.session.client_params
     return WAIT_S.get(client.client_info.name, WAIT_S_ELSE) if client else WAIT_S_ELSE
 

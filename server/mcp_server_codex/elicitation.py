@@ -20,12 +20,18 @@ import mcp_types as types
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
+from codex_tools.tool import AskTimeout
+
 logger = logging.getLogger(__name__)
 
 Ask = Callable[[str], Awaitable[bool]]
 
 ANSWER_WITHIN_S = 600.0
-"""Seconds that a call waits for the person's answer."""
+"""Maximum seconds that a call waits for the person's answer; less where the client ends calls
+earlier."""
+
+WAITING = "waiting for your answer"
+"""What progress says while the person is asked."""
 
 ANSWERS_ITSELF = ("codex-mcp-client",)
 """Clients that are never asked, because they may answer without a person.
@@ -77,12 +83,25 @@ class Seals:
 
 
 def find_asker(
-    call: ServerRequestContext[Any, Any], params: types.CallToolRequestParams, seals: Seals
+    call: ServerRequestContext[Any, Any],
+    params: types.CallToolRequestParams,
+    seals: Seals,
+    *,
+    report: Callable[[Callable[[], str]], None],
+    within_s: float,
 ) -> Ask | None:
     """Return a function that asks the person, or None if the client does not support questions.
 
     In the 2026 protocol that function raises `Unanswered` if the call brings no answer yet.
+
+    Args:
+        call: The call that needs the answer.
+        params: Its parameters.
+        seals: The seals of this server process.
+        report: Reports what the call is doing.
+        within_s: Seconds that the client lets a call take; the question ends before.
     """
+    within_s = min(within_s, ANSWER_WITHIN_S)
     capabilities = call.session.client_capabilities
     offered = capabilities.elicitation if capabilities is not None else None
     client = call.session.client_params
@@ -92,14 +111,17 @@ def find_asker(
         return None  # No elicitation, or URLs only; {} means forms.
 
     async def ask(question: str) -> bool:
-        with anyio.move_on_after(ANSWER_WITHIN_S):
+        report(lambda: WAITING)
+        with anyio.move_on_after(within_s):
             try:
                 answer = await call.session.elicit_form(question, _FORM, call.request_id)
             except MCPError as error:
                 logger.info("the client could not ask the person: %s", error)
                 return False
+            finally:
+                report(lambda: "working")
             return answer.action == "accept"
-        return False
+        raise AskTimeout(within_s)
 
     async def hand_back(question: str) -> bool:
         answers = params.input_responses or {}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import anyio
+import pytest
 
+from mcp_server_codex.cli.loopback import Loopback, QuietHandler
 from mcp_server_codex.cli.scripted_model import (
     Cut,
     Fail,
@@ -170,6 +175,183 @@ async def test_a_missing_codex_home_is_a_matter_of_configuration(
     async with connect(mode, codex, lab, env={"CODEX_HOME": str(lab.root / "gone")}) as client:
         result = await call(client, "codex_run", prompt="hi")
     assert result["error"]["kind"] == "bad_config"
+
+
+PAGE = (
+    '<!DOCTYPE html><html lang="en-US"><head><title>Just a moment...</title></head><body>Enable'
+    " JavaScript and cookies to continue</body></html>"
+)
+BLOCKED = PAGE.replace("Just a moment...", "Attention Required! | Cloudflare").replace(
+    "Enable", "Sorry, you have been blocked. Cloudflare"
+)
+COUNTRY = json.dumps(
+    {
+        "error": {
+            "message": "Country, region, or territory not supported",
+            "type": "request_forbidden",
+            "param": None,
+            "code": "unsupported_country_region_territory",
+        }
+    }
+)
+CHATGPT = json.dumps(
+    {"detail": "The 'gpt-9' model is not supported when using Codex with a ChatGPT account."}
+)
+ANSWERS = {
+    "country": (403, "application/json", COUNTRY),
+    "cloudflare": (403, "text/html", PAGE),
+    "blocked": (403, "text/html", BLOCKED),
+    "proxy": (407, "text/plain", "Proxy Authentication Required"),
+    "portal": (511, "text/html", "<html><title>Log in to this network</title></html>"),
+    "wrong": (404, "text/html", "<html><title>404 Not Found</title></html>"),
+    "chatgpt": (400, "application/json", CHATGPT),
+}
+
+
+class _Middlebox(QuietHandler):
+    """Answers in place of the provider: the first part of the path says how."""
+
+    asked: list[str]
+
+    def do_POST(self) -> None:  # http.server's name
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        name = self.path.split("/")[1]
+        self.asked.append(name)
+        status, kind, text = ANSWERS[name]
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+async def test_what_answers_in_place_of_the_provider_is_no_matter_of_a_login(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    expected = {
+        "country": ("refused", "country"),
+        "cloudflare": ("network", "Cloudflare"),
+        "blocked": ("network", "Cloudflare"),
+        "proxy": ("network", "HTTPS_PROXY"),
+        "portal": ("network", "HTTPS_PROXY"),
+        "wrong": ("network", "base_url"),
+        "chatgpt": ("model_unavailable", "model"),
+    }
+    asked: list[str] = []
+    box = Loopback(_Middlebox, asked=asked)
+    results: dict[str, Json] = {}
+    provider = "model_providers.scripted"
+
+    async def ask(name: str) -> None:
+        once = {f"{provider}.stream_max_retries": 0, f"{provider}.request_max_retries": 0}
+        config = {f"{provider}.base_url": f"{box.url}/{name}"} | once
+        results[name] = await call(client, "codex_run", prompt=name, config=config, wait_s=200)
+
+    try:
+        async with connect(mode, codex, lab, "--allow-config", f"{provider}.*") as client:
+            await all_at_once(ask, [*expected])
+    finally:
+        box.close()
+    for name, (kind, hint) in expected.items():
+        error = results[name]["error"]
+        assert (error["kind"], error["retryable"]) == (kind, False), error
+        assert hint in error["hint"]
+        assert "codex login" not in error["hint"]
+        assert asked.count(name) == results[name]["attempts"] == 1, name
+
+
+async def test_a_failed_start_is_told_by_its_cause(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    config = lab.home / "config.toml"
+    good = config.read_text()
+    results: dict[str, Json] = {}
+
+    async def ask(name: str, text: str) -> None:
+        config.write_text(text)
+        results[name] = (await call(client, "codex_run", prompt="hi", wait_s=60))["error"]
+
+    async with connect(mode, codex, lab) as client:
+        await ask("provider", good.replace('"scripted"', '"nope"'))
+        await ask("instructions", f'model_instructions_file = "/no/such.md"\n{good}')
+        await ask("profile", f'profile = "x"\n{good}\n[profiles.x]\nmodel_verbosity = "low"\n')
+        (lab.home / "auth.json").write_text('{"OPENAI_API_KEY": "sk-test-abcdefgh"}')
+        await ask("login", f'forced_login_method = "chatgpt"\n{good}')
+        (lab.home / "auth.json").unlink(missing_ok=True)
+        shutil.rmtree(lab.home / "sessions", ignore_errors=True)
+        (lab.home / "sessions").touch()
+        await ask("sessions", good)
+    kinds = {name: error and (error["kind"], error["retryable"]) for name, error in results.items()}
+    old = number(version) < (0, 98, 0)
+    expected: dict[str, tuple[str, bool] | None] = {
+        "provider": ("bad_config", False),
+        "instructions": None if old else ("bad_config", False),
+        "profile": None if old else ("bad_config", False),
+        "login": ("not_authenticated", False),
+        "sessions": ("not_started", False) if old else None,  # Newer ones work on without.
+    }
+    assert kinds == expected
+    assert "forced_login_method" not in results["provider"]["hint"]
+    assert "workspace" in results["login"]["hint"]
+    if old:
+        assert "Not a directory" in results["sessions"]["message"]
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts need root and unshare"
+)
+@pytest.mark.parametrize("fault", ["read-only", "full"])
+async def test_a_codex_home_that_cannot_be_written_is_named(
+    codex: Path, version: str, mode: str, lab: Lab, fault: str
+) -> None:
+    home, copy = lab.home, lab.root / "config.toml"
+    shutil.copy(home / "config.toml", copy)
+    mounts = {
+        "read-only": f"mount --bind {home} {home} && mount -o remount,ro,bind {home}",
+        "full": f"mount -t tmpfs -o size=16k none {home} && cp {copy} {home}"
+        f" && {{ dd if=/dev/zero of={home}/x bs=4k 2> /dev/null; :; }}",
+    }
+    tried = await anyio.run_process(["unshare", "-m", "sh", "-c", mounts[fault]], check=False)
+    if tried.returncode:
+        pytest.skip("no mounts allowed here")
+    wrapper = lab.root / "codex"
+    start = f'exec unshare -m sh -c \'{mounts[fault]}; exec {codex} "$@"\' sh "$@"'
+    wrapper.write_text(f"#!/bin/sh\n{start}\n")
+    wrapper.chmod(0o755)
+    async with connect(mode, wrapper, lab) as client:
+        result = await call(client, "codex_run", prompt="hi", wait_s=60)
+    if fault == "full" and number(version) < (0, 98, 0):
+        assert result["status"] == "completed"  # 0.60.1 only fails to record the thread.
+        return
+    error = result["error"]
+    assert (error["kind"], error["retryable"]) == ("not_started", False), error
+    assert ("os error 30" if fault == "read-only" else "os error 28") in error["message"]
+    assert "CODEX_HOME" in error["hint"]
+
+
+async def test_a_hook_that_stops_the_prompt_is_no_missing_answer(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    if number(version) < (0, 147, 0):
+        pytest.skip("it has no such hooks")
+    wrapper = lab.root / "codex"  # Without that flag, only hooks that a person has trusted run.
+    start = 'shift; set -- exec --dangerously-bypass-hook-trust "$@"'
+    wrapper.write_text(f'#!/bin/sh\n[ "$1" = exec ] && {{ {start}; }}\nexec {codex} "$@"\n')
+    wrapper.chmod(0o755)
+    block = {"type": "command", "command": "echo no prompts today >&2; exit 2"}
+    async with connect(mode, wrapper, lab) as client:
+        first = await call(client, "codex_run", prompt="hi", wait_s=60)
+        hooks = {"hooks": {"UserPromptSubmit": [{"hooks": [block]}]}}
+        (lab.home / "hooks.json").write_text(json.dumps(hooks))
+        stopped = await call(client, "codex_run", prompt="hi", wait_s=60)
+        resumed = await call(
+            client, "codex_resume", prompt="hi", thread_id=first["thread_id"], wait_s=60
+        )
+    assert first["status"] == "completed"
+    for result in (stopped, resumed):
+        error = result["error"]
+        assert (error["kind"], error["retryable"]) == ("not_started", False), error
+        assert "hook" in error["hint"]
 
 
 async def all_at_once(

@@ -153,9 +153,10 @@ async def test_unknown_and_malformed_threads_never_reach_codex(
 
 
 async def test_two_resumes_of_one_thread_never_both_run(codex: Path, mode: str, lab: Lab) -> None:
-    """In one server, and across two of them."""
+    """In one server, and across two of them with state folders of their own."""
     lab.script("slow", say("slow answer", delay_s=8))
-    async with connect(mode, codex, lab) as one, connect(mode, codex, lab) as two:
+    state = ("--state-dir", str(lab.root / "another"))
+    async with connect(mode, codex, lab) as one, connect(mode, codex, lab, *state) as two:
         first = await call(one, "codex_run", prompt="a")
         thread = first["thread_id"]
         results: dict[str, Json] = {}
@@ -175,7 +176,7 @@ async def test_two_resumes_of_one_thread_never_both_run(codex: Path, mode: str, 
     assert results["slow"]["final_response"] == "slow answer"
     assert after["status"] == "completed"
     assert "b" not in [r.prompt for r in lab.model.requests]
-    assert not list((lab.state / "locks").iterdir())
+    assert not list((lab.home / "mcp-server-codex").iterdir())
 
 
 async def test_a_thread_that_is_being_made_is_busy_too(codex: Path, mode: str, lab: Lab) -> None:

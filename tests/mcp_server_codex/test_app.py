@@ -372,13 +372,14 @@ async def test_an_internal_fault_stays_inside_and_the_server_goes_on(
     rollout.parent.mkdir()
     meta = {"id": thread_id, "cwd": str(lab.project)}
     rollout.write_text(json.dumps({"type": "session_meta", "payload": meta}) + "\n")
-    # A file where the folder for locks has to be: a fault that nobody has foreseen.
+    # Files where the folders for locks have to be: a fault that nobody has foreseen.
     lab.state.mkdir()
-    (lab.state / "locks").write_text("")
+    (lab.home / "mcp-server-codex").write_text("")
+    (lab.state / "thread-locks").write_text("")
     arguments = {"prompt": "secret words", "thread_id": thread_id}
     async with connect(mode, fake.build(), lab) as client:
         broken = await call(client, "codex_resume", **arguments)
-        (lab.state / "locks").unlink()
+        (lab.home / "mcp-server-codex").unlink()
         mended = await call(client, "codex_resume", **arguments)
     assert broken["error"]["kind"] == "internal"
     assert str(lab.state) not in broken["text"]

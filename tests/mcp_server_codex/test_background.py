@@ -539,7 +539,7 @@ async def test_no_two_runs_share_a_thread_in_the_background_either(
     rollout.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
     async with (
         connect(mode, gates.codex, lab, "--max-runs", "2") as client,
-        connect(mode, gates.codex, lab) as other,
+        connect(mode, gates.codex, lab, "--state-dir", str(lab.root / "another")) as other,
     ):
 
         async def resume(prompt: str, by: Client = client) -> Json:
@@ -547,7 +547,7 @@ async def test_no_two_runs_share_a_thread_in_the_background_either(
 
         new = await start(client, "a")
         await until(lambda: gates.has_begun("a"))
-        await until(lambda: (lab.state / "locks" / f"{thread}.lock").exists())
+        await until(lambda: (lab.home / "mcp-server-codex" / f"{thread}.lock").exists())
         busy = [await resume("never"), await resume("never", by=other)]
         gates.open("a")
         await wait(client, new)
@@ -570,4 +570,4 @@ async def test_no_two_runs_share_a_thread_in_the_background_either(
     assert ended["status"] == "completed"
     assert ended["thread_id"] == thread
     assert not gates.has_begun("never")
-    assert list((lab.state / "locks").iterdir()) == []
+    assert list((lab.home / "mcp-server-codex").iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import anyio
 import mcp_types as types
 import pytest
 
@@ -29,6 +30,32 @@ def test_a_seal_is_good_for_its_question_and_once() -> None:
 
 async def accept(_: object, __: types.ElicitRequestParams) -> types.ElicitResult:
     return types.ElicitResult(action="accept", content={})
+
+
+async def test_a_question_without_an_answer_ends_before_the_client_s_limit(
+    lab: Lab, fake: FakeCodex
+) -> None:
+    """In the 2026 protocol the client itself waits for the person."""
+    said: list[str] = []
+
+    async def think(_: object, __: types.ElicitRequestParams) -> types.ElicitResult:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def progress(_: float, __: float | None, message: str | None) -> None:
+        said.append(message or "")
+
+    options = ("--wait-s", "3")
+    async with connect("legacy", fake.build(), lab, *options, elicitation_callback=think) as client:
+        with anyio.fail_after(60):
+            result = await client.call_tool("codex_run", WIDE, progress_callback=progress)
+    error = cast("Json", result.structured_content)["error"]
+    assert error["kind"] == "not_allowed"
+    assert "no answer within 3 s" in error["message"]
+    assert any("waiting for your answer" in each for each in said)
+    assert not fake.was_started
+    audit = (lab.state / "audit.jsonl").read_text()
+    assert '"event":"unanswered"' in audit
 
 
 async def test_a_client_that_answers_by_itself_is_not_asked(

@@ -94,6 +94,28 @@ async def test_a_run_is_a_resource_while_its_result_is_kept(
         assert json.loads(text) == result
 
 
+async def test_an_integer_above_64_bits_keeps_its_digits_everywhere(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    big = 123456789012345678901234567890
+    fake.stdout = say_all(f'{{"n": {big}}}')
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "maximum": 10**40}},
+        "required": ["n"],
+    }
+    async with connect(mode, fake.build(), lab) as client:
+        result = await call(client, "codex_run", prompt="x", output_schema=schema)
+        uri = f"codex://runs/{result['run_id']}"
+        (text,), _ = await read(client, uri)
+    assert result["structured_output"] == {"n": big}
+    assert str(big) in result["text"]
+    assert json.loads(text)["structured_output"] == {"n": big}
+    async with connect(mode, fake.build(), lab) as client:  # Another server, later.
+        (text,), _ = await read(client, uri)
+        assert json.loads(text)["structured_output"] == {"n": big}
+
+
 async def test_a_cut_answer_says_where_the_whole_one_is(
     mode: str, lab: Lab, fake: FakeCodex
 ) -> None:

@@ -25,6 +25,7 @@ from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.codex.record import Usage
 from codex_tools.engines.engine import Keep, TurnRequest
+from codex_tools.engines.environment import EnvironmentRules
 
 USAGE = Usage(
     input_tokens=10,
@@ -44,8 +45,11 @@ class ScriptedEngine:
     name: str = "scripted"
     turns: list[TurnRequest] = field(default_factory=list[TurnRequest])
     open_turns: int = 0
+    asked: list[Path] = field(default_factory=list[Path])
+    """The folders that `prepare` was asked about."""
 
-    async def prepare(self) -> Program:
+    async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
+        self.asked.append(cwd)
         return Program(Path("/no/program"), (1, 2, 3), "1.2.3", None, frozenset({"--ephemeral"}))
 
     @asynccontextmanager

@@ -63,12 +63,12 @@ async def start(request: ResumeRequest, context: Context) -> Run:
     lock = await context.runs.lock_thread(thread_id)
     try:
         thread = await on_disk(context.threads.state, thread_id)
-        program = await context.engine.prepare()
-        _check_resumable(thread, program)
-        turn = await context.check(request, program, thread=thread)
+        turn = await context.check(request, thread=thread)
         warnings = await context.permit(turn)
+        ready = await context.prepare(turn)
+        _check_resumable(thread, ready.program)
         return context.runs.start(
-            turn.request,
+            ready,
             output,
             before=thread,
             lock=lock,

@@ -27,13 +27,14 @@ async def start(
     *adapt* may add settings to the turn that the arguments of codex_run cannot express.
     """
     context.policy.check_depth(context.depth)
-    program = await context.engine.prepare()
-    turn = await context.check(request, program, ephemeral=request.ephemeral)
+    turn = await context.check(request, ephemeral=request.ephemeral)
     output = await make_output(request)
-    if request.ephemeral:
-        program.need("--ephemeral")
     warnings = await context.permit(turn)
-    ready = turn.request if adapt is None else adapt(turn.request)
+    ready = await context.prepare(turn)
+    if request.ephemeral:
+        ready.program.need("--ephemeral")
+    if adapt is not None:
+        ready = adapt(ready)
     return context.runs.start(ready, output, caller=context.caller, warnings=warnings)
 
 

@@ -135,7 +135,7 @@ class SessionsResult(Record):
 async def sessions(request: SessionsRequest, context: Context) -> SessionsResult:
     """List threads, or show one with its turns."""
     try:
-        program = await context.engine.prepare()
+        program = await context.engine.prepare(Path("/"), context.policy.environment)
     except CodexError:
         program = None  # A list does not need the program.
     found = await context.read_history(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.json_object import Json
-from codex_tools.codex.program import Program
+from codex_tools.codex.program import NOT_ASKED
 from codex_tools.codex.record import Record
 from codex_tools.codex.workers import on_disk, on_index
-from codex_tools.engines.engine import Engine
+from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.policy import CheckedTurn, Policy, ask_for
 from codex_tools.rollouts.threads import Threads, ThreadState
@@ -27,6 +27,14 @@ from codex_tools.turn_options import TurnOptions
 T = TypeVar("T")
 RequestT = TypeVar("RequestT", bound=Record)
 ResultT = TypeVar("ResultT", bound=Record)
+
+
+class AskTimeout(Exception):
+    """The person gave no answer within *within_s* seconds."""
+
+    def __init__(self, within_s: float) -> None:
+        super().__init__(f"no answer within {within_s:g} s")
+        self.within_s = within_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +63,16 @@ class Context:
     depth: int
     """Number of runs that this server is nested in."""
     ask: Callable[[str], Awaitable[bool]] | None
-    """Ask the person a question and return True if accepted; None if no person can be asked."""
+    """Ask the person a question and return True if accepted; None if no person can be asked.
+
+    Raises `AskTimeout` if there is no answer in time.
+    """
     warnings: tuple[str, ...] = ()
     """What the caller must know of its arguments."""
 
     async def check(
         self,
         options: TurnOptions,
-        program: Program,
         *,
         thread: ThreadState | None = None,
         ephemeral: bool = False,
@@ -71,7 +81,7 @@ class Context:
         check = functools.partial(
             self.policy.check,
             options,
-            program,
+            NOT_ASKED,
             default_cwd=self.default_cwd,
             depth=self.depth,
             thread=thread,
@@ -95,12 +105,28 @@ class Context:
         if self.ask is None:
             raise excesses[0]
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
-        allowed = await self.ask(ask_for(excesses, request.cwd, request.prompt))
+        try:
+            allowed = await self.ask(ask_for(excesses, request.cwd, request.prompt))
+        except AskTimeout as error:
+            self.runs.audit.write("unanswered", facts)
+            raise excesses[0].unanswered(error.within_s) from None
         self.runs.audit.write("granted" if allowed else "declined", facts)
         if not allowed:
             raise excesses[0].declined()
         granted = (f"The person allowed this once: {excess.what}." for excess in excesses)
         return (*warnings, *granted)
+
+    async def prepare(self, turn: CheckedTurn) -> TurnRequest:
+        """Return the turn with the Codex that runs in its folder.
+
+        To find that Codex, a program may run in the folder: call `permit` first.
+
+        Raises:
+            CodexNotFound: No Codex was found, or it does not answer.
+            CodexUnsupported: Codex is older than the oldest supported version.
+        """
+        program = await self.engine.prepare(turn.request.cwd, self.policy.environment)
+        return replace(turn.request, program=program)
 
     async def follow(self, run: Run, wait_s: float | None) -> RunResult:
         """Wait for a run, reporting its progress; return its result, final or so far."""

@@ -32,6 +32,7 @@ from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.engines.choose import choose_engine
+from codex_tools.engines.environment import EnvironmentRules
 from mcp_server_codex.cli.scripted_model import (
     Patch,
     ScriptedModel,
@@ -114,7 +115,8 @@ def run_demo(arguments: list[str]) -> int:
         return 2
     console = Console(highlight=False)
     try:
-        program = anyio.run(choose_engine(os.environ.get("CODEX_BIN")).prepare)
+        engine = choose_engine(os.environ.get("CODEX_BIN"))
+        program = anyio.run(engine.prepare, Path("/"), EnvironmentRules())
     except CodexError as error:
         console.print(f"[red]{escape(error.message)}[/red]\n{escape(error.hint)}")
         return 1

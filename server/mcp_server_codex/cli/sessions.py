@@ -55,7 +55,8 @@ def arguments_of(tool: Tool[Any, Any], words: str | None = None) -> tuple[Argume
 def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Progress) -> Json:
     request = SESSIONS.read(values)
     try:
-        program = anyio.run(choose_engine(settings.codex_bin).prepare)
+        engine = choose_engine(settings.codex_bin)
+        program = anyio.run(engine.prepare, Path("/"), settings.policy.environment)
     except CodexError:
         program = None
     found = find_sessions(request, history, settings.state_dir, program, progress)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from codex_tools.codex.failures import classify, classify_exit, last_words
+from codex_tools.codex.failures import classify, classify_exit, last_words, unasked
 
 
 def body(message: str, **more: str | None) -> str:
@@ -137,38 +140,127 @@ STDERR = [
     ("Error: Input exceeds the maximum length of 1048576 characters. (code -32602), data:"
      ' {"input_error_code":"input_too_large"}\n', 1, "prompt_too_large"),
     ("cannot run /x/codex in /y: No such file or directory\n", 127, "codex_not_found"),
-    ("No prompt provided via stdin.\n", 1, "codex_crashed"),
+    ("No prompt provided via stdin.\n", 1, "not_started"),
     (LOG, 1, "codex_crashed"),
     ("thread 'main' panicked at tui/src/lib.rs:1:2:\nat capacity\n", 101, "codex_crashed"),
     ("", 0, "codex_crashed"),
 ]  # fmt: skip
 
 
+DATA = Path(__file__).parents[2] / "data"
+MESSAGES = json.loads((DATA / "messages.json").read_text())
+"""Texts of Codex and of programs that start it, as docs/errors.md shows them."""
+
+
+@pytest.mark.parametrize(
+    "row", MESSAGES, ids=[f"{number}-{row['kind']}" for number, row in enumerate(MESSAGES)]
+)
+def test_each_message_of_the_table_has_its_kind(row: dict[str, Any]) -> None:
+    said, started = row["said"], row.get("started", False)
+    match row["by"]:
+        case "event":
+            failure = classify(said)
+        case "stderr":
+            failure = classify_exit(row["exit"], said, None, started=started)
+        case _:
+            failure = classify_exit(row["exit"], "", None, started=started, printed=[said])
+    assert (failure.kind, failure.retryable) == (row["kind"], row["retryable"])
+    assert failure.hint
+    if failure.kind == "not_started":
+        assert f"exit code {row['exit']}" in failure.message
+
+
+def test_the_table_of_messages_is_large_and_names_its_sources() -> None:
+    real = [row for row in MESSAGES if row["source"] != "fake"]
+    assert len(real) >= 60
+    for row in real:
+        for source in row["source"].split(", "):
+            assert re.fullmatch(r"\d+\.\d+\.\d+|[\w-]+/[\w-]+#\d+( \(\d+\.\d+\.\d+\))?", source)
+
+
 @pytest.mark.parametrize(("stderr", "exit_code", "kind"), STDERR)
 def test_an_end_without_a_result_has_a_kind_by_its_stderr(
     stderr: str, exit_code: int, kind: str
 ) -> None:
-    failure = classify_exit(exit_code, stderr, None)
+    failure = classify_exit(exit_code, stderr, None, started=False)
     assert failure.kind == kind
     assert "<unknown>" not in failure.message
     assert "models_manager" not in failure.message
 
 
 def test_a_crash_tells_how_codex_ended_and_what_it_said_last() -> None:
-    panic = classify_exit(101, "thread 'main' panicked at lib.rs:1:2:\nindex out of bounds\n", "x")
+    panic = classify_exit(
+        101, "thread 'main' panicked at lib.rs:1:2:\nindex out of bounds\n", "x", started=True
+    )
     assert panic.message == (
         "Codex ended with exit code 101 and no result: thread 'main' panicked at lib.rs:1:2:\n"
         "index out of bounds"
     )
     assert panic.retryable
     killed = "Codex ended with signal 9 and no result."
-    assert classify_exit(-9, f"Reading prompt from stdin...\n{LOG}", None).message == killed
+    assert (
+        classify_exit(-9, f"Reading prompt from stdin...\n{LOG}", None, started=True).message
+        == killed
+    )
 
 
 def test_the_last_error_event_counts_where_stderr_says_nothing() -> None:
-    lost = classify_exit(-15, LOG, "Reconnecting... 3/5 (stream disconnected)")
+    lost = classify_exit(-15, LOG, "Reconnecting... 3/5 (stream disconnected)", started=True)
     assert (lost.kind, lost.retryable) == ("network", True)
     assert lost.message == "Reconnecting... 3/5 (stream disconnected)"
+
+
+NEW = "Error: something new"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "stderr", "started", "kind", "retryable"),
+    [
+        (1, NEW, False, "not_started", False),
+        (0, NEW, False, "not_started", False),
+        (255, NEW, False, "not_started", False),
+        (1, NEW, True, "turn_failed", False),
+        (-9, NEW, False, "codex_crashed", True),
+        (137, NEW, False, "codex_crashed", True),  # A shell's word for signal 9.
+        (139, NEW, True, "codex_crashed", True),
+        (101, f"thread 'main' panicked at x.rs:1:2:\n{NEW}", False, "codex_crashed", True),
+        (1, "", False, "codex_crashed", True),
+        (0, LOG, True, "codex_crashed", True),
+        (1, "Error: database is locked", False, "not_started", True),
+        (1, "Error: database is locked", True, "turn_failed", False),
+    ],
+)
+def test_only_a_signal_a_panic_or_an_end_without_words_is_a_crash(
+    exit_code: int, stderr: str, started: bool, kind: str, retryable: bool
+) -> None:
+    failure = classify_exit(exit_code, stderr, None, started=started)
+    assert (failure.kind, failure.retryable) == (kind, retryable)
+
+
+def test_all_that_a_wrapper_wrote_is_in_the_message() -> None:
+    failure = classify_exit(126, "on stderr\n", None, started=False, printed=["one", "two"])
+    assert failure.message == "Codex ended with exit code 126 before it began: on stderr\none\ntwo"
+    # After the first event, a line that is none is not about the start.
+    late = classify_exit(1, "on stderr\n", None, started=True, printed=["one"])
+    assert late.message == "Codex ended with exit code 1 and no result: on stderr"
+
+
+def test_the_reason_is_taken_from_the_log_where_the_words_do_not_name_it() -> None:
+    words = "Error: internal error; agent loop died unexpectedly\n"
+    log = (
+        "2026-11-28T17:38:05.395646Z ERROR codex_core::codex: Failed to create session: failed to"
+        " initialize rollout recorder: Read-only file system (os error 30)\n"
+    )
+    failure = classify_exit(1, log + words, None, started=False)
+    assert failure.kind == "not_started"
+    assert "Read-only file system" in failure.message
+    assert "CODEX_HOME" in failure.hint
+    assert classify_exit(1, log + words, None, started=True).kind == "turn_failed"
+
+
+def test_a_turn_that_asked_no_model_names_hooks() -> None:
+    assert (unasked().kind, unasked().retryable) == ("not_started", False)
+    assert "hook" in unasked().hint
 
 
 def test_last_words_are_the_end_of_what_was_meant_for_a_reader() -> None:
@@ -186,13 +278,15 @@ def test_every_failure_is_masked_and_bounded() -> None:
     for failure in (
         classify(f"new: {secret}"),
         classify(body(f"Incorrect API key provided: {secret}.")),
-        classify_exit(1, f"panicked at {secret}", None),
-        classify_exit(1, "", secret),
+        classify_exit(1, f"panicked at {secret}", None, started=False),
+        classify_exit(1, "", secret, started=True),
+        classify_exit(1, secret, None, started=False),
+        classify_exit(1, "", None, started=False, printed=[secret]),
     ):
         assert "sk-proj" not in failure.message
         assert "[secret]" in failure.message
     assert len(classify("x" * 100_000).message) == 2000
-    assert len(classify_exit(1, "x" * 100_000, None).message) == 2000
+    assert len(classify_exit(1, "x" * 100_000, None, started=False).message) == 2000
 
 
 def test_no_part_of_a_secret_outlives_the_cut_of_a_long_message() -> None:

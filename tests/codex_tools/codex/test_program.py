@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.program import find_codex, native_binary
+from support.codex_versions import VERSIONS, npm_codex, real_codex
 from support.fake_codex import FakeCodex
+from support.lab import until
 
 ARM = platform.machine().lower() in ("arm64", "aarch64")
 DARWIN = sys.platform == "darwin"
@@ -108,12 +112,12 @@ async def test_the_configured_codex_comes_first(
     configured, _ = counting(tmp_path / "configured", "codex-cli 0.160.0")
     on_path, _ = counting(tmp_path / "path", "codex-cli 0.150.0-alpha.3")
     monkeypatch.setenv("PATH", str(on_path.parent), prepend=os.pathsep)
-    first = await find_codex(str(configured))
+    first = await find_codex(str(configured), tmp_path)
     assert (first.path, first.version_text) == (configured, "0.160.0")
-    second = await find_codex(None)
+    second = await find_codex(None, tmp_path)
     assert (second.path, second.version) == (on_path, (0, 150, 0))
     assert second.version_text == "0.150.0-alpha.3"
-    assert (await find_codex("codex")).path == on_path
+    assert (await find_codex("codex", tmp_path)).path == on_path
 
 
 async def test_the_python_package_comes_last(
@@ -122,14 +126,14 @@ async def test_the_python_package_comes_last(
     from importlib.metadata import version
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = await find_codex(None)
+    found = await find_codex(None, tmp_path)
     assert found.version_text == version("openai-codex-cli-bin")
     assert "codex_cli_bin" in found.path.parts
 
 
 def test_without_any_codex_the_error_says_how_to_get_one(tmp_path: Path) -> None:
     program(tmp_path / "codex_cli_bin.py", "raise ImportError\n")
-    script = "import anyio, codex_tools.codex.program as p; anyio.run(p.find_codex, None)"
+    script = "import anyio, codex_tools.codex.program as p; anyio.run(p.find_codex, None, p.Path())"
     env = {"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert done.returncode == 1
@@ -141,7 +145,7 @@ async def test_a_configured_path_may_begin_with_the_home_folder(
 ) -> None:
     path, _ = counting(tmp_path / "bin")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert (await find_codex("~/bin/codex")).path == path
+    assert (await find_codex("~/bin/codex", tmp_path)).path == path
 
 
 @pytest.mark.parametrize("configured", ["bin/codex", "./bin/codex", "./codex"])
@@ -152,7 +156,7 @@ async def test_a_relative_path_is_that_of_this_process_and_made_absolute(
     path, _ = counting(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    found = await find_codex(configured)
+    found = await find_codex(configured, tmp_path)
     assert found.path.is_absolute()
     assert found.path == path.parent / configured
 
@@ -163,7 +167,7 @@ async def test_a_relative_folder_on_path_gives_an_absolute_path(
     path, _ = counting(tmp_path / "bin")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "bin")
-    assert (await find_codex(None)).path == path
+    assert (await find_codex(None, tmp_path)).path == path
 
 
 @pytest.mark.parametrize(
@@ -175,49 +179,146 @@ async def test_what_is_no_program_cannot_be_codex(tmp_path: Path, configured: st
     program(tmp_path / "plain", "codex", mode=0o644)
     name = configured.format(tmp_path)
     with pytest.raises(CodexNotFound, match="is not a program") as caught:
-        await find_codex(name)
+        await find_codex(name, tmp_path)
     assert name in caught.value.message
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("#!/bin/sh\necho git version 2.43.0\n", "its output: git version 2.43.0"),
-        ("#!/bin/sh\necho codex\n", "its output: codex"),
-        ("#!/bin/sh\nexit 1\n", "its output: none"),
-        ("#!/bin/sh\nprintf '\\377\\376'\n", "its output: "),
-        ("#!/no/such/interpreter\n", "cannot be run: No such file"),
-        ("no program at all\n", "cannot be run: Exec format error"),
+        ("#!/bin/sh\necho git version 2.43.0\n", "exit code 0; stdout: git version 2.43.0"),
+        ("#!/bin/sh\necho codex 3.2.1\n", "exit code 0; stdout: codex 3.2.1"),
+        ("#!/bin/sh\necho codex-cli\n", "exit code 0; stdout: codex-cli"),
+        ("#!/bin/sh\necho codex-client 1.2.3\n", "stdout: codex-client 1.2.3"),
+        ("#!/bin/sh\necho my codex-cli 1.2.3 helper\n", "stdout: my codex-cli 1.2.3 helper"),
+        ("#!/bin/sh\nexit 1\n", "exit code 1; stdout: nothing; stderr: nothing"),
+        ("#!/bin/sh\necho mise: no version is set >&2\nexit 126\n",
+         "exit code 126; stdout: nothing; stderr: mise: no version is set"),
+        ("#!/bin/sh\necho on stdout\necho on stderr >&2\nexit 3\n",
+         "exit code 3; stdout: on stdout; stderr: on stderr"),
+        ("#!/bin/sh\necho sk-proj-abcdefghijklmnop >&2\nexit 3\n", "stderr: [secret]"),
+        ("#!/bin/sh\nkill -9 $$\n", "exit code -9"),
+        ("#!/bin/sh\nprintf '\\377\\376'\n", "exit code 0; stdout: "),
+        ("#!/no/such/interpreter\n", "cannot be run in "),
+        ("no program at all\n", ": Exec format error"),
     ],
-)
-async def test_a_program_that_is_not_codex_is_refused(
+)  # fmt: skip
+async def test_a_program_that_is_not_codex_is_refused_with_all_that_it_said(
     tmp_path: Path, text: str, problem: str
 ) -> None:
     path = program(tmp_path / "codex", text)
     with pytest.raises(CodexNotFound) as caught:
-        await find_codex(str(path))
+        await find_codex(str(path), tmp_path)
     assert str(path) in caught.value.message
     assert problem in caught.value.message
 
 
-async def test_the_version_is_asked_once_until_the_file_changes(tmp_path: Path) -> None:
-    path, runs = counting(tmp_path)
-    for _ in range(3):
-        assert (await find_codex(str(path))).version_text == "0.169.0"
-    assert runs.read_text() == "--version\n"
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    await find_codex(str(path))
-    assert runs.read_text() == "--version\n" * 2
-    counting(tmp_path, "codex-cli 0.1690.0")
-    assert (await find_codex(str(path))).version_text == "0.1690.0"
-    assert runs.read_text() == "--version\n" * 3
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("mise ERROR No version is set for shim: codex", "version manager"),
+        ("No version is set for command codex", "version manager"),
+        ("Volta error: Could not find executable codex", "version manager"),
+        ("nodenv: codex: command not found", "version manager"),
+        ("/usr/bin/env: \u2018node\u2019: No such file or directory", "Node.js"),
+        ("codex: /lib/libc.so.6: version `GLIBC_2.39' not found (required by codex)", "fit"),
+        ("Something else", "Install Codex"),
+    ],
+)
+async def test_the_hint_fits_the_words_of_a_program_that_starts_codex(
+    tmp_path: Path, said: str, hint: str
+) -> None:
+    path = program(tmp_path / "codex", f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nEND\nexit 127\n")
+    with pytest.raises(CodexNotFound) as caught:
+        await find_codex(str(path), tmp_path)
+    assert hint in caught.value.hint
+    assert said in caught.value.message
+
+
+async def test_lines_of_a_wrapper_around_the_version_do_no_harm(tmp_path: Path) -> None:
+    text = "#!/bin/sh\necho loading\necho codex-cli 0.150.0\necho bye\n"
+    assert (await find_codex(str(program(tmp_path / "codex", text)), tmp_path)).version_text == (
+        "0.150.0"
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_each_real_codex_answers_as_expected(tmp_path: Path, version: str) -> None:
+    found = await find_codex(str(real_codex(version)), tmp_path)
+    assert found.version_text == version
+    through_npm = await find_codex(str(npm_codex(version)), tmp_path)
+    assert through_npm.version_text == version
+
+
+@pytest.mark.parametrize("name", ["codex", "codex-x86_64-linux", "mise", "volta-shim"])
+async def test_only_codex_s_own_binary_is_asked_once_until_the_file_changes(
+    tmp_path: Path, name: str
+) -> None:
+    # The shims of mise and volta are links to binaries of another name, which choose by folder.
+    binary, stat = tmp_path / name, real_codex(VERSIONS[0]).stat()
+    shutil.copy2(real_codex(VERSIONS[0]), binary)
+    path = tmp_path / "bin" / "codex"
+    path.parent.mkdir()
+    path.symlink_to(binary)
+    assert (await find_codex(str(path), tmp_path)).version_text == VERSIONS[0]
+    # From here on it cannot answer; what is not asked again does not notice that.
+    with binary.open("r+b") as file:
+        file.truncate(4)
+        file.truncate(stat.st_size)
+    os.utime(binary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    if name.startswith("codex"):
+        for folder in (tmp_path, Path("/")):
+            assert (await find_codex(str(path), folder)).version_text == VERSIONS[0]
+        os.utime(binary, ns=(0, stat.st_mtime_ns + 1))
+    with pytest.raises(CodexNotFound):
+        await find_codex(str(path), tmp_path)
+
+
+async def test_a_program_that_starts_codex_is_asked_each_time_in_the_folder_of_the_run(
+    tmp_path: Path,
+) -> None:
+    text = "#!/bin/sh\nread -r version < .tool-versions || exit 126\necho codex-cli $version\n"
+    path = program(tmp_path / "codex", text)
+    for name, version in (("old", "0.60.1"), ("new", "0.171.0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".tool-versions").write_text(f"{version}\n")
+        assert (await find_codex(str(path), tmp_path / name)).version_text == version
+    (tmp_path / "old" / ".tool-versions").write_text("0.147.0\n")
+    assert (await find_codex(str(path), tmp_path / "old")).version_text == "0.147.0"
+    with pytest.raises(CodexNotFound, match="exit code 126"):
+        await find_codex(str(path), tmp_path)
+
+
+async def test_a_shim_that_hangs_leaves_no_process_when_the_call_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    # mise may wait for a download, with children of its own.
+    text = "#!/bin/sh\nsleep 300 &\necho $! > pid.new\nmv pid.new pid\nwait\n"
+    path = program(tmp_path / "codex", text)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(find_codex, str(path), tmp_path)
+        await until((tmp_path / "pid").exists)
+        tasks.cancel_scope.cancel()
+    pid = int((tmp_path / "pid").read_text())
+    await until(lambda: not _runs(pid))
+
+
+def _runs(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return done.stdout.strip() not in ("", "Z")
+
+
+async def test_a_shim_gets_the_environment_of_the_run(tmp_path: Path) -> None:
+    path = program(tmp_path / "codex", '#!/bin/sh\necho "codex-cli $CHOSEN"\n')
+    found = await find_codex(str(path), tmp_path, lambda: {"CHOSEN": "0.155.0"})
+    assert found.version_text == "0.155.0"
 
 
 async def test_a_failure_to_answer_is_not_remembered(tmp_path: Path) -> None:
     path, runs = counting(tmp_path, "not now")
     for _ in range(2):
         with pytest.raises(CodexNotFound):
-            await find_codex(str(path))
+            await find_codex(str(path), tmp_path)
     assert runs.read_text() == "--version\n" * 2
 
 
@@ -225,7 +326,7 @@ async def test_a_failure_to_answer_is_not_remembered(tmp_path: Path) -> None:
 async def test_a_codex_that_is_too_old_is_named(tmp_path: Path, version: str) -> None:
     path = FakeCodex(tmp_path, version=version).build()
     with pytest.raises(CodexUnsupported) as caught:
-        await find_codex(str(path))
+        await find_codex(str(path), tmp_path)
     assert caught.value.version == version
     assert version in caught.value.message
     assert "0.60.1" in caught.value.message
@@ -248,7 +349,7 @@ async def test_a_codex_that_is_too_old_is_named(tmp_path: Path, version: str) ->
 async def test_what_a_codex_can_do_goes_by_its_version(
     tmp_path: Path, version: str, ephemeral: bool, cumulative: bool, paginated: bool
 ) -> None:
-    found = await find_codex(str(FakeCodex(tmp_path, version=version).build()))
+    found = await find_codex(str(FakeCodex(tmp_path, version=version).build()), tmp_path)
     assert ("--ephemeral" in found.flags) is ephemeral
     assert found.usage_is_cumulative is cumulative
     assert found.knows_paginated_threads is paginated
@@ -256,19 +357,19 @@ async def test_what_a_codex_can_do_goes_by_its_version(
 
 async def test_a_build_from_source_is_asked_for_its_help(tmp_path: Path) -> None:
     path = FakeCodex(tmp_path / "new", version="0.0.0", help="Options: --ephemeral").build()
-    new = await find_codex(str(path))
+    new = await find_codex(str(path), tmp_path)
     assert (new.version, new.version_text) == (None, "0.0.0")
     new.need("--ephemeral")
     assert new.usage_is_cumulative
     assert new.knows_paginated_threads
-    old = await find_codex(str(FakeCodex(tmp_path / "old", version="0.0.0").build()))
+    old = await find_codex(str(FakeCodex(tmp_path / "old", version="0.0.0").build()), tmp_path)
     with pytest.raises(CodexUnsupported, match=r"--ephemeral, which needs Codex 0\.99\.0"):
         old.need("--ephemeral")
 
 
 async def test_the_folder_with_ripgrep_is_told(tmp_path: Path) -> None:
     path, _ = counting(tmp_path / TRIPLE / "codex")
-    assert (await find_codex(str(path))).search_path is None
+    assert (await find_codex(str(path), tmp_path)).search_path is None
     (tmp_path / TRIPLE / "path").mkdir()
     os.utime(path, ns=(0, 0))
-    assert (await find_codex(str(path))).search_path == str(tmp_path / TRIPLE / "path")
+    assert (await find_codex(str(path), tmp_path)).search_path == str(tmp_path / TRIPLE / "path")

@@ -12,7 +12,6 @@ import pytest
 from codex_tools.engines.config_layers import (
     SIZE_LIMIT,
     CodexConfig,
-    Transport,
     read_config,
     without_mcp_servers,
 )
@@ -190,24 +189,24 @@ def test_the_servers_of_a_plugin_are_known(tmp_path: Path, form: str) -> None:
     config = read_config(tmp_path, machine=tmp_path / "none")
     assert config.named == {"A_KEY"}
     assert config.mcp_servers == {
-        "theirs": Transport("url", "http://127.0.0.1:9"),
-        "both": Transport("command", "mine"),
+        "theirs": "url",
+        "both": "command",
     }
 
 
-def test_what_disables_a_server_repeats_its_transport() -> None:
+def test_what_disables_a_server_names_its_kind_of_transport_and_no_secret_of_it() -> None:
     config = CodexConfig(
         mcp_servers={
-            "a": Transport("command", "run"),
-            "b": Transport("url", "http://x"),
-            "c.d": Transport("command", "run"),
+            "a": "command",
+            "b": "url",
+            "c.d": "command",
         }
     )
     assert without_mcp_servers(config, ["b", "a", "c.d"]) == [
-        ("mcp_servers", '{"c.d" = {"command" = "run", "enabled" = false}}'),
-        ("mcp_servers.b.url", '"http://x"'),
+        ("mcp_servers", '{"c.d" = {"command" = "false", "enabled" = false}}'),
+        ("mcp_servers.b.url", '"http://127.0.0.1"'),
         ("mcp_servers.b.enabled", "false"),
-        ("mcp_servers.a.command", '"run"'),
+        ("mcp_servers.a.command", '"false"'),
         ("mcp_servers.a.enabled", "false"),
     ]
     assert without_mcp_servers(config, ["c.d"], (0, 60, 1)) == []

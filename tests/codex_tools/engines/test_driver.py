@@ -80,7 +80,7 @@ def patches(*changes: str, status: Status = "completed") -> FileChangeItem:
 KINDS = {
     "bad_flag": "codex_unsupported",
     "empty_items": "no_answer",
-    "empty_prompt": "codex_crashed",
+    "empty_prompt": "not_started",
     "failed_ctx": "context_window_exceeded",
     "http_400": "invalid_request",
     "http_401": "not_authenticated",

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from codex_tools.codex.errors import InvalidArguments, ThreadNotFound
 from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
+from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.sessions import SessionsRequest, find_sessions
 from support.index_checks import (
     START,
@@ -605,6 +606,19 @@ def test_an_open_turn_whose_thread_is_locked_is_running(
         assert status(history, state) == stale
         with held_elsewhere(lock / f"{thread_id(77)}.lock"):
             assert status(history, state) == stale
+
+
+def test_an_open_turn_whose_thread_this_server_locks_is_running(
+    home: Path, tmp_path: Path, history: ThreadIndex
+) -> None:
+    rollout = Rollout(home, paginated=True).ask("Go.").save()
+    state = tmp_path / "state"
+    (home / "thread-writer-locks").mkdir()
+    assert status(history, state) == "interrupted"
+    lock = ThreadLock.take(home, state, rollout.id)
+    assert status(history, state) == "running"
+    lock.release()
+    assert status(history, state) == "interrupted"
 
 
 def test_asking_how_a_thread_stands_takes_no_lock(

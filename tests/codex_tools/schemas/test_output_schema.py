@@ -164,6 +164,50 @@ def test_an_answer_that_is_no_json_is_a_mismatch(text: str | None) -> None:
         read_output({}, TurnResult(final_response=text))
 
 
+BIG = 123456789012345678901234567890
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (f'{{"n": {BIG}}}', {"n": BIG}),
+        (f'{{"n": -{BIG}}}', {"n": -BIG}),
+        ('{"n": 9007199254740993.0}', {"n": 9007199254740993}),
+        ('{"n": 1e23}', {"n": 10**23}),
+        ('{"n": 18446744073709551616}', {"n": 2**64}),
+        ('{"n": -0}', {"n": 0}),
+        ('{"n": 0.1}', {"n": 0.1}),
+        ('{"n": 3.14159265358979323846}', {"n": 3.141592653589793}),
+        ('{"n": 0e-400}', {"n": 0.0}),
+    ],
+)
+def test_a_number_keeps_its_value(text: str, value: object) -> None:
+    schema: Json = {"type": "object", "properties": {"n": {"type": "number"}}, "required": ["n"]}
+    found = read_output(schema, answer(text))
+    assert found == value
+    assert repr(found) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"n": 1e400}', "too large for a double"),
+        ('{"n": -1e400}', "too large for a double"),
+        ('{"n": 1e-400}', "too small for a double"),
+        ('{"n": 1' + "0" * 5000 + "}", "digits"),
+        ('{"n": 1, "n": 2}', r'an object has the key "n" twice'),
+        ('{"n": 1, "m": {"a": 1, "a": 1}}', r'an object has the key "a" twice'),
+        ('{"n": Infinity}', "not JSON"),
+    ],
+)
+def test_a_number_or_key_without_a_certain_value_is_a_mismatch(text: str, problem: str) -> None:
+    with pytest.raises(OutputMismatch, match=problem):
+        read_output({}, answer(text))
+    if "JSON" not in problem:
+        with pytest.raises(OutputMismatch, match=problem):
+            read_output({}, answer({"answer": text}))  # JSON text within the answer.
+
+
 def test_of_many_problems_eight_are_told_and_the_rest_counted() -> None:
     with pytest.raises(OutputMismatch) as caught:
         read_output({"items": {"type": "string"}}, answer(list(range(20))))

@@ -120,6 +120,11 @@ class NotAllowed(RequestError):
         limit = f"{self.limit}, and the person did not accept an exception"
         return NotAllowed(self.what, limit, self.option)
 
+    def unanswered(self, within_s: float) -> NotAllowed:
+        """Return the error for a request about which the person gave no answer in time."""
+        limit = f"{self.limit}, and the person gave no answer within {within_s:g} s"
+        return NotAllowed(self.what, limit, self.option)
+
 
 class TooDeep(RequestError):
     """This server already runs inside a run, and one more would exceed the nesting limit."""
@@ -168,10 +173,11 @@ class CodexNotFound(RequestError):
 
     kind = "codex_not_found"
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, hint: str | None = None) -> None:
         super().__init__(
             problem,
-            "Install Codex (npm install -g @openai/codex, or pip install openai-codex-cli-bin"
+            hint
+            or "Install Codex (npm install -g @openai/codex, or pip install openai-codex-cli-bin"
             " beside this server), or set --codex-bin or CODEX_BIN to its path.",
         )
 

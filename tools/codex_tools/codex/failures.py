@@ -1,150 +1,32 @@
 """Map Codex's error text to an error kind, a hint and whether a retry can help.
 
-Codex has no error codes. It prints sentences, which change with each version, and passes on the
-provider's JSON. All patterns below match texts of real binaries, 0.60.1 to 0.169.0. A text that
-no pattern matches is kept as it is: as `turn_failed`, or as `codex_crashed` if there was no
-terminal event.
+The patterns are in `failure_rules.py`. A text that no pattern matches is kept as it is: as
+`turn_failed` if Codex reported it, as `not_started` if Codex or the program that starts it wrote
+it and ended before the first event. `codex_crashed` is a signal, a panic, or an end without words.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import signal
+from collections.abc import Sequence
 from typing import Any, cast
 
 import orjson
 
-from codex_tools.codex.errors import Failure, Kind
+from codex_tools.codex.errors import Failure
+from codex_tools.codex.failure_rules import RULES, START_RULES, Rule
 from codex_tools.codex.masking import quote
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    kind: Kind
-    pattern: re.Pattern[str]
-    hint: str
-    retryable: bool = False
-
-
-def _rule(kind: Kind, pattern: str, hint: str, *, retryable: bool = False) -> _Rule:
-    return _Rule(kind, re.compile(pattern, re.IGNORECASE), hint, retryable)
-
-
-_RULES = (
-    _rule(
-        "usage_limit",
-        r"hit your usage limit|usage_limit_reached|quota exceeded|insufficient_quota"
-        r"|usage_not_included|out of credits|spend(ing)? (limit|cap)",
-        "The account's allowance is used up; a retry now will fail. Wait until the time that the"
-        " message names, or use another account or model.",
-    ),
-    _rule(
-        "context_window_exceeded",
-        r"ran out of room in the model's context|context_length_exceeded|context window"
-        r"|maximum context length",
-        "Begin a new thread with codex_run, and give it only what the task needs.",
-    ),
-    _rule(
-        "prompt_too_large",
-        r"exceeds the maximum length of \d+ characters|input_too_large",
-        "Shorten the prompt: put the material into files inside cwd and name the files.",
-    ),
-    _rule(
-        "invalid_output_schema",
-        r"invalid schema for response_format|invalid_json_schema|output schema file",
-        "Correct output_schema. The provider accepts only strict schemas: every object needs"
-        " additionalProperties: false and all its properties in required.",
-    ),
-    _rule(
-        "refused",
-        r"^invalid prompt\b|invalid_prompt|before completion: invalid prompt|content[_ ]policy"
-        r"|content[_ ]filter|usage policy|cyber_policy|flagged",
-        "The provider declined the request under its policy. Rephrase the request, or drop it.",
-    ),
-    _rule(
-        "model_unavailable",
-        r"model_not_found|model .{1,80}(does not exist|is not supported|not available|not found)"
-        r"|do not have access to it",
-        "Leave model out to use Codex's default, or name one that this account can use.",
-    ),
-    _rule(
-        "not_authenticated",
-        r"status:? 40[13]\b|401 unauthorized|403 forbidden|invalid_api_key|incorrect api key"
-        r"|not logged in|log ?in again|refresh token|token (has )?expired"
-        r"|missing environment variable|authentication",
-        "Run `codex login` in a terminal, or put the provider's key into this server's"
-        " environment. Then call again.",
-    ),
-    _rule(
-        "overloaded",
-        r"server_is_overloaded|at capacity|experiencing high demand|overloaded"
-        r"|status:? 5\d\d\b|internal server error|bad gateway|service unavailable",
-        "The provider is overloaded. Call again in a minute, or name another model.",
-        retryable=True,
-    ),
-    _rule(
-        "rate_limited",
-        r"status:? 429\b|429 too many requests|rate[_ ]limit",
-        "Wait a moment and call again. Run fewer calls at once.",
-        retryable=True,
-    ),
-    _rule(
-        "thread_busy",
-        r"already has an active writer",
-        "Another process is writing to this thread. Wait until that process has ended, then call"
-        " again.",
-        retryable=True,
-    ),
-    _rule(
-        "thread_not_found",
-        r"no rollout found for thread|no saved session found|session not found",
-        "Check the thread_id, or begin a new thread with codex_run.",
-    ),
-    _rule(
-        "untrusted_directory",
-        r"not inside a trusted directory",
-        "By default, Codex works only inside git repositories. Set cwd to a folder inside one, or"
-        " set skip_git_repo_check: true to work in this folder.",
-    ),
-    _rule(
-        "bad_config",
-        r"error loading config|error finding codex home|codex_home points|toml parse error"
-        r"|config profile .{1,80} not found|required mcp servers failed|failed to parse config"
-        r"|no longer supported; remove this setting",
-        "Correct Codex's own configuration at the place that the message names.",
-    ),
-    _rule(
-        "codex_unsupported",
-        r"error: unexpected argument|unrecognized subcommand|requires a newer version of codex",
-        "The installed Codex is too old for an option or model. Update Codex: npm install -g"
-        " @openai/codex.",
-    ),
-    _rule(
-        "codex_not_found",
-        r"^cannot run .* in ",  # Written by guard.py, not by Codex.
-        "Check both paths: the program or the folder no longer exists, or access is denied.",
-    ),
-    _rule(
-        "network",
-        r"connection failed|error sending request|dns error|failed to lookup address"
-        r"|waiting for network|stream disconnected|stream closed before|connection (reset|refused)"
-        r"|idle timeout waiting for sse|timed? ?out|tls handshake|reconnecting\.\.\.",
-        "The provider could not be reached, or the connection broke. Check the network, then"
-        " continue with codex_resume.",
-        retryable=True,
-    ),
-    _rule(
-        "invalid_request",
-        r"invalid_request_error|status:? 4\d\d\b|400 bad request",
-        "Change the request as the message says; the provider rejected it.",
-    ),
-)
 
 _READ = 20_000
 """Characters of a longer message that are matched, at each end."""
 
 _UNKNOWN_HINT = (
     "Read Codex's message; no more is known. If it looks transient, continue with codex_resume."
+)
+_START_HINT = (
+    "Another call will end the same way. Correct what the message names; `codex exec` in a terminal"
+    " in the same folder shows it too."
 )
 _CRASH_HINT = (
     "Codex ended without reporting an outcome. Check its work, then continue with codex_resume."
@@ -154,37 +36,117 @@ _CRASH_HINT = (
 
 def classify(message: str) -> Failure:
     """Return the failure that Codex reported as *message*."""
-    return _classify(message, "turn_failed", _UNKNOWN_HINT)
+    return _classify(message) or Failure("turn_failed", _text(message), _UNKNOWN_HINT, False)
 
 
-def classify_exit(returncode: int, stderr: str, last_error: str | None) -> Failure:
+def classify_exit(
+    returncode: int,
+    stderr: str,
+    last_error: str | None,
+    *,
+    started: bool,
+    printed: Sequence[str] = (),
+) -> Failure:
     """Return the failure of a turn that ended without a terminal event.
+
+    Only a signal, a panic or an end without words is a crash, after which a retry may help.
 
     Args:
         returncode: Exit code of the process, negative for a signal.
         stderr: The end of its stderr: log lines, and perhaps the reason.
         last_error: Message of the last `error` event, if there was one.
+        started: True if Codex sent an event.
+        printed: Lines on stdout that are no events. A program that starts Codex may write so.
     """
     said = last_words(stderr) or last_error or ""
+    if not started and (shown := last_words("\n".join(printed))):
+        said = f"{said}\n{shown}".strip()
+    ended = _ended(returncode)
     if "panicked at" not in stderr:
-        failure = _classify(said, "codex_crashed", _CRASH_HINT)
-        if failure.kind != "codex_crashed":
+        if not started and (rule := _start_rule(said)) is not None:
+            return _not_started(ended, said, rule.hint, retryable=rule.retryable)
+        if (failure := _classify(said)) is not None:
             return failure
-    how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    message = f"Codex ended with {how} and no result" + (f": {said}" if said else ".")
+        # 0.60.1 writes "agent loop died unexpectedly", and the reason only to its log.
+        logged = "" if started else _logged_errors(stderr)
+        words = f"{said}\n{logged}".strip()
+        if (rule := _start_rule(logged)) is not None:
+            return _not_started(ended, words, rule.hint, retryable=rule.retryable)
+        if said and _signal(returncode) is None:
+            if started:
+                message = f"Codex ended with {ended} and no result: {said}"
+                return Failure("turn_failed", quote(message), _UNKNOWN_HINT, retryable=False)
+            return _not_started(ended, words, _START_HINT)
+    message = f"Codex ended with {ended} and no result" + (f": {said}" if said else ".")
     return Failure("codex_crashed", quote(message), _CRASH_HINT, retryable=True)
 
 
-def _classify(message: str, otherwise: Kind, hint: str) -> Failure:
+def start_hint(said: str) -> str | None:
+    """Return what to do about *said*, the words of a program that could not start Codex."""
+    rule = _start_rule(said)
+    return None if rule is None else rule.hint
+
+
+def unasked() -> Failure:
+    """Return the failure of a turn that completed without an answer and without a token.
+
+    Codex 0.147.0 to 0.171.0 ends so if a hook stops the prompt (UserPromptSubmit) or the thread
+    (SessionStart), and says nothing about it.
+    """
+    return Failure(
+        "not_started",
+        "The turn completed without an answer and without using a token: it seems that Codex did"
+        " not ask the model.",
+        "A hook in Codex's configuration may have stopped the prompt: see `hooks` in CODEX_HOME"
+        " and in the project's .codex folder.",
+        retryable=False,
+    )
+
+
+def _not_started(ended: str, said: str, hint: str, *, retryable: bool = False) -> Failure:
+    message = f"Codex ended with {ended} before it began: {said}"
+    return Failure("not_started", quote(message), hint, retryable)
+
+
+def _ended(returncode: int) -> str:
+    if returncode < 0:
+        return f"signal {-returncode}"
+    number = _signal(returncode)
+    return f"exit code {returncode}" + ("" if number is None else f" (signal {number})")
+
+
+def _signal(returncode: int) -> int | None:
+    """Return the signal that ended Codex; None if none did.
+
+    A shell script that starts Codex exits with 128 plus the signal's number.
+    """
+    number = -returncode if returncode < 0 else returncode - 128
+    return number if number in {*signal.Signals} else None
+
+
+def _plain(message: str) -> str:
     # Codex prints typographic apostrophes since a version between 0.147 and 0.163.
     plain = message.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").strip()
-    if len(plain) > 2 * _READ:
-        plain = plain[:_READ] + plain[-_READ:]
-    text = quote(_inner_message(plain))
-    for rule in _RULES:
+    return plain if len(plain) <= 2 * _READ else plain[:_READ] + plain[-_READ:]
+
+
+def _start_rule(said: str) -> Rule | None:
+    plain = _plain(said)
+    return next((rule for rule in START_RULES if rule.pattern.search(plain)), None)
+
+
+def _classify(message: str) -> Failure | None:
+    """Return the failure that *message* names; None if no rule matches."""
+    plain = _plain(message)
+    for rule in RULES:
         if rule.pattern.search(plain):
-            return Failure(rule.kind, text, rule.hint, rule.retryable)
-    return Failure(otherwise, text or "Codex reported a failure without a message.", hint, False)
+            return Failure(rule.kind, _text(message), rule.hint, rule.retryable)
+    return None
+
+
+def _text(message: str) -> str:
+    text = quote(_inner_message(_plain(message)))
+    return text or "Codex reported a failure without a message."
 
 
 def _inner_message(message: str) -> str:
@@ -219,3 +181,12 @@ def last_words(stderr: str) -> str:
         if line.strip() and not _LOG_LINE.match(line) and not line.startswith(_NOISE):
             kept.append(line.rstrip())
     return "\n".join(kept[-12:])
+
+
+def _logged_errors(stderr: str) -> str:
+    """Return the last three errors that Codex wrote to its log, without time and origin."""
+    found: list[str] = []
+    for line in _ANSI.sub("", stderr).splitlines():
+        if (log := _LOG_LINE.match(line)) is not None and log[1] == "ERROR":
+            found.append(line[log.end() :].partition(": ")[2])
+    return "\n".join(dict.fromkeys(found[-3:]))

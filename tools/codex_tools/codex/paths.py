@@ -21,6 +21,14 @@ def codex_home() -> Path:
     return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
 
 
+def lock_folders(home: Path, state_dir: Path) -> tuple[Path, ...]:
+    """Return the folders of this server's locks on the threads of *home*.
+
+    The first one is used if it can be written to, else the second. Earlier builds used the last.
+    """
+    return home / "mcp-server-codex", state_dir / "thread-locks", state_dir / "locks"
+
+
 def is_inside(cwd: str | None, folder: str) -> bool:
     """Return True if *cwd* is *folder* or a folder below it."""
     folder = folder.rstrip("/")

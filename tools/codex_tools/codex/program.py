@@ -12,14 +12,20 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+from anyio.abc import ByteReceiveStream
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
+from codex_tools.codex.failures import last_words, start_hint
+from codex_tools.codex.masking import quote
 from codex_tools.codex.paths import expand_home
 from codex_tools.codex.workers import on_disk
 
@@ -66,6 +72,21 @@ and 0.171.0. The exact versions between these are not known, so the range is the
 _FLAG_SINCE: dict[str, Version] = {"--ephemeral": (0, 99, 0)}
 
 _ANSWER_WITHIN_S = 20.0
+
+_SMALLEST_CODEX = 10_000_000
+"""Bytes that Codex's own binary has at least: 39 MB for 0.60.1, 315 MB for 0.171.0.
+
+A smaller program with its name is a launcher (proto's shim, Nix's wrapper).
+"""
+
+_MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+"""First bytes of an executable: ELF, Mach-O, Mach-O for two processors."""
+
+_VERSION = re.compile(r"^codex-cli ((\d+)\.(\d+)\.(\d+)\S*)\s*$", re.MULTILINE)
+"""The answer to --version, alike from 0.60.1 to 0.171.0 and from npm's script.
+
+A wrapper may print other lines before it. `codex 3.2.1` is another program of that name.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,29 +144,45 @@ class Program:
             )
 
 
-_known: dict[tuple[Path, int, int], Program] = {}
+NOT_ASKED = Program(Path("/"), None, "unknown", None, frozenset())
+"""Stands for the program of a turn whose folder has not been checked yet."""
+
+_File = tuple[Path, int, int]
+"""Path of a program, with its size and modification time (ns)."""
+
+_known: dict[_File, Program] = {}
 _examining = anyio.Lock()
 
 
-async def find_codex(configured: str | None) -> Program:
+async def find_codex(
+    configured: str | None, cwd: Path, environ: Callable[[], Mapping[str, str]] | None = None
+) -> Program:
     """Return the Codex to use: *configured*, else the one on PATH, else the Python package's.
 
-    The answer of a binary to `--version` is cached until the file changes.
+    The answer of Codex's own binary to `--version` is cached until the file changes. Any other
+    program is asked each time, in *cwd*: mise, asdf, volta and wrappers choose a version by folder.
+
+    Args:
+        configured: The configured Codex; None to look for one.
+        cwd: The folder that Codex is to work in. A program that is no Codex binary runs there.
+        environ: Function that returns the environment for such a program; it may read files.
 
     Raises:
         CodexNotFound: No Codex was found, or the program does not answer.
         CodexUnsupported: The Codex found is older than the oldest supported version.
     """
-    key = await on_disk(_binary, configured)
-    path, _, _ = key
+    key, is_codex = await on_disk(_binary, configured)
+    if not is_codex:
+        env = None if environ is None else await on_disk(environ)
+        return await _examine(key[0], cwd, env)
     async with _examining:
         if key not in _known:
-            _known[key] = await _examine(path)
+            _known[key] = await _examine(key[0], Path("/"), None)
     return _known[key]
 
 
-def _binary(configured: str | None) -> tuple[Path, int, int]:
-    """Return the native binary with its size and modification time (ns).
+def _binary(configured: str | None) -> tuple[_File, bool]:
+    """Return the program behind npm's script, and True if it is Codex's own binary.
 
     Raises:
         CodexNotFound: No Codex was found, or its file cannot be read.
@@ -153,9 +190,20 @@ def _binary(configured: str | None) -> tuple[Path, int, int]:
     path = native_binary(_locate(configured))
     try:
         stat = path.stat()
+        is_codex = stat.st_size >= _SMALLEST_CODEX and _is_native(path)
     except OSError as error:
         raise CodexNotFound(f"{path} cannot be used: {error.strerror}.") from error
-    return path, stat.st_size, stat.st_mtime_ns
+    return (path, stat.st_size, stat.st_mtime_ns), is_codex
+
+
+def _is_native(path: Path) -> bool:
+    """Return True if *path* is an executable for this machine and bears Codex's name.
+
+    The shims of mise, volta and aqua are links to their own binaries, which have other names.
+    """
+    real = path.resolve()
+    with real.open("rb") as file:
+        return file.read(4) in _MAGIC and real.name.startswith("codex")
 
 
 def _locate(configured: str | None) -> Path:
@@ -239,17 +287,18 @@ def _platform() -> tuple[str, str]:
     return f"{cpu}-unknown-linux-musl", f"codex-linux-{short}"
 
 
-async def _examine(path: Path) -> Program:
-    answer = await _ask(path, "--version")
-    found = re.search(r"codex\S* ((\d+)\.(\d+)\.(\d+)\S*)", answer)
+async def _examine(path: Path, cwd: Path, env: Mapping[str, str] | None) -> Program:
+    answer = await _ask(path, cwd, env, "--version")
+    found = _VERSION.search(answer.stdout)
     if found is None:
+        said = answer.described()
         raise CodexNotFound(
-            f"{path} does not answer --version as Codex does; its output: {answer[:200] or 'none'}"
+            f"{path} does not answer --version as Codex does: {said}", start_hint(said)
         )
     # A build from source calls itself 0.0.0: only its help says which flags it accepts.
     version = (int(found[2]), int(found[3]), int(found[4]))
     if version == (0, 0, 0):
-        text = await _ask(path, "exec", "--help")
+        text = (await _ask(path, cwd, env, "exec", "--help")).stdout
         flags = frozenset(flag for flag in _FLAG_SINCE if flag in text)
     elif version >= OLDEST:
         flags = frozenset(flag for flag, since in _FLAG_SINCE.items() if version >= since)
@@ -270,16 +319,51 @@ async def _examine(path: Path) -> Program:
     )
 
 
-async def _ask(path: Path, *arguments: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def described(self) -> str:
+        """Return the exit code and both outputs in one sentence, with secrets masked."""
+        parts = [f"exit code {self.returncode}"]
+        for name, text in (("stdout", self.stdout), ("stderr", last_words(self.stderr))):
+            parts.append(f"{name}: {quote(text.strip(), 600) or 'nothing'}")
+        return "; ".join(parts)
+
+
+async def _ask(path: Path, cwd: Path, env: Mapping[str, str] | None, *arguments: str) -> _Answer:
     try:
         with anyio.fail_after(_ANSWER_WITHIN_S):
-            result = await anyio.run_process(
-                [path, *arguments], stdin=subprocess.DEVNULL, check=False, start_new_session=True
-            )
+            return await _run([str(path), *arguments], cwd, env)
     except TimeoutError:
         raise CodexNotFound(
             f"{path} did not answer {arguments[0]} within {_ANSWER_WITHIN_S:g} s."
         ) from None
     except OSError as error:
-        raise CodexNotFound(f"{path} cannot be run: {error.strerror}.") from error
-    return result.stdout.decode("utf-8", "replace").strip()
+        raise CodexNotFound(f"{path} cannot be run in {cwd}: {error.strerror}.") from error
+
+
+async def _run(argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None) -> _Answer:
+    """Run *argv* to its end; when cancelled, kill it with all processes of its session."""
+    process = await anyio.open_process(
+        argv, stdin=subprocess.DEVNULL, cwd=cwd, env=env, start_new_session=True
+    )
+    texts = ["", ""]
+
+    async def read(number: int, stream: ByteReceiveStream | None) -> None:
+        if stream is not None:
+            data = b"".join([chunk async for chunk in stream])
+            texts[number] = data.decode("utf-8", "replace")
+
+    async with process:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, 0, process.stdout)
+                tasks.start_soon(read, 1, process.stderr)
+            return _Answer(await process.wait(), *texts)
+        except BaseException:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise

@@ -42,6 +42,7 @@ WARNINGS_KEPT = 20
 WARNING_LIMIT = 500
 COMMAND_LIMIT = 4000
 OPEN_ITEMS_KEPT = 1000
+PRINTED_KEPT = 12
 
 ChangeKind = Literal["add", "update", "delete"]
 
@@ -95,6 +96,10 @@ class TurnProgress:
     completed: bool = False
     failure: str | None = None
     exited: tuple[int, str] | None = None
+    started: bool = False
+    """True if Codex sent an event in this turn."""
+    printed: list[str] = field(default_factory=list[str])
+    """The first PRINTED_KEPT lines of this turn that are no events."""
     last_error: str | None = None
     doing: str = "starting Codex"
     """The current activity in a few words, for people."""
@@ -126,7 +131,8 @@ class TurnProgress:
         """
         self.thread_id, self.opened = thread_id, None
         self.final_response = self.usage = self.failure = self.exited = self.last_error = None
-        self.completed = self._touched = self.alive = False
+        self.completed = self._touched = self.alive = self.started = False
+        self.printed.clear()
         self.alive_at = None
         self.open_items.clear()
         self.doing = "starting Codex"
@@ -149,6 +155,7 @@ class TurnProgress:
     def add(self, event: Event) -> None:
         """Add the next event."""
         self.alive = True
+        self.started |= not isinstance(event, (UnknownEvent, UnreadableEvent, ExitedEvent))
         match event:
             case ItemCompletedEvent(item):
                 self._take(item, done=True)
@@ -175,8 +182,10 @@ class TurnProgress:
                 self._take_error(message)
             case UnknownEvent():
                 pass
-            case UnreadableEvent():
+            case UnreadableEvent(start):
                 self._unread += 1
+                if len(self.printed) < PRINTED_KEPT:
+                    self.printed.append(start)
             case ExitedEvent(returncode, stderr):
                 self.exited = (returncode, stderr)
 

@@ -54,12 +54,8 @@ _OTEL_HEADERS = tuple(
 """Variables that Codex sends as headers where `[otel]` names an exporter (0.60.1 to 0.171.0)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transport:
-    """How Codex reaches an MCP server: the key, `command` or `url`, and its value."""
-
-    key: str
-    value: str
+_PLACEHOLDERS = {"url": "http://127.0.0.1", "command": "false"}
+"""Transports of disabled MCP servers. A real URL may hold a secret; command lines are public."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +68,11 @@ class CodexConfig:
     """Globs that any layer already keeps from commands."""
     exclusion_is_managed: bool = False
     """True if a layer stronger than the command line sets what is kept from commands."""
-    mcp_servers: Mapping[str, Transport] = field(default_factory=dict[str, Transport])
-    """The MCP servers of all layers by name, those of folders without trust included."""
+    mcp_servers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The MCP servers of all layers by name, those of folders without trust included.
+
+    Each value is the key of the server's transport: `command` or `url`.
+    """
     problems: tuple[str, ...] = ()
     """A sentence for each file that could not be read as TOML."""
 
@@ -129,18 +128,19 @@ def without_mcp_servers(
 
     *version* is that of Codex; None stands for the newest.
 
-    `mcp_servers={}` has no effect on 0.77.0 to 0.171.0, which merge it. Each setting repeats the
-    transport: Codex ends with "invalid transport" at a server that only this reader knows, because
-    its folder is not trusted or its layer is younger than Codex.
+    `mcp_servers={}` has no effect on 0.77.0 to 0.171.0, which merge it. Each setting has a
+    transport of the same kind: Codex ends with "invalid transport" at a server that only this
+    reader knows, because its folder is not trusted or its layer is younger than Codex.
     """
     pairs: list[tuple[str, str]] = []
     others: dict[str, dict[str, object]] = {}
     for name in names:
-        transport = config.mcp_servers[name]
+        key = config.mcp_servers[name]
+        placeholder = _PLACEHOLDERS[key]
         if _DOTTED_PART.fullmatch(name) is None:
-            others[name] = {transport.key: transport.value, "enabled": False}
+            others[name] = {key: placeholder, "enabled": False}
             continue
-        pairs.append((f"mcp_servers.{name}.{transport.key}", to_toml(transport.value)))
+        pairs.append((f"mcp_servers.{name}.{key}", to_toml(placeholder)))
         pairs.append((f"mcp_servers.{name}.enabled", "false"))
     # 0.163.0 and later start such servers. 0.60.1 does not, and it would replace the whole table.
     if others and (version is None or version >= (0, 77, 0)):
@@ -154,7 +154,7 @@ class _Reader:
     def __init__(self) -> None:
         self.named: set[str] = set()
         self.excluded: list[str] = []
-        self.servers: dict[str, Transport] = {}
+        self.servers: dict[str, str] = {}
         self.problems: list[str] = []
         self.tables: list[dict[str, object]] = []
 
@@ -223,10 +223,9 @@ class _Reader:
 
     def _take_servers(self, table: dict[str, object]) -> None:
         for name, server in _table(table.get("mcp_servers")).items():
-            for key in ("url", "command"):
-                value = _table(server).get(key)
-                if isinstance(value, str):
-                    self.servers[name] = Transport(key, value)
+            for key in _PLACEHOLDERS:
+                if isinstance(_table(server).get(key), str):
+                    self.servers[name] = key
                     break
 
 

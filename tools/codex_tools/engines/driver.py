@@ -8,7 +8,7 @@ import anyio
 
 from codex_tools.codex.errors import NoAnswer, Stalled, TimedOut, TurnFailed, WrongThread
 from codex_tools.codex.events import ThreadStartedEvent
-from codex_tools.codex.failures import classify, classify_exit
+from codex_tools.codex.failures import classify, classify_exit, unasked
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import Engine, Keep, TurnRequest
 
@@ -109,7 +109,13 @@ def finish(progress: TurnProgress) -> TurnResult:
         raise TurnFailed(classify(progress.failure), result)
     if not progress.completed:
         returncode, stderr = progress.exited or (0, "")
-        raise TurnFailed(classify_exit(returncode, stderr, progress.last_error), result)
+        error, started = progress.last_error, progress.started
+        failure = classify_exit(
+            returncode, stderr, error, started=started, printed=progress.printed
+        )
+        raise TurnFailed(failure, result)
     if not (result.final_response or "").strip():
+        if result.usage is not None and not result.usage.total_tokens and not result.touched:
+            raise TurnFailed(unasked(), result)
         raise NoAnswer(result)
     return result

@@ -63,8 +63,13 @@ class Engine(Protocol):
         """Name of the engine, as the operator chooses it: `exec`."""
         ...
 
-    async def prepare(self) -> Program:
+    async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities.
+
+        Args:
+            cwd: The folder of the turn, after its check: a program that starts Codex may run
+                there to say which version it starts.
+            rules: The operator's rules for the environment of that program.
 
         Raises:
             CodexNotFound: No Codex was found, or it does not answer.

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
-import orjson
 
 from codex_tools.codex.errors import NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
+from codex_tools.codex.json_object import write_exactly
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
@@ -23,6 +23,7 @@ from codex_tools.codex.workers import on_disk
 from codex_tools.engines.config_layers import read_config
 from codex_tools.engines.engine import Keep, TurnRequest
 from codex_tools.engines.environment import (
+    EnvironmentRules,
     environment_for_codex,
     kept_from_commands,
     set_empty_in_commands,
@@ -50,9 +51,13 @@ class ExecEngine:
         """Remember *codex_bin*, the configured Codex; None to look for one."""
         self._codex_bin = codex_bin
 
-    async def prepare(self) -> Program:
+    async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
-        return await find_codex(self._codex_bin)
+
+        def environ() -> dict[str, str]:
+            return environment_for_codex(os.environ, rules, read_config(None), depth=1)
+
+        return await find_codex(self._codex_bin, cwd, environ)
 
     @asynccontextmanager
     async def open_turn(
@@ -182,7 +187,7 @@ def _prepare(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dic
 def _write_files(request: TurnRequest, scratch: Path) -> TurnRequest:
     scratch.mkdir(mode=0o700)
     if request.output_schema is not None:
-        _schema_file(scratch).write_bytes(orjson.dumps(request.output_schema))
+        _schema_file(scratch).write_bytes(write_exactly(request.output_schema))
     if request.base_instructions is not None:
         request = _with_instructions(request, request.base_instructions, scratch)
     return replace(request, images=_without_commas(request.images, scratch))

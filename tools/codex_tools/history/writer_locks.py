@@ -1,9 +1,10 @@
 """Find the threads that some process is writing to now, by their write locks.
 
 Codex since about 0.147 locks `$CODEX_HOME/thread-writer-locks/<id>.lock` with flock(2) while it
-has a thread open (seen on 0.163.0 and 0.169.0). The file may remain, unlocked. This server locks
-`STATE/locks/<id>.lock`. Testing a lock by taking it would make Codex fail to start, so the
-kernel's list of locks is read instead. Without such a list (macOS), no lock is known.
+has a thread open (seen on 0.163.0 and 0.169.0). The file may remain, unlocked. This server has
+locks of its own (runs/thread_lock.py), with fcntl(2). Testing a lock by taking it would make Codex
+fail to start, so the kernel's list of locks is read instead. Without such a list (macOS), no lock
+is known.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+
+from codex_tools.codex.paths import lock_folders
 
 _LOCKS = Path("/proc/locks")
 
@@ -20,7 +23,7 @@ class WriterLocks:
 
     def __init__(self, home: Path, state_dir: Path) -> None:
         self._theirs = home / "thread-writer-locks"
-        self._ours = state_dir / "locks"
+        self._ours = lock_folders(home, state_dir)
 
     @property
     def are_told(self) -> bool:
@@ -29,7 +32,7 @@ class WriterLocks:
 
     def holds(self, thread_id: str) -> bool:
         """Return True if a process holds the write lock of the thread."""
-        for folder in (self._theirs, self._ours):
+        for folder in (self._theirs, *self._ours):
             try:
                 stat = (folder / f"{thread_id}.lock").stat()
             except (OSError, ValueError):
@@ -47,8 +50,9 @@ class WriterLocks:
             return held
         for line in lines:
             # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:262157 0 EOF; a waiting process has a "->".
+            # 2: OFDLCK ADVISORY  WRITE -1 fe:00:262158 0 EOF: a lock of this server.
             words = line.split()
-            if len(words) >= 6 and words[1] == "FLOCK":
+            if len(words) >= 6 and words[1] in ("FLOCK", "OFDLCK") and words[3] == "WRITE":
                 major, minor, inode = words[5].split(":")
                 held.add((int(major, 16), int(minor, 16), int(inode)))
         return held

@@ -174,7 +174,8 @@ def pause_before_next(
         age_s: The age of the run, in seconds.
         timeout_s: The time limit of the run, in seconds.
     """
-    if error.failure.kind not in PASSING or error.turn.touched:
+    failure = error.failure
+    if failure.kind not in PASSING or not failure.retryable or error.turn.touched:
         return None
     if tries >= TRIES or age_s > LAST_START_S:
         return None

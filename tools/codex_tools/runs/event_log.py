@@ -12,13 +12,13 @@ from pathlib import Path
 
 import orjson
 
-from codex_tools.codex.masking import mask
+from codex_tools.codex.masking import mask_line
 from codex_tools.runs.writer import StateWriter
 
 logger = logging.getLogger(__name__)
 
 LOG_LIMIT = 64 * 1024 * 1024
-"""Maximum bytes of events that are kept of one run."""
+"""Maximum bytes of events that are kept of one run; a last line then says that more came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,17 @@ class EventLog:
         self._fd: int | None = None
         self._size = 0
         self._failed = False
+        self._is_full = False
 
     def add(self, line: bytes) -> None:
         """Add a line to the queue of the writer's thread, which keeps the order."""
-        self._size += len(line) + 1
-        if self._size > LOG_LIMIT or self._failed:
+        if self._is_full or self._failed:
             return
+        self._size += len(line) + 1
+        if self._size > LOG_LIMIT:
+            # The last message in the log is then not the last one of the run.
+            self._is_full = True
+            line = orjson.dumps({"type": "log_ends_here", "limit_bytes": LOG_LIMIT})
         self._pending.append(line)
         if len(self._pending) == 1:
             try:
@@ -124,8 +129,9 @@ def read_page(path: Path, offset: int, room: int) -> EventPage | None:
             if offset > 0:
                 file.readline()
             while room > 0 and (line := file.readline()):
-                text = mask(line.decode("utf-8", "replace").strip())
-                if len(text) > room:
+                # A character takes at most six bytes, as in \u00e9; this line is not worth masking.
+                text = mask_line(line) if len(line) <= 6 * room + 1 else None
+                if text is None or len(text) > room:
                     if lines:
                         file.seek(-len(line), os.SEEK_CUR)
                         break

@@ -25,7 +25,7 @@ from codex_tools.codex.errors import (
     ThreadBusy,
     UnknownRun,
 )
-from codex_tools.codex.masking import shorten
+from codex_tools.codex.masking import is_cut_of, shorten
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
@@ -113,7 +113,7 @@ class Runs:
             if run.stopped and run.progress.thread_id == thread_id:
                 await run.done.wait()
         with anyio.CancelScope(shield=True):  # A cancelled take leaves a lock without an owner.
-            return await on_disk(ThreadLock.take, self._state_dir, thread_id)
+            return await on_disk(ThreadLock.take, self._threads.home, self._state_dir, thread_id)
         raise AssertionError("a shielded scope is not cancelled")
 
     async def unlock_thread(self, lock: ThreadLock) -> None:
@@ -215,7 +215,8 @@ class Runs:
         answer = found.answer or found.progress.final_response if isinstance(found, Run) else None
         if answer is None:
             answer = await on_disk(self._store.read_answer, run_id)
-        if answer is None or len(answer) <= len(result.final_response or ""):
+        # The progress of a failed run may end with an earlier message than its result does.
+        if answer is None or not is_cut_of(result.final_response or "", answer):
             return result
         return result.model_copy(update={"final_response": shorten(answer, ANSWER_LIMIT)})
 
@@ -366,7 +367,7 @@ class Runs:
     def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
         """Lock the thread that a run has just begun; called in the writer's thread."""
         try:
-            locks.append(ThreadLock.take(self._state_dir, thread_id))
+            locks.append(ThreadLock.take(self._threads.home, self._state_dir, thread_id))
         except (ThreadBusy, OSError) as error:
             logger.warning("cannot lock the new thread %s: %s", thread_id, error)
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-import orjson
 from pydantic import Field, ValidationError
 
 from codex_tools.codex.errors import CodexError, Interrupted, TurnFailed
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, write_exactly
 from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.record import Record, Usage
 from codex_tools.codex.sandbox import Sandbox
@@ -352,7 +351,7 @@ def _size(result: RunResult) -> int:
 
 
 def _json(value: object) -> str:
-    return orjson.dumps(value, default=Record.model_dump).decode()
+    return write_exactly(value, Record.model_dump).decode()
 
 
 def tell_error(error: CodexError) -> RunError:

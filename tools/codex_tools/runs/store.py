@@ -25,9 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-import orjson
-
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, read_exactly, write_exactly
 from codex_tools.runs.event_log import EventPage, read_page
 from codex_tools.runs.result import RunResult, interrupt, read_result
 
@@ -126,7 +124,7 @@ class RunStore:
         }
         if answer is not None:
             self._replace(folder / "answer.txt", answer.encode("utf-8", "replace"))
-        self._replace(folder / "run.json", orjson.dumps(record))
+        self._replace(folder / "run.json", write_exactly(record))
 
     def _replace(self, path: Path, data: bytes) -> None:
         draft = path.with_name(f"{path.name}.{self.server_id}")
@@ -144,7 +142,10 @@ class RunStore:
         if _RUN_ID.fullmatch(run_id) is None:
             return None
         try:
-            record = cast(Json, orjson.loads((self._folder(run_id) / "run.json").read_bytes()))
+            record = cast(
+                Json,
+                read_exactly((self._folder(run_id) / "run.json").read_bytes(), unique_keys=False),
+            )
             result = read_result(record["result"], run_id)
             server_id, created_at = record["server_id"], record["created_at"]
             updated_at = record.get("updated_at", created_at)

@@ -2,15 +2,37 @@
 
 Codex itself refuses a second writer since 0.147. In earlier versions both write, and the thread's
 history stays interleaved permanently.
+
+The lock files are in CODEX_HOME, because servers with different state folders may use one home.
+They are locked for writing (fcntl), which takes a descriptor that is open for writing, and no
+user but root can open them for reading. So a command in a sandbox that cannot write to CODEX_HOME
+cannot hold a lock either, as it could with flock(2).
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
+import logging
 import os
+import re
+import struct
 from pathlib import Path
 
 from codex_tools.codex.errors import ThreadBusy
+from codex_tools.codex.paths import lock_folders
+
+logger = logging.getLogger(__name__)
+
+_MODE = 0o200
+"""Write-only: a process that can open the file for reading can hold a read lock on it."""
+
+_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+"""The argument of F_OFD_SETLK, struct flock: a write lock on all bytes."""
+
+_BUSY = (errno.EAGAIN, errno.EACCES)
+_THREAD_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class ThreadLock:
@@ -25,31 +47,94 @@ class ThreadLock:
         self.fd = fd
 
     @classmethod
-    def take(cls, state_dir: Path, thread_id: str) -> ThreadLock:
+    def take(cls, home: Path, state_dir: Path, thread_id: str) -> ThreadLock:
         """Lock *thread_id* without waiting.
+
+        Args:
+            home: The Codex home that contains the thread.
+            state_dir: The folder for the lock if *home* is read-only. Earlier builds of this
+                server lock their threads there.
+            thread_id: The id of the thread.
 
         Raises:
             ThreadBusy: Another run holds the lock.
+            OSError: Neither folder can be used.
         """
-        folder = state_dir / "locks"
-        for each in (state_dir, folder):
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / f"{thread_id}.lock"
+        name = thread_id
+        if _THREAD_ID.fullmatch(thread_id) is None:  # Codex chooses it, and could name a path.
+            name = hashlib.sha256(thread_id.encode("utf-8", "replace")).hexdigest()
+        usual, fallback, old = lock_folders(home, state_dir)
+        _check_old_lock(old / f"{name}.lock", thread_id)
+        try:
+            if not home.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "no such folder", str(home))
+            return cls._take_in(usual, name, thread_id)
+        except OSError as error:
+            logger.info("cannot lock %s in %s: %s", thread_id, home, error.strerror)
+            return cls._take_in(fallback, name, thread_id)
+
+    @classmethod
+    def _take_in(cls, folder: Path, name: str, thread_id: str) -> ThreadLock:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / f"{name}.lock"
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _lock(fd):
+                    raise ThreadBusy(thread_id)
                 # The previous holder may have removed the file after it was opened here.
                 if os.path.samestat(os.fstat(fd), path.stat()):
                     return cls(path, fd)
-            except BlockingIOError:
-                os.close(fd)
-                raise ThreadBusy(thread_id) from None
             except FileNotFoundError:
                 pass
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)
 
     def release(self) -> None:
         """Remove the lock file and release the lock."""
-        self._path.unlink(missing_ok=True)
-        os.close(self.fd)
+        try:
+            self._path.unlink(missing_ok=True)
+        finally:
+            os.close(self.fd)
+
+
+def _lock(fd: int) -> bool:
+    """Lock the file for writing, without waiting; return False if another process has a lock.
+
+    The lock belongs to the open file, which child processes inherit, not to this process. Systems
+    without such locks (macOS), and file systems without them, get flock(2).
+    """
+    try:
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+                return True
+            except OSError as error:
+                if error.errno in _BUSY:
+                    return False
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _check_old_lock(path: Path, thread_id: str) -> None:
+    """Check that no server of an earlier build, still running after an upgrade, holds *path*.
+
+    Raises:
+        ThreadBusy: Such a server holds it.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ThreadBusy(thread_id) from None
+    except OSError:
+        pass
+    finally:
+        os.close(fd)

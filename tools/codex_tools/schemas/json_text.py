@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import orjson
 
 
 def to_json(value: object) -> str | None:
-    """Return *value* as JSON, or None if it is nested too deeply or has too large a number."""
+    """Return *value* as JSON with sorted keys, or None if JSON cannot express it."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
     except TypeError:
+        pass
+    try:  # An integer above 64 bits.
+        text = json.dumps(
+            value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
+        text.encode()
+        return text
+    except (TypeError, ValueError, RecursionError):
         return None
 
 

@@ -10,14 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import orjson
-
 from codex_tools.codex.errors import InvalidOutputSchema, OutputMismatch
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, NotExact, read_exactly
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.schemas.keywords import inner_schemas
-from codex_tools.schemas.rewriter import StrictSchema, make_strict
+from codex_tools.schemas.rewriter import Ambiguous, StrictSchema, make_strict
 from codex_tools.schemas.validation import (
     ALL_PROBLEMS_LIMIT,
     CHECKS_LIMIT,
@@ -135,9 +133,13 @@ class Output:
             OutputMismatch: The answer is not JSON, or does not satisfy the schema.
         """
         try:
-            answer = self.strict.restore(orjson.loads(turn.final_response or ""))
-        except orjson.JSONDecodeError as error:
+            answer = self.strict.restore(read_exactly(turn.final_response or ""))
+        except NotExact as error:
+            raise OutputMismatch([f"$: {error}"], turn) from None
+        except ValueError as error:
             raise OutputMismatch([f"$: the answer is not JSON ({error})"], turn) from None
+        except Ambiguous as error:
+            raise OutputMismatch(_shown(error.problems), turn) from None
         try:
             checks = count_checks(self.schema, answer, self.targets)
             all_ = checks <= ALL_PROBLEMS_LIMIT
@@ -147,11 +149,15 @@ class Output:
             found = ["$: the answer is nested too deeply to be checked"]
         except TooManyChecks:
             found = [f"$: the answer needs more than {CHECKS_LIMIT:,} checks against output_schema"]
-        if len(found) > _PROBLEMS_SHOWN:
-            found[_PROBLEMS_SHOWN:] = [f"and {len(found) - _PROBLEMS_SHOWN} more"]
         if found:
-            raise OutputMismatch(found, turn)
+            raise OutputMismatch(_shown(found), turn)
         return answer
+
+
+def _shown(problems: list[str]) -> list[str]:
+    if len(problems) <= _PROBLEMS_SHOWN:
+        return problems
+    return [*problems[:_PROBLEMS_SHOWN], f"and {len(problems) - _PROBLEMS_SHOWN} more"]
 
 
 def _parts(node: object) -> int:

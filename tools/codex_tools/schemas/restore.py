@@ -8,6 +8,7 @@ answers in the sent form. Values that have the caller's form already are left un
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,7 +18,8 @@ from typing import Any, TypeAlias, cast
 
 import orjson
 
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, NotExact, read_exactly
+from codex_tools.schemas.json_text import show
 from codex_tools.schemas.validation import pattern_validator
 
 WRAPPER = "answer"
@@ -121,6 +123,30 @@ class Wrapped:
 Shape: TypeAlias = "Leaf | Text | Array | Entries | Object | Tuple | Union | Ref | Wrapped"
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Stands in a restored answer for a part whose value is not certain."""
+
+    problem: str
+
+
+def faults_in(value: object, path: str = "$") -> list[str]:
+    """Return the problems of all faults in a restored answer, each with its JSON path."""
+    match value:
+        case Fault(problem):
+            return [f"{path}: {problem}"]
+        case dict():
+            members = cast(Json, value).items()
+            return [
+                each for key, part in members for each in faults_in(part, f"{path}.{key[:100]}")
+            ]
+        case list():
+            parts = enumerate(cast(list[object], value))
+            return [each for i, part in parts for each in faults_in(part, f"{path}[{i}]")]
+        case _:
+            return []
+
+
 class Fit(IntEnum):
     """How well a value fits a shape."""
 
@@ -144,6 +170,8 @@ class Walk:
 
     def __init__(self, named: Mapping[str, Shape]) -> None:
         self._named = named
+        self.has_faults = False
+        """True if any part was faulty, even one of an alternative that was not chosen."""
         self._known: dict[tuple[int, int], Restored] = {}
 
     def restore(self, shape: Shape, value: object) -> Restored:
@@ -161,7 +189,7 @@ class Walk:
             case Leaf(sent), _:
                 return value, Fit.SENT if _is_scalar(sent, value) else Fit.NONE
             case Text(), _:
-                return _read_text(shape, value)
+                return self._read_text(shape, value)
             case Union(options), _:
                 return self._best(options, value)
             case Ref(name), _:
@@ -188,7 +216,7 @@ class Walk:
         best: Restored = (value, Fit.NONE)
         for option in options:
             found = self.restore(option, value)
-            if found[1] > best[1]:
+            if found[1] > best[1] or (best[0] is value and isinstance(found[0], Fault)):
                 best = found
             if best[1] is Fit.SENT:
                 break
@@ -216,6 +244,9 @@ class Walk:
             if entry.keys() != {KEY, VALUE} or not isinstance(entry[KEY], str):
                 return items, Fit.NONE
             pairs.append((entry[KEY], entry[VALUE]))
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if twice:
+            return self._fault(f"the key {show(twice[0])} is in {KEY} twice")
         return self._pairs(shape, pairs, Fit.SENT)
 
     def _pairs(self, shape: Entries, pairs: list[tuple[str, object]], fit: Fit) -> Restored:
@@ -240,7 +271,13 @@ class Walk:
                 entries, fit = self.restore(shape.others[1], cast(object, each))
                 if isinstance(entries, dict):
                     rest = cast(Json, entries)
-                    found |= {name: rest[name] for name in rest if name not in shape.members}
+                    taken = [name for name in rest if name in shape.members or name in given]
+                    if taken:
+                        found[key], fit = self._fault(
+                            f"the key {show(taken[0])} is also a property of the object"
+                        )
+                    else:
+                        found |= rest
                 else:
                     found[key] = entries
             else:
@@ -248,6 +285,30 @@ class Walk:
                 fit = min(fit, Fit.OWN)
             fits.append(fit)
         return found, min(fits)
+
+    def _read_text(self, shape: Text, value: object) -> Restored:
+        known = None if shape.texts is None else [orjson.loads(text) for text in shape.texts]
+        own = Fit.OWN
+        if known is not None or shape.only_objects:
+            fits = isinstance(value, dict) if known is None else value in known
+            own = Fit.OWN if fits else Fit.NONE
+        if not isinstance(value, str):
+            return value, own
+        try:
+            found: object = read_exactly(value)
+        except NotExact as error:
+            return self._fault(str(error))
+        except ValueError:
+            return value, own
+        if (known is not None and found not in known) or (
+            shape.only_objects and not value.lstrip().startswith("{")
+        ):
+            return value, Fit.NONE
+        return found, Fit.SENT
+
+    def _fault(self, problem: str) -> Restored:
+        self.has_faults = True
+        return Fault(problem), Fit.NONE
 
     def _completeness(self, shape: Object, given: Json) -> Fit:
         missing = [name for name in shape.members if name not in given]
@@ -357,22 +418,3 @@ def _is_of(kind: str, value: object) -> bool:
     if kind == "integer" and isinstance(value, float) and not value.is_integer():
         return False
     return isinstance(value, _TYPES[kind])
-
-
-def _read_text(shape: Text, value: object) -> Restored:
-    known = None if shape.texts is None else [orjson.loads(text) for text in shape.texts]
-    own = Fit.OWN
-    if known is not None or shape.only_objects:
-        fits = isinstance(value, dict) if known is None else value in known
-        own = Fit.OWN if fits else Fit.NONE
-    if not isinstance(value, str):
-        return value, own
-    try:
-        found: object = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return value, own
-    if (known is not None and found not in known) or (
-        shape.only_objects and not value.lstrip().startswith("{")
-    ):
-        return value, Fit.NONE
-    return found, Fit.SENT

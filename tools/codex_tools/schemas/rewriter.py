@@ -55,6 +55,7 @@ from codex_tools.schemas.restore import (
     Union,
     Walk,
     Wrapped,
+    faults_in,
     place,
 )
 
@@ -62,6 +63,14 @@ _COMBINATIONS = 64
 """Combinations of alternatives that are written out for one node."""
 _OTHERS, _FURTHER = "other_entries", "further_items"
 """The properties for unnamed keys of an object, and for items behind a list's prefix."""
+
+
+class Ambiguous(Exception):
+    """An answer has no certain form; *problems* are sentences, each with a JSON path."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +82,22 @@ class StrictSchema:
     _named: Mapping[str, Shape] = field(repr=False)
 
     def restore(self, answer: object) -> object:
-        """Return *answer* in the form of the caller's schema; never raise.
+        """Return *answer* in the form of the caller's schema.
 
         Values that have that form already, or fit no shape, are returned unchanged.
+
+        Raises:
+            Ambiguous: The answer gives two values for one key, for example.
         """
+        walk = Walk(self._named)
         try:
-            return Walk(self._named).restore(self._shape, answer)[0]
+            found = walk.restore(self._shape, answer)[0]
+            problems = faults_in(found) if walk.has_faults else []
         except RecursionError:
             return answer
+        if problems:
+            raise Ambiguous(problems)
+        return found
 
 
 def make_strict(schema: Json) -> StrictSchema:
@@ -91,8 +108,9 @@ def make_strict(schema: Json) -> StrictSchema:
     """
     try:
         document = Document(schema)
-        found = _Rewriter(document, schema, wrapped=False).rewrite_root()
-        found = found or _Rewriter(document, schema, wrapped=True).rewrite_root()
+        found = _rewrite(document, schema, wrapped=False) or _rewrite(
+            document, schema, wrapped=True
+        )
     except Unsatisfiable as error:
         raise InvalidOutputSchema(
             error.path, f"no answer can satisfy it: {error.reason}; allow at least one value"
@@ -104,9 +122,32 @@ def make_strict(schema: Json) -> StrictSchema:
     return found
 
 
+def _rewrite(document: Document, schema: Json, *, wrapped: bool) -> StrictSchema | None:
+    """Return the strict schema, or None if the root is no object and must be wrapped.
+
+    A definition turns out to be unsatisfiable only after references to it were rewritten. The
+    schema is then rewritten again without them: what is optional is left out.
+    """
+    impossible: dict[int, Unsatisfiable] = {}
+    while True:
+        known = len(impossible)
+        found = _Rewriter(document, schema, impossible, wrapped=wrapped).rewrite_root()
+        if len(impossible) == known:
+            return found
+
+
 class _Rewriter:
-    def __init__(self, document: Document, schema: Json, *, wrapped: bool) -> None:
+    def __init__(
+        self,
+        document: Document,
+        schema: Json,
+        impossible: dict[int, Unsatisfiable],
+        *,
+        wrapped: bool,
+    ) -> None:
         self._document, self._schema, self._wrapped = document, schema, wrapped
+        self._impossible = impossible
+        """The definitions that no value satisfies, by the `id` of each."""
         self._names: dict[int, str] = {}
         if not wrapped:
             self._names = {id(each): "#" for each in (schema, document.referred(schema) or schema)}
@@ -126,10 +167,18 @@ class _Rewriter:
                 return None
         self._named["#"] = part.shape
         defined: Json = {}
+        known = len(self._impossible)
         while self._waiting:
             name, target = self._waiting.pop(0)
-            each = self._rewrite(target, Position(self._document.path(target) or "$", 1))
+            at = Position(self._document.path(target) or "$", 1)
+            try:
+                each = self._rewrite(target, at)
+            except Unsatisfiable as error:
+                self._impossible[id(target)] = error
+                continue
             defined[name], self._named[name] = each.sent, each.shape
+        if len(self._impossible) > known:
+            return None  # The caller rewrites the schema again.
         check_finite(part.sent, defined)
         sent = part.sent | ({"$defs": defined} if defined else {})
         return StrictSchema(sent, part.shape, self._named)
@@ -150,6 +199,8 @@ class _Rewriter:
             node = self._document.gather(schema, at.path)
             if node.is_leaf():
                 return self._node(node, at)
+        if id(target) in self._impossible:
+            raise self._impossible[id(target)]
         name = self._name(target, at)
         return Part({"$ref": "#" if name == "#" else f"#/$defs/{name}"}, Ref(name))
 
@@ -263,7 +314,9 @@ class _Rewriter:
             except Unsatisfiable as error:
                 if name in needed:
                     reason = f"{show(name)} is required, but {error.reason}"
-                    raise Unsatisfiable(path, reason) from None
+                    # A definition is named itself, not the property that refers to it.
+                    refers = isinstance(inner, dict) and "$ref" in inner
+                    raise Unsatisfiable(error.path if refers else path, reason) from None
                 continue
             members[name] = Member(part.shape, name in needed)
             sent = part.sent if name in needed else optional(part.sent)

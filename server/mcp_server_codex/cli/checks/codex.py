@@ -58,7 +58,8 @@ async def check_codex(context: CheckContext) -> list[Check]:
             cure = "npm install -g --include=optional @openai/codex" if is_script else _INSTALL
             said = f"{native} ({source}) {fault}"
             return [problem("codex", said, cure, found_at=str(place), origin=source)]
-        program = await choose_engine(str(place)).prepare()
+        rules = context.settings.policy.environment
+        program = await choose_engine(str(place)).prepare(Path("/"), rules)
     except CodexUnsupported as error:
         message, cure = f"{place} ({source}): {error.message}", update_of(place)
         return [problem("codex", message, cure, found_at=str(place), origin=source)]
