@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,8 @@ async def test_only_the_wanted_mcp_servers_of_codex_are_started(
         "config.toml": stub(lab, "machine"),
         "managed_config.toml": stub(lab, "managed"),
     }
+    # 0.60.1 does not wait for its servers; a run that ends at once kills them as they start.
+    lab.script("x", replace(say("ok"), delay_s=1.0))
     async with connect(mode, codex, lab, machine=machine) as client:
 
         async def run(tool: str = "codex_run", **options: object) -> tuple[str, set[str]]:
