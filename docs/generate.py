@@ -248,6 +248,8 @@ def _cell(text: str) -> str:
 def _type(about: dict[str, Any]) -> str:
     if "enum" in about:
         return ", ".join(f"`{each}`" for each in about["enum"])
+    if "anyOf" in about:
+        return ", or ".join(map(_type, about["anyOf"]))
     kind = str(about.get("type", "any"))
     if kind == "array":
         kind = f"{about['items'].get('type', 'any')}s"

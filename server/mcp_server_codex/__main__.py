@@ -40,6 +40,7 @@ def main() -> None:
 def _serve(arguments: list[str]) -> None:
     import gc
 
+    _ensure_utf8()
     wire = os.dup(1)
     # Stdout carries MCP messages only. What a library prints, even on import, goes to stderr.
     os.dup2(2, 1)
@@ -60,6 +61,18 @@ def _serve(arguments: list[str]) -> None:
     gc.freeze()
     gc.enable()
     anyio.run(serve, server, wire, end_traces)
+
+
+def _ensure_utf8() -> None:
+    """Start the interpreter again in UTF-8 mode if this one uses another encoding for paths.
+
+    MCP and Codex write paths in UTF-8, whatever the locale is; with zh_CN.GBK or de_DE.ISO-8859-1
+    this process could not find them. The mode is an option and not PYTHONUTF8, so that Codex's
+    commands inherit the locale of the person and nothing else. With a UTF-8 locale, or none,
+    Python needs no second start, which takes 20 ms.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _run_command(name: str, arguments: list[str]) -> int:

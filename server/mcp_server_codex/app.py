@@ -99,6 +99,8 @@ class _Surroundings:
     engine: Engine
     threads: Threads
     history: ThreadIndex
+    folder: Path
+    """The folder that this server was started in."""
     depth: int | None = None
     """How many runs this server is nested in; None before the first call."""
 
@@ -133,7 +135,11 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     threads = local_threads(prices)
     history = ThreadIndex(threads.home, settings.state_dir, prices)
     surroundings = _Surroundings(
-        settings, engine or choose_engine(settings.codex_bin), threads, history
+        settings,
+        engine or choose_engine(settings.codex_bin),
+        threads,
+        history,
+        _own_folder(),
     )
     seals = Seals()
     resources = Resources(history, settings)
@@ -212,9 +218,10 @@ async def _call(
     except CodexError as error:
         return refuse(error)
     request = arguments.request
+    _leave_deleted_folder()
     cwd = Path()
     if getattr(request, "cwd", "") is None:
-        found = await _callers_folder(call, params)
+        found = await _callers_folder(call, params, around.folder)
         if isinstance(found, types.InputRequiredResult):
             return found
         cwd = found
@@ -279,17 +286,36 @@ def _client_wait_s(call: Call) -> float:
     return WAIT_S.get(client.client_info.name, WAIT_S_ELSE) if client else WAIT_S_ELSE
 
 
+def _own_folder() -> Path:
+    """Return the folder of this process, or what its starter called it if it was deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path(os.environ.get("PWD") or "/deleted-folder")
+
+
+def _leave_deleted_folder() -> None:
+    """Leave the folder of this process if it was deleted, such as a git worktree after its use.
+
+    Otherwise each look at it would fail, and so would programs that start in it, such as node.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 - asks the kernel only, so it cannot wait
+    except OSError:
+        os.chdir("/")
+
+
 async def _callers_folder(
-    call: Call, params: types.CallToolRequestParams
+    call: Call, params: types.CallToolRequestParams, own: Path
 ) -> Path | types.InputRequiredResult:
-    """Return the caller's folder: its first root, CLAUDE_PROJECT_DIR, or the server's own folder.
+    """Return the caller's folder: its first root, CLAUDE_PROJECT_DIR, or *own*, the server's.
 
     In the 2026 protocol a server cannot send a request. This server returns the question instead,
     and the client repeats the call with the answer. Claude Code is not asked that way: its only
     root is the folder that CLAUDE_PROJECT_DIR names.
     """
     project = os.environ.get("CLAUDE_PROJECT_DIR")
-    fallback = await on_disk(lambda: _folder(project) or Path.cwd())
+    fallback = await on_disk(lambda: _folder(project) or own)
     capabilities = call.session.client_capabilities
     if capabilities is None or capabilities.roots is None:
         return fallback

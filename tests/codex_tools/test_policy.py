@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codex_tools.caller_config import SAFE_CONFIG
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import WIDTH, Sandbox
-from codex_tools.policy import SAFE_CONFIG, CheckedTurn, Policy, ask_for
+from codex_tools.policy import CheckedTurn, Policy, ask_for
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.turn_options import TurnOptions
 
@@ -242,8 +243,8 @@ def test_the_safe_config_keys_are_free_and_no_other() -> None:
 
 def test_an_operator_s_glob_frees_further_keys() -> None:
     policy = Policy(allow_config=("mcp_servers.*.enabled", "model_provider"))
-    assert config(policy, {"mcp_servers.a.enabled": False, "model_provider": "x"}) == (
-        ("mcp_servers.a.enabled", "false"),
+    assert config(policy, {"mcp_servers.a.enabled": True, "model_provider": "x"}) == (
+        ("mcp_servers.a.enabled", "true"),
         ("model_provider", '"x"'),
     )
     for key in ("mcp_servers.a.command", "Model_Provider", "model_providers"):

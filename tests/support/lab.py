@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.scripted_model import ScriptedModel, Step, model_name
 from mcp_server_codex.watchdog import VARIABLE
 from support.codex_versions import CACHE, PINNED, number
+from support.machine_config import machine_prefix
 
 Note = Callable[[str, object], None]
 
@@ -103,13 +104,29 @@ async def connect(
     *options: str,
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
+    machine: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
     **client: Any,
 ) -> AsyncGenerator[Client]:
-    """Start the server as a client would and speak to it in *mode*."""
+    """Start the server as a client would and speak to it in *mode*.
+
+    With *machine*, the server and its Codex see a /etc/codex that holds these files. *prefix* is
+    the beginning of the command line that starts the server.
+    """
     chosen = ("--codex-bin", str(codex)) if codex is not None else ()
+    private = [] if machine is None else machine_prefix(lab.root, machine)
+    command, *args = [
+        *private,
+        *prefix,
+        server_program(),
+        *chosen,
+        "--state-dir",
+        str(lab.state),
+        *options,
+    ]
     server = StdioServerParameters(
-        command=server_program(),
-        args=[*chosen, "--state-dir", str(lab.state), *options],
+        command=command,
+        args=args,
         cwd=cwd or lab.project,
         env=environment(lab) | (env or {}),
     )

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codex_tools.caller_config import SAFE_CONFIG, Narrowing, only_narrows, split_config
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.sandbox import WIDTH, Sandbox
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
     from codex_tools.rollouts.threads import ThreadState
     from codex_tools.turn_options import TurnOptions
 
-
-SAFE_CONFIG = (
-    "model_reasoning_effort",
-    "model_reasoning_summary",
-    "model_verbosity",
-    "hide_agent_reasoning",
-    "show_raw_agent_reasoning",
-    "web_search",
-    "tools.web_search",
-)
-"""The `config` keys that cannot extend the rights of a run."""
 
 PATH_LIMIT = 4096
 """Maximum characters of a path; the limit of Linux."""
@@ -125,11 +115,13 @@ class Policy:
         self.check_depth(depth)
         review = _Review(self)
         cwd = review.cwd(options.cwd, default_cwd, thread)
-        sandbox = review.sandbox(options.sandbox, thread)
+        narrowed = split_config(options.config or {})
+        sandbox = review.sandbox(narrowed.sandbox or options.sandbox, thread)
         add_dirs = tuple(review.folder("add_dirs", str(cwd / d)) for d in options.add_dirs or ())
         review.writable("cwd", cwd, sandbox)
         for folder in add_dirs:
             review.writable("add_dirs", folder, sandbox)
+        config = review.config(narrowed.others)
         request = TurnRequest(
             program=program,
             prompt=options.prompt,
@@ -145,7 +137,7 @@ class Policy:
             images=tuple(review.image(str(cwd / i)) for i in options.images or ()),
             add_dirs=add_dirs,
             web_search=options.web_search,
-            config=review.config(options.config or {}),
+            config=(*config, *review.mcp_servers(options, narrowed, config, cwd, program)),
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,
             environment=self.environment,
@@ -203,6 +195,10 @@ class _Review:
                     [f"cwd: the thread's folder {thread.cwd} no longer exists; give another cwd"]
                 )
             return self.folder("cwd", thread.cwd)
+        if asked is None and not default.is_dir():
+            raise InvalidArguments(
+                [f"cwd: give a folder; this server's own folder {default} no longer exists"]
+            )
         return self.folder("cwd", asked or str(default))
 
     def sandbox(self, asked: Sandbox | None, thread: ThreadState | None) -> Sandbox:
@@ -357,12 +353,51 @@ class _Review:
             if place is not None and any(_same(each, place) for each in ancestors):
                 yield f"is inside {name}", place
 
+    def mcp_servers(
+        self,
+        options: TurnOptions,
+        narrowed: Narrowing,
+        settings: tuple[tuple[str, str], ...],
+        cwd: Path,
+        program: Program,
+    ) -> tuple[tuple[str, str], ...]:
+        """Return the settings that disable the MCP servers that the caller does not want.
+
+        Warns of each layer of Codex's configuration that cannot be read.
+
+        Raises:
+            InvalidArguments: The caller names a server that no layer of the configuration has.
+        """
+        from codex_tools.engines.config_layers import read_config, without_mcp_servers
+
+        config = read_config(self.policy.codex_home, options.profile, cwd, settings)
+        self.warnings += config.problems
+        known = sorted(config.mcp_servers)
+        wanted = options.mcp_servers
+        asked: set[str] = {*wanted} if isinstance(wanted, list) else set()
+        unknown = sorted((asked | narrowed.servers_off) - {*known})
+        if unknown:
+            names = ", ".join(known) or "none"
+            raise InvalidArguments(
+                [f"mcp_servers: Codex has no server {unknown[0][:100]!r}; it has: {names}"]
+            )
+        if wanted == "none" or narrowed.all_servers_off:
+            asked = set()
+        elif wanted == "all":
+            asked = set(known)
+        kept = asked - narrowed.servers_off
+        off = [name for name in known if name not in kept]
+        pairs = without_mcp_servers(config, off, program.version)
+        if wanted != "all" or narrowed.all_servers_off:
+            pairs.append(("features.apps", "false"))
+        return tuple(pairs)
+
     def config(self, config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """Return *config* as pairs of key and TOML value.
 
         Raises:
-            NotAllowed: A key is neither safe nor allowed by the operator. No person is asked,
-                because a person cannot judge the effects of a key.
+            NotAllowed: A key is neither safe nor allowed by the operator, and its value does
+                not only narrow. No person is asked, because a person cannot judge a key's effects.
             InvalidArguments: TOML cannot express a key or a value.
         """
         pairs: list[tuple[str, str]] = []
@@ -370,10 +405,16 @@ class _Review:
         for key, value in config.items():
             if _KEY.fullmatch(key) is None:
                 raise InvalidArguments([f"config: {key[:100]!r} is not a dotted key"])
-            if key not in SAFE_CONFIG and not any(fnmatchcase(key, glob) for glob in allowed):
+            if not (
+                key in SAFE_CONFIG
+                or only_narrows(key, value)
+                or any(fnmatchcase(key, glob) for glob in allowed)
+            ):
                 safe = ", ".join(SAFE_CONFIG)
                 raise NotAllowed(
-                    f"config key {key[:100]}", f"callers may set only {safe}", "--allow-config"
+                    f"config key {key[:100]}",
+                    f"callers may set only {safe}, and what reduces the rights of a run",
+                    "--allow-config",
                 )
             try:
                 pairs.append((key, to_toml(value)))

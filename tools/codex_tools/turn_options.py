@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -37,6 +37,9 @@ Effort = Annotated[str, _plain(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}")]
 Profile = Annotated[str, _plain(r"[A-Za-z0-9](\.?[A-Za-z0-9_-]){0,99}")]
 
 
+Names = Annotated[list[str], Field(max_length=64)]
+
+
 Paths = Annotated[list[str], Field(max_length=64)]
 
 
@@ -64,6 +67,8 @@ class TurnOptions(Record):
     add_dirs: Paths | None = None
     """Extra folders that Codex may write to"""
     web_search: bool | None = None
+    mcp_servers: Literal["all", "none"] | Names = "all"
+    """Which of Codex's own MCP servers to start; fewer start faster"""
     config: dict[str, Any] | None = None
     """Codex settings by dotted key; few are allowed"""
     skip_git_repo_check: bool = False

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from codex_tools.engines.config_layers import CodexConfig, read_config
 from codex_tools.engines.environment import (
     DEPTH_VARIABLE,
-    CodexConfig,
     EnvironmentRules,
     environment_for_codex,
     kept_from_commands,
-    read_config,
+    set_empty_in_commands,
 )
 
 NO_RULES, NO_CONFIG = EnvironmentRules(), CodexConfig()
@@ -74,7 +74,7 @@ def test_what_codex_s_own_configuration_names_goes_to_codex_but_not_to_commands(
         exclude = ["MINE_*"]
         """
     )
-    config = read_config(tmp_path)
+    config = read_config(tmp_path, machine=tmp_path)
     named = ["OPENROUTER_API_KEY", "GEMINI_TEAM", "HF_TOKEN", "ANTHROPIC_API_KEY", "XAI_API_KEY"]
     environ = PLAIN | dict.fromkeys(named, "x") | {"GROQ_API_KEY": "x", "CODEX_API_KEY": "x"}
     assert handed_on(environ, config=config) == PLAIN | dict.fromkeys(named, "x") | {
@@ -90,29 +90,6 @@ def test_what_codex_s_own_configuration_names_goes_to_codex_but_not_to_commands(
         "OPENROUTER_API_KEY"
     }
     assert "HF_TOKEN" not in handed_on(environ, EnvironmentRules(denied=("HF_*",)), config)
-
-
-def test_a_profile_s_own_file_counts_as_well(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('[model_providers.a]\nenv_key = "A_KEY"\n')
-    (tmp_path / "fast.config.toml").write_text('[model_providers.b]\nenv_key = "B_KEY"\n')
-    assert read_config(tmp_path).named == {"A_KEY"}
-    assert read_config(tmp_path, "fast").named == {"A_KEY", "B_KEY"}
-
-
-@pytest.mark.parametrize(
-    "text", [b"", b"env_key = ", b"\xff\xfe", b"a = " + b"[" * 100_000, b"env_key = 3", None]
-)
-def test_a_configuration_that_cannot_be_read_names_nothing(
-    tmp_path: Path, text: bytes | None
-) -> None:
-    if text is not None:
-        (tmp_path / "config.toml").write_bytes(text)
-    assert read_config(tmp_path) == CodexConfig()
-
-
-def test_a_named_pipe_in_place_of_the_configuration_is_not_waited_on(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "config.toml")
-    assert read_config(tmp_path) == CodexConfig()
 
 
 def test_commands_are_kept_from_what_is_there_and_from_nothing_else() -> None:
@@ -160,3 +137,23 @@ def test_the_place_that_a_tool_runner_made_for_the_server_is_left(
 def test_the_depth_is_told_to_all_that_inherits() -> None:
     env = environment_for_codex({DEPTH_VARIABLE: "0"}, EnvironmentRules(), CodexConfig(), depth=3)
     assert env == {DEPTH_VARIABLE: "3"}
+
+
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "NODE_CHANNEL_FD"])
+def test_what_a_program_around_the_server_set_for_it_goes_no_further(name: str) -> None:
+    assert handed_on(PLAIN | {name: "x"}) == PLAIN
+    passed = EnvironmentRules(passed=("GIT_*", "NODE_*"))
+    assert handed_on(PLAIN | {name: "x"}, passed) == PLAIN | {name: "x"}
+
+
+@pytest.mark.parametrize("name", ["GIT_AUTHOR_NAME", "GIT_SSH_COMMAND", "GIT_CONFIG_COUNT"])
+def test_what_the_person_set_for_git_goes_on(name: str) -> None:
+    assert handed_on(PLAIN | {name: "x"}) == PLAIN | {name: "x"}
+
+
+def test_commands_see_secrets_as_empty_where_codex_ignores_what_is_kept_from_them() -> None:
+    environ = PLAIN | {"CODEX_CONNECTORS_TOKEN": "x", "NAMED": "x"}
+    named = CodexConfig(named=frozenset({"NAMED"}))
+    managed = CodexConfig(named=frozenset({"NAMED"}), exclusion_is_managed=True)
+    assert set_empty_in_commands(environ, NO_RULES, named) == []
+    assert set_empty_in_commands(environ, NO_RULES, managed) == ["CODEX_CONNECTORS_TOKEN", "NAMED"]

@@ -121,11 +121,11 @@ def test_ephemeral_is_refused_where_codex_does_not_know_it() -> None:
     assert "--ephemeral" not in build_argv(replace(PLAIN, program=OLD), None)
 
 
-def test_variables_that_commands_must_not_get_are_told_before_what_the_caller_sets() -> None:
+def test_variables_that_commands_must_not_get_are_named_after_what_the_caller_sets() -> None:
     given = replace(PLAIN, config=(("web_search", "true"),))
     assert settings(build_argv(given, None, ["CODEX_API_KEY", 'a"b'])) == [
-        'shell_environment_policy.exclude=["CODEX_API_KEY", "a\\"b"]',
         "web_search=true",
+        'shell_environment_policy.exclude=["CODEX_API_KEY", "a\\"b"]',
         PROFILE,
     ]
     assert settings(build_argv(PLAIN, None, [])) == [PROFILE]

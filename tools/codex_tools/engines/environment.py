@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import sys
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from codex_tools.engines.config_layers import CodexConfig
 
 DEPTH_VARIABLE = "CODEX_RUN_DEPTH"
 """Variable that holds the number of nested runs around a process, where it was passed down."""
@@ -30,11 +32,29 @@ WITHHELD = (
 )
 """Names, as upper-case globs, that Codex does not get: those of the client and other agents."""
 
-CODEX_ONLY = ("CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
-"""Names that Codex may need, but its commands do not."""
+CODEX_ONLY = ("CODEX_*_KEY", "CODEX_*_TOKEN", "OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
+"""Names, as globs, that Codex may need, but its commands do not.
 
-_NAMING_KEYS = ("env_key", "bearer_token_env_var", "env_vars", "env_http_headers")
-"""Keys of Codex's configuration whose values are names of variables that Codex reads."""
+Codex 0.171.0 reads CODEX_API_KEY, CODEX_ACCESS_TOKEN, CODEX_CONNECTORS_TOKEN,
+CODEX_GITHUB_PERSONAL_ACCESS_TOKEN, CODEX_GUARDIAN_DECISIONS_API_KEY and
+CODEX_EXEC_SERVER_NOISE_AUTH_TOKEN.
+"""
+
+SURROUNDINGS = (
+    *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS"),
+    *("GIT_DIR", "GIT_GRAFT_FILE", "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_NAMESPACE"),
+    *("GIT_INTERNAL_SUPER_PREFIX", "GIT_NO_REPLACE_OBJECTS", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"),
+    *("GIT_QUARANTINE_PATH", "GIT_REPLACE_REF_BASE", "GIT_SHALLOW_FILE", "GIT_WORK_TREE"),
+    *("ELECTRON_RUN_AS_NODE", "NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"),
+)
+"""Names that a program around this server set for its own child, and that are wrong in Codex.
+
+Git sets its variables for hooks and aliases; with them, git in Codex's commands would work on the
+repository of the hook, not on that of cwd. They are those of `git rev-parse --local-env-vars`
+(2.39.5) except GIT_CONFIG_COUNT, with which people set `safe.directory` for example, and those of
+namespaces and receive hooks. The others belong to the Node process or editor around this server:
+Node stops at its start if NODE_CHANNEL_FD names a descriptor that is no channel.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,67 +65,6 @@ class EnvironmentRules:
     """Variables passed to Codex and its commands although the default rules withhold them."""
     denied: tuple[str, ...] = ()
     """Variables passed to neither, whatever other rules say."""
-
-
-@dataclass(frozen=True, slots=True)
-class CodexConfig:
-    """The parts of Codex's own configuration that concern the environment."""
-
-    named: frozenset[str] = frozenset()
-    """Variables that the configuration names: provider keys, headers, tokens of MCP servers."""
-    excluded: tuple[str, ...] = ()
-    """Globs that the configuration already keeps from commands."""
-
-
-def read_config(home: Path, profile: str | None = None) -> CodexConfig:
-    """Read the environment settings from `config.toml` in *home* and from the profile's file.
-
-    An unreadable file counts as empty, because Codex itself will report what is wrong with it.
-    """
-    named: set[str] = set()
-    excluded: list[str] = []
-    files = ["config.toml", *([f"{profile}.config.toml"] if profile else [])]
-    for file in files:
-        try:
-            if not (home / file).is_file():
-                continue  # Opening a named pipe, for example, would block for ever.
-            config = tomllib.loads((home / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        named.update(_named(config))
-        match config.get("shell_environment_policy"):
-            case {"exclude": said}:
-                excluded += _strings(said)
-            case _:
-                pass
-    return CodexConfig(frozenset(named), tuple(excluded))
-
-
-def _named(node: object) -> Iterator[str]:
-    if isinstance(node, list):
-        for each in cast(list[object], node):
-            yield from _named(each)
-    if not isinstance(node, dict):
-        return
-    for key, value in cast(dict[str, object], node).items():
-        if key in _NAMING_KEYS:
-            yield from _strings(value)
-        yield from _named(value)
-
-
-def _strings(value: object) -> Iterator[str]:
-    match value:
-        case str():
-            yield value
-        case list():
-            for each in cast(list[object], value):
-                yield from _strings(each)
-        case dict():
-            # {header = NAME}, and since 0.120 {name = NAME, source = "..."} of MCP servers.
-            for each in cast(dict[str, object], value).values():
-                yield from _strings(each)
-        case _:
-            pass
 
 
 def environment_for_codex(
@@ -143,7 +102,9 @@ def _is_passed(name: str, rules: EnvironmentRules, config: CodexConfig) -> bool:
         return False
     if _matches(name, ("MCP_SERVER_CODEX_*",)):
         return False  # Neither Codex nor its model may see this server's limits.
-    return _matches(name, rules.passed) or name in config.named or not _matches(name, WITHHELD)
+    if _matches(name, rules.passed) or name in config.named:
+        return True
+    return name not in SURROUNDINGS and not _matches(name, WITHHELD)
 
 
 def kept_from_commands(
@@ -153,12 +114,27 @@ def kept_from_commands(
 
     The result replaces Codex's own setting, so it includes the globs of that setting.
     """
-    names = sorted(
+    names = _secrets(environ, rules, config)
+    return [*dict.fromkeys((*config.excluded, *names))] if names else []
+
+
+def set_empty_in_commands(
+    environ: Iterable[str], rules: EnvironmentRules, config: CodexConfig
+) -> list[str]:
+    """Return the variables that commands must see as empty, because Codex cannot be told otherwise.
+
+    `managed_config.toml` is stronger than the command line (0.60.1, 0.171.0): with an
+    `exclude` of its own, the globs of `kept_from_commands` have no effect.
+    """
+    return _secrets(environ, rules, config) if config.exclusion_is_managed else []
+
+
+def _secrets(environ: Iterable[str], rules: EnvironmentRules, config: CodexConfig) -> list[str]:
+    return sorted(
         name
         for name in environ
-        if (name in CODEX_ONLY or name in config.named) and not _matches(name, rules.passed)
+        if (_matches(name, CODEX_ONLY) or name in config.named) and not _matches(name, rules.passed)
     )
-    return [*dict.fromkeys((*config.excluded, *names))] if names else []
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

@@ -16,17 +16,17 @@ import anyio
 from codex_tools.codex.errors import NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
 from codex_tools.codex.json_object import write_exactly
-from codex_tools.codex.paths import codex_home
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
+from codex_tools.engines.config_layers import read_config
 from codex_tools.engines.engine import Keep, TurnRequest
 from codex_tools.engines.environment import (
     EnvironmentRules,
     environment_for_codex,
     kept_from_commands,
-    read_config,
+    set_empty_in_commands,
 )
 from codex_tools.engines.process import Child, open_child
 
@@ -55,7 +55,7 @@ class ExecEngine:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
 
         def environ() -> dict[str, str]:
-            return environment_for_codex(os.environ, rules, read_config(codex_home()), depth=1)
+            return environment_for_codex(os.environ, rules, read_config(None), depth=1)
 
         return await find_codex(self._codex_bin, cwd, environ)
 
@@ -99,7 +99,10 @@ user's configuration names another profile or extends the sandbox (all seen).
 
 
 def build_argv(
-    request: TurnRequest, schema_file: Path | None, kept: Sequence[str] = ()
+    request: TurnRequest,
+    schema_file: Path | None,
+    kept: Sequence[str] = (),
+    further: Sequence[str] = (),
 ) -> list[str]:
     """Return the command line of a turn, in a form that all supported versions accept.
 
@@ -111,6 +114,7 @@ def build_argv(
         request: The turn.
         schema_file: File with the output schema; None without one.
         kept: Globs of environment variables that Codex must keep from its commands.
+        further: Settings, as `key=value`, that follow from Codex's own configuration.
 
     Raises:
         CodexUnsupported: This version of Codex lacks an option that the turn needs.
@@ -124,7 +128,7 @@ def build_argv(
         argv += ["-p", request.profile]
     if kept and program.keeps_whole_snapshot:
         argv += ["-c", "features.shell_snapshot=false"]
-    for setting in _settings(request, kept):
+    for setting in (*_settings(request, kept), *further):
         argv += ["-c", setting]
     if request.skip_git_repo_check:
         argv.append("--skip-git-repo-check")
@@ -142,10 +146,9 @@ def build_argv(
 
 
 def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
-    settings: list[str] = []
-    if kept:
+    settings = [f"{key}={value}" for key, value in request.config]
+    if kept:  # After the caller's settings, which it includes.
         settings.append(f"shell_environment_policy.exclude={to_toml([*kept])}")
-    settings += [f"{key}={value}" for key, value in request.config]
     settings.append(f"default_permissions={to_toml(_PERMISSIONS[request.sandbox])}")
     if request.reasoning_effort is not None:
         settings.append(f"model_reasoning_effort={to_toml(request.reasoning_effort)}")
@@ -196,12 +199,14 @@ def _schema_file(scratch: Path) -> Path:
 
 def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dict[str, str]]:
     """Read Codex's configuration and return the command line and the environment for Codex."""
-    config = read_config(codex_home(), request.profile)
+    config = read_config(None, request.profile, request.cwd, request.config)
     kept = kept_from_commands(os.environ, request.environment, config)
     schema_file = None
     if request.output_schema is not None and scratch is not None:
         schema_file = _schema_file(scratch)
-    argv = build_argv(request, schema_file, kept)
+    empty = set_empty_in_commands(os.environ, request.environment, config)
+    further = [f'shell_environment_policy.set.{name}=""' for name in empty]
+    argv = build_argv(request, schema_file, kept, further)
     env = environment_for_codex(
         os.environ,
         request.environment,

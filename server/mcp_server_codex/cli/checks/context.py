@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import tomllib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import anyio
+import tomli
 
 from codex_tools.codex.masking import MASK, mask
 from codex_tools.codex.program import Program
-from codex_tools.engines.environment import environment_for_codex, read_config
+from codex_tools.engines.config_layers import read_config
+from codex_tools.engines.environment import environment_for_codex
 from codex_tools.engines.process import open_child
 from mcp_server_codex.cli.checks.check import Check, ok, problem
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
@@ -171,7 +172,7 @@ def _drop(text: str, arguments: list[str], environ: dict[str, str]) -> None:
 def _config(home: Path) -> Mapping[str, Any]:
     file = home / "config.toml"
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return tomli.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
 

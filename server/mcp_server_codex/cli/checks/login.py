@@ -11,10 +11,11 @@ import os
 import re
 import shlex
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
+
+import tomli
 
 from codex_tools.codex.failures import last_words
 from codex_tools.codex.masking import quote
@@ -133,7 +134,7 @@ async def check_config(context: CheckContext) -> list[Check]:
 def _parsed(file: Path) -> Check:
     try:
         if file.is_file():
-            tomllib.loads(file.read_text(encoding="utf-8"))
+            tomli.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         line = re.search(r"at line (\d+)", str(error))
         where = f"{file}:{line[1]}" if line else str(file)

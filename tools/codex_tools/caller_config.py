@@ -1,0 +1,97 @@
+"""Decide which of a caller's `config` keys are free: harmless ones, and those that narrow a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from codex_tools.codex.sandbox import Sandbox
+
+SAFE_CONFIG = (
+    "model_reasoning_effort",
+    "model_reasoning_summary",
+    "model_verbosity",
+    "hide_agent_reasoning",
+    "show_raw_agent_reasoning",
+    "web_search",
+    "tools.web_search",
+)
+"""The `config` keys that cannot extend the rights of a run, whatever their values are."""
+
+_TOOLS = (
+    *("apps", "artifact", "browser_use", "browser_use_external", "browser_use_full_cdp_access"),
+    *("code_mode", "collab", "computer_use", "exec_permission_approvals", "goals"),
+    *("image_generation", "js_repl", "memories", "multi_agent", "multi_agent_v2", "remote_control"),
+    *("request_permissions_tool", "rmcp_client", "search_tool", "shell_tool", "skill_search"),
+    *("skill_mcp_dependency_install", "standalone_web_search", "tool_suggest", "view_image"),
+    *("view_image_tool", "web_search_cached", "web_search_request", "worktrees"),
+)
+"""Features of Codex 0.60.1 to 0.171.0 that only add tools or rights.
+
+Not `hooks` and `plugins`: a hook may be what forbids a command.
+"""
+
+_NARROWING: tuple[tuple[str, tuple[object, ...]], ...] = (
+    *((f"features.{name}", (False,)) for name in _TOOLS),
+    ("tools.view_image", (False,)),
+    ("apps.*.enabled", (False,)),
+    ("approval_policy", ("never",)),
+    ("sandbox_workspace_write.network_access", (False,)),
+    ("sandbox_workspace_write.exclude_tmpdir_env_var", (True,)),
+    ("sandbox_workspace_write.exclude_slash_tmp", (True,)),
+    ("sandbox_workspace_write.writable_roots", ([],)),
+    ("shell_environment_policy.inherit", ("core", "none")),
+    ("shell_environment_policy.ignore_default_excludes", (False,)),
+    ("allow_login_shell", (False,)),
+    ("notify", ([],)),
+)
+"""Globs of `config` keys, each with the values that can only reduce the rights of a run."""
+
+_SERVER_OFF = re.compile(r"mcp_servers\.([A-Za-z0-9_-]+)\.enabled")
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What a caller's `config` takes away, and the rest of it."""
+
+    others: dict[str, Any]
+    """The keys that are still to be checked."""
+    sandbox: Sandbox | None = None
+    servers_off: frozenset[str] = frozenset()
+    """Names of MCP servers."""
+    all_servers_off: bool = False
+
+
+def split_config(config: Mapping[str, Any]) -> Narrowing:
+    """Return what *config* takes away in a form that has no effect in Codex.
+
+    Codex merges `mcp_servers={}` (0.77.0 and later), needs more than `enabled=false` to
+    disable a server that it does not know, and prefers -s to `sandbox_mode`.
+    """
+    off: set[str] = set()
+    others: dict[str, Any] = {}
+    sandbox: Sandbox | None = None
+    everything = False
+    for key, value in config.items():
+        server = _SERVER_OFF.fullmatch(key)
+        if server is not None and value is False:
+            off.add(server[1])
+        elif key == "mcp_servers" and value == {}:
+            everything = True
+        elif key == "sandbox_mode" and value == "read-only":
+            sandbox = "read-only"
+        else:
+            others[key] = value
+    return Narrowing(others, sandbox, frozenset(off), everything)
+
+
+def only_narrows(key: str, value: object) -> bool:
+    """Return True if *value* of *key* can only reduce the rights of a run."""
+    return any(
+        fnmatchcase(key, glob)
+        and any(type(value) is type(narrow) and value == narrow for narrow in values)
+        for glob, values in _NARROWING
+    )
