@@ -203,11 +203,11 @@ def test_what_disables_a_server_names_its_kind_of_transport_and_no_secret_of_it(
         }
     )
     assert without_mcp_servers(config, ["b", "a", "c.d"]) == [
+        ("mcp_servers", '{"c.d" = {"command" = "false", "enabled" = false}}'),
         ("mcp_servers.b.url", '"http://127.0.0.1"'),
         ("mcp_servers.b.enabled", "false"),
         ("mcp_servers.a.command", '"false"'),
         ("mcp_servers.a.enabled", "false"),
-        ("mcp_servers", '{"c.d" = {"command" = "false", "enabled" = false}}'),
     ]
 
 

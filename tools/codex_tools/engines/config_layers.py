@@ -140,8 +140,8 @@ def without_mcp_servers(config: CodexConfig, names: Iterable[str]) -> list[tuple
             continue
         pairs.append((f"mcp_servers.{name}.{key}", to_toml(placeholder)))
         pairs.append((f"mcp_servers.{name}.enabled", "false"))
-    if others:  # Only 0.163.0 and later start servers of such names.
-        pairs.append((MERGED_SERVERS, to_toml(others)))
+    if others:  # Only 0.163.0 and later start servers of such names. Later keys extend the table.
+        pairs.insert(0, (MERGED_SERVERS, to_toml(others)))
     return pairs
 
 
