@@ -137,7 +137,7 @@ class Policy:
             images=tuple(review.image(str(cwd / i)) for i in options.images or ()),
             add_dirs=add_dirs,
             web_search=options.web_search,
-            config=(*config, *review.mcp_servers(options, narrowed, config, cwd, program)),
+            config=(*config, *review.mcp_servers(options, narrowed, config, cwd)),
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,
             environment=self.environment,
@@ -359,7 +359,6 @@ class _Review:
         narrowed: Narrowing,
         settings: tuple[tuple[str, str], ...],
         cwd: Path,
-        program: Program,
     ) -> tuple[tuple[str, str], ...]:
         """Return the settings that disable the MCP servers that the caller does not want.
 
@@ -387,7 +386,7 @@ class _Review:
             asked = set(known)
         kept = asked - narrowed.servers_off
         off = [name for name in known if name not in kept]
-        pairs = without_mcp_servers(config, off, program.version)
+        pairs = without_mcp_servers(config, off)
         if wanted != "all" or narrowed.all_servers_off:
             pairs.append(("features.apps", "false"))
         return tuple(pairs)

@@ -209,7 +209,6 @@ def test_what_disables_a_server_names_its_kind_of_transport_and_no_secret_of_it(
         ("mcp_servers.a.command", '"false"'),
         ("mcp_servers.a.enabled", "false"),
     ]
-    assert without_mcp_servers(config, ["c.d"], (0, 60, 1)) == []
 
 
 def test_an_exclusion_of_the_managed_layer_is_marked(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ import orjson
 import tomli
 
 from codex_tools.codex.paths import codex_home
-from codex_tools.codex.program import Version
 from codex_tools.codex.toml import to_toml
 
 MACHINE_FOLDER = Path("/etc/codex")
@@ -36,6 +35,9 @@ _NAMED_IN_TEXT = re.compile(
     rf"""(?:{"|".join(_NAMING_KEYS)})["']?\s*=\s*("[^"\n]*"|'[^'\n]*'|\[[^\]]*\]|\{{[^}}]*\}})"""
 )
 _QUOTED_NAME = re.compile(r"""["']([A-Za-z_][A-Za-z0-9_]*)["']""")
+
+MERGED_SERVERS = "mcp_servers"
+"""Key of a setting that 0.77.0 and later merge; 0.60.1 would replace all servers by it."""
 
 _DOTTED_PART = re.compile(r"[A-Za-z0-9_-]+")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -121,12 +123,8 @@ def read_config(
     )
 
 
-def without_mcp_servers(
-    config: CodexConfig, names: Iterable[str], version: Version | None = None
-) -> list[tuple[str, str]]:
+def without_mcp_servers(config: CodexConfig, names: Iterable[str]) -> list[tuple[str, str]]:
     """Return the settings that disable the MCP servers *names* of *config*, as key and TOML value.
-
-    *version* is that of Codex; None stands for the newest.
 
     `mcp_servers={}` has no effect on 0.77.0 to 0.171.0, which merge it. Each setting has a
     transport of the same kind: Codex ends with "invalid transport" at a server that only this
@@ -142,9 +140,8 @@ def without_mcp_servers(
             continue
         pairs.append((f"mcp_servers.{name}.{key}", to_toml(placeholder)))
         pairs.append((f"mcp_servers.{name}.enabled", "false"))
-    # 0.163.0 and later start such servers. 0.60.1 does not, and it would replace the whole table.
-    if others and (version is None or version >= (0, 77, 0)):
-        pairs.insert(0, ("mcp_servers", to_toml(others)))
+    if others:  # Only 0.163.0 and later start servers of such names. Later keys extend the table.
+        pairs.insert(0, (MERGED_SERVERS, to_toml(others)))
     return pairs
 
 

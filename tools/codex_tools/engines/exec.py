@@ -20,7 +20,7 @@ from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
-from codex_tools.engines.config_layers import read_config
+from codex_tools.engines.config_layers import MERGED_SERVERS, read_config
 from codex_tools.engines.engine import Keep, TurnRequest
 from codex_tools.engines.environment import (
     EnvironmentRules,
@@ -146,7 +146,9 @@ def build_argv(
 
 
 def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
-    settings = [f"{key}={value}" for key, value in request.config]
+    version = request.program.version
+    merges = version is None or version >= (0, 77, 0)
+    settings = [f"{k}={v}" for k, v in request.config if merges or k != MERGED_SERVERS]
     if kept:  # After the caller's settings, which it includes.
         settings.append(f"shell_environment_policy.exclude={to_toml([*kept])}")
     settings.append(f"default_permissions={to_toml(_PERMISSIONS[request.sandbox])}")
