@@ -19,6 +19,7 @@ from codex_tools.codex.paths import expand_home
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
+from codex_tools.pricing.catalog import cache_folder
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.files import local_home
 
@@ -39,6 +40,7 @@ class Settings:
     policy: Policy
     wait_s: float | Literal["auto"]
     max_runs: int
+    max_queue: int
     state_dir: Path
     prices: Path | None
     """File with the operator's own prices of models; None for the built-in prices alone."""
@@ -86,6 +88,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise ValueError("must be at least 1")
+    return value
+
+
+def _count_or_none(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("must be at least 0")
     return value
 
 
@@ -166,6 +175,13 @@ OPTIONS = (
     ),
     Option(
         "--max-runs", _count, 4, "number of runs at the same time; further runs are queued", "N"
+    ),
+    Option(
+        "--max-queue",
+        _count_or_none,
+        64,
+        "number of queued runs; further runs are refused with queue_full",
+        "N",
     ),
     Option(
         "--max-depth", _count, 1, "number of nested runs; 1: a run cannot start another run", "N"
@@ -254,9 +270,11 @@ def read_settings(
             home=Path(expand_home("~")),
             codex_home=local_home(),
             state_dir=state_dir,
+            cache_dir=cache_folder(),
         ),
         wait_s=values["wait_s"],
         max_runs=values["max_runs"],
+        max_queue=values["max_queue"],
         state_dir=state_dir,
         prices=values["prices"],
         ask=values["ask"],

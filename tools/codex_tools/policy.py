@@ -6,6 +6,7 @@ exceeds the limits, so that a person can be asked once about all of it. Only a p
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from codex_tools.caller_config import SAFE_CONFIG, Narrowing, only_narrows, split_config
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
+from codex_tools.codex.foreign_file import IMAGES_LIMIT, open_foreign_file
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
@@ -80,6 +82,8 @@ class Policy:
     """The person's home folder."""
     codex_home: Path | None = None
     state_dir: Path | None = None
+    cache_dir: Path | None = None
+    """The folder of this server's files that can be made again, such as prices."""
 
     def check(
         self,
@@ -186,6 +190,8 @@ class _Review:
     policy: Policy
     excesses: list[NotAllowed] = field(default_factory=list[NotAllowed])
     warnings: list[str] = field(default_factory=list[str])
+    image_bytes: int = 0
+    """Bytes of the images so far."""
 
     def cwd(self, asked: str | None, default: Path, thread: ThreadState | None) -> Path:
         """Return the folder to work in."""
@@ -261,10 +267,19 @@ class _Review:
         if len(self.excesses) > within_limits:
             return file  # A caller must not find out what is in a file outside the roots.
         try:
-            with file.open("rb") as data:
+            with open_foreign_file(file) as data:
+                size = os.fstat(data.fileno()).st_size
                 start = data.read(12)
         except OSError as error:
             raise InvalidArguments([f"images: {file} cannot be read: {error.strerror}"]) from None
+        self.image_bytes += size
+        if self.image_bytes > IMAGES_LIMIT:
+            raise InvalidArguments(
+                [
+                    f"images: with {file} of {size:,} bytes, the images have"
+                    f" {self.image_bytes:,} bytes; the limit is {IMAGES_LIMIT:,} bytes in all"
+                ]
+            )
         if not start.startswith(_IMAGES) and not (start[:4], start[8:]) == (b"RIFF", b"WEBP"):
             raise InvalidArguments(
                 [f"images: {file} is not an image in PNG, JPEG, GIF or WebP format"]
@@ -343,15 +358,22 @@ class _Review:
         for place, name in (
             (self.policy.home, "the home folder"),
             (self.policy.codex_home, "CODEX_HOME"),
+            *self._own_folders(),
         ):
             if place is not None and _holds(folder, place):
                 yield (f"is {name}" if _same(folder, place) else f"contains {name}"), place
         for place, name in (
             (self.policy.codex_home, "CODEX_HOME"),
-            (self.policy.state_dir, "this server's state folder"),
+            *self._own_folders(),
         ):
             if place is not None and any(_same(each, place) for each in ancestors):
                 yield f"is inside {name}", place
+
+    def _own_folders(self) -> tuple[tuple[Path | None, str], ...]:
+        return (
+            (self.policy.state_dir, "this server's state folder"),
+            (self.policy.cache_dir, "this server's cache folder"),
+        )
 
     def mcp_servers(
         self,

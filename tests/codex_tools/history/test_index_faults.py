@@ -320,7 +320,7 @@ def test_an_index_of_its_own_is_gone_once_it_is_closed(
 ) -> None:
     places = tmp_path / "places"
     places.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(places))
+    monkeypatch.setattr("codex_tools.codex.private_folder._places", lambda: [places])
     with open_index(home, a_file(tmp_path)) as history:
         usage(history)
         assert [*places.iterdir()] != []

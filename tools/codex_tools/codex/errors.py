@@ -11,6 +11,7 @@ CodexError
   * CodexUnsupported
   * ThreadNotFound
   * ThreadBusy
+  * QueueFull
   * UnknownRun
   * IndexUnavailable
 * Interrupted: the server process ended during the run
@@ -60,6 +61,7 @@ Kind = Literal[
     "bad_config",
     "thread_not_found",
     "thread_busy",
+    "queue_full",
     "wrong_thread",
     "invalid_output_schema",
     "output_mismatch",
@@ -217,6 +219,21 @@ class ThreadBusy(RequestError):
         super().__init__(
             f"Thread {thread_id} is busy: another run is using it.",
             "Wait until that run has ended and call again, or begin a new thread with codex_run.",
+        )
+
+
+class QueueFull(RequestError):
+    """As many runs are queued as the operator allows."""
+
+    kind = "queue_full"
+    retryable = True
+
+    def __init__(self, queued: int, limit: int) -> None:
+        self.queued, self.limit = queued, limit
+        super().__init__(
+            f"The queue is full: {queued} runs are queued; the limit is {limit}.",
+            "Wait with codex_wait until runs have ended, and call again. The operator of this"
+            " server can raise the limit with --max-queue.",
         )
 
 

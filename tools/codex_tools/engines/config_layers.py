@@ -19,6 +19,7 @@ from typing import cast
 import orjson
 import tomli
 
+from codex_tools.codex.foreign_file import open_foreign_file, read_foreign
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.toml import to_toml
 
@@ -158,10 +159,9 @@ class _Reader:
     def read(self, file: Path, *, trusted: bool = True) -> dict[str, object]:
         """Read one layer and return it; empty if it is missing or is not valid TOML."""
         try:
-            # Opening a named pipe, for example, would block for ever.
             if not file.is_file():
                 return {}
-            with file.open("rb") as opened:
+            with open_foreign_file(file, follow=True) as opened:
                 data = opened.read(SIZE_LIMIT + 1)
         except OSError as error:
             self.problems.append(f"Codex's configuration {file} cannot be read: {error.strerror}.")
@@ -228,9 +228,7 @@ class _Reader:
 
 def _read_json(file: Path) -> dict[str, object]:
     try:
-        if not file.is_file() or file.stat().st_size > SIZE_LIMIT:
-            return {}
-        return _table(orjson.loads(file.read_bytes()))
+        return _table(orjson.loads(read_foreign(file, SIZE_LIMIT, follow=True)))
     except (OSError, ValueError):
         return {}
 
@@ -307,7 +305,7 @@ def _main_work_tree(root: Path) -> Path | None:
     try:
         if not (root / ".git").is_file():
             return None
-        with (root / ".git").open("rb") as opened:
+        with open_foreign_file(root / ".git", follow=True) as opened:
             text = os.fsdecode(opened.read(8192))
     except OSError:
         return None

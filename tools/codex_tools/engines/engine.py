@@ -51,6 +51,11 @@ class TurnRequest:
     environment: EnvironmentRules = field(default_factory=EnvironmentRules)
     depth: int = 1
     """Number of nested runs, this one included."""
+    scratch: Path | None = None
+    """Beginning of the path of a folder for files that Codex reads a part of the turn from.
+
+    It must be where no command of a run can write. None for a folder of the engine's choice.
+    """
     held: Sequence[int] = field(default=())
     """File descriptors to keep open until no process of the turn is left (the thread's lock)."""
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -13,8 +10,9 @@ from pathlib import Path
 
 import anyio
 
-from codex_tools.codex.errors import NotAllowed
+from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
+from codex_tools.codex.foreign_file import IMAGES_LIMIT
 from codex_tools.codex.json_object import write_exactly
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.sandbox import Sandbox
@@ -29,6 +27,7 @@ from codex_tools.engines.environment import (
     set_empty_in_commands,
 )
 from codex_tools.engines.process import Child, open_child
+from codex_tools.engines.scratch import Scratch
 
 _SEARCH_ON = ("features.web_search_request=true",)
 _SEARCH_OFF = (
@@ -64,8 +63,10 @@ class ExecEngine:
         self, request: TurnRequest, keep: Keep
     ) -> AsyncGenerator[AsyncGenerator[Event]]:
         """Start a turn and yield its events; see `Engine.open_turn`."""
-        scratch = _scratch_for(request)
+        scratch: Scratch | None = None
         try:
+            with anyio.CancelScope(shield=True):  # A folder that nobody knows would remain.
+                scratch = await on_disk(_scratch_for, request)
             argv, env = await on_disk(_prepare, request, scratch)
             async with (
                 open_child(
@@ -73,7 +74,7 @@ class ExecEngine:
                     stdin=request.prompt.encode("utf-8", "replace"),
                     cwd=request.cwd,
                     env=env,
-                    scratch=scratch,
+                    scratch=scratch.path if scratch is not None else None,
                     held=request.held,
                 ) as child,
                 aclosing(_events(child, keep)) as events,
@@ -82,7 +83,7 @@ class ExecEngine:
         finally:
             if scratch is not None:
                 with anyio.CancelScope(shield=True):
-                    await on_disk(shutil.rmtree, scratch, True)
+                    await on_disk(scratch.remove)
 
 
 _PERMISSIONS: dict[Sandbox, str] = {
@@ -159,10 +160,10 @@ def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
     return settings
 
 
-def _scratch_for(request: TurnRequest) -> Path | None:
-    """Return a new folder for the files that Codex reads a part of the turn from.
+def _scratch_for(request: TurnRequest) -> Scratch | None:
+    """Make a folder for the files that Codex reads a part of the turn from.
 
-    None if the turn needs no files. The folder is not made yet.
+    Return None if the turn needs no files.
     """
     if (
         request.output_schema is None
@@ -170,10 +171,10 @@ def _scratch_for(request: TurnRequest) -> Path | None:
         and not any("," in str(image) for image in request.images)
     ):
         return None
-    return Path(tempfile.gettempdir(), f"mcp-server-codex-{secrets.token_hex(8)}")
+    return Scratch(request.scratch)
 
 
-def _prepare(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dict[str, str]]:
+def _prepare(request: TurnRequest, scratch: Scratch | None) -> tuple[list[str], dict[str, str]]:
     """Write the files of the turn; return the command line and the environment for Codex.
 
     Raises:
@@ -181,31 +182,22 @@ def _prepare(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dic
         NotAllowed: A path leads elsewhere than when it was checked.
     """
     _check_unmoved(request)
+    schema_file: Path | None = None
     if scratch is not None:
-        request = _write_files(request, scratch)
-    return _command_for(request, scratch)
+        if request.output_schema is not None:
+            schema_file = scratch.write("output_schema.json", write_exactly(request.output_schema))
+        if request.base_instructions is not None:
+            request = _with_instructions(request, request.base_instructions, scratch)
+        request = replace(request, images=_without_commas(request.images, scratch))
+    return _command_for(request, schema_file)
 
 
-def _write_files(request: TurnRequest, scratch: Path) -> TurnRequest:
-    scratch.mkdir(mode=0o700)
-    if request.output_schema is not None:
-        _schema_file(scratch).write_bytes(write_exactly(request.output_schema))
-    if request.base_instructions is not None:
-        request = _with_instructions(request, request.base_instructions, scratch)
-    return replace(request, images=_without_commas(request.images, scratch))
-
-
-def _schema_file(scratch: Path) -> Path:
-    return scratch / "output_schema.json"
-
-
-def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str], dict[str, str]]:
+def _command_for(
+    request: TurnRequest, schema_file: Path | None
+) -> tuple[list[str], dict[str, str]]:
     """Read Codex's configuration and return the command line and the environment for Codex."""
     config = read_config(None, request.profile, request.cwd, request.config)
     kept = kept_from_commands(os.environ, request.environment, config)
-    schema_file = None
-    if request.output_schema is not None and scratch is not None:
-        schema_file = _schema_file(scratch)
     empty = set_empty_in_commands(os.environ, request.environment, config)
     further = [f'shell_environment_policy.set.{name}=""' for name in empty]
     argv = build_argv(request, schema_file, kept, further)
@@ -226,36 +218,40 @@ def _check_unmoved(request: TurnRequest) -> None:
 
     Raises:
         NotAllowed: A part of a path was replaced by a link.
+        InvalidArguments: The images have grown beyond their limit.
     """
     for path in (request.cwd, *request.add_dirs, *request.images):
         if os.path.realpath(path) != str(path):
             raise NotAllowed(
                 f"path {path}", "a part of it was replaced by a link after the check", "--root"
             )
+    size = sum(image.stat().st_size for image in request.images)
+    if size > IMAGES_LIMIT:
+        raise InvalidArguments(
+            [f"images: they have {size:,} bytes by now; the limit is {IMAGES_LIMIT:,} in all"]
+        )
 
 
-def _with_instructions(request: TurnRequest, text: str, scratch: Path) -> TurnRequest:
+def _with_instructions(request: TurnRequest, text: str, scratch: Scratch) -> TurnRequest:
     """Write *text* to a file and return *request* with the settings that name that file.
 
     Codex 0.60.1 reads the first key, 0.163.0 and 0.169.0 the second; each ignores the other key.
     """
-    file = scratch / "instructions.md"
-    file.write_bytes(text.encode("utf-8", "replace"))
+    file = scratch.write("instructions.md", text.encode("utf-8", "replace"))
     keys = ("experimental_instructions_file", "model_instructions_file")
     return replace(request, config=(*request.config, *((key, to_toml(str(file))) for key in keys)))
 
 
-def _without_commas(images: Sequence[Path], scratch: Path) -> tuple[Path, ...]:
+def _without_commas(images: Sequence[Path], scratch: Scratch) -> tuple[Path, ...]:
     """Return *images*, with a link in *scratch* for each path that contains a comma.
 
     Codex would split such a path at its commas.
     """
     plain: list[Path] = []
     for number, image in enumerate(images):
-        link = scratch / f"{number}{image.suffix.replace(',', '')}"
         if "," in str(image):
-            link.symlink_to(image)
-        plain.append(link if "," in str(image) else image)
+            image = scratch.link(f"{number}{image.suffix.replace(',', '')}", image)
+        plain.append(image)
     return tuple(plain)
 
 

@@ -8,7 +8,9 @@ The guard is a separate script, with the standard library only, because it must 
 of its caller. The child gets the guard's standard streams unchanged. The guard kills the process
 tree when the child has ended, or when CONTROL_FD reads end of file. The latter happens whether the
 caller closed it, crashed or was killed: one path for all. Then the guard removes the folder
-SCRATCH ("" for none) and exits as the child did.
+SCRATCH ("" for none) with the files that were in it before the child began, and exits as the child
+did. It does so by descriptors that it opened then: a command of the child may have put more files
+or a link there, for the guard to remove what the command itself cannot.
 
 The user's `notify` program is the exception. Codex starts it at the turn's end and does not wait
 for it (0.60.1, 0.163.0, 0.171.0). It stays in Codex's process group. The model's commands never do:
@@ -77,21 +79,22 @@ def main(arguments: list[str]) -> None:
     guard, caller = os.getpid(), os.getppid()
     if LINUX:
         set_mark(guard)
+    held = hold(scratch) if scratch else None
     child = os.fork()
     if child == 0:
         become(argv, cwd, guard, prctl)
     close_streams()
     status = watch(child, control, wakeup)
     if status == 0 and LINUX:
-        if scratch:
-            remove(scratch)
+        if held is not None:
+            remove(held)
         finish_last_act(child, control, caller, (wakeup, alarm))
     doomed: set[int] = set() if LINUX else tree(guard)
     if status is None:
         status = interrupt(child, wakeup, grace_s)
     status = kill_all(child, status, doomed)
-    if scratch:
-        remove(scratch)
+    if held is not None:
+        remove(held)
     leave(status)
 
 
@@ -314,14 +317,44 @@ def signal_group(leader: int, number: int) -> None:
         pass
 
 
-def remove(folder: str) -> None:
-    """Remove *folder* and the files in it."""
+class Held:
+    """A folder that is to be removed: its descriptor, its parent's, and the files known in it."""
+
+    def __init__(self, path: str) -> None:
+        """Open the folder and its parent; -1 in place of one that is gone."""
+        self.name = os.path.basename(path)
+        self.parent = self.folder = -1
+        self.names: list[str] = []
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            self.parent = os.open(os.path.dirname(path), flags)
+            self.folder = os.open(self.name, flags | os.O_NOFOLLOW, dir_fd=self.parent)
+            self.names = os.listdir(self.folder)
+        except OSError:
+            pass
+
+
+def hold(path: str) -> Held:
+    """Return the folder *path* for `remove`."""
+    return Held(path)
+
+
+def remove(held: Held) -> None:
+    """Remove the files that *held* knows, and the folder if it is empty; follow no link."""
+    for name in held.names if held.folder >= 0 else ():
+        try:
+            os.unlink(name, dir_fd=held.folder)
+        except OSError:
+            pass  # It was removed already.
     try:
-        for name in os.listdir(folder):
-            os.unlink(os.path.join(folder, name))
-        os.rmdir(folder)
+        if held.parent >= 0:
+            os.rmdir(held.name, dir_fd=held.parent)
     except OSError:
-        pass
+        pass  # It is not empty, or is another thing now.
+    for fd in (held.folder, held.parent):
+        if fd >= 0:
+            os.close(fd)
+    held.folder = held.parent = -1
 
 
 def leave(status: int | None) -> None:

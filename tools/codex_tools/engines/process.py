@@ -26,6 +26,7 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process
 
 from codex_tools.codex.errors import ServerReplaced
+from codex_tools.codex.private_folder import make_private_folder
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines import guard, orphans
 
@@ -325,7 +326,10 @@ def _find_guard() -> tuple[str, str, Path | None]:
     except OSError:
         pass  # The package was removed.
     try:
-        folder = Path(tempfile.mkdtemp(prefix="mcp-server-codex-"))
+        folder, is_exposed = make_private_folder()
+        if is_exposed:  # A sandboxed command could rewrite the script before it starts.
+            folder.rmdir()
+            raise ServerReplaced(f"{guard.__file__} is gone")
         # nesting.py, of any version, recognises a guard by these last parts of its path.
         script = folder / "codex_tools" / "engines" / "guard.py"
         script.parent.mkdir(parents=True)

@@ -12,7 +12,6 @@ databases are not used: they lack threads that an older Codex made, and count fo
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import threading
@@ -21,21 +20,24 @@ import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import orjson
 
 from codex_tools.codex.errors import CodexError, IndexUnavailable
+from codex_tools.codex.file_lock import lock, open_lock, show_lock
+from codex_tools.codex.private_folder import StandIn, claim_folder
 from codex_tools.history.indexer import ContextNumbers, IndexBatch, reprice, uncollected
 from codex_tools.history.scan import RolloutChanges, compare, inode_of, mark_of, mark_of_file, scan
 from codex_tools.history.search_text import read_names, read_new_texts
 from codex_tools.history.tables import (
     SCHEMA,
     TABLES,
+    IndexConnection,
     data_version,
     folders_of,
     get_meta,
     has_new_texts,
+    has_our_tables,
     open_database,
     put_meta,
     schema_of,
@@ -43,9 +45,6 @@ from codex_tools.history.tables import (
 )
 from codex_tools.history.writer_locks import is_stopped, lock_holder
 from codex_tools.pricing.prices import Prices
-
-if TYPE_CHECKING:
-    from tempfile import TemporaryDirectory
 
 BATCH_FILES = 250
 """Maximum number of files that are read between two commits."""
@@ -90,7 +89,7 @@ class ThreadIndex:
         """Sentences for the person about the state of the index itself."""
         self._shared_folder = self._folder = state_dir / "history"
         self._key = f"{zlib.crc32(os.fsencode(home)):08x}"
-        self._own_folder: TemporaryDirectory[str] | None = None
+        self._own_folder: StandIn | None = None
         self._lock_was_held = False
         """True if the temporary folder is used only until another process releases the lock."""
         self._mutex = threading.RLock()
@@ -108,10 +107,13 @@ class ThreadIndex:
     def close(self) -> None:
         """Close the index; threads that are reading for it stop."""
         self._leave.set()
+        db = self._db
+        if isinstance(db, IndexConnection):
+            db.stop.set()
         with self._mutex:
             self._forget_connection()
             if self._own_folder is not None:
-                self._own_folder.cleanup()
+                self._own_folder.remove()
 
     @contextmanager
     def opened(self) -> Generator[sqlite3.Connection]:
@@ -241,7 +243,9 @@ class ThreadIndex:
             return self._db
         self._forget_connection()
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._own_folder is None:
+                claim_folder(path.parent.parent)
+                claim_folder(path.parent, follow=False)
             self._db = self._open(path)
         except (OSError, sqlite3.OperationalError, _LockHeld) as error:
             if not self._use_own_folder(str(error)):
@@ -256,6 +260,8 @@ class ThreadIndex:
             if schema_of(db) != SCHEMA:
                 self._make_tables(db, path)
                 self._remove_unused()
+            if not has_our_tables(db):
+                raise sqlite3.DatabaseError(f"{path.name} has other tables than this server makes")
             os.utime(path)
         except BaseException:
             db.close()
@@ -278,10 +284,10 @@ class ThreadIndex:
             return self._use_own_folder(str(error))
         self._forget_connection()
         try:
-            with self._flock() as fd, suppress(BlockingIOError):  # Another process does it.
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for ending in ("", "-wal", "-shm"):
-                    Path(f"{self._path()}{ending}").unlink(missing_ok=True)
+            with self._flock() as fd:
+                if lock(fd):  # Else another process does it.
+                    for ending in ("", "-wal", "-shm"):
+                        Path(f"{self._path()}{ending}").unlink(missing_ok=True)
         except OSError as problem:
             return self._use_own_folder(str(problem))
         return True
@@ -291,17 +297,15 @@ class ThreadIndex:
         self._forget_connection()
         if self._own_folder is not None:
             return False
-        from tempfile import TemporaryDirectory
-
         try:
-            self._own_folder = TemporaryDirectory(prefix="mcp-server-codex-")
+            self._own_folder = StandIn()
         except OSError:
             return False
         self.notes.append(
             f"The index cannot be kept in {self._folder} ({problem});"
             " this process uses a temporary index."
         )
-        self._folder = Path(self._own_folder.name)
+        self._folder = self._own_folder.path
         return True
 
     def _return(self) -> None:
@@ -311,13 +315,14 @@ class ThreadIndex:
             return
         try:
             with self._flock(self._shared_folder) as fd:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock(fd):
+                    return
         except OSError:
             return
         self._forget_connection()
         self._folder, self._own_folder, self._lock_was_held = self._shared_folder, None, False
         self.notes.clear()
-        own.cleanup()
+        own.remove()
 
     def _remove_unused(self) -> None:
         """Remove indexes of this home with another schema that no process has opened for long."""
@@ -339,8 +344,7 @@ class ThreadIndex:
 
     @contextmanager
     def _flock(self, folder: Path | None = None) -> Generator[int]:
-        path = (folder or self._folder) / f"{self._key}-{SCHEMA}.lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = open_lock((folder or self._folder) / f"{self._key}-{SCHEMA}.lock")
         try:
             yield fd
         finally:
@@ -357,26 +361,23 @@ class ThreadIndex:
             seen, since = data_version(db), time.monotonic()
             stopped_at: float | None = None
             while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock(fd):
+                    show_lock(fd)
                     break
-                except BlockingIOError:
-                    self._check_leave()
-                    now = time.monotonic()
-                    if (version := data_version(db)) != seen:
-                        seen, since = version, now
-                    if not is_stopped(lock_holder(fd)):
-                        stopped_at = None
-                    elif stopped_at is None:
-                        stopped_at = now
-                    stopped_s = 0.0 if stopped_at is None else now - stopped_at
-                    if now - since > WAIT_S or stopped_s > STOPPED_S:
-                        self._lock_was_held = True
-                        raise _LockHeld(
-                            "another process holds its write lock and makes no progress"
-                        ) from None
-                    progress(0, 0)
-                    time.sleep(0.02)
+                self._check_leave()
+                now = time.monotonic()
+                if (version := data_version(db)) != seen:
+                    seen, since = version, now
+                if not is_stopped(lock_holder(fd)):
+                    stopped_at = None
+                elif stopped_at is None:
+                    stopped_at = now
+                stopped_s = 0.0 if stopped_at is None else now - stopped_at
+                if now - since > WAIT_S or stopped_s > STOPPED_S:
+                    self._lock_was_held = True
+                    raise _LockHeld("another process holds its write lock and makes no progress")
+                progress(0, 0)
+                time.sleep(0.02)
             yield
 
     def _changes(self, db: sqlite3.Connection) -> RolloutChanges:

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from codex_tools.codex.foreign_file import open_foreign
 from codex_tools.history.scan import ChangedRollout, RolloutChanges
 from codex_tools.history.tables import (
     ADD_FILE,
@@ -324,7 +325,7 @@ class _opened:
     __slots__ = ("_fd",)
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = open_foreign(path)
 
     def __enter__(self) -> int:
         return self._fd

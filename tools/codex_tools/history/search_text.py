@@ -10,10 +10,15 @@ from typing import Any, cast
 
 import orjson
 
+from codex_tools.codex.foreign_file import bounded_lines, open_foreign_file
 from codex_tools.codex.json_object import Json, object_of
 from codex_tools.history.tables import text_rows, transaction
 from codex_tools.rollouts.files import PACKED, parts_of
 from codex_tools.rollouts.line import COMPACTED, parse_line, user_text
+from codex_tools.rollouts.thread_reader import LINE_LIMIT
+
+NAME_LIMIT = 1024 * 1024
+"""Bytes of the longest line with a thread's name that is read."""
 
 TEXT_LIMIT = 20_000
 """Characters of a prompt or an answer that are searched, from its start."""
@@ -62,8 +67,8 @@ def read_names(db: sqlite3.Connection, path: Path) -> None:
     """Read the names of threads from Codex's session_index.jsonl; the last name counts."""
     names: dict[str, str] = {}
     try:
-        with path.open("rb") as file:
-            for line in file:
+        with open_foreign_file(path, follow=True) as file:
+            for line in bounded_lines(file, NAME_LIMIT):
                 try:
                     entry: Any = orjson.loads(line)
                     names[str(entry["id"])] = str(entry["thread_name"])
@@ -87,12 +92,22 @@ def read_texts(path: Path, start: int, end: int) -> tuple[list[str], int]:
     texts: list[str] = []
     in_turn = False
     rest = b""
+    long = 0
     at = start
     # The size of a compressed file is not the size of its content.
     is_packed = path.name.endswith(PACKED)
     for part in parts_of(path, start, 2**62 if is_packed else end):
+        if long and b"\n" not in part:
+            long += len(part)
+            continue
         *lines, rest = (rest + part).split(b"\n")
         at += sum(map(len, lines)) + len(lines)
+        if long:  # The end of a line that was left out.
+            at += long
+            del lines[0]
+            long = 0
+        if len(rest) > LINE_LIMIT:
+            long, rest = len(rest), b""
         for line in lines:
             in_turn = _take_text(line, in_turn, texts)
     if rest.endswith(b"}") and parse_line(rest) is not None:

@@ -7,11 +7,15 @@ its thread (not `shadowed` by another copy) has rows in `detail` and `bucket`.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
+import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,12 @@ produce: all rollouts are then read again."""
 
 BUSY_S = 30.0
 """Seconds that a connection waits for the transaction of another one."""
+
+STATEMENT_S = 60.0
+"""Seconds that a statement may compute, including the reading of its rows by this server."""
+
+_STEPS = 1_000_000
+"""Steps of SQLite's virtual machine between two looks at the clock: a few ms."""
 
 PAGE_BYTES = 8192
 """Page size of a new index in bytes: half as many pages as by default, each written by two
@@ -221,9 +231,16 @@ def open_database(path: Path) -> sqlite3.Connection:
         OSError: The file cannot be opened.
         sqlite3.Error: The file is not a database, or is not writable.
     """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+    _check_file(path)
+    db = sqlite3.connect(
+        path,
+        timeout=BUSY_S,
+        check_same_thread=False,
+        isolation_level=None,
+        factory=IndexConnection,
+    )
     try:
+        db.execute("PRAGMA trusted_schema = OFF")
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         _use_wal(db)
         for pragma in ("synchronous = NORMAL", "temp_store = MEMORY"):
@@ -232,6 +249,77 @@ def open_database(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _check_file(path: Path) -> None:
+    """Check that *path* and the files beside it can be given to SQLite, which follows links.
+
+    Raises:
+        OSError: One of them is not a regular file of this user.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    for ending in ("", "-wal", "-shm", "-journal"):
+        name = f"{path}{ending}"
+        try:
+            fd = os.open(name, flags if ending else flags | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            continue
+        try:
+            state = os.fstat(fd)
+            if not stat.S_ISREG(state.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", name)
+            if state.st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "it belongs to another user", name)
+        finally:
+            os.close(fd)
+
+
+class IndexConnection(sqlite3.Connection):
+    """A connection whose statements end after STATEMENT_S, or when `stop` is set."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._began = time.monotonic()
+        self.stop = threading.Event()
+        self.set_progress_handler(self._is_over, _STEPS)
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """Execute a statement; its time begins now."""
+        self._began = time.monotonic()
+        return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        """Execute a statement for each row; its time begins now."""
+        self._began = time.monotonic()
+        return super().executemany(*arguments)
+
+    def _is_over(self) -> bool:
+        return self.stop.is_set() or time.monotonic() - self._began > STATEMENT_S
+
+
+def has_our_tables(db: sqlite3.Connection) -> bool:
+    """Return True if the index has exactly the tables that this server makes.
+
+    A view or a trigger in it would run with our statements, and may never end.
+    """
+    return _objects_of(db) == _our_objects()
+
+
+@cache
+def _our_objects() -> set[tuple[str, ...]]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(TABLES)
+        return _objects_of(db)
+
+
+def _objects_of(db: sqlite3.Connection) -> set[tuple[str, ...]]:
+    """Return kind, name, table and text of all objects, without the texts of FTS5's own tables."""
+    return {
+        (kind, name, table, "" if name.startswith("text_") else sql or "")
+        for kind, name, table, sql in db.execute(
+            "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+        )
+    }
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.pricing.price import Price, Timeline
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ Raise it with every change that may give another price for the same request, and
 with every change of the file's format. Cache files of another number are not read,
 and `Prices.fingerprint` changes, so stored costs are computed again.
 """
+
+
+SIZE_LIMIT = 16 * 1024 * 1024
+"""Maximum bytes of a cache file; one of genai-prices 0.2.3 has 30 KB."""
 
 
 class Catalog:
@@ -141,7 +146,7 @@ def _is_installed(version: str) -> bool:
 def _read_cache(path: Path, version: str) -> dict[str, Timeline] | None:
     """Return the prices in the cache file *path*, or None if it is not what was written."""
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
+        head, _, body = read_foreign(path, SIZE_LIMIT, owned=True).partition(b"\n")
     except OSError:
         return None
     if head != _head(version, body):

@@ -14,7 +14,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, cast
 
-from codex_tools.pricing.catalog import FORMAT, Catalog
+from codex_tools.codex.foreign_file import read_foreign
+from codex_tools.pricing.catalog import FORMAT, SIZE_LIMIT, Catalog
 from codex_tools.pricing.price import Price, Timeline
 
 _SELLERS = ("openai", "azure", "openrouter")
@@ -103,7 +104,7 @@ def read_prices(overrides: Path | None = None) -> Prices:
     from hashlib import sha256
 
     try:
-        content = overrides.read_bytes()
+        content = read_foreign(overrides, SIZE_LIMIT, follow=True)
         own = _parse(content)
     except OSError as error:
         raise ValueError(f"{overrides} cannot be read: {error.strerror}") from error

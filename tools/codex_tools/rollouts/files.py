@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from codex_tools.codex.foreign_file import open_foreign, open_foreign_file
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import codex_home
 
@@ -28,6 +29,9 @@ ENDINGS = (".jsonl", PACKED)
 
 BLOCK = 256 * 1024
 """Bytes per read."""
+
+UNPACKED_LIMIT = 1024 * 1024 * 1024
+"""Most bytes of a compressed rollout's content: 32 KB on disk can hold 1 GB."""
 
 _ID_LENGTH = 36
 """Characters of a UUID."""
@@ -76,7 +80,7 @@ def rollouts_below(folder: Path) -> Iterator[str]:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         ahead.append(entry.path)
-                    elif is_rollout(entry.name):
+                    elif is_rollout(entry.name) and entry.is_file(follow_symlinks=False):
                         yield entry.path
         except OSError:
             continue  # The folder was archived or removed during the search.
@@ -89,7 +93,7 @@ def open_rollout(path: Path) -> Generator[BinaryIO]:
     Raises:
         OSError: The file cannot be read, or its compression is damaged.
     """
-    with path.open("rb") as file:
+    with open_foreign_file(path) as file:
         if path.suffix != ".zst":
             yield file
         else:
@@ -107,7 +111,7 @@ def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes
     Raises:
         OSError: The file cannot be read, or its compression is damaged.
     """
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(open_foreign(path), "rb", buffering=0) as file:
         if path.name.endswith(PACKED):
             yield from unpacked(file)
             return
@@ -138,7 +142,7 @@ def unpacked(file: BinaryIO) -> Iterator[bytes]:
     """Yield the content of a compressed rollout, block by block.
 
     Raises:
-        OSError: The file is damaged or incomplete.
+        OSError: The file is damaged or incomplete, or holds more than UNPACKED_LIMIT bytes.
     """
     import zstandard
 
@@ -153,6 +157,8 @@ def unpacked(file: BinaryIO) -> Iterator[bytes]:
         ) as plain:
             while block := plain.read(BLOCK):
                 size += len(block)
+                if size > UNPACKED_LIMIT:
+                    raise OSError(f"compressed file of more than {UNPACKED_LIMIT:,} bytes")
                 yield block
     except zstandard.ZstdError as error:
         raise OSError(f"damaged zstd file: {error}") from error

@@ -29,6 +29,7 @@ from codex_tools.rollouts.files import (
 )
 from codex_tools.rollouts.line import parse_line
 from codex_tools.rollouts.turn_record import (
+    LINE_LIMIT,
     SettingsFollower,
     TurnMark,
     TurnRecord,
@@ -130,7 +131,7 @@ def read_state(path: Path) -> ThreadState | None:
     """
     try:
         with open_rollout(path) as file:
-            meta = payload_of(file.readline())
+            meta = payload_of(file.readline(LINE_LIMIT))
             if meta is None or not isinstance(meta.get("id"), str):
                 return None
             size = file.seek(0, os.SEEK_END)
@@ -175,6 +176,7 @@ def _last_turn(file: BinaryIO) -> tuple[Json, Usage | None]:
 def _lines_backwards(file: BinaryIO) -> Iterator[bytes]:
     position = file.seek(0, os.SEEK_END)
     later: list[bytes] = []
+    kept = 0
     while position:
         size = min(BLOCK, position)
         position -= size
@@ -185,6 +187,10 @@ def _lines_backwards(file: BinaryIO) -> Iterator[bytes]:
             yield b"".join(reversed(later))
             yield from reversed(others)
             later = [first]
-        else:
+            kept = len(first)
+        elif kept <= LINE_LIMIT:
             later.append(first)
+            kept += len(first)
+        else:
+            later = []  # Without its end, the line is no JSON and is passed over.
     yield b"".join(reversed(later))

@@ -7,6 +7,7 @@ its error (seen on 0.60.1, 0.163.0 and 0.169.0).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 
 COMMANDS_KEPT = 50
 """Commands kept of a turn, the newest ones."""
+TURNS_LIMIT = 512 * 1024 * 1024
+"""Maximum bytes of the turns that are read at a time."""
 FILES_KEPT = 200
 """Changed files kept of a turn, the first ones."""
 
@@ -277,4 +280,6 @@ def _output(payload: Json) -> str:
 
 
 def _between(path: Path, start: int, end: int) -> bytes:
+    if end - start > TURNS_LIMIT:
+        raise OSError(errno.EFBIG, f"turns of more than {TURNS_LIMIT:,} bytes", str(path))
     return b"".join(parts_of(path, start, end))

@@ -107,6 +107,8 @@ class SettingsFollower:
     offset: int
     """Where the next read begins."""
     _partial: bytes = b""
+    _is_long: bool = False
+    """True within a line that is too long to keep."""
 
     def read(self) -> list[Settings]:
         """Return the settings recorded since the last call; 0.60.1 repeats them in a turn.
@@ -117,9 +119,13 @@ class SettingsFollower:
         found: list[Settings] = []
         for block in parts_of(self.path, self.offset, sys.maxsize):
             self.offset += len(block)
+            if self._is_long and b"\n" not in block:
+                continue
+            self._is_long = False
             *lines, self._partial = (self._partial + block).split(b"\n")
             if len(self._partial) > LINE_LIMIT:
                 self._partial = b""  # No turn_context is so long; the rest of it is no JSON.
+                self._is_long = True
             for line in lines:
                 if (context := _context_in(line)) is not None:
                     found.append(settings_of(context))
@@ -204,10 +210,12 @@ def _read_troubles(path: Path, offset: int) -> tuple[dict[str, None], bool]:
     has_lost_image = False
     partial = b""
     for block in parts_of(path, offset, sys.maxsize):
-        data = partial + block
-        end = data.rfind(b"\n") + 1
-        partial = data[end:][-LINE_LIMIT:]
-        data = data[:end]
+        end = block.rfind(b"\n") + 1
+        if not end:
+            if len(partial) < LINE_LIMIT:  # Else the line is too long to matter.
+                partial += block
+            continue
+        data, partial = partial + block[:end], block[end:]
         has_lost_image = has_lost_image or any(sign in data for sign in _LOST_IMAGE)
         if not any(sign in data for sign in _SIGNS):
             continue

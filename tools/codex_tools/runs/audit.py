@@ -6,11 +6,11 @@ never in it; Codex's own rollouts contain them, under the thread's id.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import logging
 import os
-import time
+import stat
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from codex_tools.codex.file_lock import lock, open_lock
 from codex_tools.codex.masking import mask_line
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import now
@@ -30,12 +31,6 @@ FILE_LIMIT = 4 * 1024 * 1024
 
 FILES_KEPT = 5
 """Maximum number of files; the newest has no number."""
-
-LOCK_WITHIN_S = 0.25
-"""Seconds to wait for another server's lock, which is normally held for less than a millisecond."""
-
-LOCK_RETRY_S = 0.01
-"""Retry interval in seconds for taking the lock."""
 
 
 class AuditLog:
@@ -66,37 +61,41 @@ class AuditLog:
             logger.warning("cannot write to %s: %s", self._path, error)
 
     def _open(self) -> int:
-        """Open and lock the newest file; rotate the files first if it is full.
+        """Open the newest file; rotate the files first if it is full.
 
-        The lock only prevents two servers from rotating at once, and any process of this user can
-        hold it. This method therefore waits only briefly for the lock. Without the lock, the line
-        is still appended in one write, but the files are not rotated.
+        A line is appended in one write, which needs no lock. Only rotating does, so that two
+        servers do not both rotate; while another server does, the line goes to the full file.
         """
-        until = time.monotonic() + LOCK_WITHIN_S
-        while True:
-            fd = os.open(
-                self._path,
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW,
-                0o600,
-            )
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                state = os.fstat(fd)
-                if state.st_nlink and state.st_size < FILE_LIMIT:
-                    if os.path.samestat(state, self._path.stat()):
-                        return fd
-                elif os.path.samestat(state, self._path.stat()):
-                    self._rotate()
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    logger.warning("%s is locked by another process", self._path)
-                    return fd
-                time.sleep(LOCK_RETRY_S)
-            except FileNotFoundError:
-                pass  # Another server has just renamed it.
-            except BaseException:
+        fd = self._open_newest()
+        try:
+            if os.fstat(fd).st_size >= FILE_LIMIT and self._rotate_once(fd):
                 os.close(fd)
-                raise
+                fd = self._open_newest()
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _open_newest(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW
+        fd = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file", str(self._path))
+        return fd
+
+    def _rotate_once(self, full: int) -> bool:
+        """Rotate the files if *full* is still the newest; return True if it no longer is."""
+        fd = open_lock(self._path.with_name("audit.lock"))
+        try:
+            if not lock(fd):
+                return False
+            if os.path.samestat(os.fstat(full), self._path.stat()):
+                self._rotate()
+            return True
+        except FileNotFoundError:
+            return True  # An earlier build, which uses another lock, has just renamed it.
+        finally:
             os.close(fd)
 
     def _rotate(self) -> None:

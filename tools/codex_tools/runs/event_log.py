@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from codex_tools.codex.foreign_file import open_foreign_file
 from codex_tools.codex.masking import mask_line
 from codex_tools.runs.writer import StateWriter
 
@@ -76,7 +77,8 @@ class EventLog:
         try:
             if self._fd is None:
                 self._path.parent.mkdir(mode=0o700, exist_ok=True)
-                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+                self._fd = os.open(self._path, flags, 0o600)
             if not _append(self._fd, b"".join(line + b"\n" for line in lines)):
                 # The disk has no room for all lines: write as many as fit.
                 for line in lines:
@@ -122,7 +124,7 @@ def read_page(path: Path, offset: int, room: int) -> EventPage | None:
     """
     lines: list[str] = []
     try:
-        with path.open("rb") as file:
+        with open_foreign_file(path, owned=True) as file:
             end = file.seek(0, os.SEEK_END)
             # For an offset in the middle of an event, the page begins with the next event.
             file.seek(max(0, offset - 1))
@@ -139,7 +141,7 @@ def read_page(path: Path, offset: int, room: int) -> EventPage | None:
                 lines.append(text)
                 room -= len(text) + 1
             at = file.tell()
-    except FileNotFoundError:
+    except OSError:
         return None
     return EventPage(tuple(lines), at if at < end else None, end)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -20,8 +19,9 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from codex_tools.codex.errors import CodexError, ThreadBusy, UnknownRun, fault_for
+from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun, fault_for
 from codex_tools.codex.masking import is_cut_of, shorten
+from codex_tools.codex.private_folder import StandIn
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
@@ -40,6 +40,9 @@ from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import changes_since, explain_unseen, take_snapshot
 
 logger = logging.getLogger(__name__)
+
+MAX_QUEUE = 64
+"""Default limit of queued runs: 400 queued prompts of 1 MB each once took 390 MB of memory."""
 
 KEPT_IN_MEMORY = 64
 """Ended runs kept in memory, in addition to those whose record could not be written yet."""
@@ -79,6 +82,7 @@ class Runs:
         engine: Engine,
         threads: Threads,
         max_runs: int,
+        max_queue: int = MAX_QUEUE,
         notes: tuple[str, ...] = (),
     ) -> None:
         """Create an empty register; *notes* are warnings for the callers of all runs."""
@@ -91,6 +95,7 @@ class Runs:
         self._notes = notes
         self.audit = AuditLog(state_dir, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
+        self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
         self._unsaved: set[str] = set()
         """Ids of ended runs whose record could not be written yet."""
@@ -137,17 +142,25 @@ class Runs:
             before: The current state of the thread to resume.
             lock: That thread's lock. The run owns the lock, unless this method raises.
             warnings: Warnings for the caller.
+
+        Raises:
+            QueueFull: As many runs are queued as the operator allows.
         """
+        unfinished = sum(other.outcome is None for other in self._runs.values())
+        slots = int(self._slots.total_tokens)
+        if unfinished >= slots + self._max_queue:
+            raise QueueFull(unfinished - slots, self._max_queue)
         run_id = f"run_{secrets.token_hex(8)}"
         if lock is not None:
             request = replace(request, held=(lock.fd,))
+        request = replace(request, scratch=self._store.scratch)
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
         run = Run(run_id, request, before, now(), output, caller, (*warnings, *self._notes))
         run.start = run.mark = mark_of(before)
         if before is not None:
             run.progress.thread_id = before.thread_id
-        if sum(other.outcome is None for other in self._runs.values()) < self._slots.total_tokens:
+        if unfinished < slots:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
         try:
@@ -426,12 +439,17 @@ class Runs:
 
 @asynccontextmanager
 async def open_runs(
-    state_dir: Path, *, engine: Engine, threads: Threads, max_runs: int
+    state_dir: Path,
+    *,
+    engine: Engine,
+    threads: Threads,
+    max_runs: int,
+    max_queue: int = MAX_QUEUE,
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
-    If *state_dir* cannot be used, a private temporary folder replaces it. Each result then carries
-    a warning, because results are lost when the server ends.
+    If *state_dir* cannot be used, or belongs to another user, a private temporary folder replaces
+    it. Each result then carries a warning, because results are lost when the server ends.
     """
     with ExitStack() as stack:
         notes: tuple[str, ...] = ()
@@ -444,7 +462,14 @@ async def open_runs(
                 f"The state folder {state_dir} cannot be used ({reason}). Results will be lost when"
                 " this server ends. The operator can set another folder with --state-dir.",
             )
-            state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stand_in = await on_disk(StandIn)
+            stack.callback(stand_in.remove)
+            if stand_in.is_exposed:
+                notes += (
+                    f"This server's files are in {stand_in.path}, where commands of runs with"
+                    " sandbox workspace-write can write.",
+                )
+            state_dir = stand_in.path
             store = await on_disk(RunStore, state_dir)
         stack.callback(store.close)
         writer = StateWriter()
@@ -458,6 +483,7 @@ async def open_runs(
                 engine=engine,
                 threads=threads,
                 max_runs=max_runs,
+                max_queue=max_queue,
                 notes=notes,
             )
             tasks.start_soon(runs.prune)

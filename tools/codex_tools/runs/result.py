@@ -387,6 +387,7 @@ def _next(
     if resume is None or error.kind in (
         "thread_not_found",
         "thread_busy",
+        "queue_full",
         "prompt_too_large",
         "not_allowed",
     ):

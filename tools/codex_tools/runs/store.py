@@ -3,16 +3,18 @@
 STATE/runs/<run_id>/run.json        the run's result so far, replaced as a whole
 STATE/runs/<run_id>/answer.txt      its answer in full, if run.json contains a shortened one
 STATE/runs/<run_id>/events.jsonl    its events, byte for byte as Codex wrote them
+STATE/scratch/<server_id>-<random>  files that Codex reads a part of a turn from, until its end
 STATE/servers/<server_id>.lock      locked as long as that server is alive
 
 Several servers, also of different versions, may share one folder. Records therefore have a version
 and are read tolerantly (see `read_result`). A server is alive as long as its lock is held; the
-kernel releases the locks of dead processes.
+kernel releases the locks of dead processes. No command of a run can write here, but all can read:
+so no lock is one that a reader can hold, and files of other users are not read.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import logging
 import os
 import re
@@ -25,7 +27,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
+from codex_tools.codex.file_lock import is_locked, lock, open_lock, show_lock
+from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.codex.json_object import Json, read_exactly, write_exactly
+from codex_tools.codex.private_folder import claim_folder
 from codex_tools.runs.event_log import EventPage, read_page
 from codex_tools.runs.result import RunResult, interrupt, read_result
 
@@ -43,6 +48,9 @@ KEEP_S = 14 * 24 * 3600
 
 KEEP_BYTES = 512 * 1024 * 1024
 """Maximum bytes of the files of all runs; the oldest runs are removed first."""
+
+RECORD_LIMIT = 64 * 1024 * 1024
+"""Maximum bytes of a record or an answer that are read; this server writes far less."""
 
 GAP_S = KEEP_S / 2
 """Seconds without any run after which the clock may have been set forward."""
@@ -68,6 +76,9 @@ class Recorded:
     """False if Codex keeps no rollout."""
 
 
+_TRIES = 100
+"""Most times that another server may take this server's lock file for that of a dead one."""
+
 _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 _SERVER_ID = re.compile(r"[0-9a-f]{16}")
 
@@ -79,24 +90,32 @@ class RunStore:
         """Create the folders, private to this user, and lock a file that marks this server alive.
 
         Raises:
-            OSError: The folder cannot be used.
+            OSError: The folder cannot be used, or belongs to another user.
         """
         self._runs = state_dir / "runs"
         self._servers = state_dir / "servers"
-        for folder in (state_dir, self._runs, self._servers):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.server_id = secrets.token_hex(8)
-        self._alive = self._servers / f"{self.server_id}.lock"
-        while True:
-            self._lock = os.open(self._alive, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._scratch = state_dir / "scratch"
+        claim_folder(state_dir)
+        for folder in (self._runs, self._servers, self._scratch):
+            claim_folder(folder, follow=False)
+        for _ in range(_TRIES):
+            self.server_id = secrets.token_hex(8)
+            self._alive = self._servers / f"{self.server_id}.lock"
+            self._lock = open_lock(self._alive)
             try:
                 # Another server may have removed the file as that of a dead server.
-                if os.path.samestat(os.fstat(self._lock), self._alive.stat()):
+                if lock(self._lock) and os.path.samestat(os.fstat(self._lock), self._alive.stat()):
+                    show_lock(self._lock)
                     return
             except FileNotFoundError:
                 pass
             os.close(self._lock)
+        raise OSError(errno.EBUSY, "no lock file can be locked", str(self._servers))
+
+    @property
+    def scratch(self) -> Path:
+        """The beginning of the path of each folder for the files of a turn of this server."""
+        return self._scratch / self.server_id
 
     def close(self) -> None:
         """Remove and unlock the file that marks this server alive; may be called twice."""
@@ -139,7 +158,8 @@ class RunStore:
 
     def _replace(self, path: Path, data: bytes) -> None:
         draft = path.with_name(f"{path.name}.{self.server_id}")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        draft.unlink(missing_ok=True)
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
         draft.replace(path)
@@ -153,10 +173,8 @@ class RunStore:
         if _RUN_ID.fullmatch(run_id) is None:
             return None
         try:
-            record = cast(
-                Json,
-                read_exactly((self._folder(run_id) / "run.json").read_bytes(), unique_keys=False),
-            )
+            text = read_foreign(self._folder(run_id) / "run.json", RECORD_LIMIT, owned=True)
+            record = cast(Json, read_exactly(text, unique_keys=False))
             result = read_result(record["result"], run_id)
             server_id, created_at = record["server_id"], record["created_at"]
             updated_at = record.get("updated_at", created_at)
@@ -193,9 +211,10 @@ class RunStore:
     def read_answer(self, run_id: str) -> str | None:
         """Return the run's answer in full; None if its record contains the full answer."""
         try:
-            return (self._folder(run_id) / "answer.txt").read_text("utf-8", "replace")
+            answer = read_foreign(self._folder(run_id) / "answer.txt", RECORD_LIMIT, owned=True)
         except OSError:
             return None
+        return answer.decode("utf-8", "replace")
 
     def newest(self, count: int, before: str | None = None) -> list[str]:
         """Return the ids of up to *count* runs, the newest first.
@@ -248,9 +267,13 @@ class RunStore:
             kept += size
             if kept > KEEP_BYTES or (settled and now_s - changed > KEEP_S):
                 shutil.rmtree(folder, ignore_errors=True)
-        for lock in self._servers.glob("*.lock"):
-            if lock.stem != self.server_id:
-                self._lives(lock.stem, remove=True)
+        for file in self._servers.glob("*.lock"):
+            if file.stem != self.server_id:
+                self._lives(file.stem, remove=True)
+        for folder in self._scratch.iterdir():
+            owner = folder.name.partition("-")[0]
+            if owner != self.server_id and not self._lives(owner):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _lives(self, server_id: str, *, remove: bool = False) -> bool:
         """Return True if another server is alive; with *remove*, delete a dead one's lock file."""
@@ -258,16 +281,14 @@ class RunStore:
             return False
         path = self._servers / f"{server_id}.lock"
         try:
-            fd = os.open(path, os.O_RDWR)
+            fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return False
         try:
-            # Shared, so that two servers that check do not take each other for the owner.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if is_locked(fd):
+                return True
             if remove:
                 path.unlink(missing_ok=True)
-        except BlockingIOError:
-            return True
         finally:
             os.close(fd)
         return False

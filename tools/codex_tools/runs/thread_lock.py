@@ -4,9 +4,7 @@ Codex itself refuses a second writer since 0.147. In earlier versions both write
 history stays interleaved permanently.
 
 The lock files are in CODEX_HOME, because servers with different state folders may use one home.
-They are locked for writing (fcntl), which takes a descriptor that is open for writing, and no
-user but root can open them for reading. So a command in a sandbox that cannot write to CODEX_HOME
-cannot hold a lock either, as it could with flock(2).
+A command in a sandbox that cannot write to CODEX_HOME cannot hold a lock either (codex/file_lock).
 """
 
 from __future__ import annotations
@@ -17,21 +15,18 @@ import hashlib
 import logging
 import os
 import re
-import struct
 from pathlib import Path
 
 from codex_tools.codex.errors import ThreadBusy
+from codex_tools.codex.file_lock import lock, open_lock
 from codex_tools.codex.paths import lock_folders
+from codex_tools.codex.private_folder import claim_folder
 
 logger = logging.getLogger(__name__)
 
-_MODE = 0o200
-"""Write-only: a process that can open the file for reading can hold a read lock on it."""
+_TRIES = 100
+"""Most times that a lock file may be removed, by its previous holder, while it is being locked."""
 
-_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-"""The argument of F_OFD_SETLK, struct flock: a write lock on all bytes."""
-
-_BUSY = (errno.EAGAIN, errno.EACCES)
 _THREAD_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
@@ -75,12 +70,12 @@ class ThreadLock:
 
     @classmethod
     def _take_in(cls, folder: Path, name: str, thread_id: str) -> ThreadLock:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        claim_folder(folder, follow=False)
         path = folder / f"{name}.lock"
-        while True:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE)
+        for _ in range(_TRIES):
+            fd = open_lock(path)
             try:
-                if not _lock(fd):
+                if not lock(fd):
                     raise ThreadBusy(thread_id)
                 # The previous holder may have removed the file after it was opened here.
                 if os.path.samestat(os.fstat(fd), path.stat()):
@@ -91,6 +86,7 @@ class ThreadLock:
                 os.close(fd)
                 raise
             os.close(fd)
+        raise ThreadBusy(thread_id)
 
     def release(self) -> None:
         """Remove the lock file and release the lock."""
@@ -98,26 +94,6 @@ class ThreadLock:
             self._path.unlink(missing_ok=True)
         finally:
             os.close(self.fd)
-
-
-def _lock(fd: int) -> bool:
-    """Lock the file for writing, without waiting; return False if another process has a lock.
-
-    The lock belongs to the open file, which child processes inherit, not to this process. Systems
-    without such locks (macOS), and file systems without them, get flock(2).
-    """
-    try:
-        if hasattr(fcntl, "F_OFD_SETLK"):
-            try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE_FILE)
-                return True
-            except OSError as error:
-                if error.errno in _BUSY:
-                    return False
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _check_old_lock(path: Path, thread_id: str) -> None:
