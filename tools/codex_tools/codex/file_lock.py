@@ -89,6 +89,7 @@ def is_locked(fd: int) -> bool:
     try:
         # Shared, so that two processes that ask do not take each other for the owner.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_UN)
     except BlockingIOError:
         return True
     return False

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from codex_tools.codex.private_folder import claim_folder
 from codex_tools.engines.nesting import find_depth
 from codex_tools.history.tables import open_database, schema_of
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
@@ -66,7 +67,7 @@ def check_state(context: CheckContext) -> list[Check]:
     """Check that the server can write its state folder."""
     folder = context.settings.state_dir
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        claim_folder(folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix="doctor-") as place:
             path = Path(place) / "try.sqlite"
             with closing(open_database(path)) as db:
