@@ -31,7 +31,8 @@ from codex_tools.pricing.prices import read_prices
 from codex_tools.resume import RESUME
 from codex_tools.rollouts.threads import Threads, local_threads
 from codex_tools.run import RUN
-from codex_tools.runs.register import Runs, open_runs
+from codex_tools.runs.opening import open_runs
+from codex_tools.runs.register import Runs
 from codex_tools.sessions import SESSIONS
 from codex_tools.stop import STOP
 from codex_tools.tool import Context

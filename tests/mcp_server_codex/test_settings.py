@@ -49,6 +49,7 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--stall-s": ("20", 20.0, "30", 30.0),
     "--wait-s": ("45.5", 45.5, "auto", "auto"),
     "--max-runs": ("1", 1, "32", 32),
+    "--max-queue": ("0", 0, "400", 400),
     "--max-depth": ("2", 2, "1", 1),
     "--ask": ("never", "never", "auto", "auto"),
     "--pass-env": ("ANTHROPIC_*", ("ANTHROPIC_*",), "HF_TOKEN", ("HF_TOKEN",)),
@@ -91,9 +92,11 @@ def test_without_anything_the_defaults_hold() -> None:
             home=Path.home(),
             codex_home=codex_home(),
             state_dir=default_state_dir(),
+            cache_dir=read().policy.cache_dir,
         ),
         wait_s="auto",
         max_runs=4,
+        max_queue=64,
         state_dir=default_state_dir(),
         prices=None,
         ask="auto",
@@ -102,6 +105,7 @@ def test_without_anything_the_defaults_hold() -> None:
     )
     assert default_state_dir().is_absolute()
     assert default_state_dir().name == "mcp-server-codex"
+    assert read().policy.cache_dir is not None
 
 
 @by_flag
@@ -210,6 +214,7 @@ BAD = [
     *(("--stall-s", text) for text in SECONDS),
     *(("--wait-s", text) for text in ("", "AUTO", "-1", "nan")),
     *(("--max-runs", text) for text in ("", "0", "-4", "1.5", "many")),
+    *(("--max-queue", text) for text in ("-1", "1.5", "many")),
     *(("--log-level", text) for text in ("", "DEBUG", "trace")),
     *(("--default-sandbox", text) for text in ("", "none", "Read-Only")),
     *(("--max-sandbox", text) for text in ("", "full", "workspace-write ")),

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from codex_tools.codex.file_lock import MODE, is_locked, lock, open_lock, show_lock
+from codex_tools.codex.file_lock import (
+    MODE,
+    is_locked,
+    lock,
+    lock_for_removal,
+    open_lock,
+    show_lock,
+)
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="macOS has only flock(2)"
@@ -46,6 +53,19 @@ def test_a_reader_cannot_hold_a_lock_with_flock(tmp_path: Path) -> None:
         show_lock(again)  # Does not wait for the reader either.
         os.close(again)
     os.close(ours)
+
+
+def test_a_lock_for_removal_keeps_others_from_locking_but_is_no_lock(tmp_path: Path) -> None:
+    remover, other = (open_lock(tmp_path / "it.lock") for _ in range(2))
+    assert lock_for_removal(remover)
+    assert not is_locked(other)
+    assert not lock(other)
+    os.close(remover)
+    assert lock(other)
+    remover = open_lock(tmp_path / "it.lock")
+    assert not lock_for_removal(remover)
+    os.close(remover)
+    os.close(other)
 
 
 def test_an_earlier_build_is_seen_by_its_flock(tmp_path: Path) -> None:

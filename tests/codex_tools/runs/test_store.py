@@ -262,9 +262,10 @@ def test_what_is_kept_is_for_this_user_only(tmp_path: Path) -> None:
     found[state] = stat.S_IMODE(state.stat().st_mode)
     names = {path.name for path in found}
     assert {"runs", "servers", run_id(1), "run.json", "events.jsonl"} <= names
-    assert len(found) == 7
+    assert len(found) == 8
     for path, bits in found.items():
-        assert bits == (0o700 if path.is_dir() else 0o600), path
+        file_bits = 0o200 if path.suffix == ".lock" else 0o600
+        assert bits == (0o700 if path.is_dir() else file_bits), path
 
 
 def test_nothing_but_the_record_and_the_events_is_left_by_a_run(tmp_path: Path) -> None:
@@ -741,13 +742,15 @@ async def test_a_server_without_a_usable_folder_serves_on(
     place = lab.root / "tmp"
     place.mkdir()
     options = ("--state-dir", str(unusable))
-    env = {"TMPDIR": str(place)}
+    (lab.root / "exposed").mkdir()
+    env = {"XDG_RUNTIME_DIR": str(place), "TMPDIR": str(lab.root / "exposed")}
     async with connect("auto", fake.build(), lab, *options, env=env) as client:
         result = await call(client, "codex_run", prompt="x")
         handed_back = await call(client, "codex_run", prompt="x", wait_s=0)
         ids = [result["run_id"], handed_back["run_id"]]
         waited = cast("Any", await client.call_tool("codex_wait", {"run_ids": ids}))
         kept_in = list(place.iterdir())
+        assert list((lab.root / "exposed").iterdir()) == []
     assert result["final_response"] == "hello"
     for run in waited.structured_content["runs"]:
         assert run["final_response"] == "hello"

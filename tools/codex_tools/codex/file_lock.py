@@ -48,15 +48,27 @@ def lock(fd: int) -> bool:
     The lock belongs to the open file, which child processes inherit, not to this process. Systems
     without such locks (macOS), and file systems without them, get flock(2).
     """
+    return _lock(fd, 0, fcntl.LOCK_EX)
+
+
+def lock_for_removal(fd: int) -> bool:
+    """Keep others from locking the file until it is closed; return False if one has locked it.
+
+    `is_locked` does not count this as a lock.
+    """
+    return _lock(fd, 1, fcntl.LOCK_SH)
+
+
+def _lock(fd: int, start: int, otherwise: int) -> bool:
     try:
         if hasattr(fcntl, "F_OFD_SETLK"):
             try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _bytes_from(start, 0, fcntl.F_WRLCK))
                 return True
             except OSError as error:
                 if error.errno in _BUSY:
                     return False
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, otherwise | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -79,7 +91,7 @@ def is_locked(fd: int) -> bool:
     """
     if hasattr(fcntl, "F_OFD_GETLK"):
         try:
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_RDLCK))
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _bytes_from(0, 1, fcntl.F_RDLCK))
             if struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK:
                 return True
             if stat.S_IMODE(os.fstat(fd).st_mode) == MODE:
@@ -95,6 +107,6 @@ def is_locked(fd: int) -> bool:
     return False
 
 
-def _whole_file(kind: int) -> bytes:
-    """Return struct flock with a lock of *kind* on all bytes."""
-    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+def _bytes_from(start: int, length: int, kind: int) -> bytes:
+    """Return struct flock with a lock of *kind*; a *length* of 0 means all bytes from *start*."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from codex_tools.codex.file_lock import is_locked, lock, open_lock, show_lock
+from codex_tools.codex.file_lock import is_locked, lock, lock_for_removal, open_lock, show_lock
 from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.codex.json_object import Json, read_exactly, write_exactly
 from codex_tools.codex.private_folder import claim_folder
@@ -287,7 +287,7 @@ class RunStore:
         try:
             if is_locked(fd):
                 return True
-            if remove:
+            if remove and lock_for_removal(fd):  # A server may be about to lock its new file.
                 path.unlink(missing_ok=True)
         finally:
             os.close(fd)
