@@ -237,7 +237,7 @@ async def test_an_index_with_an_endless_statement_is_built_anew(
     async with connect(mode, fake.build(), lab) as client:
         with anyio.fail_after(WITHIN_S):
             found = cast("Any", await client.call_tool("codex_sessions", {}))
-    (thread,) = found.structured_content["threads"]
+    (thread,) = found.structured_content["sessions"]
     assert (thread["thread_id"], thread["name"]) == (THREAD, "named")
     with sqlite3.connect(index_path(lab)) as db:
         names = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
@@ -277,7 +277,7 @@ async def test_a_state_folder_that_others_could_write_to_is_closed_to_them(
         folder.chmod(0o777)
     async with connect(mode, fake.build(), lab) as client:
         result = await call(client, "codex_run", prompt="x")
-    assert result["warnings"] == []
+    assert not any("state folder" in each for each in result["warnings"])
     for folder in (lab.state, *(each for each in lab.state.iterdir() if each.is_dir())):
         assert folder.stat().st_mode & 0o777 == 0o700, folder
 
@@ -349,4 +349,4 @@ async def test_an_image_that_is_too_large_is_refused_before_it_is_read(
         fake.build()
         result = await call(client, "codex_run", prompt="x", images=["a.png"])
     assert result["status"] == "completed"
-    assert "50" in error["message"] or "52,428,800" in error["message"]
+    assert "52,428,800" in error["message"]
