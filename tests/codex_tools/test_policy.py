@@ -6,7 +6,7 @@ import os
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from codex_tools.caller_config import SAFE_CONFIG
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
+from codex_tools.codex.foreign_file import IMAGES_LIMIT
 from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.policy import CheckedTurn, Policy, ask_for
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.turn_options import TurnOptions
+from support.lab import PNG
 
 SANDBOXES: tuple[Sandbox, ...] = get_args(Sandbox)
 HERE = Path(__file__).parent
@@ -307,3 +309,34 @@ def test_a_hostile_string_stays_one_string(text: str) -> None:
     (pair,) = config(Policy(), {"web_search": text})
     assert "\n" not in pair[1]
     assert tomllib.loads("=".join(pair)) == {"web_search": text}
+
+
+@pytest.mark.parametrize("field", ["state_dir", "cache_dir"])
+def test_no_writable_folder_holds_or_is_inside_a_folder_of_this_server(
+    tmp_path: Path, field: str
+) -> None:
+    own = tmp_path / ".local" / "share" / "mcp-server-codex"
+    (own / "runs").mkdir(parents=True)
+    project = tmp_path / "project"
+    project.mkdir()
+    policy = replace(Policy(), **cast("Any", {field: own}))
+    for folder in (tmp_path / ".local", own.parent, own, own / "runs"):
+        writes = {"sandbox": "workspace-write"}
+        assert refused(check(policy, cwd=str(folder), **writes)) == ["--root"], folder
+        more = check(policy, cwd=str(project), add_dirs=[str(folder)], **writes)
+        assert refused(more) == ["--root"], folder
+        assert refused(check(policy, cwd=str(folder), sandbox="read-only")) == []
+    assert refused(check(policy, cwd=str(project), sandbox="workspace-write")) == []
+
+
+def test_images_have_a_limit_in_all(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        with (tmp_path / name).open("wb") as file:
+            file.write(PNG)
+            file.truncate(IMAGES_LIMIT // 2 + 1)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert check(Policy(), cwd=str(tmp_path), images=["a.png"]).request.images
+    with pytest.raises(InvalidArguments, match=r"b\.png of 26,214,401 bytes.* 52,428,800 bytes"):
+        check(Policy(), cwd=str(tmp_path), images=["a.png", "b.png"])
+    with pytest.raises(InvalidArguments):
+        check(Policy(), cwd=str(tmp_path), images=["pipe.png"])

@@ -55,7 +55,7 @@ async def test_a_command_that_swaps_the_files_of_its_turn_for_a_link_has_nothing
     tag = str(uuid.uuid4())
     env = temp(lab) | {"FAR_END": tag}
     (lab.project / "a,b.png").write_bytes(PNG)
-    wait = "; sleep 600" if end == "server killed" else ""
+    wait = "; touch swapped; sleep 600" if end == "server killed" else ""
     prompt = lab.script("swap", do(Shell(swap(lab, documents) + wait)), say('{"a": 1}'))
     options: tuple[str, ...] = ()
     if end == "no state folder":
@@ -67,7 +67,7 @@ async def test_a_command_that_swaps_the_files_of_its_turn_for_a_link_has_nothing
     async with connect(mode, codex, lab, *options, env=env) as client:
         if end == "server killed":
             run = await call(client, "codex_run", **arguments, images=["a,b.png"], wait_s=0)
-            await until(lambda: (lab.project / "found").exists() or run_has_command(lab))
+            await until((lab.project / "swapped").exists)
             server = min(marked(tag))
             os.kill(server, signal.SIGKILL)
             del run
@@ -81,8 +81,9 @@ async def test_a_command_that_swaps_the_files_of_its_turn_for_a_link_has_nothing
         assert list((lab.state / "scratch").iterdir()) == []
 
 
-def run_has_command(lab: Lab) -> bool:
-    return any(b"sleep 600" in each for each in map(cmdline, Path("/proc").glob("[0-9]*")))
+def holds_locks(lab: Lab) -> bool:
+    commands = map(cmdline, Path("/proc").glob("[0-9]*"))
+    return any(each.startswith(b"flock\0") and str(lab.root).encode() in each for each in commands)
 
 
 def cmdline(folder: Path) -> bytes:
@@ -129,7 +130,7 @@ async def test_locks_taken_from_a_read_only_sandbox_stop_no_server(
     async with connect(mode, codex, lab) as client:
         await client.call_tool("codex_usage", {})
         attacker = await call(client, "codex_run", prompt=attack, wait_s=0)
-        await until(lambda: run_has_command(lab))
+        await until(lambda: holds_locks(lab))
         async with connect(mode, codex, lab) as other:
             with anyio.fail_after(100):
                 for each in (client, other):

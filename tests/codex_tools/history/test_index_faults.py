@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ import pytest
 from codex_tools.codex.errors import IndexUnavailable
 from codex_tools.codex.json_object import Json
 from codex_tools.history.index import UNUSED_S
-from codex_tools.history.tables import SCHEMA, open_database
+from codex_tools.history.tables import SCHEMA, IndexConnection, open_database
 from codex_tools.history.usage_report import UsageQuery, report
 from support.codex_versions import cannot_have
 from support.index_checks import (
@@ -566,3 +566,26 @@ def test_a_new_index_can_be_opened_by_several_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for opened in [pool.submit(open_all) for _ in range(4)]:
             opened.result()
+
+
+def test_a_statement_that_never_ends_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT max(i) FROM n"
+    with closing(open_database(tmp_path / "index.sqlite")) as db:
+        with monkeypatch.context() as patch:
+            patch.setattr("codex_tools.history.tables.STATEMENT_S", 0.1)
+            with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+                db.execute(endless).fetchall()
+        assert db.execute("SELECT 1").fetchall() == [(1,)]
+        assert isinstance(db, IndexConnection)
+        db.stop.set()
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            db.execute(endless).fetchall()
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm", "-journal"])
+def test_no_other_file_than_a_regular_one_is_given_to_sqlite(tmp_path: Path, ending: str) -> None:
+    os.mkfifo(tmp_path / f"index.sqlite{ending}")
+    with pytest.raises(OSError, match="not a regular file|No such device"):
+        open_database(tmp_path / "index.sqlite")
