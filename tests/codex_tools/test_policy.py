@@ -321,9 +321,10 @@ def test_no_writable_folder_holds_or_is_inside_a_folder_of_this_server(
     project.mkdir()
     policy = replace(Policy(), **cast("Any", {field: own}))
     for folder in (tmp_path / ".local", own.parent, own, own / "runs"):
-        writes = {"sandbox": "workspace-write"}
-        assert refused(check(policy, cwd=str(folder), **writes)) == ["--root"], folder
-        more = check(policy, cwd=str(project), add_dirs=[str(folder)], **writes)
+        turn = check(policy, cwd=str(folder), sandbox="workspace-write")
+        assert refused(turn) == ["--root"], folder
+        dirs = [str(folder)]
+        more = check(policy, cwd=str(project), add_dirs=dirs, sandbox="workspace-write")
         assert refused(more) == ["--root"], folder
         assert refused(check(policy, cwd=str(folder), sandbox="read-only")) == []
     assert refused(check(policy, cwd=str(project), sandbox="workspace-write")) == []

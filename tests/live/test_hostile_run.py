@@ -139,4 +139,4 @@ async def test_locks_taken_from_a_read_only_sandbox_stop_no_server(
                     assert "temporary index" not in str(found.structured_content)
         with anyio.fail_after(100):
             stopped = await client.call_tool("codex_stop", {"run_id": attacker["run_id"]})
-    assert cast("Any", stopped.structured_content)["run"]["status"] == "cancelled"
+    assert stopped.structured_content["run"]["status"] == "cancelled"

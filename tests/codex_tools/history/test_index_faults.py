@@ -587,5 +587,5 @@ def test_a_statement_that_never_ends_is_interrupted(
 @pytest.mark.parametrize("ending", ["", "-wal", "-shm", "-journal"])
 def test_no_other_file_than_a_regular_one_is_given_to_sqlite(tmp_path: Path, ending: str) -> None:
     os.mkfifo(tmp_path / f"index.sqlite{ending}")
-    with pytest.raises(OSError, match="not a regular file|No such device"):
+    with pytest.raises(OSError, match=r"not a regular file|No such device"):
         open_database(tmp_path / "index.sqlite")
