@@ -28,8 +28,8 @@ def find_trouble(output: str) -> str | None:
     if found is not None:
         return (
             "Codex's sandbox cannot start on this machine, so its commands did not run:"
-            f" {found[1]}. Allow unprivileged user namespaces for Codex: a kernel setting, an AppArmor"
-            " profile or the container's options forbid them."
+            f" {found[1]}. Allow unprivileged user namespaces for Codex: a kernel setting, an"
+            " AppArmor profile or the container's options forbid them."
         )
     found = _GIT_READ_ONLY.search(output)
     if found is None:
