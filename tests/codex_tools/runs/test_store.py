@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -839,3 +840,34 @@ async def call_after_clearing_up(client: Client, lab: Lab) -> Json:
         return await call(client, "codex_run", prompt="x")
     except MCPError as error:
         pytest.fail(f"{error}: {lab.log.read_text()[-2000:]}")
+
+
+def test_the_files_of_a_turn_whose_server_and_guard_were_killed_are_removed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.md").touch()
+    with opened(tmp_path / "state") as living, opened(tmp_path / "state") as store:
+        left = tmp_path / "state" / "scratch" / f"{'0' * 16}-{'1' * 16}"
+        left.mkdir()
+        (left / "output_schema.json").touch()
+        (left / "link").symlink_to(precious)
+        others = [Path(f"{each.scratch}-{'2' * 16}") for each in (living, store)]
+        for folder in others:
+            folder.mkdir()
+        store.prune()
+        assert not left.exists()
+        assert all(folder.is_dir() for folder in others)
+    assert (precious / "thesis.md").exists()
+
+
+def test_a_dead_server_does_not_live_on_by_a_lock_of_a_reader(tmp_path: Path) -> None:
+    with running(HOLD, tmp_path, 1, "kill") as server:
+        server.communicate()
+    (lock,) = (tmp_path / "servers").glob("*.lock")
+    reader = os.open(lock, os.O_RDONLY if os.geteuid() == 0 else os.O_WRONLY)
+    fcntl.flock(reader, fcntl.LOCK_EX)
+    with opened(tmp_path) as store:
+        loaded = store.load(run_id(1))
+        assert loaded is not None
+        assert loaded.result.status != "running"
+    os.close(reader)

@@ -13,9 +13,10 @@ from typing import Any, NoReturn, cast
 import anyio
 import tomli
 
+from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.codex.masking import MASK, mask
 from codex_tools.codex.program import Program
-from codex_tools.engines.config_layers import read_config
+from codex_tools.engines.config_layers import SIZE_LIMIT, read_config
 from codex_tools.engines.environment import environment_for_codex
 from codex_tools.engines.process import open_child
 from mcp_server_codex.cli.checks.check import Check, ok, problem
@@ -172,7 +173,7 @@ def _drop(text: str, arguments: list[str], environ: dict[str, str]) -> None:
 def _config(home: Path) -> Mapping[str, Any]:
     file = home / "config.toml"
     try:
-        return tomli.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+        return tomli.loads(read_foreign(file, SIZE_LIMIT, follow=True).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
 

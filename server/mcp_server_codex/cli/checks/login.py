@@ -18,8 +18,10 @@ from typing import Any, cast
 import tomli
 
 from codex_tools.codex.failures import last_words
+from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.codex.masking import quote
 from codex_tools.codex.program import Version
+from codex_tools.engines.config_layers import SIZE_LIMIT
 from mcp_server_codex.cli.checks.check import Check, Json, ok, problem, warning
 from mcp_server_codex.cli.checks.context import WITHIN_LIMITS, CheckContext, ask
 
@@ -134,7 +136,7 @@ async def check_config(context: CheckContext) -> list[Check]:
 def _parsed(file: Path) -> Check:
     try:
         if file.is_file():
-            tomli.loads(file.read_text(encoding="utf-8-sig"))
+            tomli.loads(read_foreign(file, SIZE_LIMIT, follow=True).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         line = re.search(r"at line (\d+)", str(error))
         where = f"{file}:{line[1]}" if line else str(file)
@@ -168,7 +170,7 @@ def _line_of(file: Path, key: str) -> int | None:
     """Return the number of the only line that sets the last part of *key*, or None."""
     setting = re.compile(rf"""\s*(?:[\w."'-]+\.)?["']?{re.escape(key.split(".")[-1])}["']?\s*=""")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_foreign(file, SIZE_LIMIT, follow=True).decode().splitlines()
     except (OSError, ValueError):
         return None
     found = [number for number, line in enumerate(lines, 1) if setting.match(line)]
