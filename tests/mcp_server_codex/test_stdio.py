@@ -405,7 +405,8 @@ def quick_codex(lab: Lab) -> Path:
 # One era is enough: what is tested lies below both, and it takes its time.
 async def test_a_thousand_calls_at_once_are_all_answered_in_bounded_memory(lab: Lab) -> None:
     codex = str(quick_codex(lab))
-    async with wire("auto", lab, "--codex-bin", codex, "--max-runs", "4") as client:
+    options = ("--codex-bin", codex, "--max-runs", "4", "--max-queue", str(CALLS))
+    async with wire("auto", lab, *options) as client:
         await client.open()
         calls = [client.call("codex_run", prompt=f"{n}", wait_s=600) for n in range(CALLS)]
         with anyio.fail_after(HANGS_S):
