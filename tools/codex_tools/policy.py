@@ -6,14 +6,16 @@ exceeds the limits, so that a person can be asked once about all of it. Only a p
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codex_tools.caller_config import SAFE_CONFIG, Narrowing, only_narrows, split_config
+from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.sandbox import WIDTH, Sandbox
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from codex_tools.rollouts.threads import ThreadState
     from codex_tools.turn_options import TurnOptions
 
+
+ASKED_PROMPT = 300
+"""Characters of a prompt, from its start, that a question to a person shows."""
 
 PATH_LIMIT = 4096
 """Maximum characters of a path; the limit of Linux."""
@@ -443,22 +448,33 @@ def _within(folder: Path, root: Path, place: Path) -> bool:
     return folder.is_relative_to(root) and root.is_relative_to(place)
 
 
-def ask_for(excesses: Sequence[NotAllowed], cwd: Path, prompt: str) -> str:
-    """Return the question that asks a person to grant *excesses* this once."""
+def ask_for(turn: CheckedTurn) -> str:
+    """Return the question that asks a person to grant the excesses of *turn* this once.
+
+    All that a caller chooses is kept on its line. The prompt comes last and quoted, so that no
+    text in it passes for a line of the question.
+    """
+    request = turn.request
     lines = ["Another agent asks for more than this server may allow without you:"]
-    for excess in excesses:
-        lines.append(f"- {_plain(excess.what, 500)} ({_plain(excess.limit, 500)}).")
-        lines.append(f"  Risk: {_plain(excess.danger, 500)}.")
+    for excess in turn.excesses:
+        lines.append(f"- {_shown(excess.what)} ({_shown(excess.limit)}).")
+        lines.append(f"  Risk: {_shown(excess.danger)}.")
+    lines += [f"Folder: {_shown(str(request.cwd))}", f"Sandbox: {request.sandbox}"]
+    if request.add_dirs:
+        lines.append(f"Extra folders: {_shown(', '.join(map(str, request.add_dirs)))}")
+    if request.thread_id is not None:
+        lines.append(f"Continues thread: {request.thread_id}")
+    start = json.dumps(clean(request.prompt[:ASKED_PROMPT]), ensure_ascii=False)
+    left = len(request.prompt) - ASKED_PROMPT
+    task = f"The task: {start}" if left <= 0 else f"The task, without its last {left:,} characters"
     lines += [
-        f"Folder: {_plain(str(cwd), 500)}",
-        f'The task begins: "{_plain(prompt, 300)}"',
         "Accept to allow this once. Any other answer refuses it.",
+        task if left <= 0 else f"{task}: {start}",
     ]
     return "\n".join(lines)
 
 
-def _plain(text: str, limit: int) -> str:
-    """Return *text* on one line, without characters that could disguise it."""
-    words = " ".join(text[:limit].split())
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
-    return shown + ("…" if len(text) > limit else "")
+def _shown(text: str) -> str:
+    """Return *text* cleaned, on one line, its middle left out if it is long."""
+    text = clean(text)
+    return text if len(text) <= 500 else f"{text[:250]} … {text[-250:]}"

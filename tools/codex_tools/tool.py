@@ -18,10 +18,10 @@ from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.policy import CheckedTurn, Policy, ask_for
 from codex_tools.rollouts.threads import Threads, ThreadState
-from codex_tools.runs.register import Runs, wait_while_called
+from codex_tools.runs.register import Runs
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.result_text import Words
-from codex_tools.runs.run import Run
+from codex_tools.runs.run import Run, wait_while_called
 from codex_tools.turn_options import TurnOptions
 
 T = TypeVar("T")
@@ -62,10 +62,11 @@ class Context:
     """The client's name and version, for the audit log."""
     depth: int
     """Number of runs that this server is nested in."""
-    ask: Callable[[str], Awaitable[bool]] | None
-    """Ask the person a question and return True if accepted; None if no person can be asked.
+    ask: Callable[[str, CheckedTurn], Awaitable[bool]] | None
+    """Ask the person a question about a turn and return True if accepted; None if no person can be
+    asked.
 
-    Raises `AskTimeout` if there is no answer in time.
+    The answer is good for exactly this turn. Raises `AskTimeout` if there is no answer in time.
     """
     warnings: tuple[str, ...] = ()
     """What the caller must know of its arguments."""
@@ -98,7 +99,7 @@ class Context:
         Raises:
             NotAllowed: The turn exceeds the limits, and no person has allowed it.
         """
-        excesses, request = turn.excesses, turn.request
+        excesses = turn.excesses
         warnings = (*self.warnings, *turn.warnings)
         if not excesses:
             return warnings
@@ -106,7 +107,7 @@ class Context:
             raise excesses[0]
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
         try:
-            allowed = await self.ask(ask_for(excesses, request.cwd, request.prompt))
+            allowed = await self.ask(ask_for(turn), turn)
         except AskTimeout as error:
             self.runs.audit.write("unanswered", facts)
             raise excesses[0].unanswered(error.within_s) from None
