@@ -6,7 +6,6 @@ exceeds the limits, so that a person can be asked once about all of it. Only a p
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codex_tools.caller_config import SAFE_CONFIG, Narrowing, only_narrows, split_config
-from codex_tools.codex.clean_text import clean
+from codex_tools.caller_config import (
+    SAFE_CONFIG,
+    Narrowing,
+    exceeds_search_limit,
+    only_narrows,
+    split_config,
+)
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.sandbox import WIDTH, Sandbox
@@ -25,13 +29,11 @@ from codex_tools.engines.environment import EnvironmentRules
 if TYPE_CHECKING:
     # The commands for people import this file for its limits; what a turn needs takes 0.3 s.
     from codex_tools.codex.program import Program
+    from codex_tools.engines.config_layers import CodexConfig
     from codex_tools.engines.engine import TurnRequest
     from codex_tools.rollouts.threads import ThreadState
     from codex_tools.turn_options import TurnOptions
 
-
-ASKED_PROMPT = 300
-"""Characters of a prompt, from its start, that a question to a person shows."""
 
 PATH_LIMIT = 4096
 """Maximum characters of a path; the limit of Linux."""
@@ -127,6 +129,7 @@ class Policy:
         for folder in add_dirs:
             review.writable("add_dirs", folder, sandbox)
         config = review.config(narrowed.others)
+        layers = review.layers(options, config, cwd)
         request = TurnRequest(
             program=program,
             prompt=options.prompt,
@@ -141,8 +144,8 @@ class Policy:
             profile=options.profile,
             images=tuple(review.image(str(cwd / i)) for i in options.images or ()),
             add_dirs=add_dirs,
-            web_search=options.web_search,
-            config=(*config, *review.mcp_servers(options, narrowed, config, cwd)),
+            web_search=review.web_search(options.web_search, narrowed.others, layers),
+            config=(*config, *review.mcp_servers(options, narrowed, layers)),
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,
             environment=self.environment,
@@ -358,24 +361,53 @@ class _Review:
             if place is not None and any(_same(each, place) for each in ancestors):
                 yield f"is inside {name}", place
 
+    def layers(
+        self, options: TurnOptions, settings: tuple[tuple[str, str], ...], cwd: Path
+    ) -> CodexConfig:
+        """Return Codex's own configuration; warn of each layer of it that cannot be read."""
+        from codex_tools.engines.config_layers import read_config
+
+        config = read_config(self.policy.codex_home, options.profile, cwd, settings)
+        self.warnings += config.problems
+        return config
+
+    def web_search(
+        self, asked: bool | None, settings: Mapping[str, Any], config: CodexConfig
+    ) -> bool | None:
+        """Return whether to switch web search on or off; None leaves it to Codex's configuration.
+
+        A caller may switch off what the person's configuration allows, but cannot lift its limit.
+        0.171.0 lets `-c web_search="live"` lift it, 0.60.1 each key that turns web search on.
+
+        Raises:
+            NotAllowed: The caller asks for more than the person's configuration allows, and the
+                operator has not allowed the key.
+        """
+        limit = config.web_search
+        if limit is None or not (asked or settings):
+            return asked
+        allowed = self.policy.allow_config
+        if (excess := exceeds_search_limit(asked, settings, limit, allowed)) is not None:
+            raise NotAllowed(
+                excess,
+                f'Codex\'s own configuration on this machine limits web_search to "{limit}"',
+                "web_search in Codex's configuration",
+            )
+        if asked:
+            self.warnings.append('Codex\'s own configuration limits web search to "cached".')
+            return None
+        return asked
+
     def mcp_servers(
-        self,
-        options: TurnOptions,
-        narrowed: Narrowing,
-        settings: tuple[tuple[str, str], ...],
-        cwd: Path,
+        self, options: TurnOptions, narrowed: Narrowing, config: CodexConfig
     ) -> tuple[tuple[str, str], ...]:
         """Return the settings that disable the MCP servers that the caller does not want.
-
-        Warns of each layer of Codex's configuration that cannot be read.
 
         Raises:
             InvalidArguments: The caller names a server that no layer of the configuration has.
         """
-        from codex_tools.engines.config_layers import read_config, without_mcp_servers
+        from codex_tools.engines.config_layers import without_mcp_servers
 
-        config = read_config(self.policy.codex_home, options.profile, cwd, settings)
-        self.warnings += config.problems
         known = sorted(config.mcp_servers)
         wanted = options.mcp_servers
         asked: set[str] = {*wanted} if isinstance(wanted, list) else set()
@@ -446,35 +478,3 @@ def _holds(folder: Path, place: Path) -> bool:
 def _within(folder: Path, root: Path, place: Path) -> bool:
     """Return True if *root* is inside the guarded *place* and contains *folder*."""
     return folder.is_relative_to(root) and root.is_relative_to(place)
-
-
-def ask_for(turn: CheckedTurn) -> str:
-    """Return the question that asks a person to grant the excesses of *turn* this once.
-
-    All that a caller chooses is kept on its line. The prompt comes last and quoted, so that no
-    text in it passes for a line of the question.
-    """
-    request = turn.request
-    lines = ["Another agent asks for more than this server may allow without you:"]
-    for excess in turn.excesses:
-        lines.append(f"- {_shown(excess.what)} ({_shown(excess.limit)}).")
-        lines.append(f"  Risk: {_shown(excess.danger)}.")
-    lines += [f"Folder: {_shown(str(request.cwd))}", f"Sandbox: {request.sandbox}"]
-    if request.add_dirs:
-        lines.append(f"Extra folders: {_shown(', '.join(map(str, request.add_dirs)))}")
-    if request.thread_id is not None:
-        lines.append(f"Continues thread: {request.thread_id}")
-    start = json.dumps(clean(request.prompt[:ASKED_PROMPT]), ensure_ascii=False)
-    left = len(request.prompt) - ASKED_PROMPT
-    task = f"The task: {start}" if left <= 0 else f"The task, without its last {left:,} characters"
-    lines += [
-        "Accept to allow this once. Any other answer refuses it.",
-        task if left <= 0 else f"{task}: {start}",
-    ]
-    return "\n".join(lines)
-
-
-def _shown(text: str) -> str:
-    """Return *text* cleaned, on one line, its middle left out if it is long."""
-    text = clean(text)
-    return text if len(text) <= 500 else f"{text[:250]} … {text[-250:]}"
