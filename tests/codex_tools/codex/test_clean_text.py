@@ -50,7 +50,15 @@ def test_no_character_of_unicode_gets_through_that_is_not_printable() -> None:
 
 
 def test_plain_writing_of_all_kinds_is_kept() -> None:
-    for text in ("plain", "größer ÅÄÖ", "日本語 中文", "שלום", "नमस्ते", "a\u0301e\u0302\u0301", "🎉 ✓"):
+    for text in (
+        "plain",
+        "größer ÅÄÖ",
+        "日本語 中文",
+        "שלום",
+        "नमस्ते",
+        "a\u0301e\u0302\u0301",
+        "🎉 ✓",
+    ):
         assert clean(text) == clean_lines(text) == text
     assert clean("  two\n\n lines\t") == "two lines"
     assert clean_lines("def f():\n\treturn 1\r\n\n  x") == "def f():\n    return 1\n\n  x"
