@@ -364,7 +364,8 @@ def test_no_caller_lifts_the_person_s_limit_of_web_search(tmp_path: Path, layer:
             check(policy, **options)
         assert "Codex's configuration" in caught.value.hint
     narrower: list[Json] = [{}, {"web_search": False}, {"config": {"web_search": "disabled"}}]
-    for options in (*narrower, {"config": {"tools.web_search": False}}):
+    narrower.append({"config": {"tools.web_search": False}})
+    for options in narrower:
         assert check(policy, **options).request.web_search is options.get("web_search")
     operator = replace(policy, allow_config=("web_search",))
     assert check(operator, config={"web_search": "live"}).request.config

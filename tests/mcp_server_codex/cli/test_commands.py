@@ -113,7 +113,8 @@ def evil_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"input_tokens": 10, "cached_input_tokens": 0, "output_tokens": 5, "total_tokens": 15}
     counts["reasoning_output_tokens"] = 0
     usage = {"total_token_usage": counts, "last_token_usage": counts}
-    context = {"cwd": f"/work\n{EVIL}", "model": f"m{EVIL}", "sandbox_policy": {"type": EVIL}}
+    context: dict[str, object] = {"cwd": f"/work\n{EVIL}", "model": f"m{EVIL}"}
+    context["sandbox_policy"] = {"type": EVIL}
     payloads: list[tuple[str, dict[str, object]]] = [
         ("session_meta", meta),
         ("turn_context", context),
