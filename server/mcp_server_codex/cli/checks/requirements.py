@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from codex_tools.codex.private_folder import claim_folder
 from codex_tools.engines.nesting import find_depth
 from codex_tools.history.tables import open_database, schema_of
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
@@ -67,7 +67,9 @@ def check_state(context: CheckContext) -> list[Check]:
     """Check that the server can write its state folder."""
     folder = context.settings.state_dir
     try:
-        claim_folder(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
         with tempfile.TemporaryDirectory(dir=folder, prefix="doctor-") as place:
             path = Path(place) / "try.sqlite"
             with closing(open_database(path)) as db:
