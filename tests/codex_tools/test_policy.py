@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from codex_tools.caller_config import SAFE_CONFIG
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
-from codex_tools.codex.foreign_file import IMAGES_LIMIT
+from codex_tools.codex.images import IMAGES_LIMIT
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import WIDTH, Sandbox

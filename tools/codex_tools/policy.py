@@ -6,7 +6,6 @@ exceeds the limits, so that a person can be asked once about all of it. Only a p
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from codex_tools.caller_config import (
     split_config,
 )
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
-from codex_tools.codex.foreign_file import IMAGES_LIMIT, open_foreign_file
+from codex_tools.codex.images import check_image
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
@@ -42,9 +41,6 @@ PATH_LIMIT = 4096
 
 CONFIG_LIMIT = 32_000
 """Maximum characters of all `config` values; Linux takes 131,071 bytes for an argument."""
-
-_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
-"""First bytes of the image formats that models take, beside WebP."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
@@ -274,24 +270,7 @@ class _Review:
         file = self._existing("images", path, Path.is_file, "a file")
         if len(self.excesses) > within_limits:
             return file  # A caller must not find out what is in a file outside the roots.
-        try:
-            with open_foreign_file(file) as data:
-                size = os.fstat(data.fileno()).st_size
-                start = data.read(12)
-        except OSError as error:
-            raise InvalidArguments([f"images: {file} cannot be read: {error.strerror}"]) from None
-        self.image_bytes += size
-        if self.image_bytes > IMAGES_LIMIT:
-            raise InvalidArguments(
-                [
-                    f"images: with {file} of {size:,} bytes, the images have"
-                    f" {self.image_bytes:,} bytes; the limit is {IMAGES_LIMIT:,} bytes in all"
-                ]
-            )
-        if not start.startswith(_IMAGES) and not (start[:4], start[8:]) == (b"RIFF", b"WEBP"):
-            raise InvalidArguments(
-                [f"images: {file} is not an image in PNG, JPEG, GIF or WebP format"]
-            )
+        self.image_bytes = check_image(file, self.image_bytes)
         return file
 
     def _existing(self, name: str, path: str, exists: Callable[[Path], bool], kind: str) -> Path:

@@ -16,13 +16,6 @@ from typing import BinaryIO
 HOLE_LIMIT = 64 * 1024 * 1024
 """Bytes of the largest file that may be sparse; Codex and this server write no holes."""
 
-IMAGES_LIMIT = 50 * 1024 * 1024
-"""Maximum bytes of all images of a turn.
-
-Providers take about 20 MB. Codex 0.60.1 reads an image of any size: one of 1.5 GB took 16 GB of
-memory.
-"""
-
 _READ = 1024 * 1024
 
 

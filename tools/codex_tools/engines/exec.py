@@ -12,7 +12,7 @@ import anyio
 
 from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
-from codex_tools.codex.foreign_file import IMAGES_LIMIT
+from codex_tools.codex.images import IMAGES_LIMIT
 from codex_tools.codex.json_object import write_exactly
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.sandbox import Sandbox
