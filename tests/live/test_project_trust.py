@@ -24,6 +24,11 @@ def plant(folder: Path, text: str) -> None:
     (folder / ".codex" / "config.toml").write_text(text)
 
 
+def link_tree(lab: Lab, tree: Path) -> None:
+    """Make a linked work tree of the project."""
+    subprocess.run(["git", "worktree", "add", "-q", str(tree)], cwd=lab.project, check=True)
+
+
 def seen_by_the_model(lab: Lab) -> str:
     return json.dumps(lab.model.requests[-1].body)
 
@@ -69,7 +74,7 @@ async def test_a_project_that_the_person_trusts_stays_trusted(
     commit(lab)
     trust(lab)
     tree = lab.root / "tree"
-    subprocess.run(["git", "worktree", "add", "-q", str(tree)], cwd=lab.project, check=True)
+    link_tree(lab, tree)
     before = (lab.home / "config.toml").read_bytes()
     lab.script("x", LATE)
     async with connect(mode, codex, lab) as client:
@@ -88,11 +93,11 @@ async def test_a_git_file_borrows_no_trust(
     codex: Path, version: str, mode: str, lab: Lab, form: str
 ) -> None:
     """Seen before: 0.98.0 to 0.147.0 started the server, read-only too."""
-    commit_nothing = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q"]
-    subprocess.run([*commit_nothing, "--allow-empty", "-m", "x"], cwd=lab.project, check=True)
+    (lab.project / "file").touch()
+    commit(lab)
     trust(lab)
     tree, hostile = lab.root / "tree", lab.root / "hostile"
-    subprocess.run(["git", "worktree", "add", "-q", str(tree)], cwd=lab.project, check=True)
+    link_tree(lab, tree)
     plant(hostile, stub(lab, "hostile"))
     plant(hostile / "sub", stub(lab, "below"))
     if form == "link":
@@ -144,9 +149,8 @@ async def test_a_run_cannot_arm_the_next_one(
         assert first["status"] == "completed", first
         assert armed.exists(), first
         second = await call(client, "codex_run", prompt="strike", cwd=str(armed.parents[0]))
-        third = await call(
-            client, "codex_resume", prompt="strike", thread_id=first["thread_id"], cwd="sub"
-        )
+        sub, thread = str(lab.project / "sub"), first["thread_id"]
+        third = await call(client, "codex_resume", prompt="strike", thread_id=thread, cwd=sub)
         fourth = await call(client, "codex_run", prompt="strike", cwd=str(lab.project))
     assert any(str(armed) in w and "look at them" in w for w in first["warnings"]), first
     for refused in (second, third):
