@@ -18,16 +18,16 @@ def codex(version: Version | None, *flags: str) -> Program:
     return Program(Path("/bin/codex"), version, str(version), None, frozenset(flags))
 
 
-def test_the_rules_of_the_machine_the_person_and_trusted_folders_are_found(tmp_path: Path) -> None:
-    places = ("machine/rules", "home/rules", "root/.codex/rules", "root/sub/.codex/rules")
+def test_the_rules_of_the_person_and_of_trusted_folders_are_found(tmp_path: Path) -> None:
+    places = ("home/rules", "root/.codex/rules", "root/sub/.codex/rules")
     for place in places:
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "a.rules").touch()
         (tmp_path / place / "a.txt").touch()
     project = Project(((tmp_path / "root", True), (tmp_path / "root" / "sub", False)))
-    found = rules_in(project, tmp_path / "home", tmp_path / "machine")
-    assert found == [tmp_path / place / "a.rules" for place in places[:3]]
-    assert rules_in(None, tmp_path / "none", tmp_path / "none") == []
+    found = rules_in(project, tmp_path / "home")
+    assert found == [tmp_path / place / "a.rules" for place in places[:2]]
+    assert rules_in(None, tmp_path / "none") == []
 
 
 def test_each_version_is_told_in_its_own_way() -> None:
@@ -52,12 +52,14 @@ def test_rules_are_named_where_they_count_or_no_longer_forbid(tmp_path: Path) ->
     allowing.write_text('prefix_rule(pattern=["a"], decision="allow")')
     forbidding.write_text('prefix_rule(pattern=["b"], decision="forbidden")')
     both = [allowing, forbidding]
-    kept = describe_rules(both, "read-only", kept=True)
-    assert kept is not None
+    (kept,) = describe_rules([], both, "read-only", kept=True)
     assert str(allowing) in kept
-    ignored = describe_rules(both, "read-only", kept=False)
-    assert ignored is not None
+    (ignored,) = describe_rules([], both, "read-only", kept=False)
     assert str(forbidding) in ignored
     assert str(allowing) not in ignored
-    assert describe_rules([allowing], "read-only", kept=False) is None
-    assert describe_rules([], "read-only", kept=True) is None
+    assert describe_rules([], [allowing], "read-only", kept=False) == []
+    assert describe_rules([], [], "read-only", kept=True) == []
+    machine, ignored = describe_rules([allowing], [forbidding], "read-only", kept=False)
+    assert "in force" in machine
+    assert str(forbidding) not in machine
+    assert "ignored" in ignored

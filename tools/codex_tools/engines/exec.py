@@ -32,7 +32,7 @@ from codex_tools.engines.environment import (
 )
 from codex_tools.engines.process import Child, open_child
 from codex_tools.engines.project_trust import Project, decide_trust, files_in
-from codex_tools.engines.rules import describe_rules, rules_in, switch_rules_off
+from codex_tools.engines.rules import describe_rules, rules_in, rules_of, switch_rules_off
 
 _SEARCH_ON = ("features.web_search_request=true",)
 _SEARCH_OFF = (
@@ -252,11 +252,11 @@ def _doors(request: TurnRequest, project: Project | None) -> tuple[list[str], li
                 "it was changed after the check",
                 "--project-config",
             )
-    rules = rules_in(project, home, MACHINE_FOLDER)
+    rules = rules_in(project, home)
     if not request.keep_rules:
         settings += switch_rules_off(program, rules)
-    if notice := describe_rules(rules, request.sandbox, kept=request.keep_rules):
-        notices.append(notice)
+    of_machine = rules_of(MACHINE_FOLDER)
+    notices += describe_rules(of_machine, rules, request.sandbox, kept=request.keep_rules)
     return settings, notices
 
 

@@ -2,7 +2,9 @@
 
 Codex loads `rules/*.rules` from CODEX_HOME, from `/etc/codex` and from the `.codex` folders of a
 trusted project. A command that a rule allows runs outside the sandbox, even if that is read-only
-(seen with 0.77.0 to 0.171.0; 0.60.1 has no rules). A rule can forbid a command, too.
+(seen with 0.77.0 to 0.171.0; 0.60.1 has no rules). A rule can forbid a command, too. The rules in
+`/etc/codex` always count: they are the administrator's, and `--ignore-rules` leaves them in force
+(seen with 0.147.0 and 0.171.0).
 """
 
 from __future__ import annotations
@@ -30,13 +32,18 @@ _FORBIDS = (b"forbidden", b"prompt")
 _OPTION = "--rules"
 
 
-def rules_in(project: Project | None, home: Path, machine: Path) -> list[Path]:
-    """Return the files with rules that Codex would load."""
-    places = [machine / "rules", home / "rules"]
+def rules_in(project: Project | None, home: Path) -> list[Path]:
+    """Return the files with rules that Codex would load from CODEX_HOME and the project."""
+    places = [home]
     if project is not None:
         trusted = (folder / ".codex" for folder in project.trusted)
-        places += [folder / "rules" for folder in trusted if folder != home]
-    return [file for place in places for file in sorted(place.glob("*.rules"))]
+        places += [folder for folder in trusted if folder != home]
+    return [file for place in places for file in rules_of(place)]
+
+
+def rules_of(place: Path) -> list[Path]:
+    """Return the files with rules in CODEX_HOME, or another folder like it."""
+    return sorted((place / "rules").glob("*.rules"))
 
 
 def switch_rules_off(program: Program, rules: Sequence[Path]) -> list[str]:
@@ -59,20 +66,31 @@ def switch_rules_off(program: Program, rules: Sequence[Path]) -> list[str]:
     return []
 
 
-def describe_rules(rules: Sequence[Path], sandbox: Sandbox, *, kept: bool) -> str | None:
-    """Return a warning about *rules* that were in force, or that no longer forbid anything."""
-    if kept and rules:
-        return (
-            f"Codex's rules were in force ({_listed(rules)}): commands that they allow ran outside"
-            f" the sandbox {sandbox}."
+def describe_rules(
+    machine: Sequence[Path], rules: Sequence[Path], sandbox: Sandbox, *, kept: bool
+) -> list[str]:
+    """Return warnings about rules that were in force, or that no longer forbid anything.
+
+    Args:
+        machine: The files with the rules of the machine.
+        rules: The files with other rules.
+        sandbox: The sandbox of the turn.
+        kept: True if those other rules count.
+    """
+    warnings: list[str] = []
+    in_force = [*machine, *rules] if kept else machine
+    if in_force:
+        warnings.append(
+            f"Codex's rules were in force ({_listed(in_force)}): commands that they allow ran"
+            f" outside the sandbox {sandbox}."
         )
     forbidding = [] if kept else [file for file in rules if _may_forbid(file)]
     if forbidding:
-        return (
+        warnings.append(
             f"Codex's rules were ignored, those that forbid commands too ({_listed(forbidding)})."
             f" The operator can keep all rules with {_OPTION} keep."
         )
-    return None
+    return warnings
 
 
 def _may_forbid(file: Path) -> bool:
