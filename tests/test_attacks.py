@@ -378,6 +378,7 @@ TAKEN = {
     "--output-schema": 1,
     "--skip-git-repo-check": 0,
     "--ephemeral": 0,
+    "--ignore-rules": 0,
 }
 KEYS = {
     *("model_reasoning_effort", "web_search", "shell_environment_policy", "tools", "features"),

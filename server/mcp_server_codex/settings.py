@@ -161,6 +161,20 @@ OPTIONS = (
         "--max-sandbox", _SANDBOX, "workspace-write", "widest sandbox that a caller may use", "MODE"
     ),
     Option("--allow-config", str, (), "more config keys that callers may set", "GLOB", many=True),
+    Option(
+        "--rules",
+        _one_of("ignore", "keep"),
+        "ignore",
+        "keep: Codex's rules count; a command that they allow runs outside the sandbox",
+        "HOW",
+    ),
+    Option(
+        "--project-config",
+        _one_of("committed", "any"),
+        "committed",
+        "any: load .codex of a project you trust even if it differs from the last commit",
+        "WHICH",
+    ),
     Option("--timeout-s", _seconds, 3600.0, "time limit of a run whose caller names none", "N"),
     Option("--max-timeout-s", _seconds, 14400.0, "largest timeout_s that a caller may set", "N"),
     Option(
@@ -266,6 +280,8 @@ def read_settings(
             max_timeout_s=values["max_timeout_s"],
             stall_s=values["stall_s"],
             max_depth=values["max_depth"],
+            rules=values["rules"],
+            project_config=values["project_config"],
             environment=EnvironmentRules(values["pass_env"], values["deny_env"]),
             home=Path(expand_home("~")),
             codex_home=local_home(),

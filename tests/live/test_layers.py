@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -13,53 +12,10 @@ import pytest
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import number
 from support.lab import Json, Lab, call, connect
+from support.stub_server import commit, extend, started, stub, trust
 
 SHOW_ENVIRONMENT = do(Shell("env; echo end-of-env"), delay_s=1.0)
 """Late enough for Codex to have its snapshot of the environment, which commands then begin with."""
-
-MCP_SERVER = """\
-import json, os, pathlib, sys
-pathlib.Path(sys.argv[1]).write_text(os.environ.get("GEMINI_TOKEN", ""))
-for line in sys.stdin:
-    asked = json.loads(line)
-    if "id" not in asked:
-        continue
-    result = {"tools": []}
-    if asked["method"] == "initialize":
-        version = asked["params"]["protocolVersion"]
-        result = {"protocolVersion": version, "capabilities": {"tools": {}}}
-        result["serverInfo"] = {"name": "stub", "version": "1"}
-    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
-"""
-
-
-def stub(lab: Lab, name: str) -> str:
-    """Return the configuration of an MCP server that leaves a file when it is started."""
-    program = lab.root / "stub.py"
-    program.write_text(MCP_SERVER)
-    (lab.root / "started").mkdir(exist_ok=True)
-    arguments = [str(program), str(lab.root / "started" / name)]
-    return (
-        f"[mcp_servers.{json.dumps(name)}]\ncommand = {json.dumps(sys.executable)}\n"
-        f'args = {json.dumps(arguments)}\nenv_vars = ["GEMINI_TOKEN"]\n'
-    )
-
-
-def started(lab: Lab) -> set[str]:
-    """Return the names of the stubs that were started, and forget them."""
-    found = {*(lab.root / "started").iterdir()}
-    for each in found:
-        each.unlink()
-    return {each.name for each in found}
-
-
-def extend(file: Path, text: str) -> None:
-    with file.open("a", encoding="utf-8") as opened:
-        opened.write(text)
-
-
-def trust(lab: Lab) -> None:
-    extend(lab.home / "config.toml", f'\n[projects."{lab.project}"]\ntrust_level = "trusted"\n')
 
 
 def seen_by_commands(lab: Lab) -> str:
@@ -125,6 +81,7 @@ async def test_the_variables_of_a_trusted_project_s_servers_arrive(
     (folder / "config.toml").write_text(stub(lab, "project"))
     prompt = lab.script("env", SHOW_ENVIRONMENT, say("ok"))
     env = {"GEMINI_TOKEN": "planted-token"}
+    commit(lab)
     trust(lab)
     async with connect(mode, codex, lab, env=env) as client:
         result = await call(client, "codex_run", prompt=prompt)
@@ -143,6 +100,7 @@ async def test_only_the_wanted_mcp_servers_of_codex_are_started(
     (folder / "config.toml").write_text(stub(lab, "project"))
     extend(lab.home / "config.toml", stub(lab, "one") + stub(lab, "two"))
     extend(lab.home / "config.toml", stub(lab, "dotted.name"))
+    commit(lab)
     trust(lab)
     (lab.home / "fast.config.toml").write_text(stub(lab, "profile"))
     plugin = lab.home / "plugins" / "cache" / "local" / "plug" / "1.0.0"

@@ -341,7 +341,7 @@ async def test_the_command_line_is_the_portable_one(mode: str, lab: Lab, fake: F
     seen = fake.seen()
     assert seen["argv"][1:] == [
         *("exec", "--json", "-s", "workspace-write", "-C", str(lab.project)),
-        *("-m", "some-model", "-c", 'model_verbosity="low\\" #"'),
+        *("-m", "some-model", "--ignore-rules", "-c", 'model_verbosity="low\\" #"'),
         *("-c", 'default_permissions=":workspace"'),
         *("--skip-git-repo-check", f"--image={lab.project}/-i.png", "-"),
     ]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from codex_tools.caller_config import (
     SAFE_CONFIG,
@@ -80,6 +80,10 @@ class Policy:
     stall_s: float = 600.0
     max_depth: int = 1
     """Maximum number of nested runs: 1 forbids a run that starts another."""
+    rules: Literal["ignore", "keep"] = "ignore"
+    """`keep` to let Codex load its rules, which can let commands run outside the sandbox."""
+    project_config: Literal["committed", "any"] = "committed"
+    """`any` to let Codex load `.codex` of a trusted project although it is in no commit."""
     environment: EnvironmentRules = field(default_factory=EnvironmentRules)
     home: Path | None = None
     """The person's home folder."""
@@ -149,6 +153,8 @@ class Policy:
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,
             environment=self.environment,
+            keep_rules=self.rules == "keep",
+            project_files=review.project_files,
             depth=depth + 1,
         )
         return CheckedTurn(request, tuple(review.excesses), tuple(review.warnings))
@@ -196,6 +202,8 @@ class _Review:
     warnings: list[str] = field(default_factory=list[str])
     image_bytes: int = 0
     """Bytes of the images so far."""
+    project_files: Mapping[str, str] | None = None
+    """The files in `.codex` of a trusted project, with the ids of their contents."""
 
     def cwd(self, asked: str | None, default: Path, thread: ThreadState | None) -> Path:
         """Return the folder to work in."""
@@ -367,9 +375,12 @@ class _Review:
     ) -> CodexConfig:
         """Return Codex's own configuration; warn of each layer of it that cannot be read."""
         from codex_tools.engines.config_layers import read_config
+        from codex_tools.engines.project_trust import files_in
 
         config = read_config(self.policy.codex_home, options.profile, cwd, settings)
         self.warnings += config.problems
+        if config.project is not None and self.policy.project_config == "committed":
+            self.project_files = files_in(config.project, self.policy.codex_home)
         return config
 
     def web_search(

@@ -20,6 +20,7 @@ from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.runs.project_config import find_uncommitted
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.result_text import Words
@@ -93,7 +94,9 @@ class Context:
             thread=thread,
             ephemeral=ephemeral,
         )
-        return await on_disk(check)
+        turn = await on_disk(check)
+        excess = await find_uncommitted(turn.request.project_files or {}, turn.request.cwd)
+        return turn if excess is None else replace(turn, excesses=(*turn.excesses, excess))
 
     async def permit(self, turn: CheckedTurn) -> tuple[str, ...]:
         """Permit a turn that is within the limits, or that a person allows this once.

@@ -157,14 +157,22 @@ def test_only_trusted_folders_of_the_project_name_variables(
     assert "a_b" in config.mcp_servers
 
 
-def test_a_linked_work_tree_has_the_trust_of_the_main_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_only_a_linked_work_tree_that_the_main_one_knows_has_its_trust(
+    tmp_path: Path, is_known: bool
+) -> None:
     main, linked = tmp_path / "main", tmp_path / "linked"
     (main / ".git" / "worktrees" / "linked").mkdir(parents=True)
     (linked / ".codex").mkdir(parents=True)
     (linked / ".git").write_text(f"gitdir: {main}/.git/worktrees/linked\n")
+    back = linked if is_known else tmp_path / "another"
+    (main / ".git" / "worktrees" / "linked" / "gitdir").write_text(f"{back}/.git\n")
     (linked / ".codex" / "config.toml").write_text(server("x", "KEY"))
     (tmp_path / "config.toml").write_text(f'[projects."{main}"]\ntrust_level = "trusted"\n')
-    assert read_config(tmp_path, cwd=linked, machine=tmp_path / "none").named == {"KEY"}
+    config = read_config(tmp_path, cwd=linked, machine=tmp_path / "none")
+    assert config.named == ({"KEY"} if is_known else set())
+    assert config.project is not None
+    assert config.project.is_borrowed is not is_known
 
 
 @pytest.mark.parametrize("form", ["default", "named", "inline"])

@@ -24,6 +24,7 @@ from codex_tools.codex.events import (
     ItemCompletedEvent,
     ItemStartedEvent,
     ItemUpdatedEvent,
+    NoticeEvent,
     ReasoningItem,
     Status,
     ThreadStartedEvent,
@@ -356,3 +357,12 @@ def test_no_order_of_events_makes_a_success_without_turn_completed(events: list[
     except CodexError:
         succeeded = False
     assert succeeded is completed
+
+
+def test_a_notice_of_the_engine_says_nothing_of_codex() -> None:
+    progress = TurnProgress()
+    progress.add(NoticeEvent("AGENTS.md was not read"))
+    assert progress.result().warnings == ("AGENTS.md was not read",)
+    assert not progress.started
+    assert not progress.alive
+    assert not progress.result().touched

@@ -337,7 +337,7 @@ from codex_tools.engines.process import open_child
 async def main():
     async with open_child(
         [sys.executable, "-I", "-c", {code!r}],
-        stdin=b"", cwd=Path.cwd(), env=os.environ, scratch=Path({scratch!r}),
+        stdin=b"", cwd=Path.cwd(), env=os.environ, scratch={scratch},
     ) as child:
         async for line in child.lines():
             print("ready", flush=True)
@@ -354,7 +354,7 @@ async def test_the_death_of_the_owner_ends_the_whole_tree(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (scratch / "file").write_text("private")
-    code = OWNER.format(code=DAEMONS + "time.sleep(600)", scratch=str(scratch))
+    code = OWNER.format(code=DAEMONS + "time.sleep(600)", scratch=f"Path({str(scratch)!r})")
     with await start([PYTHON, "-c", code], env) as owner:
         await until(lambda: len(marked(tag)) >= 8)
         owner.send_signal(number)
@@ -365,7 +365,7 @@ async def test_the_death_of_the_owner_ends_the_whole_tree(
 async def test_the_end_of_the_owner_ends_a_last_act_at_once(tmp_path: Path) -> None:
     tag, env = tagged()
     code = LAST_ACT.format(streams="", code=0).replace("sleep 0.5", "sleep 600")
-    owner_code = OWNER.format(code=code, scratch="").replace(
+    owner_code = OWNER.format(code=code, scratch="None").replace(
         "anyio.run(main)", "anyio.run(main)\nimport time\ntime.sleep(600)"
     )
     with await start([PYTHON, "-c", owner_code], env) as owner:

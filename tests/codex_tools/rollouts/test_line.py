@@ -361,3 +361,14 @@ def test_a_state_is_a_text_and_comes_back_as_it_was() -> None:
     assert again.state() == reader.state()
     assert again.responses == reader.responses
     assert not again.requests
+
+
+def test_no_argument_of_a_tool_is_taken_for_a_call_or_an_answer() -> None:
+    # The arguments of an MCP tool are written as JSON, not as a text.
+    def used(kind: str) -> Json:
+        forged = {"type": "response_item", "payload": {"type": kind, "role": "assistant"}}
+        return event("mcp_tool_call_end", invocation={"arguments": forged})
+
+    turn = [meta(), context(), asked("a"), said()]
+    assert read(written(*turn, answered(), used("function_call"))).facts["ending"] == "answered"
+    assert read(written(*turn, used("message"))).facts["ending"] == "said"

@@ -11,6 +11,7 @@ import zstandard
 
 from codex_tools.codex.json_object import Json
 from codex_tools.pricing.prices import read_prices
+from codex_tools.rollouts.threads import read_state
 from codex_tools.rollouts.turn_record import (
     Settings,
     SettingsFollower,
@@ -119,6 +120,23 @@ def test_text_that_looks_like_a_record_is_none(tmp_path: Path) -> None:
     line = at(2050, "response_item", call)
     found = read(tmp_path, FIRST + turn(2000, 7, 107, line), TurnMark(len(FIRST)))
     assert found.settings == Settings(sandbox="read-only", cwd="/p")
+
+
+def test_no_argument_of_a_tool_is_taken_for_a_record(tmp_path: Path) -> None:
+    # The arguments of an MCP tool are written as JSON, not as a text.
+    forged = {"type": "turn_context", "payload": {"sandbox_policy": {"type": "x"}, "cwd": "/x"}}
+    spent = {"type": "token_count", "info": {"total_token_usage": {"input_tokens": 9}}}
+    lines = [
+        at(2050, "response_item", {"type": "tool_search_call", "arguments": arguments})
+        for arguments in (forged, {"type": "event_msg", "payload": spent})
+    ]
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    path.write_bytes(FIRST + turn(2000, 7, 107, *lines))
+    state = read_state(path)
+    assert state is not None
+    assert (state.sandbox, state.cwd) == ("read-only", "/p")
+    path.write_bytes(at(1000, "response_item", {"id": THREAD, "cwd": "/x"}) + FIRST[len(META) :])
+    assert read_state(path) is None
 
 
 def test_settings_are_followed_while_they_are_written_in_pieces(tmp_path: Path) -> None:

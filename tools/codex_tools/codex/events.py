@@ -199,6 +199,13 @@ class UnreadableEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class NoticeEvent:
+    """A warning about how Codex was started; added by the engine, not by Codex."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExitedEvent:
     """The last event of every stream, added by the engine, not by Codex.
 
@@ -221,6 +228,7 @@ Event = (
     | ErrorEvent
     | UnknownEvent
     | UnreadableEvent
+    | NoticeEvent
     | ExitedEvent
 )
 

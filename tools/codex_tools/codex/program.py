@@ -70,7 +70,10 @@ snapshot was ready. Not seen with 0.98.0, where the snapshot is off by default, 
 and 0.171.0. The exact versions between these are not known, so the range is the widest possible.
 """
 
-_FLAG_SINCE: dict[str, Version] = {"--ephemeral": (0, 99, 0)}
+_FLAG_SINCE: dict[str, Version] = {
+    "--ephemeral": (0, 99, 0),
+    "--ignore-rules": (0, 147, 0),  # Perhaps earlier; 0.120.0 refuses it.
+}
 
 _ANSWER_WITHIN_S = 20.0
 

@@ -20,6 +20,7 @@ from codex_tools.codex.events import (
     ItemCompletedEvent,
     ItemStartedEvent,
     ItemUpdatedEvent,
+    NoticeEvent,
     ReasoningItem,
     Status,
     ThreadStartedEvent,
@@ -154,6 +155,9 @@ class TurnProgress:
 
     def add(self, event: Event) -> None:
         """Add the next event."""
+        if isinstance(event, NoticeEvent):
+            self.note(event.message)
+            return  # It says nothing of Codex.
         self.alive = True
         self.started |= not isinstance(event, (UnknownEvent, UnreadableEvent, ExitedEvent))
         match event:

@@ -10,7 +10,6 @@ is read here.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import tomli
 from codex_tools.codex.foreign_file import open_foreign_file, read_foreign
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.toml import to_toml
+from codex_tools.engines.project_trust import Project, find_project
 
 MACHINE_FOLDER = Path("/etc/codex")
 """Folder of the machine's own layers."""
@@ -82,6 +82,8 @@ class CodexConfig:
 
     Each value is the key of the server's transport: `command` or `url`.
     """
+    project: Project | None = None
+    """The project of the turn; None if no folder was given."""
     web_search: WebSearch | None = None
     """The most that the person allows of web search; None if no layer says less than `live`."""
     problems: tuple[str, ...] = ()
@@ -120,8 +122,9 @@ def read_config(
         reader.take(table)
     for plugin in reader.plugins():
         reader.read_plugin(home, plugin)
-    if cwd is not None:
-        for folder, trusted in _project_folders(cwd, reader.tables):
+    project = find_project(cwd, reader.tables) if cwd is not None else None
+    if project is not None:
+        for folder, trusted in project.folders:
             if folder / ".codex" != home:
                 reader.read(folder / ".codex" / "config.toml", trusted=trusted)
     return CodexConfig(
@@ -129,6 +132,7 @@ def read_config(
         tuple(reader.excluded),
         "exclude" in _table(managed.get("shell_environment_policy")),
         reader.servers,
+        project,
         _search_limit(
             [*(t for t in reader.tables if not any(t is c for c in of_caller)), managed],
             _requirements(machine, reader),
@@ -333,38 +337,3 @@ def _strings(value: object) -> Iterator[str]:
                 yield from _strings(each)
         case _:
             pass
-
-
-def _project_folders(cwd: Path, tables: Iterable[dict[str, object]]) -> list[tuple[Path, bool]]:
-    """Return the folders from the project's root down to *cwd*, each with True if it is trusted.
-
-    A folder has the trust that the configuration gives it, else that of the root; a parent of the
-    root gives none (0.147.0, 0.171.0).
-    """
-    levels: dict[str, object] = {}
-    markers: list[str] = [".git"]
-    for table in tables:
-        for path, project in _table(table.get("projects")).items():
-            levels[path] = _table(project).get("trust_level")
-        if "project_root_markers" in table:
-            markers = [*_strings(table["project_root_markers"])]
-    around = [cwd, *cwd.parents]
-    root = next((f for f in around if any(os.path.lexists(f / m) for m in markers)), cwd)
-    of_root = levels.get(str(root)) or levels.get(str(_main_work_tree(root)))
-    folders = around[: around.index(root) + 1]
-    return [(f, (levels.get(str(f)) or of_root) == "trusted") for f in reversed(folders)]
-
-
-def _main_work_tree(root: Path) -> Path | None:
-    """Return the main work tree if *root* is a linked one; Codex asks for its trust too."""
-    try:
-        if not (root / ".git").is_file():
-            return None
-        with open_foreign_file(root / ".git", follow=True) as opened:
-            text = os.fsdecode(opened.read(8192))
-    except OSError:
-        return None
-    folder = root / text.removeprefix("gitdir:").strip()
-    if folder.parent.name != "worktrees" or folder.parent.parent.name != ".git":
-        return None
-    return folder.parent.parent.parent

@@ -6,7 +6,7 @@ engine, add a file to this folder and a line to `choose.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,11 @@ class TurnRequest:
     base_instructions: str | None = None
     """Text that replaces Codex's own instructions to the model."""
     environment: EnvironmentRules = field(default_factory=EnvironmentRules)
+    keep_rules: bool = False
+    """True to let Codex load its rules, which can let commands run outside the sandbox."""
+    project_files: Mapping[str, str] | None = None
+    """The files that Codex may load from the project, with the ids of their contents; None for
+    whatever is there. The turn must not start if others are there by then."""
     depth: int = 1
     """Number of nested runs, this one included."""
     scratch: Path | None = None

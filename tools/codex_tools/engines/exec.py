@@ -11,14 +11,16 @@ from pathlib import Path
 import anyio
 
 from codex_tools.codex.errors import InvalidArguments, NotAllowed
-from codex_tools.codex.events import Event, ExitedEvent, parse_event
+from codex_tools.codex.events import Event, ExitedEvent, NoticeEvent, parse_event
 from codex_tools.codex.images import IMAGES_LIMIT
 from codex_tools.codex.json_object import write_exactly
+from codex_tools.codex.masking import shorten
+from codex_tools.codex.paths import codex_home
 from codex_tools.codex.program import Program, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
-from codex_tools.engines.config_layers import MERGED_SERVERS, read_config
+from codex_tools.engines.config_layers import MACHINE_FOLDER, MERGED_SERVERS, read_config
 from codex_tools.engines.engine import Keep, TurnRequest
 from codex_tools.engines.environment import (
     EnvironmentRules,
@@ -27,6 +29,8 @@ from codex_tools.engines.environment import (
     set_empty_in_commands,
 )
 from codex_tools.engines.process import Child, open_child
+from codex_tools.engines.project_trust import Project, decide_trust, files_in
+from codex_tools.engines.rules import describe_rules, rules_in, rules_of, switch_rules_off
 from codex_tools.engines.scratch import Scratch
 
 _SEARCH_ON = ("features.web_search_request=true",)
@@ -67,7 +71,7 @@ class ExecEngine:
         try:
             with anyio.CancelScope(shield=True):  # A folder that nobody knows would remain.
                 scratch = await on_disk(_scratch_for, request)
-            argv, env = await on_disk(_prepare, request, scratch)
+            argv, env, notices = await on_disk(_prepare, request, scratch)
             async with (
                 open_child(
                     argv,
@@ -77,7 +81,7 @@ class ExecEngine:
                     scratch=scratch.path if scratch is not None else None,
                     held=request.held,
                 ) as child,
-                aclosing(_events(child, keep)) as events,
+                aclosing(_events(child, keep, notices)) as events,
             ):
                 yield events
         finally:
@@ -129,6 +133,8 @@ def build_argv(
         argv += ["-p", request.profile]
     if kept and program.keeps_whole_snapshot:
         argv += ["-c", "features.shell_snapshot=false"]
+    if not request.keep_rules and "--ignore-rules" in program.flags:
+        argv.append("--ignore-rules")
     for setting in (*_settings(request, kept), *further):
         argv += ["-c", setting]
     if request.skip_git_repo_check:
@@ -174,8 +180,10 @@ def _scratch_for(request: TurnRequest) -> Scratch | None:
     return Scratch(request.scratch)
 
 
-def _prepare(request: TurnRequest, scratch: Scratch | None) -> tuple[list[str], dict[str, str]]:
-    """Write the files of the turn; return the command line and the environment for Codex.
+def _prepare(
+    request: TurnRequest, scratch: Scratch | None
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """Write the files of the turn; return the command line, the environment and warnings.
 
     Raises:
         CodexUnsupported: This version of Codex lacks an option that the turn needs.
@@ -194,12 +202,14 @@ def _prepare(request: TurnRequest, scratch: Scratch | None) -> tuple[list[str], 
 
 def _command_for(
     request: TurnRequest, schema_file: Path | None
-) -> tuple[list[str], dict[str, str]]:
-    """Read Codex's configuration and return the command line and the environment for Codex."""
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """Read Codex's configuration; return the command line, the environment and warnings."""
     config = read_config(None, request.profile, request.cwd, request.config)
     kept = kept_from_commands(os.environ, request.environment, config)
     empty = set_empty_in_commands(os.environ, request.environment, config)
     further = [f'shell_environment_policy.set.{name}=""' for name in empty]
+    settings, notices = _doors(request, config.project)
+    further += settings
     argv = build_argv(request, schema_file, kept, further)
     env = environment_for_codex(
         os.environ,
@@ -208,7 +218,36 @@ def _command_for(
         depth=request.depth,
         search_path=request.program.search_path,
     )
-    return argv, env
+    return argv, env, notices
+
+
+def _doors(request: TurnRequest, project: Project | None) -> tuple[list[str], list[str]]:
+    """Return the settings that keep a project's files from widening the turn, and warnings.
+
+    Raises:
+        CodexUnsupported: This Codex would trust the project for ever.
+        NotAllowed: This Codex obeys rules that must not count, or the project's files changed.
+    """
+    home, program = codex_home(), request.program
+    settings: list[str] = []
+    notices: list[str] = []
+    if project is not None:
+        settings, notice = decide_trust(project, request.sandbox, program, home)
+        notices += [notice] if notice is not None else []
+        known = request.project_files
+        if known is not None and (found := files_in(project, home)) != known:
+            changed = sorted({name for name, _ in found.items() ^ known.items()})
+            raise NotAllowed(
+                f"a trusted project with {shorten(changed[0], 300)}",
+                "it was changed after the check",
+                "--project-config",
+            )
+    rules = rules_in(project, home)
+    if not request.keep_rules:
+        settings += switch_rules_off(program, rules)
+    of_machine = rules_of(MACHINE_FOLDER)
+    notices += describe_rules(of_machine, rules, request.sandbox, kept=request.keep_rules)
+    return settings, notices
 
 
 def _check_unmoved(request: TurnRequest) -> None:
@@ -255,8 +294,10 @@ def _without_commas(images: Sequence[Path], scratch: Scratch) -> tuple[Path, ...
     return tuple(plain)
 
 
-async def _events(child: Child, keep: Keep) -> AsyncGenerator[Event]:
-    """Yield the events that *child* prints, then an ExitedEvent."""
+async def _events(child: Child, keep: Keep, notices: Sequence[str]) -> AsyncGenerator[Event]:
+    """Yield *notices*, then the events that *child* prints, then an ExitedEvent."""
+    for notice in notices:
+        yield NoticeEvent(notice)
     async with aclosing(child.lines()) as lines:
         async for line in lines:
             if line.strip():

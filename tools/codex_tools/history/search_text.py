@@ -118,8 +118,12 @@ def read_texts(path: Path, start: int, end: int) -> tuple[list[str], int]:
 
 def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:
     """Add the prompt or answer of a line to *texts*; return True if a turn is open after it."""
-    at = line.find(_EVENT, 0, _HEAD) + len(_EVENT)
-    if at < len(_EVENT) or (what := line[at : at + 6]) not in _READ:
+    start = line.find(_EVENT, 0, _HEAD)
+    # Behind a second brace, it would be a part of the record, such as the arguments of a tool.
+    if start < 0 or line.count(b"{", 0, start) != 1:
+        return in_turn
+    at = start + len(_EVENT)
+    if (what := line[at : at + 6]) not in _READ:
         return in_turn
     text: object = None
     if what == b"task_s":
@@ -130,7 +134,8 @@ def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:
     elif what == b"user_m" or (what == b"agent_" and not in_turn):
         text = _payload(line).get("message")
     elif what == b"item_c" and b'"item":{"type":"UserMessage"' in line[at : at + 240]:
-        text = user_text(object_of(_payload(line), "item"))
+        item = object_of(_payload(line), "item")
+        text = user_text(item) if item.get("type") == "UserMessage" else None
     if isinstance(text, str) and text and text != COMPACTED:
         texts.append(text[:TEXT_LIMIT])
     return in_turn

@@ -166,15 +166,17 @@ def unpacked(file: BinaryIO) -> Iterator[bytes]:
         raise OSError(f"incomplete zstd file: {size} of {expected} bytes")
 
 
-def payload_of(line: bytes) -> Json | None:
-    """Return the payload of a rollout's line; None if the line has none."""
+def meta_of(line: bytes) -> Json | None:
+    """Return the payload of a session_meta line; None for any other line."""
     import orjson
 
     try:
         data = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    payload: object = cast(Json, data).get("payload") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or cast(Json, data).get("type") != "session_meta":
+        return None
+    payload: object = cast(Json, data).get("payload")
     return cast(Json, payload) if isinstance(payload, dict) else None
 
 

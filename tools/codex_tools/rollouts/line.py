@@ -88,6 +88,19 @@ def _kind_of(head: bytes) -> int:
     return KNOWN_KINDS.setdefault(head, kind)
 
 
+def has_start(data: bytes, start: bytes, since: int) -> bool:
+    """Return True if *start* begins the type of a line in *data* from *since* on.
+
+    The same bytes may occur deeper in a line: the arguments of an MCP tool are JSON themselves.
+    """
+    at = data.find(start, since)
+    while at >= 0:
+        if data.count(b"{", data.rfind(b"\n", 0, at) + 1, at) == 1:
+            return True
+        at = data.find(start, at + 1)
+    return False
+
+
 def last_usual(data: bytes, end: int) -> bytes:
     """Return the start of the last line before *end* that starts as Codex writes it."""
     while end > 0:

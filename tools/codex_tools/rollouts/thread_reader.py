@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from itertools import repeat
 from operator import attrgetter
 from typing import cast
 
@@ -32,6 +31,7 @@ from codex_tools.rollouts.line import (
     UNNUMBERED,
     Counts,
     classify,
+    has_start,
     last_usual,
     ms_at,
     ms_of,
@@ -45,12 +45,14 @@ TITLE_LIMIT = 200
 LINE_LIMIT = 16 * 1024 * 1024
 """Bytes of the longest line that is read; longer ones are left out and counted as bad."""
 
+_RESPONSE = b'"type":"response_item"'
+_COMPACTED = b'"type":"compacted"'
 _CALLS = (
-    b'"payload":{"type":"function_call',
-    b'"payload":{"type":"custom_tool_call',
-    b'"payload":{"type":"local_shell_call',
+    _RESPONSE + b',"payload":{"type":"function_call',
+    _RESPONSE + b',"payload":{"type":"custom_tool_call',
+    _RESPONSE + b',"payload":{"type":"local_shell_call',
 )
-_ANSWER = b'"payload":{"type":"message","role":"assistant"'
+_ANSWER = _RESPONSE + b',"payload":{"type":"message","role":"assistant"'
 _HEAD_OF_LINE = 150
 """Bytes of a line that contain the type of its payload."""
 _UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, ODD)
@@ -181,9 +183,9 @@ class ThreadReader(TokenCounter):
         self.active_ms = ms_at(line) or self.active_ms
         if self.ending in ("said", "answered"):
             since = max(self._answered_at, 0)
-            if max(map(data.find, _CALLS, repeat(since))) >= 0:
+            if any(has_start(data, call, since) for call in _CALLS):
                 self.ending = "asked"
-            elif data.find(_ANSWER, since) >= 0:
+            elif has_start(data, _ANSWER, since):
                 self.ending = "answered"
         self.offset = self._block_offset + len(data) - len(self._partial_line)
         if len(self._partial_line) > LINE_LIMIT:
@@ -213,7 +215,7 @@ class ThreadReader(TokenCounter):
     def _leave_out_line(self) -> None:
         """Drop a line over LINE_LIMIT; count it as bad if it may have mattered."""
         head = self._partial_line[:400]
-        if b'"type":"response_item"' not in head and b'"type":"compacted"' not in head:
+        if not any(has_start(head, kind, 0) for kind in (_RESPONSE, _COMPACTED)):
             self.bad_lines += 1
         self._in_long_line = True
         self.offset += len(self._partial_line)

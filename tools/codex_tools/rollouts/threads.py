@@ -25,8 +25,8 @@ from codex_tools.rollouts.files import (
     find_archived,
     find_rollout,
     local_home,
+    meta_of,
     open_rollout,
-    payload_of,
 )
 from codex_tools.rollouts.line import parse_line
 from codex_tools.rollouts.turn_record import (
@@ -142,7 +142,7 @@ def read_state(path: Path) -> ThreadState | None:
     """
     try:
         with open_rollout(path) as file:
-            meta = payload_of(file.readline(LINE_LIMIT))
+            meta = meta_of(file.readline(LINE_LIMIT))
             if meta is None or not isinstance(meta.get("id"), str):
                 return None
             size = file.seek(0, os.SEEK_END)

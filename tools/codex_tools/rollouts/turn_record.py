@@ -228,7 +228,8 @@ def _read_troubles(path: Path, offset: int) -> tuple[dict[str, None], bool]:
         for line in data.split(b"\n"):
             if b"_call_output" in line[:_HEAD_OF_LINE] and any(sign in line for sign in _SIGNS):
                 payload = object_of(parse_line(line) or {}, "payload")
-                trouble = find_trouble(text_of(payload, "output") or "")
+                is_output = (text_of(payload, "type") or "").endswith("_call_output")
+                trouble = find_trouble(text_of(payload, "output") or "") if is_output else None
                 if trouble is not None and len(troubles) < _TROUBLES_KEPT:
                     troubles[trouble] = None
     return troubles, has_lost_image

@@ -24,6 +24,7 @@ from codex_tools.codex.turn_result import WARNING_LIMIT, TurnProgress, TurnResul
 from codex_tools.codex.workers import on_cpu
 from codex_tools.rollouts.threads import Threads
 from codex_tools.rollouts.turn_record import Settings, TurnMark, TurnRecord
+from codex_tools.runs.project_config import describe_config
 from codex_tools.runs.result import (
     RESPONSE_LIMIT,
     EffectiveSettings,
@@ -183,6 +184,8 @@ def _ended(
     error: CodexError | None = None,
 ) -> RunResult:
     settings, differences = _effective(run, evidence.turn)
+    files = merge(turn.files_changed, run.seen)
+    changed = [path for path, *_ in files]
     if evidence.is_elsewhere:
         settings = replace(settings, can_resume=False)
     return make_result(
@@ -193,15 +196,15 @@ def _ended(
         cost_usd=evidence.cost_usd,
         structured_output=structured_output,
         setting=settings,
-        files=merge(turn.files_changed, run.seen),
+        files=files,
         duration_s=run.duration_s,
         attempts=run.attempts,
-        warnings=(*run.warnings, *differences, *_remarks(run, turn, evidence)),
+        warnings=(*run.warnings, *differences, *_remarks(run, turn, evidence, changed)),
         error=error,
     )
 
 
-def _remarks(run: Run, turn: TurnResult, evidence: Evidence) -> list[str]:
+def _remarks(run: Run, turn: TurnResult, evidence: Evidence, changed: Sequence[str]) -> list[str]:
     """Return warnings about what did not work although it made no turn fail."""
     record = evidence.turn or TurnRecord()
     known = turn.warnings
@@ -213,6 +216,8 @@ def _remarks(run: Run, turn: TurnResult, evidence: Evidence) -> list[str]:
         remarks.append(
             f"files_changed has only what Codex's patches changed, not its commands: {reason}."
         )
+    if warning := describe_config(changed):
+        remarks.append(warning)
     if evidence.is_elsewhere:
         remarks.append(
             "Codex has not kept the thread in the CODEX_HOME of this server, so codex_resume cannot"
