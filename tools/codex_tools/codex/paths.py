@@ -1,8 +1,10 @@
-"""Expand, normalise and compare paths, and find Codex's home folder."""
+"""Expand, normalise and compare paths, and find programs and Codex's home folder."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -40,3 +42,27 @@ def folder_names(cwd: str | None) -> tuple[str, ...]:
     if cwd is None:
         return ()
     return tuple(dict.fromkeys((os.path.normpath(cwd), os.path.realpath(cwd))))
+
+
+def find_program(name: str, search_path: str, untrusted: Sequence[Path]) -> str | None:
+    """Return the path of the program *name* on *search_path*; None if there is none.
+
+    A program is skipped if it or its folder is inside one of the folders *untrusted*, or if its
+    folder is relative: a sandboxed command may have written it there.
+
+    Args:
+        name: The program's name.
+        search_path: Folders, as in PATH.
+        untrusted: Folders whose links are resolved.
+    """
+    for folder in search_path.split(os.pathsep):
+        if not folder.startswith("/"):
+            continue
+        found = shutil.which(name, path=folder)
+        if found is not None and not any(
+            Path(os.path.realpath(each)).is_relative_to(outer)
+            for each in (folder, found)
+            for outer in untrusted
+        ):
+            return found
+    return None

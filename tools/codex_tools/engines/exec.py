@@ -28,6 +28,7 @@ from codex_tools.engines.environment import (
     kept_from_commands,
     set_empty_in_commands,
 )
+from codex_tools.engines.git_config import HARDENED_GIT, without_repository_programs
 from codex_tools.engines.process import Child, open_child
 
 _SEARCH_ON = ("features.web_search_request=true",)
@@ -208,6 +209,9 @@ def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str],
         schema_file = _schema_file(scratch)
     empty = set_empty_in_commands(os.environ, request.environment, config)
     further = [f'shell_environment_policy.set.{name}=""' for name in empty]
+    version = request.program.version
+    if version is not None and version < HARDENED_GIT:
+        further.append("features.undo=false")  # 0.60.1 takes snapshots with `git add`, with hooks.
     argv = build_argv(request, schema_file, kept, further)
     env = environment_for_codex(
         os.environ,
@@ -216,7 +220,7 @@ def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str],
         depth=request.depth,
         search_path=request.program.search_path,
     )
-    return argv, env
+    return argv, env | without_repository_programs(env, request.cwd, version)
 
 
 def _check_unmoved(request: TurnRequest) -> None:

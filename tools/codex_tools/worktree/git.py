@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import anyio
 from anyio.abc import Process
+
+from codex_tools.codex.paths import find_program
 
 LISTING_LIMIT = 64 * 1024 * 1024
 """Bytes of the longest listing that is read from git; a file takes about 220."""
@@ -41,12 +42,7 @@ def find_git(cwd: Path) -> Path | None:
     project = next(around, None)
     if project is None:
         return None
-    folders = [
-        folder
-        for folder in os.get_exec_path()
-        if folder.startswith("/") and not Path(os.path.realpath(folder)).is_relative_to(project)
-    ]
-    found = shutil.which("git", path=os.pathsep.join(folders)) if folders else None
+    found = find_program("git", os.environ.get("PATH", os.defpath), (project,))
     return Path(found) if found is not None else None
 
 
