@@ -126,6 +126,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                 engine=surroundings.engine,
                 threads=surroundings.threads,
                 max_runs=settings.max_runs,
+                roots=settings.policy.roots,
             ) as runs:
                 yield runs
         finally:

@@ -18,10 +18,10 @@ from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.policy import CheckedTurn, Policy, ask_for
 from codex_tools.rollouts.threads import Threads, ThreadState
-from codex_tools.runs.register import Runs, wait_while_called
+from codex_tools.runs.register import Runs
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.result_text import Words
-from codex_tools.runs.run import Run
+from codex_tools.runs.run import Run, wait_while_called
 from codex_tools.turn_options import TurnOptions
 
 T = TypeVar("T")

@@ -66,3 +66,9 @@ def find_program(name: str, search_path: str, untrusted: Sequence[Path]) -> str 
         ):
             return found
     return None
+
+
+def repository_around(cwd: Path) -> Path | None:
+    """Return the nearest of *cwd* and the folders above that has an entry .git."""
+    around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))
+    return next(around, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import anyio
 
-from codex_tools.codex.errors import NotAllowed
+from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
 from codex_tools.codex.json_object import write_exactly
-from codex_tools.codex.program import Program, find_codex
+from codex_tools.codex.program import Program, Version, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
@@ -210,6 +211,8 @@ def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str],
     empty = set_empty_in_commands(os.environ, request.environment, config)
     further = [f'shell_environment_policy.set.{name}=""' for name in empty]
     version = request.program.version
+    if version is not None and version < SANDBOX_MOUNTS and sys.platform == "linux":
+        request = replace(request, add_dirs=_outermost(request))
     if version is not None and version < HARDENED_GIT:
         further.append("features.undo=false")  # 0.60.1 takes snapshots with `git add`, with hooks.
     argv = build_argv(request, schema_file, kept, further)
@@ -221,6 +224,32 @@ def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str],
         search_path=request.program.search_path,
     )
     return argv, env | without_repository_programs(env, request.cwd, version)
+
+
+SANDBOX_MOUNTS: Version = (0, 120, 0)
+"""First version whose sandbox mounts its writable folders, so that no command can rename them.
+
+The sandbox of earlier versions takes each path anew for each command. A command of 0.60.1 could
+replace a writable folder inside another one by a link, and the next command wrote where that led.
+"""
+
+
+def _outermost(request: TurnRequest) -> tuple[Path, ...]:
+    """Return the add_dirs of *request* without those inside another writable folder.
+
+    Raises:
+        InvalidArguments: One of them contains cwd.
+    """
+    for folder in request.add_dirs:
+        if request.sandbox == "workspace-write" and folder in request.cwd.parents:
+            raise InvalidArguments(
+                [
+                    f"add_dirs: {folder} contains cwd, which a command of Codex"
+                    f" {request.program.version_text} could then replace; give it as cwd"
+                ]
+            )
+    written = {request.cwd, *request.add_dirs}
+    return tuple(each for each in request.add_dirs if written.isdisjoint(each.parents))
 
 
 def _check_unmoved(request: TurnRequest) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from codex_tools.codex.errors import InvalidArguments
-from codex_tools.codex.paths import find_program
+from codex_tools.codex.paths import find_program, repository_around
 from codex_tools.codex.program import Version
 
 HARDENED_GIT: Version = (0, 147, 0)
@@ -110,7 +110,7 @@ def without_repository_programs(
         if pairs := _counted(env):
             variables["GIT_CONFIG_COUNT"] = "0"
             _set(variables, pairs)
-    top = _repository_around(cwd)
+    top = repository_around(cwd)
     git = find_program("git", env.get("PATH", ""), (top,)) if top is not None else None
     if top is None or git is None:
         return variables
@@ -242,11 +242,6 @@ def _content(file: Path, limit: int) -> bytes | None:
     except OSError:
         return None
     return data if 0 < len(data) <= limit else None
-
-
-def _repository_around(cwd: Path) -> Path | None:
-    around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))
-    return next(around, None)
 
 
 def _ask(git: str, env: Mapping[str, str], place: Path, arguments: Sequence[str]) -> str | None:

@@ -26,6 +26,7 @@ from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.runs import folders
 from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
@@ -79,6 +80,7 @@ class Runs:
         engine: Engine,
         threads: Threads,
         max_runs: int,
+        roots: Sequence[Path] = (),
         notes: tuple[str, ...] = (),
     ) -> None:
         """Create an empty register; *notes* are warnings for the callers of all runs."""
@@ -89,6 +91,7 @@ class Runs:
         self._engine = engine
         self._threads = threads
         self._notes = notes
+        self._roots = roots
         self.audit = AuditLog(state_dir, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
         self._runs: dict[str, Run] = {}
@@ -137,7 +140,11 @@ class Runs:
             before: The current state of the thread to resume.
             lock: That thread's lock. The run owns the lock, unless this method raises.
             warnings: Warnings for the caller.
+
+        Raises:
+            FolderBusy: Another run could replace a folder that the turn may write to.
         """
+        folders.check_free(request, self._runs.values())
         run_id = f"run_{secrets.token_hex(8)}"
         if lock is not None:
             request = replace(request, held=(lock.fd,))
@@ -359,7 +366,8 @@ class Runs:
                 self._save(run)
 
         writes = run.request.sandbox != "read-only"
-        before = await take_snapshot(run.request.cwd) if writes else None
+        before = await take_snapshot(run.request.cwd, self._roots) if writes else None
+        identities = await on_disk(folders.identify, run.request)
         with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
                 run.ending = await run_turns(self._engine, self._threads, run, report, log.add)
@@ -368,6 +376,7 @@ class Runs:
         run.seen = await changes_since(before) if before is not None else None
         if writes and run.seen is None:
             run.unseen = await explain_unseen(run.request.cwd)
+        await on_disk(folders.ending_in, run, identities)
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
             evidence = await on_cpu(find_evidence, run, self._threads)
             if isinstance(run.ending, CodexError):
@@ -426,7 +435,12 @@ class Runs:
 
 @asynccontextmanager
 async def open_runs(
-    state_dir: Path, *, engine: Engine, threads: Threads, max_runs: int
+    state_dir: Path,
+    *,
+    engine: Engine,
+    threads: Threads,
+    max_runs: int,
+    roots: Sequence[Path] = (),
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
@@ -458,6 +472,7 @@ async def open_runs(
                 engine=engine,
                 threads=threads,
                 max_runs=max_runs,
+                roots=roots,
                 notes=notes,
             )
             tasks.start_soon(runs.prune)
@@ -465,23 +480,6 @@ async def open_runs(
                 yield runs
             finally:
                 tasks.cancel_scope.cancel()
-
-
-async def wait_while_called(run: Run, wait_s: float) -> RunResult:
-    """Wait for *run*, at most *wait_s* seconds, and return its result, final or so far.
-
-    A caller that cancels the call while it waits ends the run. The run continues if the call
-    returns before the run has ended.
-    """
-    try:
-        with anyio.move_on_after(wait_s):
-            await run.done.wait()
-    except anyio.get_cancelled_exc_class():
-        run.stop()
-        with anyio.CancelScope(shield=True):
-            await run.done.wait()
-        raise
-    return run.result()
 
 
 def _release_all(locks: list[ThreadLock]) -> None:

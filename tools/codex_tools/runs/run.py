@@ -120,3 +120,20 @@ def requested(run: Run) -> EffectiveSettings:
         codex_version=request.program.version_text,
         can_resume=not request.ephemeral,
     )
+
+
+async def wait_while_called(run: Run, wait_s: float) -> RunResult:
+    """Wait for *run*, at most *wait_s* seconds, and return its result, final or so far.
+
+    A caller that cancels the call while it waits ends the run. The run continues if the call
+    returns before the run has ended.
+    """
+    try:
+        with anyio.move_on_after(wait_s):
+            await run.done.wait()
+    except anyio.get_cancelled_exc_class():
+        run.stop()
+        with anyio.CancelScope(shield=True):
+            await run.done.wait()
+        raise
+    return run.result()
