@@ -137,7 +137,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     history = ThreadIndex(threads.home, settings.state_dir, prices)
     surroundings = _Surroundings(
         settings,
-        engine or choose_engine(settings.codex_bin),
+        engine or choose_engine(settings.codex_bin, settings.policy.projects(_own_folder())),
         threads,
         history,
         _own_folder(),

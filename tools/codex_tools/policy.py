@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 from codex_tools.caller_config import SAFE_CONFIG, Narrowing, only_narrows, split_config
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.masking import shorten
+from codex_tools.codex.paths import holds as _holds
+from codex_tools.codex.paths import is_same as _same
+from codex_tools.codex.program_places import codex_reasons, own_reasons
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.engines.environment import EnvironmentRules
@@ -168,6 +171,29 @@ class Policy:
         """
         if depth >= self.max_depth:
             raise TooDeep(depth, self.max_depth)
+
+    def check_program(self, request: TurnRequest) -> None:
+        """Check that *request* cannot write to the Codex that this or a later run starts.
+
+        Raises:
+            NotAllowed: It can, and no root names that folder.
+        """
+        if request.sandbox != "workspace-write":
+            return
+        review = _Review(self)
+        for folder in (request.cwd, *request.add_dirs):
+            for what, place in codex_reasons(folder, request.program):
+                review.refuse_writing("the folder", folder, request.sandbox, what, place)
+        if review.excesses:
+            raise review.excesses[0]
+
+    def projects(self, *others: Path) -> tuple[Path, ...]:
+        """Return those of the roots and of *others* that are projects.
+
+        A folder that contains the home folder is none: it contains installed programs, too.
+        """
+        home, folders = self.home, (*self.roots, *others)
+        return tuple(each for each in folders if home is None or not _holds(each, home))
 
     def folder(self, name: str, path: str) -> Path:
         """Return the resolved path of the folder *path*, given as the argument *name*.
@@ -322,18 +348,30 @@ class _Review:
         """
         if sandbox == "read-only":
             return
-        roots = self.policy.roots
         for what, place in self._guarded(folder):
-            if not any(_same(folder, root) or _within(folder, root, place) for root in roots):
-                self.excesses.append(
-                    NotAllowed(
-                        f"sandbox {sandbox} in {name} {folder}",
-                        f"that folder {what}, and no root names it",
-                        "--root",
-                        f"Codex could write to that folder, which {what}",
-                    )
-                )
+            if self.refuse_writing(name, folder, sandbox, what, place):
                 return
+        if sandbox == "workspace-write":
+            for what, place in own_reasons(folder):
+                if self.refuse_writing(name, folder, sandbox, what, place):
+                    return
+
+    def refuse_writing(
+        self, name: str, folder: Path, sandbox: Sandbox, what: str, place: Path
+    ) -> bool:
+        """Record an excess unless a root names *folder*; return True if it was recorded."""
+        if any(_same(folder, root) or _within(folder, root, place) for root in self.policy.roots):
+            return False
+        is_program = "program" in what
+        self.excesses.append(
+            NotAllowed(
+                f"sandbox {sandbox} in {name} {folder}",
+                f"that folder {what}, and no root names it",
+                "--root, or to install that program elsewhere" if is_program else "--root",
+                f"Codex could write to that folder, which {what}",
+            )
+        )
+        return True
 
     def _guarded(self, folder: Path) -> Iterator[tuple[str, Path]]:
         """Yield each reason why *folder* must not be written to, and the path it protects."""
@@ -424,18 +462,6 @@ class _Review:
                 [f"config: its values have more than {CONFIG_LIMIT:,} characters"]
             )
         return tuple(pairs)
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Return True if both paths are the same folder, even by another mount or letter case."""
-    try:
-        return one == other or one.samefile(other)
-    except OSError:
-        return False
-
-
-def _holds(folder: Path, place: Path) -> bool:
-    return any(_same(folder, each) for each in (place, *place.parents))
 
 
 def _within(folder: Path, root: Path, place: Path) -> bool:

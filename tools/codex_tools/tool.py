@@ -125,9 +125,11 @@ class Context:
             CodexNotFound: No Codex was found, or it does not answer.
             CodexUnsupported: Codex is older than the oldest supported version.
             InvalidArguments: This Codex would ignore the profile.
+            NotAllowed: The turn could write to this Codex.
         """
         program = await self.engine.prepare(turn.request.cwd, self.policy.environment)
         request = replace(turn.request, program=program)
+        await on_disk(self.policy.check_program, request)
         if request.profile is not None:
             await on_disk(self.policy.check_profile, request)
         return request

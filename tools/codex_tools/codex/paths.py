@@ -72,3 +72,16 @@ def repository_around(cwd: Path) -> Path | None:
     """Return the nearest of *cwd* and the folders above that has an entry .git."""
     around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))
     return next(around, None)
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Return True if both paths are the same folder, even by another mount or letter case."""
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
+
+
+def holds(folder: Path, place: Path) -> bool:
+    """Return True if *place* is *folder* or a path below it."""
+    return any(is_same(folder, each) for each in (place, *place.parents))

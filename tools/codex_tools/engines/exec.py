@@ -49,9 +49,13 @@ class ExecEngine:
 
     name = "exec"
 
-    def __init__(self, codex_bin: str | None) -> None:
-        """Remember *codex_bin*, the configured Codex; None to look for one."""
+    def __init__(self, codex_bin: str | None, untrusted: Sequence[Path] = ()) -> None:
+        """Remember *codex_bin*, the configured Codex; None to look for one.
+
+        No Codex inside the folders *untrusted* is taken from PATH.
+        """
         self._codex_bin = codex_bin
+        self._untrusted = untrusted
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
@@ -59,7 +63,7 @@ class ExecEngine:
         def environ() -> dict[str, str]:
             return environment_for_codex(os.environ, rules, read_config(None), depth=1)
 
-        return await find_codex(self._codex_bin, cwd, environ)
+        return await find_codex(self._codex_bin, cwd, environ, self._untrusted)
 
     @asynccontextmanager
     async def open_turn(
