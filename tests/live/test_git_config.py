@@ -100,3 +100,20 @@ async def test_a_filter_of_the_person_works_for_codex_and_its_commands(
     # 0.60.1 and 0.77.0 run `git status` only for the snapshots of their undo, which is off.
     assert (lab.root / "own-ran").exists() is (number(version) >= (0, 120, 0))
     assert (lab.project / "name").read_text().split("\n") == ["Surroundings", f"{own} own", ""]
+
+
+async def test_codex_runs_no_git_that_a_run_has_planted(codex: Path, mode: str, lab: Lab) -> None:
+    planted = lab.project / ".venv" / "bin" / "git"
+    planted.parent.mkdir(parents=True)
+    for file in (planted, lab.project / "git"):
+        file.write_text(f"#!/bin/sh\necho $0 >> {lab.root}/ran\nexec /usr/bin/git $*\n")
+        file.chmod(0o755)
+    path = {"PATH": f".:{planted.parent}:{os.environ['PATH']}"}
+    prompt = lab.script("hello", do(Shell("echo $PATH > path")), say("done"))
+    async with connect(mode, codex, lab, env=path) as client:
+        result = await call(client, "codex_run", prompt=prompt, sandbox="workspace-write")
+    assert result["status"] == "completed", result
+    assert not (lab.root / "ran").exists(), (lab.root / "ran").read_text()
+    # A login shell may read it anew from /etc/profile; else commands keep it whole.
+    shown = (lab.project / "path").read_text()
+    assert str(planted.parent) in shown or str(Path(os.environ["PATH"].split(":")[0])) not in shown

@@ -68,6 +68,22 @@ def find_program(name: str, search_path: str, untrusted: Sequence[Path]) -> str 
     return None
 
 
+def trusted_path(search_path: str, untrusted: Sequence[Path]) -> str:
+    """Return *search_path* without the folders that `find_program` would skip.
+
+    Codex finds git and other programs on PATH, and runs them outside its sandbox. The root of the
+    file system makes no folder untrusted: it contains all programs.
+    """
+    outer = [folder for each in untrusted if (folder := each.resolve()) != Path("/")]
+    trusted = os.pathsep.join(
+        folder
+        for folder in search_path.split(os.pathsep)
+        if folder.startswith("/")
+        and not any(Path(os.path.realpath(folder)).is_relative_to(each) for each in outer)
+    )
+    return trusted or os.defpath  # An empty PATH means the current folder.
+
+
 def repository_around(cwd: Path) -> Path | None:
     """Return the nearest of *cwd* and the folders above that has an entry .git."""
     around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))

@@ -17,6 +17,7 @@ import anyio
 from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, parse_event
 from codex_tools.codex.json_object import write_exactly
+from codex_tools.codex.paths import trusted_path
 from codex_tools.codex.program import Program, Version, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
@@ -61,7 +62,8 @@ class ExecEngine:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
 
         def environ() -> dict[str, str]:
-            return environment_for_codex(os.environ, rules, read_config(None), depth=1)
+            env = environment_for_codex(os.environ, rules, read_config(None), depth=1)
+            return env | {"PATH": trusted_path(env.get("PATH", ""), (cwd, *self._untrusted))}
 
         return await find_codex(self._codex_bin, cwd, environ, self._untrusted)
 
@@ -219,7 +221,6 @@ def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str],
         request = replace(request, add_dirs=_outermost(request))
     if version is not None and version < HARDENED_GIT:
         further.append("features.undo=false")  # 0.60.1 takes snapshots with `git add`, with hooks.
-    argv = build_argv(request, schema_file, kept, further)
     env = environment_for_codex(
         os.environ,
         request.environment,
@@ -227,6 +228,11 @@ def _command_for(request: TurnRequest, scratch: Path | None) -> tuple[list[str],
         depth=request.depth,
         search_path=request.program.search_path,
     )
+    whole = env.get("PATH", "")
+    env["PATH"] = trusted_path(whole, (request.cwd, *request.add_dirs))
+    if whole and env["PATH"] != whole:
+        further.append(f"shell_environment_policy.set.PATH={to_toml(whole)}")
+    argv = build_argv(request, schema_file, kept, further)
     return argv, env | without_repository_programs(env, request.cwd, version)
 
 
