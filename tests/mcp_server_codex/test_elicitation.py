@@ -42,7 +42,7 @@ async def test_a_question_without_an_answer_ends_before_the_client_s_limit(
         await anyio.sleep_forever()
         raise AssertionError
 
-    async def progress(_: float, __: float | None, message: str | None) -> None:
+    async def progress(progress: float, total: float | None, message: str | None) -> None:
         said.append(message or "")
 
     options = ("--wait-s", "3")

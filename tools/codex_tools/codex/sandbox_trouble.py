@@ -28,7 +28,8 @@ def find_trouble(output: str) -> str | None:
     if found is not None:
         return (
             "Codex's sandbox cannot start on this machine, so its commands did not run:"
-            f" {found[1]}. See docs/safety.md."
+            f" {found[1]}. Allow unprivileged user namespaces for Codex: a kernel setting, an"
+            " AppArmor profile or the container's options forbid them."
         )
     found = _GIT_READ_ONLY.search(output)
     if found is None:
@@ -37,7 +38,7 @@ def find_trouble(output: str) -> str | None:
     return (
         "git could not write to .git, which this Codex keeps read-only with sandbox"
         " workspace-write. Commit yourself, or let Codex commit by calling with"
-        f" add_dirs: [{folders}]. That also lets it write git hooks; see docs/safety.md."
+        f" add_dirs: [{folders}]. That also lets it write git hooks; see docs/commits.md."
     )
 
 

@@ -102,14 +102,18 @@ class Threads:
         path = find_rollout(self.home, thread_id)
         return SettingsFollower(path, mark.offset) if path is not None else None
 
-    def turn_record(self, thread_id: str | None, mark: TurnMark) -> TurnRecord | None:
+    def turn_record(
+        self, thread_id: str | None, mark: TurnMark, *, with_end: bool = True
+    ) -> TurnRecord | None:
         """Return what the rollout records of a thread's turns since *mark*; None if there is none.
 
-        This reads the whole rollout.
+        This reads the whole rollout. *with_end* is False to leave out the answer and the error.
         """
         path = find_rollout(self.home, thread_id) if thread_id is not None else None
         try:
-            return read_record(path, mark, self._prices) if path is not None else None
+            if path is None:
+                return None
+            return read_record(path, mark, self._prices, with_end=with_end)
         except OSError:
             return None
 

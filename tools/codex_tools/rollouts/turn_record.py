@@ -148,8 +148,14 @@ class _Models:
         return len(self.names) - 1
 
 
-def read_record(path: Path, mark: TurnMark, prices: Prices) -> TurnRecord:
+def read_record(path: Path, mark: TurnMark, prices: Prices, *, with_end: bool = True) -> TurnRecord:
     """Return what the rollout *path* records of the turns since *mark*.
+
+    Args:
+        path: The rollout.
+        mark: Where the turns begin.
+        prices: The prices of tokens by model and time.
+        with_end: False to leave out the answer and the error, which takes half as long.
 
     Raises:
         OSError: The rollout cannot be read.
@@ -185,7 +191,7 @@ def read_record(path: Path, mark: TurnMark, prices: Prices) -> TurnRecord:
     ending = _ENDINGS.get(reader.ending, "open")
     answer: str | None = None
     error: str | None = None
-    if ending in ("completed", "failed"):
+    if with_end and ending in ("completed", "failed"):
         turns, _ = read_turns(path, None, 1)
         answer, error = turns[0].final_response, turns[0].error
     return TurnRecord(settings, ending, usage, cost, answer, error, tuple(troubles), has_lost_image)

@@ -67,9 +67,10 @@ def find_evidence(run: Run, threads: Threads) -> Evidence:
     if run.request.ephemeral:
         usage, at_ms = run.used, run.start.since_ms
         return Evidence(cost_usd=threads.cost_of_usage(usage, run.request.model, at_ms))
-    turn = threads.turn_record(thread_id, run.mark)
-    # The records of earlier turns of the run count too.
-    whole = turn if run.mark == run.start else threads.turn_record(thread_id, run.start)
+    turn = threads.turn_record(thread_id, run.mark, with_end=run.ending is None)
+    whole = turn
+    if run.mark != run.start:  # The records of earlier turns of the run count too.
+        whole = threads.turn_record(thread_id, run.start, with_end=False)
     if whole is None:
         # Before the turn's end, Codex may not have written it yet.
         is_elsewhere = run.progress.ended and not threads.is_kept(thread_id)
