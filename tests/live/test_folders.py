@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import number
@@ -57,7 +56,7 @@ async def test_a_run_fails_whose_folder_was_replaced(codex: Path, mode: str, lab
         sub.symlink_to(outside)
         (was / "stop").touch()
         answer = await client.call_tool("codex_wait", {"run_ids": [run["run_id"]]})
-        (waited,) = cast("Any", answer.structured_content)["runs"]
+        (waited,) = answer.structured_content["runs"]
     assert (waited["status"], waited["error"]["kind"]) == ("failed", "not_allowed")
     assert str(sub) in waited["error"]["message"]
 
