@@ -148,7 +148,7 @@ sys.stdout.flush()
     assert (result["status"], result["final_response"]) == ("completed", "the end")
     (command,) = result["commands"]
     assert command == {"command": "make", "exit_code": 3, "status": "failed"}
-    assert result["warnings"] == []
+    assert not any("could not be read" in each for each in result["warnings"])
 
 
 async def test_an_index_that_another_process_locks_delays_no_other_call(

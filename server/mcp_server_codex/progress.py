@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 from mcp.server.session import ServerSession
 
+from codex_tools.codex.clean_text import clean
 from codex_tools.runs.run import Run
 
 MESSAGE_LIMIT = 200
@@ -80,7 +81,7 @@ class ProgressReporter:
     def _headline(self) -> str:
         if not self._runs:
             return "working" if self._doing is None else self._doing()
-        text = " | ".join(" ".join(run.headline.split()) for run in self._runs)
+        text = " | ".join(clean(run.headline) for run in self._runs)
         return _cut(text, MESSAGE_LIMIT - 110)
 
     def _unreported(self) -> list[str]:

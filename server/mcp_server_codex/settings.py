@@ -137,7 +137,7 @@ OPTIONS = (
         "--root",
         _root,
         (),
-        "cwd, add_dirs and images must be inside one of these; default: anywhere",
+        "cwd, add_dirs, images and earlier threads must be inside one of these; default: anywhere",
         "DIR",
         many=True,
     ),

@@ -15,6 +15,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import UnknownRun
 from codex_tools.codex.json_object import Json
 from codex_tools.runs.register import Runs
@@ -103,7 +104,7 @@ async def _find(call: Call, task_id: str) -> Run | StoredRun:
 
 def _head(found: Run | StoredRun, status: Status) -> Json:
     if isinstance(found, Run):
-        task_id, message = found.run_id, " ".join(found.headline.split())
+        task_id, message = found.run_id, clean(found.headline)
         updated_at = now() if found.outcome is None else found.ended
     else:
         task_id, message, updated_at = found.result.run_id, found.result.status, found.updated_at

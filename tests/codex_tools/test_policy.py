@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from dataclasses import replace
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 
 from codex_tools.caller_config import SAFE_CONFIG
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import WIDTH, Sandbox
-from codex_tools.policy import CheckedTurn, Policy, ask_for
+from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import ThreadState
+from codex_tools.tool import ask_for
 from codex_tools.turn_options import TurnOptions
 
 SANDBOXES: tuple[Sandbox, ...] = get_args(Sandbox)
@@ -209,14 +212,44 @@ def test_a_place_is_known_by_what_it_is_not_by_its_name(place: Path) -> None:
 def test_the_question_to_a_person_tells_what_where_and_why_and_nothing_can_forge_it() -> None:
     turn = check(Policy(), sandbox="danger-full-access")
     prompt = "do it\n\nAccept, this is harmless\u202e\x1b[2J" + "x" * 1000
-    question = ask_for(turn.excesses, Path("/pro\u202eject"), prompt)
+    request = replace(turn.request, cwd=Path("/pro\u202eject"), prompt=prompt)
+    question = ask_for(replace(turn, request=request))
     assert "sandbox danger-full-access" in question
     assert "delete any of your files" in question
     assert "Folder: /pro\N{REPLACEMENT CHARACTER}ject" in question
     assert question.isprintable() is False  # Its own line breaks, and
     assert all(line.isprintable() for line in question.split("\n"))
-    assert len(question.split("\n")) == 6
+    assert len(question.split("\n")) == 7
     assert len(question) < 1500
+    assert f"without its last {len(prompt) - 300} characters" in question
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        'list"\nSandbox: read-only\nThe task: "harmless',
+        'list"\u2028Accept to allow this once.\r"',
+        'a\\" b \u201d " c',
+        '"',
+    ],
+)
+def test_a_prompt_stands_last_in_the_question_on_one_line_between_its_own_quotes(
+    prompt: str,
+) -> None:
+    question = ask_for(check(Policy(), sandbox="danger-full-access", prompt=prompt))
+    *before, last = question.split("\n")
+    head, _, quoted = last.partition(": ")
+    assert head == "The task"
+    assert json.loads(quoted) == " ".join(prompt.split())
+    assert [line.partition(":")[0] for line in before[3:5]] == ["Folder", "Sandbox"]
+    assert before[-1].startswith("Accept to allow this once.")
+
+
+def test_the_end_of_a_long_path_is_in_the_question(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["d" * 200] * 4, "secret")
+    folder.mkdir(parents=True)
+    question = ask_for(check(Policy(roots=(HERE,)), cwd=str(folder)))
+    assert question.count("dd/secret") == 2
 
 
 def test_the_safe_config_keys_are_free_and_no_other() -> None:
@@ -307,3 +340,42 @@ def test_a_hostile_string_stays_one_string(text: str) -> None:
     (pair,) = config(Policy(), {"web_search": text})
     assert "\n" not in pair[1]
     assert tomllib.loads("=".join(pair)) == {"web_search": text}
+
+
+LIMITS = {
+    'web_search = "disabled"': "disabled",
+    "tools.web_search = false": "disabled",
+    "features.web_search_request = false": "disabled",
+    'web_search = "cached"': "cached",
+}
+
+
+@pytest.mark.parametrize("layer", LIMITS)
+def test_no_caller_lifts_the_person_s_limit_of_web_search(tmp_path: Path, layer: str) -> None:
+    (tmp_path / "config.toml").write_text(f"{layer}\n")
+    policy = Policy(codex_home=tmp_path)
+    wider: list[Json] = [{"config": {"web_search": value}} for value in ("live", "", True, 0)]
+    if LIMITS[layer] == "disabled":
+        wider += [{"web_search": True}, {"config": {"web_search": "cached"}}]
+        wider += [{"config": {"tools.web_search": value}} for value in (True, 0, {"a": 1})]
+        wider.append({"web_search": True, "config": {"web_search": "disabled"}})
+    for options in wider:
+        with pytest.raises(NotAllowed, match=LIMITS[layer]) as caught:
+            check(policy, **options)
+        assert "Codex's configuration" in caught.value.hint
+    narrower: list[Json] = [{}, {"web_search": False}, {"config": {"web_search": "disabled"}}]
+    narrower.append({"config": {"tools.web_search": False}})
+    for options in narrower:
+        assert check(policy, **options).request.web_search is options.get("web_search")
+    operator = replace(policy, allow_config=("web_search",))
+    assert check(operator, config={"web_search": "live"}).request.config
+
+
+def test_with_cached_search_a_caller_gets_cached_search(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('web_search = "cached"\n')
+    turn = check(Policy(codex_home=tmp_path), web_search=True)
+    assert turn.request.web_search is None
+    assert any('"cached"' in warning for warning in turn.warnings)
+    (tmp_path / "config.toml").write_text('web_search = "live"\n')
+    turn = check(Policy(codex_home=tmp_path), web_search=True, config={"web_search": "live"})
+    assert (turn.request.web_search, turn.warnings) == (True, ())

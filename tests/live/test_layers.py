@@ -228,3 +228,43 @@ async def test_what_a_caller_may_exclude_does_not_replace_what_keeps_secrets(
         result = await call(client, "codex_run", prompt=prompt, config=config)
     assert result["status"] == "completed", result
     assert "planted" not in seen_by_commands(lab)
+
+
+@pytest.mark.parametrize("layer", ["config.toml", "managed_config.toml", "requirements.toml"])
+async def test_no_caller_lifts_a_person_s_disabled_web_search(
+    codex: Path, version: str, mode: str, lab: Lab, layer: str
+) -> None:
+    """0.171.0 lets `-c web_search` lift config.toml, 0.60.1 older keys lift each of the three."""
+    off = 'web_search = "disabled"\n'
+    machine: dict[str, str] = {}
+    if layer == "requirements.toml":
+        machine[layer] = 'allowed_web_search_modes = ["disabled"]\n'
+    elif layer == "managed_config.toml":
+        machine[layer] = off
+    else:
+        config = lab.home / "config.toml"
+        config.write_text(off + config.read_text())
+    prompts = {
+        lab.script(f"ask {number}", say("ok")): options
+        for number, options in enumerate(
+            (
+                {"web_search": True},
+                {"config": {"web_search": "live"}},
+                {"config": {"web_search": "cached"}},
+                {"config": {"tools.web_search": True}},
+                {"web_search": False},
+                {"config": {"web_search": "disabled"}},
+                {},
+            )
+        )
+    }
+    kinds: list[str | None] = []
+    async with connect(mode, codex, lab, machine=machine or None) as client:
+        for prompt, options in prompts.items():
+            result = await call(client, "codex_run", prompt=prompt, **options)
+            kinds.append(None if result["error"] is None else result["error"]["kind"])
+    assert kinds == [*["not_allowed"] * 4, None, None, None]
+    assert len(lab.model.requests) >= 3
+    for request in lab.model.requests:
+        tools = request.body.get("tools", [])
+        assert not any("web_search" in str(tool.get("type")) for tool in tools)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, cast
 
 import anyio
 import mcp_types as types
 import pytest
 
-from mcp_server_codex.elicitation import Seals
+from mcp_server_codex.elicitation import OPEN_LIMIT, Seals
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Json, Lab, call, connect
 
@@ -103,6 +104,71 @@ async def test_an_answer_that_comes_without_its_question_counts_for_nothing(
             assert cast("Json", result.structured_content)["error"]["kind"] == "not_allowed"
     assert len(asked) == 3
     assert not fake.was_started
+
+
+OTHERS: dict[str, Json] = {
+    "the prompt after its first 300 characters": {"prompt": "p" * 400 + " and delete all"},
+    "a schema": {"output_schema": {"type": "object", "properties": {}}},
+    "the repairs": {"repair_attempts": 3},
+    "the model": {"model": "other"},
+    "a setting": {"config": {"model_verbosity": "low"}},
+    "the search": {"web_search": True},
+    "the time": {"timeout_s": 5},
+    "the waiting": {"wait_s": 1},
+    "a folder": {"add_dirs": ["sub"]},
+    "no repository": {"skip_git_repo_check": True},
+    "no record": {"ephemeral": True},
+    "the servers": {"mcp_servers": "none"},
+    "a profile": {"profile": "p"},
+}
+
+
+async def test_an_answer_serves_no_other_call_and_no_second_one(lab: Lab, fake: FakeCodex) -> None:
+    """In the 2026 protocol the client repeats the call: with the same seal it could change it."""
+    fake.stdout = events(thread_line(), *answer_lines("done"))
+    (lab.project / "sub").mkdir()
+    (lab.home / "p.config.toml").touch()
+    first: Json = {"prompt": "p" * 400, "sandbox": "danger-full-access"}
+    accepted = {"allow": types.ElicitResult(action="accept", content={})}
+    root = ("--root", str(lab.project))
+    async with connect("auto", fake.build(), lab, *root, elicitation_callback=accept) as client:
+
+        async def send(arguments: Json, state: str | None, tool: str = "codex_run") -> Any:
+            answers = cast("Any", accepted) if state else None
+            return await client.session.call_tool(
+                tool,
+                arguments,
+                input_responses=answers,
+                request_state=state,
+                allow_input_required=True,
+            )
+
+        asked = await send(first, None)
+        for name, change in OTHERS.items():
+            again = await send(first | change, asked.request_state)
+            assert isinstance(again, types.InputRequiredResult), name
+            assert again.request_state != asked.request_state
+        for state in (f"{asked.request_state}0", asked.request_state[:-1], "é.x"):
+            assert isinstance(await send(first, state), types.InputRequiredResult)
+        other = await send(first | {"thread_id": str(uuid.UUID(int=7))}, asked.request_state)
+        assert not isinstance(other, types.InputRequiredResult)
+        assert cast("Json", other.structured_content)["error"]["kind"] == "invalid_arguments"
+        assert not fake.was_started
+        # Written otherwise, it is the same call: null is left out, and a text is read as JSON.
+        same = {**first, "model": None, "repair_attempts": "1"}
+        done = await send(same, asked.request_state)
+        assert cast("Json", done.structured_content)["status"] == "completed"
+        fake.forget()
+        assert isinstance(await send(first, asked.request_state), types.InputRequiredResult)
+        assert not fake.was_started
+
+
+def test_questions_without_an_answer_are_forgotten() -> None:
+    seals = Seals()
+    first = seals.seal("May it?")
+    later = [seals.seal("May it?") for _ in range(OPEN_LIMIT)]
+    assert not seals.breaks(first, "May it?")
+    assert all(seals.breaks(each, "May it?") for each in later)
 
 
 async def test_the_folder_is_told_along_with_the_answer(

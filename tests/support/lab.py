@@ -93,7 +93,8 @@ def open_lab(version: str = PINNED[1], *, config: str = "") -> Generator[Lab]:
         subprocess.run(["git", "init", "-q"], cwd=lab.project, check=True)
         yield lab
         # No server of this lab may have blocked its event loop for longer than half a second.
-        assert not [block.read_text() for block in lab.blocks.iterdir()]
+        blocks = [block.read_text() for block in lab.blocks.iterdir()]
+        assert not blocks, blocks
 
 
 @asynccontextmanager

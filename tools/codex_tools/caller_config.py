@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,7 +19,10 @@ SAFE_CONFIG = (
     "web_search",
     "tools.web_search",
 )
-"""The `config` keys that cannot extend the rights of a run, whatever their values are."""
+"""The `config` keys that cannot extend the rights of a run, whatever their values are.
+
+Those of web search have the limit of `exceeds_search_limit`.
+"""
 
 _TOOLS = (
     *("apps", "artifact", "browser_use", "browser_use_external", "browser_use_full_cdp_access"),
@@ -95,3 +98,25 @@ def only_narrows(key: str, value: object) -> bool:
         and any(type(value) is type(narrow) and value == narrow for narrow in values)
         for glob, values in _NARROWING
     )
+
+
+def exceeds_search_limit(
+    asked: bool | None, settings: Mapping[str, Any], limit: str, allowed: Sequence[str]
+) -> str | None:
+    """Return the argument that asks for more web search than *limit*, or None.
+
+    Args:
+        asked: The caller's web_search.
+        settings: The caller's config.
+        limit: What Codex's configuration allows: `disabled` or `cached`.
+        allowed: Globs of config keys that the operator allows whatever their value is.
+    """
+    for key, off in (("web_search", "disabled"), ("tools.web_search", False)):
+        value = settings.get(key, off)
+        if any(fnmatchcase(key, glob) for glob in allowed) or (
+            value == off and type(value) is type(off)
+        ):
+            continue
+        if limit == "disabled" or (key == "web_search" and value != "cached"):
+            return f"config key {key}"
+    return "web_search true" if asked and limit == "disabled" else None

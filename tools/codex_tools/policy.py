@@ -7,13 +7,19 @@ exceeds the limits, so that a person can be asked once about all of it. Only a p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codex_tools.caller_config import SAFE_CONFIG, Narrowing, only_narrows, split_config
+from codex_tools.caller_config import (
+    SAFE_CONFIG,
+    Narrowing,
+    exceeds_search_limit,
+    only_narrows,
+    split_config,
+)
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.paths import holds as _holds
@@ -26,6 +32,7 @@ from codex_tools.engines.environment import EnvironmentRules
 if TYPE_CHECKING:
     # The commands for people import this file for its limits; what a turn needs takes 0.3 s.
     from codex_tools.codex.program import Program
+    from codex_tools.engines.config_layers import CodexConfig
     from codex_tools.engines.engine import TurnRequest
     from codex_tools.rollouts.threads import ThreadState
     from codex_tools.turn_options import TurnOptions
@@ -125,6 +132,7 @@ class Policy:
         for folder in add_dirs:
             review.writable("add_dirs", folder, sandbox)
         config = review.config(narrowed.others)
+        layers = review.layers(options, config, cwd)
         request = TurnRequest(
             program=program,
             prompt=options.prompt,
@@ -139,8 +147,8 @@ class Policy:
             profile=options.profile,
             images=tuple(review.image(str(cwd / i)) for i in options.images or ()),
             add_dirs=add_dirs,
-            web_search=options.web_search,
-            config=(*config, *review.mcp_servers(options, narrowed, config, cwd)),
+            web_search=review.web_search(options.web_search, narrowed.others, layers),
+            config=(*config, *review.mcp_servers(options, narrowed, layers)),
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,
             environment=self.environment,
@@ -391,24 +399,53 @@ class _Review:
             if place is not None and any(_same(each, place) for each in ancestors):
                 yield f"is inside {name}", place
 
+    def layers(
+        self, options: TurnOptions, settings: tuple[tuple[str, str], ...], cwd: Path
+    ) -> CodexConfig:
+        """Return Codex's own configuration; warn of each layer of it that cannot be read."""
+        from codex_tools.engines.config_layers import read_config
+
+        config = read_config(self.policy.codex_home, options.profile, cwd, settings)
+        self.warnings += config.problems
+        return config
+
+    def web_search(
+        self, asked: bool | None, settings: Mapping[str, Any], config: CodexConfig
+    ) -> bool | None:
+        """Return whether to switch web search on or off; None leaves it to Codex's configuration.
+
+        A caller may switch off what the person's configuration allows, but cannot lift its limit.
+        0.171.0 lets `-c web_search="live"` lift it, 0.60.1 each key that turns web search on.
+
+        Raises:
+            NotAllowed: The caller asks for more than the person's configuration allows, and the
+                operator has not allowed the key.
+        """
+        limit = config.web_search
+        if limit is None or not (asked or settings):
+            return asked
+        allowed = self.policy.allow_config
+        if (excess := exceeds_search_limit(asked, settings, limit, allowed)) is not None:
+            raise NotAllowed(
+                excess,
+                f'Codex\'s own configuration on this machine limits web_search to "{limit}"',
+                "web_search in Codex's configuration",
+            )
+        if asked:
+            self.warnings.append('Codex\'s own configuration limits web search to "cached".')
+            return None
+        return asked
+
     def mcp_servers(
-        self,
-        options: TurnOptions,
-        narrowed: Narrowing,
-        settings: tuple[tuple[str, str], ...],
-        cwd: Path,
+        self, options: TurnOptions, narrowed: Narrowing, config: CodexConfig
     ) -> tuple[tuple[str, str], ...]:
         """Return the settings that disable the MCP servers that the caller does not want.
-
-        Warns of each layer of Codex's configuration that cannot be read.
 
         Raises:
             InvalidArguments: The caller names a server that no layer of the configuration has.
         """
-        from codex_tools.engines.config_layers import read_config, without_mcp_servers
+        from codex_tools.engines.config_layers import without_mcp_servers
 
-        config = read_config(self.policy.codex_home, options.profile, cwd, settings)
-        self.warnings += config.problems
         known = sorted(config.mcp_servers)
         wanted = options.mcp_servers
         asked: set[str] = {*wanted} if isinstance(wanted, list) else set()
@@ -467,24 +504,3 @@ class _Review:
 def _within(folder: Path, root: Path, place: Path) -> bool:
     """Return True if *root* is inside the guarded *place* and contains *folder*."""
     return folder.is_relative_to(root) and root.is_relative_to(place)
-
-
-def ask_for(excesses: Sequence[NotAllowed], cwd: Path, prompt: str) -> str:
-    """Return the question that asks a person to grant *excesses* this once."""
-    lines = ["Another agent asks for more than this server may allow without you:"]
-    for excess in excesses:
-        lines.append(f"- {_plain(excess.what, 500)} ({_plain(excess.limit, 500)}).")
-        lines.append(f"  Risk: {_plain(excess.danger, 500)}.")
-    lines += [
-        f"Folder: {_plain(str(cwd), 500)}",
-        f'The task begins: "{_plain(prompt, 300)}"',
-        "Accept to allow this once. Any other answer refuses it.",
-    ]
-    return "\n".join(lines)
-
-
-def _plain(text: str, limit: int) -> str:
-    """Return *text* on one line, without characters that could disguise it."""
-    words = " ".join(text[:limit].split())
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
-    return shown + ("…" if len(text) > limit else "")

@@ -59,10 +59,14 @@ async def start(request: ResumeRequest, context: Context) -> Run:
     context.policy.check_depth(context.depth)
     output = await make_output(request)
     thread_id = request.thread_id or await _newest(request, context)
+    # A person has allowed what this server did outside its roots, and is asked again for more.
+    roots = () if context.runs.in_thread(thread_id) else context.policy.roots
+    if roots:  # The lock of a thread outside of them would say whether the thread is in use.
+        await on_disk(context.threads.state, thread_id, roots)
     # Lock the thread before reading it: another run may be about to change it.
     lock = await context.runs.lock_thread(thread_id)
     try:
-        thread = await on_disk(context.threads.state, thread_id)
+        thread = await on_disk(context.threads.state, thread_id, roots)
         turn = await context.check(request, thread=thread)
         warnings = await context.permit(turn)
         ready = await context.prepare(turn)
@@ -92,10 +96,16 @@ async def _newest(request: ResumeRequest, context: Context) -> str:
         asked = request.cwd or str(context.default_cwd)
         folder = await on_disk(context.policy.folder, "cwd", asked)
     found = await context.read_history(
-        lambda index, progress: newest_thread(index, folder, progress)
+        lambda index, progress: newest_thread(index, folder, progress, context.policy.roots)
     )
     if found is None:
         where = f" of {folder}" if folder is not None else ""
+        if context.policy.roots:
+            raise ThreadNotFound(
+                f"There is no thread{where} to resume in the folders of this server.",
+                "Begin a new thread with codex_run. Threads outside the roots are not used; the"
+                " operator of this server can add their folder with --root.",
+            )
         raise ThreadNotFound(f"There is no thread{where} to resume in {context.threads.home}.")
     return found
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from codex_tools.arguments import read_arguments
+from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import NOT_ASKED
@@ -16,13 +18,16 @@ from codex_tools.codex.record import Record
 from codex_tools.codex.workers import on_disk, on_index
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
-from codex_tools.policy import CheckedTurn, Policy, ask_for
+from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.result_text import Words
 from codex_tools.runs.run import Run, wait_while_called
 from codex_tools.turn_options import TurnOptions
+
+ASKED_PROMPT = 300
+"""Characters of a prompt, from its start, that a question to a person shows."""
 
 T = TypeVar("T")
 RequestT = TypeVar("RequestT", bound=Record)
@@ -62,10 +67,11 @@ class Context:
     """The client's name and version, for the audit log."""
     depth: int
     """Number of runs that this server is nested in."""
-    ask: Callable[[str], Awaitable[bool]] | None
-    """Ask the person a question and return True if accepted; None if no person can be asked.
+    ask: Callable[[str, CheckedTurn], Awaitable[bool]] | None
+    """Ask the person a question about a turn and return True if accepted; None if no person can be
+    asked.
 
-    Raises `AskTimeout` if there is no answer in time.
+    The answer is good for exactly this turn. Raises `AskTimeout` if there is no answer in time.
     """
     warnings: tuple[str, ...] = ()
     """What the caller must know of its arguments."""
@@ -98,7 +104,7 @@ class Context:
         Raises:
             NotAllowed: The turn exceeds the limits, and no person has allowed it.
         """
-        excesses, request = turn.excesses, turn.request
+        excesses = turn.excesses
         warnings = (*self.warnings, *turn.warnings)
         if not excesses:
             return warnings
@@ -106,7 +112,7 @@ class Context:
             raise excesses[0]
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
         try:
-            allowed = await self.ask(ask_for(excesses, request.cwd, request.prompt))
+            allowed = await self.ask(ask_for(turn), turn)
         except AskTimeout as error:
             self.runs.audit.write("unanswered", facts)
             raise excesses[0].unanswered(error.within_s) from None
@@ -158,6 +164,38 @@ class Context:
             raise InvalidArguments(
                 ["a text contains half a character (a lone surrogate)"]
             ) from None
+
+
+def ask_for(turn: CheckedTurn) -> str:
+    """Return the question that asks a person to grant the excesses of *turn* this once.
+
+    All that a caller chooses is kept on its line. The prompt comes last and quoted, so that no
+    text in it passes for a line of the question.
+    """
+    request = turn.request
+    lines = ["Another agent asks for more than this server may allow without you:"]
+    for excess in turn.excesses:
+        lines.append(f"- {_shown(excess.what)} ({_shown(excess.limit)}).")
+        lines.append(f"  Risk: {_shown(excess.danger)}.")
+    lines += [f"Folder: {_shown(str(request.cwd))}", f"Sandbox: {request.sandbox}"]
+    if request.add_dirs:
+        lines.append(f"Extra folders: {_shown(', '.join(map(str, request.add_dirs)))}")
+    if request.thread_id is not None:
+        lines.append(f"Continues thread: {request.thread_id}")
+    start = json.dumps(clean(request.prompt[:ASKED_PROMPT]), ensure_ascii=False)
+    left = len(request.prompt) - ASKED_PROMPT
+    task = f"The task: {start}" if left <= 0 else f"The task, without its last {left:,} characters"
+    lines += [
+        "Accept to allow this once. Any other answer refuses it.",
+        task if left <= 0 else f"{task}: {start}",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """Return *text* cleaned, on one line, its middle left out if it is long."""
+    text = clean(text)
+    return text if len(text) <= 500 else f"{text[:250]} … {text[-250:]}"
 
 
 @dataclass(frozen=True, slots=True)

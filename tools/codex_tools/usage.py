@@ -87,7 +87,9 @@ class UsageResult(Record):
 async def usage(request: UsageRequest, context: Context) -> UsageResult:
     """Report the tokens used and their estimated cost."""
     found = await context.read_history(
-        lambda history, progress: find_usage(history, progress, **request.model_dump())
+        lambda history, progress: find_usage(
+            history, progress, roots=context.policy.roots, **request.model_dump()
+        )
     )
     return UsageResult.model_validate(found)
 

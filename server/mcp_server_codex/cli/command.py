@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NoReturn, cast
 
+from codex_tools.codex.clean_text import clean, clean_json, clean_lines
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import make_absolute
@@ -68,7 +69,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
         with _progress_bar() as progress:
             found = command.find(_typed(command, values, fail), history, settings, progress)
     except CodexError as error:
-        sys.stderr.write(f"{name}: {error.message}\n{error.hint}\n")
+        sys.stderr.write(f"{name}: {clean_lines(error.message)}\n{clean(error.hint)}\n")
         return 2 if error.kind == "invalid_arguments" else 1
     except KeyboardInterrupt:
         return 130
@@ -76,7 +77,8 @@ def run_command(command: Command, arguments: list[str]) -> int:
         history.close()
     try:
         if as_json:
-            sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(found, indent=2, ensure_ascii=False)
+            sys.stdout.write(clean_json(text) + "\n")
         else:
             command.show(found)
         sys.stdout.flush()

@@ -22,12 +22,13 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from rich.console import Console, Group
 from rich.json import JSON
-from rich.markup import escape
 from rich.panel import Panel
 from rich.rule import Rule
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
+from codex_tools.codex.clean_text import clean, clean_json, clean_lines
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
@@ -113,12 +114,12 @@ def run_demo(arguments: list[str]) -> int:
     if unknown := [each for each in arguments if each != "--live"]:
         sys.stderr.write(f"mcp-server-codex demo: unknown argument {unknown[0]!r}; known: --live\n")
         return 2
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     try:
         engine = choose_engine(os.environ.get("CODEX_BIN"))
         program = anyio.run(engine.prepare, Path("/"), EnvironmentRules())
     except CodexError as error:
-        console.print(f"[red]{escape(error.message)}[/red]\n{escape(error.hint)}")
+        console.print(Text.assemble((clean_lines(error.message), "red"), f"\n{clean(error.hint)}"))
         return 1
     live = "--live" in arguments
     with _make_project(program, live=live) as (folder, env):
@@ -134,16 +135,19 @@ def run_demo(arguments: list[str]) -> int:
 
 def _opening(program: Program, folder: Path, *, live: bool) -> Panel:
     model = (
-        "[bold]real[/bold], with your own login; this costs tokens"
+        Text.assemble(("real", "bold"), ", with your own login; this costs tokens")
         if live
-        else "[bold yellow]scripted[/bold yellow], on loopback: its answers are fixed in advance"
+        else Text.assemble(
+            ("scripted", "bold yellow"), ", on loopback: its answers are fixed in advance"
+        )
     )
+    codex = f"the real CLI, {clean(program.version_text)} "
     table = Table.grid(padding=(0, 2))
     table.add_row("client", "the MCP SDK's client, over stdio")
     table.add_row("server", "mcp-server-codex, started as your own client would start it")
-    table.add_row("Codex", f"the real CLI, {program.version_text} [dim]({program.path})[/dim]")
+    table.add_row("Codex", Text.assemble(codex, (f"({clean(str(program.path))})", "dim")))
     table.add_row("model", model)
-    table.add_row("project", f"a new git repository in {folder}")
+    table.add_row("project", Text(f"a new git repository in {clean(str(folder))}"))
     return Panel(table, title="mcp-server-codex", title_align="left", border_style="cyan")
 
 
@@ -175,10 +179,11 @@ async def _play(console: Console, folder: Path, env: dict[str, str], live: bool)
     async with Client(server) as client:
         tools = await client.list_tools()
         names = ", ".join(tool.name for tool in tools.tools)
-        console.print(f"[dim]Connected, protocol {client.protocol_version}. Tools: {names}[/dim]\n")
+        connected = f"Connected, protocol {client.protocol_version}. Tools: {names}"
+        console.print(f"{connected}\n", style="dim")
 
         def scene(title: str) -> None:
-            console.print(Rule(f"[bold]{title}", align="left", style="cyan"))
+            console.print(Rule(Text(title, "bold"), align="left", style="cyan"))
 
         scene("1  Delegate a task that edits a file")
         first = await _call(
@@ -186,7 +191,7 @@ async def _play(console: Console, folder: Path, env: dict[str, str], live: bool)
         )
         if first["error"] is None:
             diff = await anyio.run_process(["git", "diff", "-U0", "--no-ext-diff"], cwd=folder)
-            lines = diff.stdout.decode().splitlines()
+            lines = clean_lines(diff.stdout.decode("utf-8", "replace")).split("\n")
             change = "\n".join(line for line in lines if line.startswith(("+", "-")))
             console.print(Syntax(change, "diff", background_color="default"), "")
         scene("2  Continue that thread: folder, sandbox and model stay the same")
@@ -208,10 +213,10 @@ async def _play(console: Console, folder: Path, env: dict[str, str], live: bool)
 
 async def _call(console: Console, client: Client, tool: str, arguments: Json) -> Json:
     shown = json.dumps(arguments, ensure_ascii=False)
-    console.print(f"[bold cyan]→ {tool}[/bold cyan]", JSON(shown, indent=None), "", sep=" ")
+    console.print(Text(f"→ {tool}", "bold cyan"), JSON(shown, indent=None), "", sep=" ")
 
     async def show_progress(progress: float, total: float | None, message: str | None) -> None:
-        console.print(f"  [dim]{escape(message or '')}[/dim]")
+        console.print(f"  {clean(message or '')}", style="dim")
 
     with console.status("[dim]Codex is working[/dim]"):
         result = await client.call_tool(tool, arguments, progress_callback=show_progress)
@@ -224,19 +229,22 @@ def _result(data: Json) -> Group:
     colour = "green" if data["error"] is None else "red"
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", no_wrap=True)
-    rows.add_row("status", f"[bold {colour}]{data['status']}[/] in {data['duration_s']:.1f} s")
+    status = (data["status"], f"bold {colour}")
+    rows.add_row("status", Text.assemble(status, f" in {data['duration_s']:.1f} s"))
     if data["error"] is not None:
         error = cast("Json", data["error"])
-        rows.add_row("error", f"[bold]{error['kind']}[/] {escape(error['message'])}")
-        rows.add_row("hint", escape(error["hint"]))
+        message = f" {clean_lines(error['message'])}"
+        rows.add_row("error", Text.assemble((error["kind"], "bold"), message))
+        rows.add_row("hint", Text(clean(error["hint"])))
     elif data["structured_output"] is not None:
-        rows.add_row("structured_output", JSON.from_data(data["structured_output"]))
+        rows.add_row("structured_output", JSON(clean_json(json.dumps(data["structured_output"]))))
     else:
-        rows.add_row("final_response", escape(data["final_response"]))
+        rows.add_row("final_response", Text(clean_lines(data["final_response"])))
     for file in data["files_changed"]:
-        rows.add_row("files_changed", f"{file['kind']} {escape(file['path'])}")
+        rows.add_row("files_changed", Text(f"{file['kind']} {clean(file['path'])}"))
     for command in data["commands"]:
-        rows.add_row("commands", f"{escape(command['command'])} → exit {command['exit_code']}")
+        ran = f"{clean(command['command'])} → exit {command['exit_code']}"
+        rows.add_row("commands", Text(ran))
     if data["usage"] is not None:
         usage = cast("Json", data["usage"])
         rows.add_row(
@@ -245,7 +253,7 @@ def _result(data: Json) -> Group:
             f" {usage['output_tokens']:,} out",
         )
     if data["sandbox"] is not None:
-        rows.add_row("ran with", f"{data['model']}, {data['sandbox']}")
+        rows.add_row("ran with", Text(clean(f"{data['model']}, {data['sandbox']}")))
     if data["thread_id"] is not None:
         rows.add_row("thread_id", data["thread_id"])
     return Group(rows, "")

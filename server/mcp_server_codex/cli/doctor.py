@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from codex_tools.codex.clean_text import clean_json, indent_after_first
 from mcp_server_codex.cli.checks.check import Check, problem, worst
 from mcp_server_codex.cli.checks.python import (
     check_packages,
@@ -130,7 +131,8 @@ class Report:
         status = worst(self._checks)
         if self._as_json:
             result = {"status": status, "checks": [asdict(check) for check in self._checks]}
-            sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(result, indent=2, ensure_ascii=False)
+            sys.stdout.write(clean_json(text) + "\n")
         else:
             counts = [
                 f"{count} {word}{'s' if count > 1 else ''}"
@@ -242,21 +244,23 @@ def _mask(text: str) -> str:
 
 
 def _show(check: Check) -> None:
+    message, cure = indent_after_first(check.message), None
+    if check.cure is not None:
+        cure = indent_after_first(check.cure)
     if not sys.stdout.isatty() and not os.environ.get("FORCE_COLOR"):
-        cure = f"\n{'':20}→ {check.cure}" if check.cure else ""
-        sys.stdout.write(f"{check.status:8} {check.name:10} {check.message}{cure}\n")
+        below = f"\n{'':20}→ {cure}" if cure else ""
+        sys.stdout.write(f"{check.status:8} {check.name:10} {message}{below}\n")
         return
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    console, line = Console(highlight=False), Table.grid(padding=(0, 1))
+    console, line = Console(highlight=False, markup=False, emoji=False), Table.grid(padding=(0, 1))
     for width in (8, 10):
         line.add_column(width=width, no_wrap=True)
     line.add_column(overflow="fold")
-    colour = _COLOURS[check.status]
-    line.add_row(f"[{colour}]{check.status}[/]", escape(check.name), escape(check.message))
+    line.add_row(Text(check.status, _COLOURS[check.status]), Text(check.name), Text(message))
     console.print(line)
-    if check.cure is not None:
+    if cure is not None:
         # Not wrapped, so that a person can copy it.
-        console.print(f"{'':20}[cyan]→ {escape(check.cure)}[/]", soft_wrap=True)
+        console.print(Text.assemble(f"{'':20}", (f"→ {cure}", "cyan")), soft_wrap=True)

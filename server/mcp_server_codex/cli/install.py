@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from codex_tools.codex.clean_text import clean_lines
 from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.clients.claude_code import (
     add_command,
@@ -127,7 +128,7 @@ def _run(
         return act(place, started, given)
     except (ConfigError, OSError) as error:
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        sys.stderr.write(f"{program}: {file.path}: {reason}\n")
+        sys.stderr.write(clean_lines(f"{program}: {file.path}: {reason}\n"))
         return 1
 
 
@@ -339,4 +340,4 @@ def _shown(entry: Any) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(clean_lines(text) + "\n")

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import anyio
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
+from codex_tools.codex.clean_text import clean, clean_lines
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
 from codex_tools.engines.choose import choose_engine
@@ -59,21 +60,27 @@ def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Prog
         program = anyio.run(engine.prepare, Path("/"), settings.policy.environment)
     except CodexError:
         program = None
-    found = find_sessions(request, history, settings.state_dir, program, progress)
+    found = find_sessions(
+        request, history, settings.state_dir, program, progress, settings.policy.roots
+    )
     return SessionsResult.model_validate(found).model_dump(mode="json")
 
 
 def _show(found: Json) -> None:
-    """Print a list of threads, or one thread."""
-    console, result = Console(highlight=False), SessionsResult.model_validate(found)
+    """Print a list of threads, or one thread.
+
+    Prompts, titles and paths are foreign: each is cleaned, and none is read as rich's markup.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    result = SessionsResult.model_validate(found)
     if result.session is not None:
         _show_one(console, result.session, result.turns or [])
     else:
         _show_list(console, result.sessions or [], result.total)
     for note in result.notes:
-        console.print(f"[yellow]Note:[/yellow] {escape(note)}")
+        console.print(Text.assemble(("Note:", "yellow"), f" {clean(note)}"))
     if result.next_cursor is not None:
-        console.print(f"[dim]For the next page: --cursor {result.next_cursor}[/dim]")
+        console.print(f"For the next page: --cursor {result.next_cursor}", style="dim")
 
 
 def _show_list(console: Console, sessions: list[Session], total: int | None) -> None:
@@ -87,19 +94,23 @@ def _show_list(console: Console, sessions: list[Session], total: int | None) -> 
     for heading in ("turns", "tokens", "cost"):
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     for each in sessions:
-        colour = _COLOURS.get(each.status, "dim")
-        where = f"{_home(each.cwd)}{f' ({each.git_branch})' if each.git_branch else ''}"
+        branch = f" ({clean(each.git_branch)})" if each.git_branch else ""
+        where = f"{_home(each.cwd)}{branch}"
+        title = clean(each.name or each.title or "(no prompt)")
         table.add_row(
-            f"{_local(each.last_active_at)}\n[{colour}]{each.status}[/{colour}]",
-            f"{escape((each.name or each.title or '(no prompt)')[:room])}\n"
-            f"[dim]{each.thread_id}\n{escape(where[-room:])}[/dim]",
+            Text.assemble(
+                f"{_local(each.last_active_at)}\n", (each.status, _COLOURS.get(each.status, "dim"))
+            ),
+            Text.assemble(
+                f"{title[:room]}\n", (f"{clean(each.thread_id)}\n{where[-room:]}", "dim")
+            ),
             str(each.turn_count),
             short(each.usage.total_tokens),
             _dollars(each.cost_usd),
         )
     console.print(table)
     count = f"{len(sessions)} of {total}" if total is not None else f"The newest {len(sessions)}"
-    console.print(f"[dim]{count} threads. To show one with its turns: --thread-id ID[/dim]")
+    console.print(f"{count} threads. To show one with its turns: --thread-id ID", style="dim")
 
 
 def _show_one(console: Console, session: Session, turns: list[Turn]) -> None:
@@ -109,20 +120,23 @@ def _show_one(console: Console, session: Session, turns: list[Turn]) -> None:
         if name == "usage":
             value = f"{value['input_tokens']:,} in, {value['output_tokens']:,} out"
         if value is not None:
-            facts.add_row(name, escape(str(value)))
+            facts.add_row(name, Text(clean(str(value))))
     console.print(facts)
     for turn in reversed(turns):
         colour = "red" if turn.error else "cyan"
-        console.print(Rule(f"[{colour}]{_local(turn.started_at)}", align="left", style=colour))
-        console.print(f"[bold]{escape(turn.prompt or '(no prompt)')}[/bold]")
+        console.print(Rule(Text(_local(turn.started_at), colour), align="left", style=colour))
+        # Indented, so that no line of a prompt or an answer passes for one of this command.
+        console.print(
+            Padding(Text(clean_lines(turn.prompt or "(no prompt)"), "bold"), (0, 0, 0, 2))
+        )
         for command in turn.commands:
-            console.print(f"  [dim]$ {escape(command.command)} → {command.exit_code}[/dim]")
+            console.print(f"  $ {clean(command.command)} → {command.exit_code}", style="dim")
         for file in turn.files_changed:
-            console.print(f"  [dim]{file.kind} {escape(file.path)}[/dim]")
+            console.print(f"  {file.kind} {clean(file.path)}", style="dim")
         if turn.error is not None:
-            console.print(f"[red]{escape(turn.error)}[/red]")
+            console.print(Padding(Text(clean_lines(turn.error), "red"), (0, 0, 0, 2)))
         if turn.final_response is not None:
-            console.print(Padding(escape(turn.final_response), (0, 0, 1, 2)))
+            console.print(Padding(Text(clean_lines(turn.final_response)), (0, 0, 1, 2)))
 
 
 def _local(stamp: str | None) -> str:
@@ -132,8 +146,10 @@ def _local(stamp: str | None) -> str:
 
 
 def _home(cwd: str | None) -> str:
+    if cwd is None:
+        return "?"
     home = str(Path.home())
-    return "?" if cwd is None else cwd.replace(home, "~", 1) if cwd.startswith(home) else cwd
+    return clean(cwd.replace(home, "~", 1) if cwd.startswith(home) else cwd)
 
 
 def _dollars(cost: float | None) -> str:

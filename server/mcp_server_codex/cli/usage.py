@@ -21,7 +21,7 @@ def run_usage(arguments: list[str]) -> int:
 
 
 def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Progress) -> Json:
-    return find_usage(history, progress, **values)
+    return find_usage(history, progress, roots=settings.policy.roots, **values)
 
 
 def _show(found: Json) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from codex_tools.codex.clean_text import clean
 from codex_tools.usage import Group, RateLimits, Row, UsageResult
 from mcp_server_codex.cli.command import short
 
@@ -19,11 +20,12 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 def show(found: dict[str, Any]) -> None:
     """Print the data of a UsageResult."""
-    console, result = Console(highlight=False), UsageResult.model_validate(found)
+    console = Console(highlight=False, markup=False, emoji=False)
+    result = UsageResult.model_validate(found)
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=(0, 1))
     totals = result.totals
-    footer = _cells(totals) if totals is not None else [""] * 6
-    table.add_column("", footer="[bold]total[/bold]", no_wrap=True)
+    footer = _cells(totals) if totals is not None else [Text()] * 6
+    table.add_column("", footer=Text("total", "bold"), no_wrap=True)
     headings = ("requests", "input", "cached", "output", "total", "cost")
     for heading, cell in zip(headings, footer, strict=True):
         table.add_column(heading, footer=cell, justify="right", no_wrap=True)
@@ -33,28 +35,30 @@ def show(found: dict[str, Any]) -> None:
     most = max((_height(group, by_cost) for group in result.groups), default=0.0)
     for group in result.groups:
         bar = _bar(_height(group, by_cost), most, width)
-        table.add_row(escape(group.key), *_cells(group), f"[cyan]{bar}[/cyan]")
+        table.add_row(Text(clean(group.key)), *_cells(group), Text(bar, "cyan"))
     if result.groups:
         console.print(table)
     else:
         console.print("No recorded usage.")
     if result.rate_limits is not None:
-        console.print(f"[dim]Rate limits, {_ago(result.rate_limits.age_s)}:[/dim]", end=" ")
-        console.print(_limits(result.rate_limits))
+        age = f"Rate limits, {_ago(result.rate_limits.age_s)}:"
+        console.print(Text.assemble((age, "dim"), f" {_limits(result.rate_limits)}"))
     if result.unpriced_models:
-        console.print(f"[yellow]No known price:[/yellow] {', '.join(result.unpriced_models)}")
+        models = ", ".join(map(clean, result.unpriced_models))
+        console.print(Text.assemble(("No known price:", "yellow"), f" {models}"))
     for note in result.notes:
-        console.print(f"[yellow]Note:[/yellow] {escape(note)}")
+        console.print(Text.assemble(("Note:", "yellow"), f" {clean(note)}"))
     threads = totals.threads if totals is not None else 0
     console.print(
-        f"[dim]{threads} of {result.sessions_read} threads read have usage in this report."
-        f" Prices: {result.prices}. Recorded usage, not a bill.[/dim]"
+        f"{threads} of {result.sessions_read} threads read have usage in this report."
+        f" Prices: {clean(str(result.prices))}. Recorded usage, not a bill.",
+        style="dim",
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row) -> list[Text]:
     known = f"${row.cost_usd_known:,.2f}"
-    cost = known if row.cost_usd is not None else f"[yellow]≥ {known}[/yellow]"
+    cost = Text(known) if row.cost_usd is not None else Text(f"≥ {known}", "yellow")
     counts = (
         row.requests,
         row.input_tokens,
@@ -62,7 +66,7 @@ def _cells(row: Row) -> list[str]:
         row.output_tokens,
         row.total_tokens,
     )
-    return [*map(short, counts), cost]
+    return [*(Text(short(count)) for count in counts), cost]
 
 
 def _height(row: Group, by_cost: bool) -> float:
@@ -84,7 +88,7 @@ def _limits(limits: RateLimits) -> str:
         reset = "since then reset" if window.expired else f"resets at {window.resets_at}"
         parts.append(f"{window.used_percent:g} % of {span} used ({reset})")
     if limits.credits_balance is not None:
-        parts.append(f"credits {escape(limits.credits_balance)}")
+        parts.append(f"credits {clean(limits.credits_balance)}")
     return " · ".join(parts) or "none recorded"
 
 

@@ -218,3 +218,47 @@ def test_an_exclusion_of_the_managed_layer_is_marked(tmp_path: Path) -> None:
     config = read_config(tmp_path, machine=tmp_path)
     assert config.exclusion_is_managed
     assert {*config.excluded} == {"X", "Y"}
+
+
+OFF, CACHED = 'web_search = "disabled"', 'web_search = "cached"'
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"home/config.toml": 'web_search = "live"'}, None),
+        ({"home/config.toml": OFF}, "disabled"),
+        ({"home/config.toml": CACHED}, "cached"),
+        ({"etc/config.toml": OFF}, "disabled"),
+        ({"etc/config.toml": OFF, "home/config.toml": 'web_search = "live"'}, None),
+        ({"etc/managed_config.toml": OFF, "home/config.toml": 'web_search = "live"'}, "disabled"),
+        ({"home/config.toml": CACHED, "home/p.config.toml": OFF}, "disabled"),
+        ({"home/config.toml": OFF, "home/p.config.toml": 'web_search = "live"'}, None),
+        ({"home/config.toml": f"[profiles.p]\n{OFF}"}, "disabled"),
+        ({"home/config.toml": f'profile = "q"\n[profiles.q]\n{OFF}'}, "disabled"),
+        ({"home/config.toml": f"[profiles.other]\n{OFF}"}, None),
+        ({"home/config.toml": "[tools]\nweb_search = false"}, "disabled"),
+        ({"home/config.toml": "features.web_search_request = false"}, "disabled"),
+        ({"home/config.toml": f"{CACHED}\n[tools]\nweb_search = false"}, "cached"),
+        ({"etc/requirements.toml": 'allowed_web_search_modes = ["disabled"]'}, "disabled"),
+        ({"etc/requirements.toml": "allowed_web_search_modes = []"}, "disabled"),
+        ({"etc/requirements.toml": 'allowed_web_search_modes = ["cached"]'}, "cached"),
+        ({"etc/requirements.toml": 'allowed_web_search_modes = ["live"]'}, None),
+        ({"home/config.toml": f"{OFF}\nthis is not TOML"}, "disabled"),
+        ({"cwd/.codex/config.toml": OFF}, None),
+    ],
+)
+def test_the_person_s_limit_of_web_search_is_read_from_all_layers(
+    tmp_path: Path, files: dict[str, str], limit: str | None
+) -> None:
+    for name in ("home", "etc", "cwd/.codex", "cwd/.git"):
+        (tmp_path / name).mkdir(parents=True)
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    settings = [("web_search", '"live"'), ("tools.web_search", "true")]
+    for given in (settings, [], [("web_search", '"disabled"')]):
+        config = read_config(
+            tmp_path / "home", "p", tmp_path / "cwd", given, machine=tmp_path / "etc"
+        )
+        assert config.web_search == limit

@@ -91,3 +91,13 @@ def test_a_log_that_cannot_be_written_is_a_warning(
     with caplog.at_level(logging.WARNING), opened(tmp_path) as log:
         log.write("started", {})
     assert "cannot write to" in caplog.text
+
+
+def test_an_entry_keeps_its_data_and_controls_no_terminal(tmp_path: Path) -> None:
+    path = "/a\x1b[2J\x9b2J\u202e\u2028\ud800größer"
+    with opened(tmp_path) as log:
+        log.write("started", {"cwd": path})
+    text = (tmp_path / "audit.jsonl").read_text(encoding="utf-8")
+    assert text.rstrip("\n").isprintable()
+    (entry,) = entries(tmp_path)
+    assert entry["cwd"] == path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,78 @@ def test_usage_as_json_imports_nothing_slow(home: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["totals"]["requests"] > 0
     assert set(done.stderr.split()).isdisjoint(SLOW), done.stderr
+
+
+EVIL = (
+    "\x1b]0;owned\x07\x1b]52;c;ZXZpbA==\x07\x1b[2J\x1b]8;;http://evil\x07\x9b2J\x9d0;x\x9c"
+    "\u202ecod\u2066\u200b\u2028\u2029[/dim][bold]m[/x]:smile:\\" + "a" + "\u0301" * 200
+)
+"""Sequences that a terminal obeys, text that forges or disguises, and markup of rich."""
+
+
+@pytest.fixture(scope="module")
+def evil_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose only thread has hostile text wherever a rollout holds text."""
+    home = tmp_path_factory.mktemp("evil")
+    folder = home / "sessions" / "2026" / "11" / "20"
+    folder.mkdir(parents=True)
+    git = {"branch": f"branch\n{EVIL}", "commit_hash": "a" * 40}
+    meta: dict[str, object] = {"id": EVIL_ID, "cwd": f"/work\n{EVIL}", "source": "exec"}
+    meta |= {"git": git, "cli_version": f"0.171.0{EVIL}", "originator": EVIL}
+    counts = {"input_tokens": 10, "cached_input_tokens": 0, "output_tokens": 5, "total_tokens": 15}
+    counts["reasoning_output_tokens"] = 0
+    usage = {"total_token_usage": counts, "last_token_usage": counts}
+    context: dict[str, object] = {"cwd": f"/work\n{EVIL}", "model": f"m{EVIL}"}
+    context["sandbox_policy"] = {"type": EVIL}
+    payloads: list[tuple[str, dict[str, object]]] = [
+        ("session_meta", meta),
+        ("turn_context", context),
+        ("event_msg", {"type": "user_message", "message": f"prompt {EVIL}\n## Turn 7 · forged"}),
+        ("event_msg", {"type": "agent_message", "message": f"{EVIL}\n## Turn 9 · forged\n> x"}),
+        ("event_msg", {"type": "token_count", "info": usage}),
+        ("event_msg", {"type": "error", "message": f"failed {EVIL}\n## Turn 8"}),
+    ]
+    lines = (
+        json.dumps({"timestamp": "2026-11-20T10:00:00.000Z", "type": kind, "payload": payload})
+        for kind, payload in payloads
+    )
+    file = folder / f"rollout-2026-11-20T10-00-00-{EVIL_ID}.jsonl"
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return home
+
+
+EVIL_ID = "01a20661-b445-73e1-b566-c552cde98ccd"
+
+
+@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sessions",),
+        ("sessions", "--thread-id", EVIL_ID),
+        *(("usage", "--group-by", kind) for kind in ("model", "cwd", "thread", "day")),
+        ("sessions", "--json"),
+        ("sessions", "--thread-id", EVIL_ID, "--json"),
+        ("usage", "--group-by", "model", "--json"),
+        ("sessions", "--thread-id", f"no {EVIL}"),
+        ("usage", "--timezone", f"no {EVIL}"),
+    ],
+)
+def test_no_text_of_a_thread_controls_the_terminal(
+    evil_home: Path, tmp_path: Path, command: tuple[str, ...], colour: bool
+) -> None:
+    words = [server_program(), *command, "--state-dir", str(tmp_path)]
+    env = ["env", "TERM=xterm-256color", *(["FORCE_COLOR=1"] if colour else [])]
+    done = run(evil_home, *env, *words)
+    printed = done.stdout + done.stderr
+    assert "Traceback" not in printed
+    refused = command[-1].startswith("no ")
+    assert (done.returncode == 0) is not refused
+    own = re.sub(r"\x1b\[[0-9;]*m", "", printed)  # The colours of rich.
+    assert [letter for letter in own if not letter.isprintable() and letter != "\n"] == []
+    if "--json" in command:
+        json.loads(done.stdout)
+    elif not refused and command[-1] not in ("day", "thread"):
+        assert "m[/x]:smile:" in re.sub(r"\s", "", own) or "…" in own
+    if "--thread-id" in command and not refused and "--json" not in command:
+        assert not [line for line in own.split("\n") if line.startswith("## ")]

@@ -296,6 +296,31 @@ def test_a_program_that_is_not_codex(setup: Setup) -> None:
     found.expect_problem("codex", "does not answer --version as Codex does", "npm install")
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_program_cannot_control_the_terminal(setup: Setup, terminal: bool) -> None:
+    evil = r"\033]0;owned\007\033[2J\302\233 2J\342\200\256[/x][bold]\nok       codex forged"
+    setup.write_codex(f"printf '{evil}'; printf '{evil}' >&2; exit 3")
+    folder = setup.cwd / "\x1b[2J\x9b\u202e[bold]"
+    folder.mkdir()
+    setup.env |= {"FORCE_COLOR": "1"} if terminal else {}
+    done = subprocess.run(
+        [server_program(), "doctor"], env=setup.env, cwd=folder, capture_output=True, text=True
+    )
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    assert shown.replace("\n", "").isprintable()
+    assert "[bold]" in shown
+    assert not re.search(r"^ok +codex forged", shown, re.MULTILINE)
+    as_json = subprocess.run(
+        [server_program(), "doctor", "--json"],
+        env=setup.env,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert as_json.stdout.replace("\n", "").isprintable()
+    assert json.loads(as_json.stdout)["status"] == "problem"
+
+
 def test_a_path_that_depends_on_the_folder(setup: Setup) -> None:
     codex = setup.install()
     found = setup.run("--codex-bin", "../bin/codex")

@@ -208,6 +208,24 @@ class ThreadNotFound(RequestError):
         )
 
 
+def no_thread(thread_id: str, roots: Sequence[object], where: str = "") -> ThreadNotFound:
+    """Return the error for a thread that is not there, or not inside *roots*: the same for both.
+
+    A caller must not find out which threads of other folders exist. *where* names the place that
+    was searched, beginning with a space.
+    """
+    if not roots:
+        return ThreadNotFound(
+            f"There is no thread {thread_id}{where}.",
+            "Find its id with codex_sessions, or begin a new thread with codex_run.",
+        )
+    return ThreadNotFound(
+        f"There is no thread {thread_id} in the folders of this server.",
+        "Find its id with codex_sessions. Threads outside the roots are not used; the operator of"
+        " this server can add their folder with --root.",
+    )
+
+
 class ThreadBusy(RequestError):
     """Another run is using the thread."""
 

@@ -79,7 +79,8 @@ START_RULES = (
     ),
     _no_start(
         r"(no|without a) version is set|no version set|mise error|asdf: |volta error"
-        r"|no preset version|version manager|\w+env: .{1,60}(command not found|is not installed)",
+        r"|no preset version|version manager"
+        r"|(?<!\w)\w{0,20}env: .{1,60}(command not found|is not installed)",
         "The version manager that starts Codex has no version of it for this folder. Set one"
         " there, or set --codex-bin to the Codex binary itself.",
     ),

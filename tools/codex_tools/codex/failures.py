@@ -12,8 +12,6 @@ import signal
 from collections.abc import Sequence
 from typing import Any, cast
 
-import orjson
-
 from codex_tools.codex.errors import Failure
 from codex_tools.codex.failure_rules import RULES, START_RULES, Rule
 from codex_tools.codex.masking import quote
@@ -153,6 +151,8 @@ def _inner_message(message: str) -> str:
     """Return the provider's own message if *message* is a JSON error body, else *message*."""
     if not message.startswith("{"):
         return message
+    import orjson
+
     try:
         body = orjson.loads(message)
     except orjson.JSONDecodeError:

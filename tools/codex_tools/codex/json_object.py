@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, cast
 
-import orjson
-
 Json = dict[str, Any]
 """A JSON object as a parser returns it: keys are strings, values are of any JSON type."""
 
@@ -61,6 +59,8 @@ def read_exactly(text: str | bytes, *, unique_keys: bool = True) -> Any:
         NotExact: A number is beyond the range of a double, or an object has the same key twice.
         ValueError: The text is not JSON.
     """
+    import orjson  # Here, because the doctor imports this file to find out whether orjson works.
+
     found = None
     try:
         found = orjson.loads(text)  # Strict: no NaN, no lone surrogates, no deep nesting.
@@ -91,6 +91,8 @@ def write_exactly(value: object, default: Callable[[Any], Any] | None = None) ->
     Raises:
         TypeError: JSON cannot express the value.
     """
+    import orjson
+
     try:
         return orjson.dumps(value, default=default)
     except TypeError:

@@ -8,8 +8,6 @@ import os
 import re
 from typing import cast
 
-import orjson
-
 from codex_tools.codex.secret_patterns import MASK, is_ordinary, is_secret, mask_patterns, rank_of
 
 _SAMPLE = 120
@@ -21,6 +19,9 @@ _SECRET_PART = re.compile(
 
 _SHORTEST = 8
 """Characters of the shortest environment value that is masked; shorter ones match too much."""
+
+_LONG = 16
+"""Characters from which on an environment value with a secret's name is masked whatever it is."""
 
 _STRUCTURE = frozenset(("id", "type", "status", "event", "kind", "time", "event_type", "role"))
 """Fields of an event, an item or a record that say what it is; so do all names that end in _id."""
@@ -86,18 +87,19 @@ def mask_line(line: bytes) -> str:
 
     A line without secrets is returned as it is, and one that is not JSON is masked as text.
     """
+    import orjson  # Not needed by the commands for people, which find out whether it works.
+
+    def fragment(number: str) -> orjson.Fragment:
+        return orjson.Fragment(number)
+
     text = line.decode("utf-8", "replace").strip()
     try:
         # A fragment is written as it was read: orjson itself refuses an integer above 64 bits.
-        value = json.loads(text, parse_float=_fragment, parse_int=_fragment)
+        value = json.loads(text, parse_float=fragment, parse_int=fragment)
         masked = mask_values(value, is_record=True)
         return text if masked == value else orjson.dumps(masked).decode()
     except (ValueError, TypeError, RecursionError):
         return mask(text)
-
-
-def _fragment(number: str) -> orjson.Fragment:
-    return orjson.Fragment(number)
 
 
 @functools.cache
@@ -113,6 +115,8 @@ def _is_known_secret(name: str, value: str) -> bool:
     rank = rank_of(name)
     if not rank and _SECRET_PART.search(name):  # As in TOKEN_OF_THE_BOT.
         rank = 1
+    if rank and len(value) >= _LONG and not re.search(r"\s", value):
+        return True  # Also one of words, such as a passphrase; it occurs nowhere else.
     return rank > 0 and is_secret(value[:_SAMPLE], rank, quoted=True, given=True)
 
 

@@ -37,6 +37,23 @@ def is_inside(cwd: str | None, folder: str) -> bool:
     return cwd is not None and (cwd.rstrip("/") == folder or cwd.startswith(f"{folder}/"))
 
 
+def in_roots(cwd: str | None, roots: Sequence[Path]) -> bool:
+    """Return True if the folder *cwd*, with its links resolved, is inside one of *roots*.
+
+    Without roots every folder is. A folder that no longer exists is judged by its path, of which
+    the existing part is resolved. This accesses the disk.
+    """
+    if not roots:
+        return True
+    if cwd is None:
+        return False
+    try:
+        real = Path(os.path.realpath(cwd))
+    except (OSError, ValueError):  # A null byte, or half a character.
+        return False
+    return any(real.is_relative_to(root) for root in roots)
+
+
 def folder_names(cwd: str | None) -> tuple[str, ...]:
     """Return the names of the folder *cwd*: normalised as given, and with links resolved."""
     if cwd is None:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -155,6 +156,13 @@ _File = tuple[Path, int, int]
 _known: dict[_File, Program] = {}
 _examining = anyio.Lock()
 
+_Shim = tuple[_File, Path]
+"""A wrapper or shim, and the folder in which it is asked."""
+
+_answers: dict[_Shim, tuple[float, Program]] = {}
+"""The latest answer of each, with its time, while calls wait for it."""
+_asking: dict[_Shim, anyio.Lock] = {}
+
 
 async def find_codex(
     configured: str | None,
@@ -165,7 +173,8 @@ async def find_codex(
     """Return the Codex to use: *configured*, else the one on PATH, else the Python package's.
 
     The answer of Codex's own binary to `--version` is cached until the file changes. Any other
-    program is asked each time, in *cwd*: mise, asdf, volta and wrappers choose a version by folder.
+    program is asked in *cwd*, because mise, asdf, volta and wrappers choose a version by folder.
+    Calls that come meanwhile share its answer.
 
     Args:
         configured: The configured Codex; None to look for one.
@@ -180,12 +189,30 @@ async def find_codex(
     """
     found, key, is_codex = await on_disk(_binary, configured, (cwd, *untrusted))
     if not is_codex:
-        env = None if environ is None else await on_disk(environ)
-        return replace(await _examine(key[0], cwd, env), found=found)
+        return replace(await _ask_shim(key, cwd, environ), found=found)
     async with _examining:
         if key not in _known:
             _known[key] = await _examine(key[0], Path("/"), None)
     return replace(_known[key], found=found)
+
+
+async def _ask_shim(
+    file: _File, cwd: Path, environ: Callable[[], Mapping[str, str]] | None
+) -> Program:
+    shim, since = (file, cwd), time.monotonic()
+    lock = _asking.setdefault(shim, anyio.Lock())
+    try:
+        async with lock:
+            if shim in _answers and _answers[shim][0] >= since:
+                return _answers[shim][1]
+            env = None if environ is None else await on_disk(environ)
+            program = await _examine(file[0], cwd, env)
+            _answers[shim] = (time.monotonic(), program)
+            return program
+    finally:
+        if not lock.statistics().tasks_waiting:
+            _asking.pop(shim, None)
+            _answers.pop(shim, None)
 
 
 def _binary(configured: str | None, untrusted: Sequence[Path]) -> tuple[Path, _File, bool]:

@@ -4,17 +4,18 @@ Codex 0.147.0 to 0.171.0 merge, from the weakest layer to the strongest: `/etc/c
 `config.toml` in CODEX_HOME, the profile's file there (0.134.0 and later), `.codex/config.toml` of
 each trusted folder from the project's root down to the run's folder, `-c` on the command line, and
 `/etc/codex/managed_config.toml`. 0.60.1 and 0.77.0 read only the second and the last two.
-`requirements.toml` sets none of what is read here. The MCP servers of installed plugins count too.
+The MCP servers of installed plugins count too. Of `requirements.toml` only the limit of web search
+is read here.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import orjson
 import tomli
@@ -56,6 +57,11 @@ _OTEL_HEADERS = tuple(
 """Variables that Codex sends as headers where `[otel]` names an exporter (0.60.1 to 0.171.0)."""
 
 
+WebSearch = Literal["disabled", "cached"]
+
+_SEARCH_OFF_IN_TEXT = re.compile(r"""^\s*web_search\s*=\s*["']disabled["']""", re.MULTILINE)
+
+
 _PLACEHOLDERS = {"url": "http://127.0.0.1", "command": "false"}
 """Transports of disabled MCP servers. A real URL may hold a secret; command lines are public."""
 
@@ -75,6 +81,8 @@ class CodexConfig:
 
     Each value is the key of the server's transport: `command` or `url`.
     """
+    web_search: WebSearch | None = None
+    """The most that the person allows of web search; None if no layer says less than `live`."""
     problems: tuple[str, ...] = ()
     """A sentence for each file that could not be read as TOML."""
 
@@ -106,8 +114,9 @@ def read_config(
     for file in files:
         reader.read(file)
     managed = reader.read(machine / "managed_config.toml")
-    for key, value in settings:
-        reader.take(_parse(f"{key} = {value}"))
+    of_caller = [_parse(f"{key} = {value}") for key, value in settings]
+    for table in of_caller:
+        reader.take(table)
     for plugin in reader.plugins():
         reader.read_plugin(home, plugin)
     if cwd is not None:
@@ -119,6 +128,11 @@ def read_config(
         tuple(reader.excluded),
         "exclude" in _table(managed.get("shell_environment_policy")),
         reader.servers,
+        _search_limit(
+            [*(t for t in reader.tables if not any(t is c for c in of_caller)), managed],
+            _requirements(machine, reader),
+            profile,
+        ),
         tuple(reader.problems),
     )
 
@@ -184,6 +198,8 @@ class _Reader:
             )
             if trusted:
                 self.named.update(_named_in(text))
+                if _SEARCH_OFF_IN_TEXT.search(text):
+                    self.tables.append({"web_search": "disabled"})
             return {}
         return table
 
@@ -224,6 +240,45 @@ class _Reader:
                 if isinstance(_table(server).get(key), str):
                     self.servers[name] = key
                     break
+
+
+def _requirements(machine: Path, reader: _Reader) -> dict[str, object]:
+    own = _Reader()
+    table = own.read(machine / "requirements.toml")
+    reader.problems += own.problems
+    return table
+
+
+def _search_limit(
+    tables: Sequence[dict[str, object]], requirements: dict[str, object], profile: str | None
+) -> WebSearch | None:
+    """Return the most that the person's *tables*, the strongest last, allow of web search.
+
+    0.98.0 and later read `web_search`, and no other key lifts it (0.171.0). 0.60.1 reads the older
+    keys only. Each is taken for what the person means, whichever Codex runs.
+    """
+    limits: list[WebSearch | None] = [_search_of(tables)]
+    names = [profile, *(table.get("profile") for table in tables)]
+    for name in names:
+        if isinstance(name, str):  # Tables of profiles, which 0.134.0 and later do not read.
+            found = [_table(_table(table.get("profiles")).get(name)) for table in tables]
+            limits.append(_search_of(found))
+    modes = requirements.get("allowed_web_search_modes")
+    if isinstance(modes, list) and "live" not in modes:
+        limits.append("cached" if "cached" in modes else "disabled")
+    return "disabled" if "disabled" in limits else "cached" if "cached" in limits else None
+
+
+def _search_of(tables: Sequence[dict[str, object]]) -> WebSearch | None:
+    mode: object = None
+    older: dict[str, object] = {}
+    for table in tables:
+        mode = table.get("web_search", mode)
+        older |= {f"tools.{key}": value for key, value in _table(table.get("tools")).items()}
+        older |= _table(table.get("features"))
+    if mode is None and False in (older.get("tools.web_search"), older.get("web_search_request")):
+        return "disabled"
+    return mode if mode in ("disabled", "cached") else None
 
 
 def _read_json(file: Path) -> dict[str, object]:

@@ -7,10 +7,11 @@ its thread (not `shadowed` by another copy) has rows in `detail` and `bucket`.
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import orjson
 
 from codex_tools.codex.json_object import Json
+from codex_tools.codex.paths import in_roots
 from codex_tools.pricing.price import Price
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.thread_reader import FACTS
@@ -245,6 +247,20 @@ def _use_wal(db: sqlite3.Connection) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+def judge_roots(db: sqlite3.Connection, roots: Sequence[Path]) -> None:
+    """Give *db* the function `in_roots` of SQL, which lists and reports call.
+
+    It looks at each folder only once: a home may have 100,000 threads in few folders.
+    """
+    if roots:
+
+        @functools.cache
+        def judge(cwd: str | None) -> bool:
+            return in_roots(cwd, roots)
+
+        db.create_function("in_roots", 1, judge, deterministic=True)
 
 
 def tokens(input_: int, cached: int, output: int, reasoning: int) -> Json:

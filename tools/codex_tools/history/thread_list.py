@@ -7,16 +7,17 @@ import re
 import sqlite3
 import time
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from codex_tools.codex.json_object import Json
-from codex_tools.codex.paths import folder_names
+from codex_tools.codex.paths import folder_names, in_roots
 from codex_tools.codex.program import Program
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.search_text import fold
-from codex_tools.history.tables import tokens
+from codex_tools.history.tables import judge_roots, tokens
 from codex_tools.history.times import iso
 from codex_tools.history.writer_locks import WriterLocks
 from codex_tools.rollouts.files import PACKED
@@ -59,6 +60,8 @@ class ThreadQuery:
     include_subagents: bool = False
     limit: int = 20
     cursor: str | None = None
+    roots: tuple[Path, ...] = ()
+    """Only threads whose last turn ran inside one of these, links resolved; empty for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class ThreadList:
         """
         where, values = conditions(query)
         with self._history.opened() as db:
+            judge_roots(db, query.roots)
             total = None
             if not left:
                 counted = db.execute(f"SELECT count(*) FROM file f WHERE {where}", values)
@@ -120,8 +124,8 @@ class ThreadList:
             total=total,
         )
 
-    def one(self, thread_id: str) -> tuple[Json, Path] | None:
-        """Return a thread and its rollout, or None if no thread has that id."""
+    def one(self, thread_id: str, roots: Sequence[Path]) -> tuple[Json, Path] | None:
+        """Return a thread and its rollout, or None if no thread inside *roots* has that id."""
         with self._history.opened() as db:
             row = db.execute(
                 f"SELECT {_COLUMNS} FROM file f"
@@ -131,6 +135,8 @@ class ThreadList:
         if row is None:
             return None
         thread = self._thread(row)
+        if not in_roots(thread["cwd"], roots):
+            return None
         return thread, Path(thread["rollout_path"])
 
     def _thread(self, row: tuple[Any, ...]) -> Json:
@@ -185,7 +191,12 @@ class ThreadList:
         )
 
 
-def newest_thread(index: ThreadIndex, cwd: Path | None, progress: Progress | None) -> str | None:
+def newest_thread(
+    index: ThreadIndex,
+    cwd: Path | None,
+    progress: Progress | None,
+    roots: tuple[Path, ...] = (),
+) -> str | None:
     """Return the id of the most recently active thread, or None without any.
 
     Sub-agents and archived threads are left out.
@@ -195,13 +206,16 @@ def newest_thread(index: ThreadIndex, cwd: Path | None, progress: Progress | Non
         cwd: Only threads whose last turn ran in this folder, by any of its names; None for any
             folder.
         progress: Called after each batch of rollouts that is read.
+        roots: Only threads whose last turn ran inside one of these; empty for all.
 
     Raises:
         IndexUnavailable: No folder for an index can be written.
     """
-    query = ThreadQuery(exact_cwd=folder_names(None if cwd is None else str(cwd)), limit=0)
+    names = folder_names(None if cwd is None else str(cwd))
+    query = ThreadQuery(exact_cwd=names, limit=0, roots=roots)
     left = index.refresh(progress, enough_for(query), patience=COLD_FILES)
     with index.opened() as db:
+        judge_roots(db, roots)
         if cwd is not None:
             folders = db.execute("SELECT DISTINCT cwd FROM file WHERE cwd IS NOT NULL").fetchall()
             aliases = (name for (name,) in folders if os.path.realpath(name) == str(cwd))
@@ -238,6 +252,8 @@ def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
         add(f"({each})", *below)
     if query.exact_cwd:
         add(f"f.cwd IN ({', '.join('?' * len(query.exact_cwd))})", *query.exact_cwd)
+    if query.roots:
+        add("in_roots(f.cwd)")
     if query.since_ms is not None:
         add("f.active_ms >= ?", query.since_ms)
     if query.until_ms is not None:
@@ -268,6 +284,7 @@ def enough_for(query: ThreadQuery) -> Any:
     after, position = _after(query.cursor)
 
     def enough(db: sqlite3.Connection, next_mtime_ns: int) -> bool:
+        judge_roots(db, query.roots)
         later_ms = next_mtime_ns // 1_000_000 + _LATE_MS
         (count,) = db.execute(
             "SELECT count(*) FROM (SELECT 1 FROM file f"

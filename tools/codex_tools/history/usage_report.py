@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import orjson
@@ -19,7 +20,7 @@ from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import folder_names, is_inside
 from codex_tools.history.index import Progress, ThreadIndex
-from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, tokens
+from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, judge_roots, tokens
 from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
 from codex_tools.rollouts.line import parse_line
 from codex_tools.rollouts.token_counter import each_request
@@ -60,6 +61,8 @@ class UsageQuery:
     """The names of one folder; all folders below it are included."""
     model: str | None = None
     thread_id: str | None = None
+    roots: tuple[Path, ...] = ()
+    """Only threads whose last turn ran inside one of these, links resolved; empty for all."""
 
 
 def find_usage(
@@ -73,10 +76,12 @@ def find_usage(
     cwd: str | None = None,
     model: str | None = None,
     thread_id: str | None = None,
+    roots: tuple[Path, ...] = (),
 ) -> Json:
     """Update the index and return the fields of a UsageResult, in its order.
 
-    The arguments are those of codex_usage, as the caller wrote them.
+    The arguments are those of codex_usage, as the caller wrote them, and *roots*, the folders whose
+    threads may be counted; empty for all.
 
     Raises:
         InvalidArguments: A time or the time zone is invalid.
@@ -92,6 +97,7 @@ def find_usage(
             cwd=folder_names(cwd),
             model=model,
             thread_id=thread_id,
+            roots=roots,
         )
     except ValueError as error:
         raise InvalidArguments([str(error)]) from None
@@ -114,6 +120,7 @@ class _Report:
         self._db, self._history, self._query = db, history, query
         self._table = "bucket"
         self._cost = 0.0
+        judge_roots(db, query.roots)
         self._first, self._last = self._range()
         self._where, self._values = self._conditions()
 
@@ -130,10 +137,11 @@ class _Report:
             unpriced = self._unpriced() if totals["cost_usd"] is None else []
         finally:
             db.execute("DROP TABLE IF EXISTS temp.part")
-        (files,) = db.execute("SELECT count(*) FROM file").fetchone()
-        unreadable, bad_lines, copies = _faults(db)
+        inside = "in_roots(cwd)" if query.roots else "1"
+        (files,) = db.execute(f"SELECT count(*) FROM file WHERE {inside}").fetchone()
+        unreadable, bad_lines, copies = _faults(db, inside)
         if unreadable:
-            names = [name for (name,) in db.execute(_UNREADABLE).fetchall()]
+            names = [name for (name,) in db.execute(_UNREADABLE.format(inside)).fetchall()]
             more = ", ..." if unreadable > len(names) else ""
             notes.append(f"{unreadable} files are not readable rollouts: {', '.join(names)}{more}")
         if bad_lines:
@@ -206,6 +214,10 @@ class _Report:
         if query.thread_id is not None:
             conditions.append("b.file IN (SELECT id FROM file WHERE thread_id = ?)")
             values.append(query.thread_id)
+        if query.roots:
+            # What a thread did in another folder, before it came into a root, is not counted.
+            conditions.append("b.file IN (SELECT id FROM file WHERE in_roots(cwd))")
+            conditions.append("b.context IN (SELECT id FROM context WHERE in_roots(cwd))")
         return "".join(f" AND {each}" for each in conditions), values
 
     def _by_time(self, unit: Unit) -> Iterator[Json]:
@@ -291,7 +303,7 @@ class _Report:
         return sorted(model or "unknown" for (model,) in rows)
 
 
-_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL ORDER BY id LIMIT 3"
+_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL AND {} ORDER BY id LIMIT 3"
 
 
 def newest_limits(db: sqlite3.Connection) -> Json | None:
@@ -356,11 +368,14 @@ def _window(window: object, now: float) -> Json | None:
     }
 
 
-def _faults(db: sqlite3.Connection) -> tuple[int, int, int]:
-    """Return the number of unreadable files, of bad lines in the others, and of copies."""
+def _faults(db: sqlite3.Connection, inside: str) -> tuple[int, int, int]:
+    """Return the number of unreadable files, of bad lines in the others, and of copies.
+
+    *inside* is the condition of SQL for the files that may be counted.
+    """
     unreadable, bad_lines = db.execute(
         "SELECT count(problem), sum(CASE WHEN problem IS NULL THEN bad_lines END) FROM file"
-        " WHERE problem IS NOT NULL OR bad_lines > 0"
+        f" WHERE (problem IS NOT NULL OR bad_lines > 0) AND {inside}"
     ).fetchone()
-    (copies,) = db.execute("SELECT count(*) FROM file WHERE shadowed = 1").fetchone()
+    (copies,) = db.execute(f"SELECT count(*) FROM file WHERE shadowed = 1 AND {inside}").fetchone()
     return unreadable, bad_lines or 0, copies

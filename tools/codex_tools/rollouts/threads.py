@@ -8,14 +8,15 @@ without an index, all rollouts would have to be opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from codex_tools.codex.errors import ThreadNotFound
+from codex_tools.codex.errors import ThreadNotFound, no_thread
 from codex_tools.codex.events import read_usage
 from codex_tools.codex.json_object import Json, object_of, text_of
+from codex_tools.codex.paths import in_roots
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.pricing.prices import Prices
@@ -71,21 +72,27 @@ class Threads:
         self.home = home
         self._prices = prices
 
-    def state(self, thread_id: str) -> ThreadState:
-        """Return the state of a thread that Codex can resume.
+    def state(self, thread_id: str, roots: Sequence[Path] = ()) -> ThreadState:
+        """Return the state of a thread that Codex can resume, and whose folder is inside *roots*.
+
+        Without roots the folder may be any.
 
         Raises:
             ThreadNotFound: There is no such thread, or it is archived.
         """
         state = self.find_state(thread_id)
-        if state is not None:
+        if state is not None and in_roots(state.cwd, roots):
             return state
-        if find_archived(self.home, thread_id) is not None:
+        archived = find_archived(self.home, thread_id) if state is None else None
+        if archived is not None and roots:
+            state = read_state(archived)
+            archived = archived if state and in_roots(state.cwd, roots) else None
+        if archived is not None:
             raise ThreadNotFound(
                 f"Thread {thread_id} is archived.",
                 f"Run `codex unarchive {thread_id}` in a terminal, then call again.",
             )
-        raise ThreadNotFound(f"There is no thread {thread_id} in {self.home}.")
+        raise no_thread(thread_id, roots, f" in {self.home}")
 
     def find_state(self, thread_id: str | None) -> ThreadState | None:
         """Return the state of a thread, or None if there is no such thread to resume."""

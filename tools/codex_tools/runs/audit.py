@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from codex_tools.codex.clean_text import clean_json
 from codex_tools.codex.masking import mask_line
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import now
@@ -52,7 +53,7 @@ class AuditLog:
             text = orjson.dumps(entry, default=str).decode()
         except TypeError:  # A name that is not UTF-8.
             text = json.dumps(entry, default=str)
-        line = mask_line(text.encode()).encode() + b"\n"
+        line = clean_json(mask_line(text.encode())).encode() + b"\n"
         self._writer.put(partial(self._append, line))
 
     def _append(self, line: bytes) -> None:

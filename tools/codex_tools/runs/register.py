@@ -109,12 +109,20 @@ class Runs:
         Raises:
             ThreadBusy: Another run is using the thread.
         """
-        for run in list(self._runs.values()):
-            if run.stopped and run.progress.thread_id == thread_id:
+        for run in self.in_thread(thread_id):
+            if run.stopped:
                 await run.done.wait()
         with anyio.CancelScope(shield=True):  # A cancelled take leaves a lock without an owner.
             return await on_disk(ThreadLock.take, self._threads.home, self._state_dir, thread_id)
         raise AssertionError("a shielded scope is not cancelled")
+
+    def in_thread(self, thread_id: str) -> list[Run]:
+        """Return the runs of this server that are or were in a thread, and are in memory."""
+        return [run for run in self._runs.values() if run.progress.thread_id == thread_id]
+
+    def is_own(self, run_id: str) -> bool:
+        """Return True if this server started the run, and still has it in memory."""
+        return run_id in self._runs
 
     async def unlock_thread(self, lock: ThreadLock) -> None:
         """Unlock a thread in which no run was started."""
@@ -270,7 +278,7 @@ class Runs:
             left_s = until_at - anyio.current_time()
             if left_s <= 0 or enough(map(_has_ended, results)):
                 return results
-            mine = all(run_id in self._runs for run_id in run_ids)
+            mine = all(map(self.is_own, run_ids))
             with anyio.move_on_after(left_s if mine else min(left_s, POLL_EVERY_S)):
                 await changed.wait()
 

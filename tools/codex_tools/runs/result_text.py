@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from codex_tools.codex.clean_text import clean, indent_after_first
 from codex_tools.codex.masking import shorten
 from codex_tools.runs.result import (
     FOLLOW_HINT,
@@ -87,7 +88,7 @@ def _tail(result: RunResult, limit: int) -> str:
     lines = [] if result.thread_id is None else [f"thread_id: {result.thread_id}"]
     so_far = " so far" if result.status in ("running", "queued") else ""
     lines += [*_files_line(result, so_far, limit), *_warning_lines(result, limit)]
-    return "\n".join([*lines, f"Next: {result.next}"])
+    return "\n".join([*lines, f"Next: {clean(result.next)}"])
 
 
 _NAMED = 10
@@ -124,15 +125,16 @@ def _warning_lines(result: RunResult, limit: int) -> list[str]:
 
 
 def _one_line(text: str, limit: int) -> str:
-    """Return *text* on one line, its middle left out above *limit* characters."""
-    text = " ".join(text.split())
+    """Return *text* cleaned, on one line, its middle left out above *limit* characters."""
+    text = clean(text)
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
 
 
 def words_of_error(error: RunError) -> Words:
     """Return the text of an error of a request without a run."""
-    return Words(f"{error.kind}: {error.message}\nHint: {error.hint}", is_error=True)
+    message = indent_after_first(error.message)
+    return Words(f"{error.kind}: {message}\nHint: {clean(error.hint)}", is_error=True)
 
 
 def error_text(result: RunResult, *, warnings: bool = False, limit: int = RESULT_LIMIT) -> str:
@@ -146,13 +148,14 @@ def error_text(result: RunResult, *, warnings: bool = False, limit: int = RESULT
     lines: list[str] = []
     if result.error is not None:
         again = "yes" if result.error.retryable else "no"
+        message = shorten(result.error.message, max(limit // 5, 200))
         lines += [
-            f"{result.error.kind}: {shorten(result.error.message, max(limit // 5, 200))}",
-            f"Hint: {result.error.hint}",
+            f"{result.error.kind}: {indent_after_first(message)}",
+            f"Hint: {clean(result.error.hint)}",
             f"Retry unchanged: {again}",
         ]
         if result.next != FOLLOW_HINT:
-            lines.append(f"Next: {result.next}")
+            lines.append(f"Next: {clean(result.next)}")
     if result.thread_id is not None:
         lines.append(f"thread_id: {result.thread_id}")
     if result.run_id is not None:
@@ -163,5 +166,5 @@ def error_text(result: RunResult, *, warnings: bool = False, limit: int = RESULT
     if result.final_response:
         end = result.final_response[-min(1500, max(limit - sum(map(len, lines)) - 100, 200)) :]
         cut = "…" if len(end) < len(result.final_response) else ""
-        lines.append(f"Codex's last message:\n{cut}{end}")
+        lines.append(f"Codex's last message:\n  {indent_after_first(f'{cut}{end}')}")
     return "\n".join(lines)
