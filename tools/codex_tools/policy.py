@@ -22,8 +22,7 @@ from codex_tools.caller_config import (
 )
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.masking import shorten
-from codex_tools.codex.paths import holds as _holds
-from codex_tools.codex.paths import is_same as _same
+from codex_tools.codex.paths import holds, is_same
 from codex_tools.codex.program_places import codex_reasons, own_reasons
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
@@ -196,12 +195,9 @@ class Policy:
             raise review.excesses[0]
 
     def projects(self, *others: Path) -> tuple[Path, ...]:
-        """Return those of the roots and of *others* that are projects.
-
-        A folder that contains the home folder is none: it contains installed programs, too.
-        """
+        """Return those of the roots and *others* that do not contain the home folder."""
         home, folders = self.home, (*self.roots, *others)
-        return tuple(each for each in folders if home is None or not _holds(each, home))
+        return tuple(each for each in folders if home is None or not holds(each, home))
 
     def folder(self, name: str, path: str) -> Path:
         """Return the resolved path of the folder *path*, given as the argument *name*.
@@ -356,26 +352,23 @@ class _Review:
         """
         if sandbox == "read-only":
             return
-        for what, place in self._guarded(folder):
+        own = own_reasons(folder) if sandbox == "workspace-write" else ()
+        for what, place in (*self._guarded(folder), *own):
             if self.refuse_writing(name, folder, sandbox, what, place):
                 return
-        if sandbox == "workspace-write":
-            for what, place in own_reasons(folder):
-                if self.refuse_writing(name, folder, sandbox, what, place):
-                    return
 
     def refuse_writing(
         self, name: str, folder: Path, sandbox: Sandbox, what: str, place: Path
     ) -> bool:
         """Record an excess unless a root names *folder*; return True if it was recorded."""
-        if any(_same(folder, root) or _within(folder, root, place) for root in self.policy.roots):
+        roots = self.policy.roots
+        if any(is_same(folder, root) or _within(folder, root, place) for root in roots):
             return False
-        is_program = "program" in what
         self.excesses.append(
             NotAllowed(
                 f"sandbox {sandbox} in {name} {folder}",
                 f"that folder {what}, and no root names it",
-                "--root, or to install that program elsewhere" if is_program else "--root",
+                "--root, or to install that program elsewhere" if "program" in what else "--root",
                 f"Codex could write to that folder, which {what}",
             )
         )
@@ -390,13 +383,13 @@ class _Review:
             (self.policy.home, "the home folder"),
             (self.policy.codex_home, "CODEX_HOME"),
         ):
-            if place is not None and _holds(folder, place):
-                yield (f"is {name}" if _same(folder, place) else f"contains {name}"), place
+            if place is not None and holds(folder, place):
+                yield (f"is {name}" if is_same(folder, place) else f"contains {name}"), place
         for place, name in (
             (self.policy.codex_home, "CODEX_HOME"),
             (self.policy.state_dir, "this server's state folder"),
         ):
-            if place is not None and any(_same(each, place) for each in ancestors):
+            if place is not None and any(is_same(each, place) for each in ancestors):
                 yield f"is inside {name}", place
 
     def layers(

@@ -33,7 +33,7 @@ from codex_tools.runs.ending import completed, failed, faulty, find_evidence, re
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
-from codex_tools.runs.store import Recorded, RunStore, StoredRun, now
+from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
 from codex_tools.runs.writer import StateWriter
@@ -409,7 +409,7 @@ class Runs:
     def _write(self, run: Run, result: RunResult) -> None:
         """Write a run's record; called in the writer's thread."""
         try:
-            self._store.save(result, run.created_at, run.answer, _recorded(run))
+            self._store.save(result, run.created_at, run.answer, run.recorded)
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
             if _has_ended(result):
@@ -493,11 +493,6 @@ async def open_runs(
 def _release_all(locks: list[ThreadLock]) -> None:
     while locks:
         locks.pop().release()
-
-
-def _recorded(run: Run) -> Recorded:
-    start, is_kept = run.start, not run.request.ephemeral
-    return Recorded(start.offset, start.since_ms, run.output is not None, is_kept)
 
 
 def _has_ended(result: RunResult) -> bool:
