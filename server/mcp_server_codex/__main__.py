@@ -48,6 +48,7 @@ def _serve(arguments: list[str]) -> None:
     gc.disable()
     import anyio
 
+    from codex_tools.engines.orphans import hide_memory
     from mcp_server_codex.app import make_server
     from mcp_server_codex.log import log_to_stderr
     from mcp_server_codex.settings import read_settings
@@ -56,6 +57,7 @@ def _serve(arguments: list[str]) -> None:
 
     settings = read_settings(arguments, os.environ, _fail)
     log_to_stderr(settings.log_level)
+    hide_memory()
     server = make_server(settings)
     end_traces = start_traces(os.environ)
     gc.freeze()

@@ -129,6 +129,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                 threads=surroundings.threads,
                 max_runs=settings.max_runs,
                 max_queue=settings.max_queue,
+                roots=settings.policy.roots,
             ) as runs:
                 yield runs
         finally:
@@ -139,7 +140,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     history = ThreadIndex(threads.home, settings.state_dir, prices)
     surroundings = _Surroundings(
         settings,
-        engine or choose_engine(settings.codex_bin),
+        engine or choose_engine(settings.codex_bin, settings.policy.projects(_own_folder())),
         threads,
         history,
         _own_folder(),

@@ -23,6 +23,8 @@ from codex_tools.caller_config import (
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.images import check_image
 from codex_tools.codex.masking import shorten
+from codex_tools.codex.paths import holds, is_same
+from codex_tools.codex.program_places import codex_reasons, own_reasons
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.engines.environment import EnvironmentRules
@@ -159,21 +161,6 @@ class Policy:
         )
         return CheckedTurn(request, tuple(review.excesses), tuple(review.warnings))
 
-    def check_profile(self, request: TurnRequest) -> None:
-        """Check that the Codex of *request* does not ignore the profile; accesses the disk.
-
-        Raises:
-            InvalidArguments: It would.
-        """
-        name, home = request.profile, self.codex_home
-        if name is None or home is None or not request.program.reads_profile_files:
-            return
-        file = home / f"{name}.config.toml"
-        if not file.is_file():
-            raise InvalidArguments(
-                [f"profile: there is no profile {name!r}; Codex would read it from {file}"]
-            )
-
     def check_depth(self, depth: int) -> None:
         """Check that one more run may be nested in the *depth* runs around this server.
 
@@ -182,6 +169,26 @@ class Policy:
         """
         if depth >= self.max_depth:
             raise TooDeep(depth, self.max_depth)
+
+    def check_program(self, request: TurnRequest) -> None:
+        """Check that *request* cannot write to the Codex that this or a later run starts.
+
+        Raises:
+            NotAllowed: It can, and no root names that folder.
+        """
+        if request.sandbox != "workspace-write":
+            return
+        review = _Review(self)
+        for folder in (request.cwd, *request.add_dirs):
+            for what, place in codex_reasons(folder, request.program):
+                review.refuse_writing("the folder", folder, request.sandbox, what, place)
+        if review.excesses:
+            raise review.excesses[0]
+
+    def projects(self, *others: Path) -> tuple[Path, ...]:
+        """Return those of the roots and *others* that do not contain the home folder."""
+        home, folders = self.home, (*self.roots, *others)
+        return tuple(each for each in folders if home is None or not holds(each, home))
 
     def folder(self, name: str, path: str) -> Path:
         """Return the resolved path of the folder *path*, given as the argument *name*.
@@ -332,18 +339,27 @@ class _Review:
         """
         if sandbox == "read-only":
             return
-        roots = self.policy.roots
-        for what, place in self._guarded(folder):
-            if not any(_same(folder, root) or _within(folder, root, place) for root in roots):
-                self.excesses.append(
-                    NotAllowed(
-                        f"sandbox {sandbox} in {name} {folder}",
-                        f"that folder {what}, and no root names it",
-                        "--root",
-                        f"Codex could write to that folder, which {what}",
-                    )
-                )
+        own = own_reasons(folder) if sandbox == "workspace-write" else ()
+        for what, place in (*self._guarded(folder), *own):
+            if self.refuse_writing(name, folder, sandbox, what, place):
                 return
+
+    def refuse_writing(
+        self, name: str, folder: Path, sandbox: Sandbox, what: str, place: Path
+    ) -> bool:
+        """Record an excess unless a root names *folder*; return True if it was recorded."""
+        roots = self.policy.roots
+        if any(is_same(folder, root) or _within(folder, root, place) for root in roots):
+            return False
+        self.excesses.append(
+            NotAllowed(
+                f"sandbox {sandbox} in {name} {folder}",
+                f"that folder {what}, and no root names it",
+                "--root, or to install that program elsewhere" if "program" in what else "--root",
+                f"Codex could write to that folder, which {what}",
+            )
+        )
+        return True
 
     def _guarded(self, folder: Path) -> Iterator[tuple[str, Path]]:
         """Yield each reason why *folder* must not be written to, and the path it protects."""
@@ -355,13 +371,13 @@ class _Review:
             (self.policy.codex_home, "CODEX_HOME"),
             *self._own_folders(),
         ):
-            if place is not None and _holds(folder, place):
-                yield (f"is {name}" if _same(folder, place) else f"contains {name}"), place
+            if place is not None and holds(folder, place):
+                yield (f"is {name}" if is_same(folder, place) else f"contains {name}"), place
         for place, name in (
             (self.policy.codex_home, "CODEX_HOME"),
             *self._own_folders(),
         ):
-            if place is not None and any(_same(each, place) for each in ancestors):
+            if place is not None and any(is_same(each, place) for each in ancestors):
                 yield f"is inside {name}", place
 
     def _own_folders(self) -> tuple[tuple[Path | None, str], ...]:
@@ -473,18 +489,6 @@ class _Review:
                 [f"config: its values have more than {CONFIG_LIMIT:,} characters"]
             )
         return tuple(pairs)
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Return True if both paths are the same folder, even by another mount or letter case."""
-    try:
-        return one == other or one.samefile(other)
-    except OSError:
-        return False
-
-
-def _holds(folder: Path, place: Path) -> bool:
-    return any(_same(folder, each) for each in (place, *place.parents))
 
 
 def _within(folder: Path, root: Path, place: Path) -> bool:

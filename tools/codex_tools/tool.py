@@ -134,11 +134,13 @@ class Context:
             CodexNotFound: No Codex was found, or it does not answer.
             CodexUnsupported: Codex is older than the oldest supported version.
             InvalidArguments: This Codex would ignore the profile.
+            NotAllowed: The turn could write to this Codex.
         """
         program = await self.engine.prepare(turn.request.cwd, self.policy.environment)
         request = replace(turn.request, program=program)
-        if request.profile is not None:
-            await on_disk(self.policy.check_profile, request)
+        await on_disk(self.policy.check_program, request)
+        if request.profile is not None and program.reads_profile_files:
+            await on_disk(_check_profile, request.profile, self.threads.home)
         return request
 
     async def follow(self, run: Run, wait_s: float | None) -> RunResult:
@@ -298,3 +300,16 @@ def _plain(node: object, optional: bool) -> object:
         types = [c["type"] for c in choices]
         plain = {"enum": [*choices[0]["enum"], None], "type": types, **plain}
     return plain
+
+
+def _check_profile(name: str, home: Path) -> None:
+    """Check that Codex, which ignores the name of a missing profile, has this one.
+
+    Raises:
+        InvalidArguments: It has not.
+    """
+    file = home / f"{name}.config.toml"
+    if not file.is_file():
+        raise InvalidArguments(
+            [f"profile: there is no profile {name!r}; Codex would read it from {file}"]
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from codex_tools.codex import program as programs
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.program import find_codex, native_binary
 from support.codex_versions import VERSIONS, npm_codex, real_codex
@@ -22,6 +23,9 @@ ARM = platform.machine().lower() in ("arm64", "aarch64")
 DARWIN = sys.platform == "darwin"
 TRIPLE = ("aarch64" if ARM else "x86_64") + ("-apple-darwin" if DARWIN else "-unknown-linux-musl")
 PLATFORM = f"codex-{'darwin' if DARWIN else 'linux'}-{'arm64' if ARM else 'x64'}"
+
+ELSEWHERE = Path("/")
+"""A folder to work in that makes no program on PATH untrusted."""
 
 PNPM = """\
 #!/bin/sh
@@ -114,10 +118,10 @@ async def test_the_configured_codex_comes_first(
     monkeypatch.setenv("PATH", str(on_path.parent), prepend=os.pathsep)
     first = await find_codex(str(configured), tmp_path)
     assert (first.path, first.version_text) == (configured, "0.160.0")
-    second = await find_codex(None, tmp_path)
+    second = await find_codex(None, ELSEWHERE)
     assert (second.path, second.version) == (on_path, (0, 150, 0))
     assert second.version_text == "0.150.0-alpha.3"
-    assert (await find_codex("codex", tmp_path)).path == on_path
+    assert (await find_codex("codex", ELSEWHERE)).path == on_path
 
 
 async def test_the_python_package_comes_last(
@@ -161,13 +165,26 @@ async def test_a_relative_path_is_that_of_this_process_and_made_absolute(
     assert found.path == path.parent / configured
 
 
-async def test_a_relative_folder_on_path_gives_an_absolute_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["cwd", "relative", "root", "link"])
+async def test_a_codex_that_a_run_may_have_written_is_not_taken_from_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    path, _ = counting(tmp_path / "bin")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", "bin")
-    assert (await find_codex(None, tmp_path)).path == path
+    planted = program(tmp_path / "project" / "bin" / "codex", f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    path, _ = counting(tmp_path / "installed")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "codex").symlink_to(planted)
+    monkeypatch.chdir(tmp_path / "project")
+    first = {"relative": "bin", "link": str(tmp_path / "linked")}.get(where, str(planted.parent))
+    cwd = {"root": ELSEWHERE, "relative": ELSEWHERE}.get(where, tmp_path / "project")
+    untrusted = [tmp_path / "project"] if where == "root" else []
+    monkeypatch.setenv("PATH", f"{first}:{path.parent}:{os.environ['PATH']}")
+    assert (await find_codex(None, cwd, None, untrusted)).path == path
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("PATH", f"{first}:/usr/bin")
+    monkeypatch.setattr(programs, "bundled_codex", lambda: None)
+    with pytest.raises(CodexNotFound, match="the only Codex on PATH") as error:
+        await find_codex(None, cwd, None, untrusted)
+    assert "--codex-bin" in error.value.hint
 
 
 @pytest.mark.parametrize(

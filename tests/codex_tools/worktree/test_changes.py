@@ -27,7 +27,13 @@ from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.worktree import changes as worktree
 from codex_tools.worktree import files as tree
 from codex_tools.worktree import git as git_runner
-from codex_tools.worktree.changes import Changes, changes_since, merge, take_snapshot
+from codex_tools.worktree.changes import (
+    Changes,
+    changes_since,
+    explain_unseen,
+    merge,
+    take_snapshot,
+)
 from codex_tools.worktree.git import find_git
 
 OLD = 1_600_000_000
@@ -1133,3 +1139,40 @@ def test_a_look_tells_what_a_full_comparison_would(
             if old.get(name) != new.get(name)
         }
         assert told.kinds == expected
+
+
+# --- a repository that names another's work tree ------------------------------------------------
+
+
+async def test_a_gitfile_shows_no_files_of_another_project(tmp_path: Path, repo: Repo) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / ".git").write_text(f"gitdir: {repo.root}/.git\n")
+    repo.git("config", "core.worktree", str(repo.root))
+    assert await take_snapshot(project) is None
+    assert await explain_unseen(project) == (
+        f"the repository's work tree is elsewhere, in {repo.root}"
+    )
+
+
+async def test_a_work_tree_above_the_repository_is_not_looked_at(
+    tmp_path: Path, repo: Repo
+) -> None:
+    (tmp_path / "other.txt").write_text("one\n")
+    for root in (tmp_path, Path("/")):
+        repo.git("config", "core.worktree", str(root))
+
+        def change() -> None:
+            (tmp_path / "other.txt").write_text("two, longer\n")
+            repo.write_at("made", "x")
+
+        told = await look_twice(repo.root, change)
+        assert {str(told.root), *told.kinds} == {str(repo.root), "made"}
+        (repo.root / "made").unlink()
+
+
+async def test_a_work_tree_beyond_the_roots_is_looked_at_inside_cwd_only(repo: Repo) -> None:
+    for roots, root in (((repo.root / "d",), repo.root / "d"), ((repo.root,), repo.root)):
+        snapshot = await take_snapshot(repo.root / "d", roots)
+        assert snapshot is not None
+        assert snapshot.root == root

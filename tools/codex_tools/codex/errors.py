@@ -12,6 +12,7 @@ CodexError
   * ThreadNotFound
   * ThreadBusy
   * QueueFull
+  * FolderBusy
   * UnknownRun
   * IndexUnavailable
 * Interrupted: the server process ended during the run
@@ -23,6 +24,7 @@ CodexError
   * Stalled
   * WrongThread
   * WiderThanAsked
+  * FolderReplaced
   * NoAnswer
   * OutputMismatch
   * Cancelled
@@ -255,6 +257,23 @@ class QueueFull(RequestError):
         )
 
 
+class FolderBusy(RequestError):
+    """Another run could replace a folder of this run by a link, or this run one of that run's."""
+
+    kind = "not_allowed"
+    retryable = True
+
+    def __init__(self, folder: str, other: str, run_id: str) -> None:
+        self.folder, self.other, self.run_id = folder, other, run_id
+        super().__init__(
+            f"Writing in {folder} is not allowed now: {run_id}, which has not ended, may write to"
+            f" {other}. One of these folders contains the other, so a command of one run could"
+            " replace the folder of the other by a link.",
+            f"Wait for {run_id} with codex_wait and call again, use the same cwd, or request"
+            " sandbox read-only.",
+        )
+
+
 class UnknownRun(RequestError):
     """No run with that id is kept, or it belongs to another server process."""
 
@@ -423,6 +442,21 @@ class WiderThanAsked(TurnError):
             "Something on this machine overrides the settings of this server: requirements"
             " (/etc/codex/requirements.toml), managed settings, or a wrapper around Codex. Its"
             " administrator must allow the settings that were asked for.",
+            turn,
+        )
+
+
+class FolderReplaced(TurnError):
+    """A folder of the run was replaced during the run, so commands may have worked elsewhere."""
+
+    kind = "not_allowed"
+
+    def __init__(self, folder: str, turn: TurnResult) -> None:
+        self.folder = folder
+        super().__init__(
+            f"{folder} was replaced by another folder or a link during the run. Commands may have"
+            " written to another place than was allowed.",
+            "Check what the path is now and what was changed there before you continue.",
             turn,
         )
 

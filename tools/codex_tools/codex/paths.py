@@ -1,8 +1,9 @@
-"""Expand, normalise and compare paths, and find Codex's home folder."""
+"""Expand, normalise and compare paths, and find programs and Codex's home folder."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,3 +59,62 @@ def folder_names(cwd: str | None) -> tuple[str, ...]:
     if cwd is None:
         return ()
     return tuple(dict.fromkeys((os.path.normpath(cwd), os.path.realpath(cwd))))
+
+
+def find_program(name: str, search_path: str, untrusted: Sequence[Path]) -> str | None:
+    """Return the path of the program *name* on *search_path*; None if there is none.
+
+    A program is skipped if it or its folder is inside one of the folders *untrusted*, or if its
+    folder is relative: a sandboxed command may have written it there.
+
+    Args:
+        name: The program's name.
+        search_path: Folders, as in PATH.
+        untrusted: Folders whose links are resolved.
+    """
+    for folder in search_path.split(os.pathsep):
+        if not folder.startswith("/"):
+            continue
+        found = shutil.which(name, path=folder)
+        if found is not None and not any(
+            Path(os.path.realpath(each)).is_relative_to(outer)
+            for each in (folder, found)
+            for outer in untrusted
+        ):
+            return found
+    return None
+
+
+def trusted_path(search_path: str, untrusted: Sequence[Path]) -> str:
+    """Return *search_path* without the folders that `find_program` would skip.
+
+    Codex finds git and other programs on PATH, and runs them outside its sandbox. The root of the
+    file system makes no folder untrusted: it contains all programs.
+    """
+    outer = [folder for each in untrusted if (folder := each.resolve()) != Path("/")]
+    trusted = os.pathsep.join(
+        folder
+        for folder in search_path.split(os.pathsep)
+        if folder.startswith("/")
+        and not any(Path(os.path.realpath(folder)).is_relative_to(each) for each in outer)
+    )
+    return trusted or os.defpath  # An empty PATH means the current folder.
+
+
+def repository_around(cwd: Path) -> Path | None:
+    """Return the nearest of *cwd* and the folders above that has an entry .git."""
+    around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))
+    return next(around, None)
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Return True if both paths are the same folder, even by another mount or letter case."""
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
+
+
+def holds(folder: Path, place: Path) -> bool:
+    """Return True if *place* is *folder* or a path below it."""
+    return any(is_same(folder, each) for each in (place, *place.parents))

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -27,7 +27,7 @@ from anyio.abc import ByteReceiveStream
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.failures import last_words, start_hint
 from codex_tools.codex.masking import quote
-from codex_tools.codex.paths import expand_home
+from codex_tools.codex.paths import expand_home, find_program
 from codex_tools.codex.workers import on_disk
 
 Version = tuple[int, int, int]
@@ -106,6 +106,8 @@ class Program:
     """Folder to put first on PATH (Codex up to 0.120 expects ripgrep there)."""
     flags: frozenset[str]
     """The accepted ones among the flags that some versions lack."""
+    found: Path | None = None
+    """The path at which it was found: a link, or a script that starts it."""
 
     @property
     def usage_is_cumulative(self) -> bool:
@@ -166,7 +168,10 @@ _asking: dict[_Shim, anyio.Lock] = {}
 
 
 async def find_codex(
-    configured: str | None, cwd: Path, environ: Callable[[], Mapping[str, str]] | None = None
+    configured: str | None,
+    cwd: Path,
+    environ: Callable[[], Mapping[str, str]] | None = None,
+    untrusted: Sequence[Path] = (),
 ) -> Program:
     """Return the Codex to use: *configured*, else the one on PATH, else the Python package's.
 
@@ -178,18 +183,20 @@ async def find_codex(
         configured: The configured Codex; None to look for one.
         cwd: The folder that Codex is to work in. A program that is no Codex binary runs there.
         environ: Function that returns the environment for such a program; it may read files.
+        untrusted: Folders that runs may write to; no program in them or in *cwd* is taken from
+            PATH, because a run may have put it there.
 
     Raises:
         CodexNotFound: No Codex was found, or the program does not answer.
         CodexUnsupported: The Codex found is older than the oldest supported version.
     """
-    key, is_codex = await on_disk(_binary, configured)
+    found, key, is_codex = await on_disk(_binary, configured, (cwd, *untrusted))
     if not is_codex:
-        return await _ask_shim(key, cwd, environ)
+        return replace(await _ask_shim(key, cwd, environ), found=found)
     async with _examining:
         if key not in _known:
             _known[key] = await _examine(key[0], Path("/"), None)
-    return _known[key]
+    return replace(_known[key], found=found)
 
 
 async def _ask_shim(
@@ -211,19 +218,20 @@ async def _ask_shim(
             _answers.pop(shim, None)
 
 
-def _binary(configured: str | None) -> tuple[_File, bool]:
-    """Return the program behind npm's script, and True if it is Codex's own binary.
+def _binary(configured: str | None, untrusted: Sequence[Path]) -> tuple[Path, _File, bool]:
+    """Return what was found, the program behind npm's script, and True if that is a Codex binary.
 
     Raises:
         CodexNotFound: No Codex was found, or its file cannot be read.
     """
-    path = native_binary(_locate(configured))
+    found = _locate(configured, untrusted)
+    path = native_binary(found)
     try:
         stat = path.stat()
         is_codex = stat.st_size >= _SMALLEST_CODEX and _is_native(path)
     except OSError as error:
         raise CodexNotFound(f"{path} cannot be used: {error.strerror}.") from error
-    return (path, stat.st_size, stat.st_mtime_ns), is_codex
+    return found, (path, stat.st_size, stat.st_mtime_ns), is_codex
 
 
 def _is_native(path: Path) -> bool:
@@ -236,16 +244,30 @@ def _is_native(path: Path) -> bool:
         return file.read(4) in _MAGIC and real.name.startswith("codex")
 
 
-def _locate(configured: str | None) -> Path:
+def _locate(configured: str | None, untrusted: Sequence[Path]) -> Path:
+    search_path = os.environ.get("PATH", os.defpath)
+    # The root of the file system holds all programs, and nothing may write to it unasked.
+    untrusted = [real for each in untrusted if (real := each.resolve()) != Path("/")]
     if configured:
-        found = shutil.which(expand_home(configured))
+        if "/" in configured or configured.startswith("~"):
+            found = shutil.which(expand_home(configured))
+        else:
+            found = find_program(configured, search_path, untrusted)
         if found is None:
             raise CodexNotFound(f"The configured Codex, {configured}, is not a program.")
         return Path(found).absolute()
-    found = shutil.which("codex")
+    found = find_program("codex", search_path, untrusted)
     if found is not None:
-        return Path(found).absolute()
+        return Path(found)
     bundled = bundled_codex()
+    skipped = shutil.which("codex")
+    if bundled is None and skipped is not None:
+        raise CodexNotFound(
+            f"{Path(skipped).absolute()} is the only Codex on PATH, but runs may write to its"
+            " folder, or PATH names that folder by a relative path.",
+            "Install Codex elsewhere (npm install -g @openai/codex), or set --codex-bin or"
+            " CODEX_BIN to that path to trust it.",
+        )
     if bundled is None:
         raise CodexNotFound(
             "No Codex CLI was found on PATH, and openai-codex-cli-bin is not installed."

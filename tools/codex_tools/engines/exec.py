@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -15,8 +16,8 @@ from codex_tools.codex.events import Event, ExitedEvent, NoticeEvent, parse_even
 from codex_tools.codex.images import IMAGES_LIMIT
 from codex_tools.codex.json_object import write_exactly
 from codex_tools.codex.masking import shorten
-from codex_tools.codex.paths import codex_home
-from codex_tools.codex.program import Program, find_codex
+from codex_tools.codex.paths import codex_home, trusted_path
+from codex_tools.codex.program import Program, Version, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
@@ -28,6 +29,7 @@ from codex_tools.engines.environment import (
     kept_from_commands,
     set_empty_in_commands,
 )
+from codex_tools.engines.git_config import HARDENED_GIT, without_repository_programs
 from codex_tools.engines.process import Child, open_child
 from codex_tools.engines.project_trust import Project, decide_trust, files_in
 from codex_tools.engines.rules import describe_rules, rules_in, rules_of, switch_rules_off
@@ -50,17 +52,22 @@ class ExecEngine:
 
     name = "exec"
 
-    def __init__(self, codex_bin: str | None) -> None:
-        """Remember *codex_bin*, the configured Codex; None to look for one."""
+    def __init__(self, codex_bin: str | None, untrusted: Sequence[Path] = ()) -> None:
+        """Remember *codex_bin*, the configured Codex; None to look for one.
+
+        No Codex inside the folders *untrusted* is taken from PATH.
+        """
         self._codex_bin = codex_bin
+        self._untrusted = untrusted
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
 
         def environ() -> dict[str, str]:
-            return environment_for_codex(os.environ, rules, read_config(None), depth=1)
+            env = environment_for_codex(os.environ, rules, read_config(None), depth=1)
+            return env | {"PATH": trusted_path(env.get("PATH", ""), (cwd, *self._untrusted))}
 
-        return await find_codex(self._codex_bin, cwd, environ)
+        return await find_codex(self._codex_bin, cwd, environ, self._untrusted)
 
     @asynccontextmanager
     async def open_turn(
@@ -210,7 +217,11 @@ def _command_for(
     further = [f'shell_environment_policy.set.{name}=""' for name in empty]
     settings, notices = _doors(request, config.project)
     further += settings
-    argv = build_argv(request, schema_file, kept, further)
+    version = request.program.version
+    if version is not None and version < SANDBOX_MOUNTS and sys.platform == "linux":
+        request = replace(request, add_dirs=_outermost(request))
+    if version is not None and version < HARDENED_GIT:
+        further.append("features.undo=false")  # 0.60.1 takes snapshots with `git add`, with hooks.
     env = environment_for_codex(
         os.environ,
         request.environment,
@@ -218,7 +229,12 @@ def _command_for(
         depth=request.depth,
         search_path=request.program.search_path,
     )
-    return argv, env, notices
+    whole = env.get("PATH", "")
+    env["PATH"] = trusted_path(whole, (request.cwd, *request.add_dirs))
+    if whole and env["PATH"] != whole:
+        further.append(f"shell_environment_policy.set.PATH={to_toml(whole)}")
+    argv = build_argv(request, schema_file, kept, further)
+    return argv, env | without_repository_programs(env, request.cwd, version), notices
 
 
 def _doors(request: TurnRequest, project: Project | None) -> tuple[list[str], list[str]]:
@@ -248,6 +264,32 @@ def _doors(request: TurnRequest, project: Project | None) -> tuple[list[str], li
     of_machine = rules_of(MACHINE_FOLDER)
     notices += describe_rules(of_machine, rules, request.sandbox, kept=request.keep_rules)
     return settings, notices
+
+
+SANDBOX_MOUNTS: Version = (0, 120, 0)
+"""First version whose sandbox mounts its writable folders, so that no command can rename them.
+
+The sandbox of earlier versions takes each path anew for each command. A command of 0.60.1 could
+replace a writable folder inside another one by a link, and the next command wrote where that led.
+"""
+
+
+def _outermost(request: TurnRequest) -> tuple[Path, ...]:
+    """Return the add_dirs of *request* without those inside another writable folder.
+
+    Raises:
+        InvalidArguments: One of them contains cwd.
+    """
+    for folder in request.add_dirs:
+        if request.sandbox == "workspace-write" and folder in request.cwd.parents:
+            raise InvalidArguments(
+                [
+                    f"add_dirs: {folder} contains cwd, which a command of Codex"
+                    f" {request.program.version_text} could then replace; give it as cwd"
+                ]
+            )
+    written = {request.cwd, *request.add_dirs}
+    return tuple(each for each in request.add_dirs if written.isdisjoint(each.parents))
 
 
 def _check_unmoved(request: TurnRequest) -> None:

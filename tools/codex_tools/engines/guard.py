@@ -49,6 +49,7 @@ else:
 
 LINUX = sys.platform.startswith("linux")
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 MARK = 1 << 62  # Soft RLIMIT_RSS of a tree is this plus the guard's id; Linux ignores that limit.
 LAST_ACT_S = 5.0  # Seconds that `notify` may take; plain Codex sets it no limit.
@@ -76,6 +77,7 @@ def main(arguments: list[str]) -> None:
     prctl = linux_prctl() if LINUX else None
     if prctl is not None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+        prctl(PR_SET_DUMPABLE, 0)  # The sandbox of Codex before 0.120 shows this process.
     guard, caller = os.getpid(), os.getppid()
     if LINUX:
         set_mark(guard)

@@ -42,6 +42,17 @@ def become_subreaper() -> None:
         prctl(guard.PR_SET_CHILD_SUBREAPER, 1)
 
 
+def hide_memory() -> None:
+    """Keep other processes of this user from reading this one's memory and environment.
+
+    The sandbox of Codex before 0.120 has no pid namespace: its commands see this process, and the
+    client's secrets in its environment. Codex itself, which needs some of these, stays readable,
+    because Linux sets this back at each exec. Root can still read all processes.
+    """
+    if _LINUX and (prctl := guard.linux_prctl()) is not None:
+        prctl(guard.PR_SET_DUMPABLE, 0)
+
+
 def reap_orphans() -> None:
     """Collect the exit status of adopted children that have ended, so that no zombie stays."""
     if not _LINUX:

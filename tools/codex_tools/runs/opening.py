@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ async def open_runs(
     threads: Threads,
     max_runs: int,
     max_queue: int = MAX_QUEUE,
+    roots: Sequence[Path] = (),
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
@@ -67,6 +68,7 @@ async def open_runs(
                 threads=threads,
                 max_runs=max_runs,
                 max_queue=max_queue,
+                roots=roots,
                 notes=notes,
             )
             tasks.start_soon(runs.prune)

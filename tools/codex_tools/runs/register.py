@@ -25,13 +25,14 @@ from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.runs import folders
 from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
-from codex_tools.runs.store import Recorded, RunStore, StoredRun, now
+from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
 from codex_tools.runs.writer import StateWriter
@@ -82,6 +83,7 @@ class Runs:
         threads: Threads,
         max_runs: int,
         max_queue: int = MAX_QUEUE,
+        roots: Sequence[Path] = (),
         notes: tuple[str, ...] = (),
     ) -> None:
         """Create an empty register; *notes* are warnings for the callers of all runs."""
@@ -92,6 +94,7 @@ class Runs:
         self._engine = engine
         self._threads = threads
         self._notes = notes
+        self._roots = roots
         self.audit = AuditLog(state_dir, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
         self._max_queue = max_queue
@@ -152,11 +155,13 @@ class Runs:
 
         Raises:
             QueueFull: As many runs are queued as the operator allows.
+            FolderBusy: Another run could replace a folder that the turn may write to.
         """
         unfinished = sum(other.outcome is None for other in self._runs.values())
         slots = int(self._slots.total_tokens)
         if unfinished >= slots + self._max_queue:
             raise QueueFull(unfinished - slots, self._max_queue)
+        folders.check_free(request, self._runs.values())
         run_id = f"run_{secrets.token_hex(8)}"
         if lock is not None:
             request = replace(request, held=(lock.fd,))
@@ -379,7 +384,8 @@ class Runs:
                 self._save(run)
 
         writes = run.request.sandbox != "read-only"
-        before = await take_snapshot(run.request.cwd) if writes else None
+        before = await take_snapshot(run.request.cwd, self._roots) if writes else None
+        identities = await on_disk(folders.identify, run.request)
         with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
                 run.ending = await run_turns(self._engine, self._threads, run, report, log.add)
@@ -388,6 +394,7 @@ class Runs:
         run.seen = await changes_since(before) if before is not None else None
         if writes and run.seen is None:
             run.unseen = await explain_unseen(run.request.cwd)
+        await on_disk(folders.ending_in, run, identities)
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
             evidence = await on_cpu(find_evidence, run, self._threads)
             if isinstance(run.ending, CodexError):
@@ -412,7 +419,7 @@ class Runs:
     def _write(self, run: Run, result: RunResult) -> None:
         """Write a run's record; called in the writer's thread."""
         try:
-            self._store.save(result, run.created_at, run.answer, _recorded(run))
+            self._store.save(result, run.created_at, run.answer, run.recorded)
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
             if _has_ended(result):
@@ -447,11 +454,6 @@ class Runs:
 def _release_all(locks: list[ThreadLock]) -> None:
     while locks:
         locks.pop().release()
-
-
-def _recorded(run: Run) -> Recorded:
-    start, is_kept = run.start, not run.request.ephemeral
-    return Recorded(start.offset, start.since_ms, run.output is not None, is_kept)
 
 
 def _has_ended(result: RunResult) -> bool:

@@ -17,6 +17,7 @@ from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
+from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import Changes
 
@@ -96,6 +97,12 @@ class Run:
         if self.started_at is None:
             return 0.0
         return (self.ended_at or anyio.current_time()) - self.started_at
+
+    @property
+    def recorded(self) -> Recorded:
+        """Where the rollout holds the result, for another server if this one dies."""
+        start, is_kept = self.start, not self.request.ephemeral
+        return Recorded(start.offset, start.since_ms, self.output is not None, is_kept)
 
     @property
     def headline(self) -> str:

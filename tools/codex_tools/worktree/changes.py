@@ -37,10 +37,12 @@ from typing import Literal, TypeVar
 
 import anyio
 
+from codex_tools.codex.masking import quote
+from codex_tools.codex.paths import repository_around
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.codex.workers import on_disk
 from codex_tools.worktree.files import File, GaveUp, Tree, folders_of
-from codex_tools.worktree.git import find_git, git_problem, is_in_repository, run_git
+from codex_tools.worktree.git import find_git, git_problem, run_git
 
 FIRST_SCAN_S = 3.0
 """Seconds that the snapshot before a turn may take; the turn waits for it."""
@@ -106,11 +108,14 @@ class Changes:
         return str(real.relative_to(self.root)) if real.is_relative_to(self.root) else None
 
 
-async def take_snapshot(cwd: Path) -> Snapshot | None:
+async def take_snapshot(cwd: Path, roots: Sequence[Path] = ()) -> Snapshot | None:
     """Return a snapshot of the work tree around *cwd*, or None if that is not possible.
 
     It is not possible without git, outside a repository, in a repository of another
     user, with more than FILES_LIMIT files in *cwd*, or within FIRST_SCAN_S.
+    Nor is it possible if the repository's settings name a work tree without *cwd*. Of a
+    work tree that is not the folder of `.git`, or is outside the *roots*, only *cwd* is
+    scanned: it may belong to another project.
     Writes nothing, but git updates the mtime of a split index.
     """
     cwd = await on_disk(Path(cwd).resolve)
@@ -124,7 +129,12 @@ async def take_snapshot(cwd: Path) -> Snapshot | None:
         if len(lines) != 3:
             return None
         root, index = Path(lines[0]), cwd / lines[1]
-        for folder in dict.fromkeys((root, cwd)):
+        if not cwd.is_relative_to(root):
+            return None
+        is_known = root == await on_disk(repository_around, cwd) and (
+            not roots or any(root.is_relative_to(each) for each in roots)
+        )
+        for folder in dict.fromkeys((root, cwd) if is_known else (cwd,)):
             snapshot = Snapshot(cwd, folder, git, index, time.time_ns(), {})
             files = await _scan(snapshot, until, _add_contents)
             if files is not None:
@@ -147,12 +157,18 @@ async def explain_unseen(cwd: Path) -> str:
     """Return the reason why no changes can be found in *cwd*, as the end of a sentence."""
     git = await on_disk(find_git, cwd)
     if git is None:
-        in_repository = await on_disk(is_in_repository, cwd)
-        return "there is no git to list files" if in_repository else "cwd is in no git repository"
-    problem = ""
+        around = await on_disk(repository_around, cwd)
+        return "there is no git to list files" if around else "cwd is in no git repository"
+    problem, answer = "", None
     with anyio.move_on_after(FIRST_SCAN_S):
         problem = await git_problem(git, cwd, _LOCATE_ARGS)
-    return f"git says: {problem}" if problem else "the work tree is too large or too slow to read"
+        answer = await run_git(git, cwd, _LOCATE_ARGS)
+    if problem:
+        return f"git says: {problem}"
+    root = os.fsdecode(answer or b"").partition("\n")[0]
+    if root and not (await on_disk(Path(cwd).resolve)).is_relative_to(root):
+        return f"the repository's work tree is elsewhere, in {quote(root, 300)}"
+    return "the work tree is too large or too slow to read"
 
 
 def merge(

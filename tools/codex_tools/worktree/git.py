@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import anyio
 from anyio.abc import Process
+
+from codex_tools.codex.paths import find_program, repository_around
 
 LISTING_LIMIT = 64 * 1024 * 1024
 """Bytes of the longest listing that is read from git; a file takes about 220."""
@@ -37,16 +38,10 @@ def find_git(cwd: Path) -> Path | None:
     Folders on PATH that are inside the project, such as a virtual environment, are
     not searched: Codex may have put a program named git there.
     """
-    around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))
-    project = next(around, None)
+    project = repository_around(cwd)
     if project is None:
         return None
-    folders = [
-        folder
-        for folder in os.get_exec_path()
-        if folder.startswith("/") and not Path(os.path.realpath(folder)).is_relative_to(project)
-    ]
-    found = shutil.which("git", path=os.pathsep.join(folders)) if folders else None
+    found = find_program("git", os.environ.get("PATH", os.defpath), (project,))
     return Path(found) if found is not None else None
 
 
@@ -100,11 +95,6 @@ async def git_problem(git: Path, folder: Path, args: Sequence[str]) -> str:
 
 _COMPLAINT_LIMIT = 4096
 """Bytes read of what git complains about."""
-
-
-def is_in_repository(cwd: Path) -> bool:
-    """Return True if *cwd* or a folder above has an entry .git."""
-    return any(os.path.lexists(folder / ".git") for folder in (cwd, *cwd.parents))
 
 
 async def _start_git(
