@@ -106,7 +106,11 @@ class Watched:
             # Pipes and sockets are named by number; a new one is no other kind of thing.
             fds=sorted(str(link).partition(":[")[0] for link in links),
             threads=int(status["Threads"]),
-            temporary=sorted(each.name for each in (self.lab.root / "tmp").iterdir()),
+            temporary=sorted(
+                each.name
+                for folder in (self.lab.root / "tmp", self.lab.state / "scratch")
+                for each in folder.iterdir()
+            ),
             locks=sorted(each.name for each in (self.lab.home / "mcp-server-codex").iterdir()),
             rss_kb=int(status["VmRSS"].split()[0]),
         )

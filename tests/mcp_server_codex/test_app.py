@@ -319,9 +319,10 @@ async def test_the_schema_file_is_private_and_gone_afterwards(
         failed = await call(client, "codex_run", prompt="x", output_schema=schema)
     assert result["structured_output"] == {"a": 1}
     assert seen["schema"] == schema
-    assert Path(seen["schema_file"]).is_relative_to(place)
+    scratch = lab.state / "scratch"
+    assert Path(seen["schema_file"]).is_relative_to(scratch)
     assert failed["error"]["kind"] == "codex_crashed"
-    assert list(place.iterdir()) == []
+    assert [*place.iterdir(), *scratch.iterdir()] == []
 
 
 async def test_the_command_line_is_the_portable_one(mode: str, lab: Lab, fake: FakeCodex) -> None:
