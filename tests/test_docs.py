@@ -102,3 +102,16 @@ def test_the_newest_codex_that_was_tested_is_in_the_matrix() -> None:
     assert [*columns][-1] == ".".join(map(str, NEWEST_TESTED))
     assert {*compat.VERSIONS} <= columns.keys()
     assert not any(" of " in cell for column in columns.values() for cell in column.values())
+
+
+def test_each_claim_about_safety_names_tests_that_exist() -> None:
+    rows = [
+        row for row in (TOP / "docs" / "safety.md").read_text().splitlines() if row.startswith("| ")
+    ]
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    assert len(rows) > 30
+    for row in rows[1:]:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        for name in named:
+            assert f"def {name}(" in tests, name
