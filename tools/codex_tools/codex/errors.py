@@ -266,11 +266,8 @@ class FolderBusy(RequestError):
     def __init__(self, folder: str, other: str, run_id: str) -> None:
         self.folder, self.other, self.run_id = folder, other, run_id
         super().__init__(
-            f"Writing in {folder} is not allowed now: {run_id}, which has not ended, may write to"
-            f" {other}. One of these folders contains the other, so a command of one run could"
-            " replace the folder of the other by a link.",
-            f"Wait for {run_id} with codex_wait and call again, use the same cwd, or request"
-            " sandbox read-only.",
+            f"Not allowed while {run_id} runs: {folder} or {other} could be replaced by a link.",
+            f"Wait for {run_id} with codex_wait, or use the same cwd or sandbox read-only.",
         )
 
 
@@ -453,12 +450,8 @@ class FolderReplaced(TurnError):
 
     def __init__(self, folder: str, turn: TurnResult) -> None:
         self.folder = folder
-        super().__init__(
-            f"{folder} was replaced by another folder or a link during the run. Commands may have"
-            " written to another place than was allowed.",
-            "Check what the path is now and what was changed there before you continue.",
-            turn,
-        )
+        hint = "Commands may have written elsewhere: check where the path leads before continuing."
+        super().__init__(f"{folder} was replaced by another folder or a link.", hint, turn)
 
 
 class NoAnswer(TurnError):
