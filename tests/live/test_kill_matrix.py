@@ -30,7 +30,18 @@ import pytest
 from codex_tools.engines.guard import processes
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.kill_matrix import KINDS, OTHERS, Ending
-from support.lab import Json, Lab, Note, environment, marked, open_lab, server_program, until
+from support.lab import (
+    Json,
+    Lab,
+    Note,
+    environment,
+    lay_slow_rollouts,
+    marked,
+    open_lab,
+    reads_below,
+    server_program,
+    until,
+)
 
 SLEEPERS = (
     "sleep 601 & nohup sleep 602 >/dev/null 2>&1 & setsid sleep 603 & "
@@ -204,22 +215,12 @@ async def kill_guard(server: Server, request: int, _: str) -> None:
 
 async def close_stdin_in_a_cold_index(server: Server, _: int, __: str) -> None:
     """Close stdin while a call reads a home that takes hours to read."""
-    folder = server.lab.home / "sessions" / "2026" / "01" / "01"
-    folder.mkdir(parents=True, exist_ok=True)
-    huge = folder / "rollout-2026-01-01T00-00-00-01a20000-0000-7000-8000-00000000000e.jsonl"
-    with huge.open("wb") as file:
-        file.truncate(2**40)
+    folder = lay_slow_rollouts(server.lab.home)
     server.ask("codex_usage")
-    descriptors = Path(f"/proc/{server.process.pid}/fd")
-
-    def is_read() -> bool:
-        with suppress(OSError):
-            return any(link.resolve() == huge for link in descriptors.iterdir())
-        return False
-
-    await until(is_read)
-    huge.unlink()  # It is read on, and the resumed thread finds its home as it was.
+    await until(lambda: reads_below(server.process.pid, folder))
     server.stdin.close()
+    await until(lambda: server.process.returncode is not None)
+    shutil.rmtree(folder)  # The resumed thread finds its home as it was.
 
 
 async def remove_folder(server: Server, request: int, run_id: str) -> None:

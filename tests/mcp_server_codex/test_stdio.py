@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,17 @@ from anyio.abc import Process
 from codex_tools.engines.nesting import _is_guard as is_guard  # pyright: ignore[reportPrivateUsage]
 from mcp_server_codex.watchdog import VARIABLE
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
-from support.lab import MODES, Json, Lab, environment, marked, server_program, until
+from support.lab import (
+    MODES,
+    Json,
+    Lab,
+    environment,
+    lay_slow_rollouts,
+    marked,
+    reads_below,
+    server_program,
+    until,
+)
 
 HELLO = events(thread_line(), *answer_lines("hello"))
 
@@ -627,33 +637,13 @@ async def test_an_idle_server_ends_as_it_is_told_to(ending: str, mode: str, lab:
     assert "Traceback" not in lab.log.read_text()
 
 
-THREAD_ID = "01a20000-0000-7000-8000-00000000000e"
-
-
-def slow_home(lab: Lab) -> None:
-    """Give the lab a home whose index takes hours to build: one thread of 1 TB, all zeros."""
-    folder = lab.home / "sessions" / "2026" / "11" / "28"
-    folder.mkdir(parents=True)
-    with (folder / f"rollout-2026-11-28T00-00-00-{THREAD_ID}.jsonl").open("wb") as rollout:
-        rollout.truncate(2**40)
-
-
-def reads_rollout(pid: int) -> bool:
-    """Return True if the process *pid* has a rollout open."""
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):
-            if "rollout-" in str(link.readlink()):
-                return True
-    return False
-
-
 async def hang(what: str, client: Wire, lab: Lab) -> None:
     """Let something that the server waits for hang for good."""
     match what:
         case "a cold index":
-            slow_home(lab)
+            folder = lay_slow_rollouts(lab.home)
             await client.send(client.call("codex_usage"))
-            await until(lambda: reads_rollout(client.process.pid))
+            await until(lambda: reads_below(client.process.pid, folder))
         case "a hung disk":
             (lab.home / "config.toml").unlink()
             os.mkfifo(lab.home / "config.toml")

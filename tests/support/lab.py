@@ -194,3 +194,33 @@ def commands(tag: str) -> list[str]:
             continue
         found.append(argv.replace(b"\0", b" ").decode(errors="replace").strip())
     return found
+
+
+def lay_slow_rollouts(home: Path) -> Path:
+    """Lay rollouts in *home* that take minutes to read; return their folder.
+
+    They are one file of 32 MB under 2,000 names: a sparse file is not read at all.
+    """
+    folder = home / "sessions" / "2026" / "01" / "01"
+    folder.mkdir(parents=True, exist_ok=True)
+    line = (
+        b'{"timestamp":"2026-01-01T00:00:00.000Z","type":"event_msg",'
+        b'"payload":{"type":"agent_reasoning","text":"hm"}}\n'
+    )
+    stem = "rollout-2026-01-01T00-00-00-01a20000-0000-7000-8000-"
+    first = folder / f"{stem}{0:012x}.jsonl"
+    first.write_bytes(line * (32 * 1024 * 1024 // len(line)))
+    for each in range(1, 2000):
+        os.link(first, folder / f"{stem}{each:012x}.jsonl")
+    return folder
+
+
+def reads_below(pid: int, folder: Path) -> bool:
+    """Return True if the process *pid* has a file below *folder* open."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if link.readlink().is_relative_to(folder):
+                return True
+        except OSError:
+            continue
+    return False
