@@ -305,7 +305,7 @@ def _leave_deleted_folder() -> None:
     Otherwise each look at it would fail, and so would programs that start in it, such as node.
     """
     try:
-        os.getcwd()  # noqa: PTH109 - asks the kernel only, so it cannot wait
+        os.getcwd()  # noqa: PTH109 - Path.cwd does the same; one system call, no disk
     except OSError:
         os.chdir("/")
 

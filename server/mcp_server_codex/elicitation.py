@@ -112,7 +112,7 @@ def find_asker(
         request: Its arguments, parsed.
         seals: The seals of this server process.
         report: Reports what the call is doing.
-        within_s: Seconds that the client lets a call take; the question ends before.
+        within_s: Seconds to wait for the answer, less than the client allows a call.
     """
     within_s = min(within_s, ANSWER_WITHIN_S)
     capabilities = call.session.client_capabilities

@@ -12,7 +12,7 @@ class QuietHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - base class's name
         """Write no log line."""
 
 

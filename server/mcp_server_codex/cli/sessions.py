@@ -69,7 +69,8 @@ def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Prog
 def _show(found: Json) -> None:
     """Print a list of threads, or one thread.
 
-    Prompts, titles and paths are foreign: each is cleaned, and none is read as rich's markup.
+    Prompts, titles and paths are foreign text: `clean` removes control characters, and rich's
+    markup is off.
     """
     console = Console(highlight=False, markup=False, emoji=False)
     result = SessionsResult.model_validate(found)
