@@ -175,11 +175,15 @@ async def test_stopping_a_run_whose_turn_has_ended_leaves_it_completed(
     assert (result["status"], result["final_response"]) == ("completed", "done"), result
 
 
-async def test_stopping_a_run_while_its_files_are_looked_at_leaves_it_completed(
-    mode: str, lab: Lab, fake: FakeCodex
+@pytest.mark.parametrize("end", ["completed", "failed"])
+async def test_stopping_a_run_while_its_files_are_looked_at_changes_nothing(
+    end: str, mode: str, lab: Lab, fake: FakeCodex
 ) -> None:
     fake.body = f'{ROLLOUT}begin()\nend("done")\nopen({str(lab.root / "over")!r}, "w")\n'
-    fake.stdout = events(thread_line(THREAD), *answer_lines("done"))
+    lines = list(answer_lines("done"))
+    if end == "failed":
+        lines[-1] = {"type": "turn.failed", "error": {"message": "something new"}}
+    fake.stdout = events(thread_line(THREAD), *lines)
     looking = lab.root / "looking"
     git = lab.root / "bin" / "git"
     git.parent.mkdir()
@@ -193,7 +197,7 @@ async def test_stopping_a_run_while_its_files_are_looked_at_leaves_it_completed(
         run = await call(client, "codex_run", prompt="x", sandbox="workspace-write", wait_s=0)
         await until(looking.exists)
         result = await stop(client, run)
-    assert (result["status"], result["final_response"]) == ("completed", "done"), result
+    assert (result["status"], result["final_response"]) == (end, "done"), result
 
 
 async def test_a_failure_that_only_the_rollout_tells_is_told(
