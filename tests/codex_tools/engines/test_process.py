@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from codex_tools.engines import guard
 from codex_tools.engines.guard import processes, tree
 from codex_tools.engines.process import (
     LINE_HEAD,
@@ -21,6 +23,7 @@ from codex_tools.engines.process import (
     LINE_TAIL,
     STDERR_KEPT,
     LineCutter,
+    is_current,
     open_child,
 )
 from support.lab import commands, marked, until
@@ -464,3 +467,16 @@ async def start(argv: Sequence[str], env: dict[str, str]) -> subprocess.Popen[by
     assert process.stdout is not None
     assert await anyio.to_thread.run_sync(process.stdout.readline) == b"ready\n"
     return process
+
+
+def test_only_a_compiled_guard_of_the_present_source_is_run(tmp_path: Path) -> None:
+    compiled, other = tmp_path / "guard.pyc", tmp_path / "other.py"
+    assert not is_current(compiled)
+    py_compile.compile(guard.__file__, str(compiled), doraise=True)
+    assert is_current(compiled)
+    other.write_text("pass")
+    py_compile.compile(str(other), str(compiled), doraise=True)
+    assert not is_current(compiled)
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(guard.__file__, str(compiled), doraise=True, invalidation_mode=unchecked)
+    assert not is_current(compiled)

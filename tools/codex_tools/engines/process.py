@@ -8,11 +8,13 @@ what a child that exited with 0 left in its own process group: see guard.py.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -321,7 +323,7 @@ def _find_guard() -> tuple[str, str, Path | None]:
         if Path(guard.__file__).read_bytes() == _GUARD_SOURCE:
             # Python compiles a script at each start, but not the compiled file of an import.
             compiled: str | None = getattr(guard, "__cached__", None)
-            found = compiled if compiled and Path(compiled).is_file() else guard.__file__
+            found = compiled if compiled and is_current(Path(compiled)) else guard.__file__
             return python, found, None
     except OSError:
         pass  # The package was removed.
@@ -337,6 +339,23 @@ def _find_guard() -> tuple[str, str, Path | None]:
     except OSError as error:
         raise ServerReplaced(f"{guard.__file__} is gone") from error
     return python, str(script), folder
+
+
+def is_current(compiled: Path) -> bool:
+    """Return True if *compiled* was made from the guard's source as it is.
+
+    An import checks that, but Python runs a compiled file as it finds it. With
+    PYTHONDONTWRITEBYTECODE, that of a former version stays.
+    """
+    try:
+        with compiled.open("rb") as file:
+            head = file.read(16)
+        source = Path(guard.__file__).stat()
+    except OSError:
+        return False
+    # Flags (0: checked by time), time and size of the source.
+    made_of = struct.pack("<III", 0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size)
+    return head == importlib.util.MAGIC_NUMBER + made_of
 
 
 _become_subreaper = functools.cache(orphans.become_subreaper)
