@@ -18,7 +18,7 @@ from codex_tools.codex.events import read_usage
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.paths import in_roots
 from codex_tools.codex.record import Usage
-from codex_tools.codex.sandbox import Sandbox
+from codex_tools.codex.sandbox import Sandbox, sandbox_of
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import (
     BLOCK,
@@ -38,12 +38,6 @@ from codex_tools.rollouts.turn_record import (
     read_record,
     settings_of,
 )
-
-_SANDBOXES: dict[str, Sandbox] = {
-    "read-only": "read-only",
-    "workspace-write": "workspace-write",
-    "danger-full-access": "danger-full-access",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +151,7 @@ def read_state(path: Path) -> ThreadState | None:
         is_subagent="subagent" in source if isinstance(source, dict) else False,
         is_paginated=meta.get("history_mode") == "paginated",
         cwd=settings.cwd or text_of(meta, "cwd"),
-        sandbox=_SANDBOXES.get(settings.sandbox or ""),
+        sandbox=sandbox_of(settings.sandbox),
         model=settings.model,
         reasoning_effort=settings.reasoning_effort,
         usage=usage,

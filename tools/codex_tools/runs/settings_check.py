@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 
 from codex_tools.codex.errors import WiderThanAsked
-from codex_tools.codex.sandbox import WIDTH, Sandbox
+from codex_tools.codex.sandbox import WIDTH, Sandbox, sandbox_of
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
@@ -25,11 +25,6 @@ LOOK_EVERY_S = 0.05
 
 LOOK_AT_LEAST_EVERY_S = 2.0
 """Longest polling interval in seconds; later settings of the same turn are compared too."""
-
-_SANDBOXES: dict[str, Sandbox] = {
-    **{name: name for name in WIDTH},
-    "external-sandbox": "danger-full-access",  # No sandbox by Codex itself.
-}
 
 
 class SettingsCheck:
@@ -120,7 +115,9 @@ def find_excess(request: TurnRequest, recorded: Settings) -> tuple[str, str, str
 
 def known_sandbox(recorded: str | None) -> Sandbox | None:
     """Return the sandbox mode that Codex recorded by this name; None for an unknown name."""
-    return _SANDBOXES.get(recorded or "")
+    if recorded == "external-sandbox":  # No sandbox by Codex itself.
+        return "danger-full-access"
+    return sandbox_of(recorded)
 
 
 def find_differences(request: TurnRequest, recorded: Settings) -> list[str]:
