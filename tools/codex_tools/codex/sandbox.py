@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 
@@ -12,4 +12,4 @@ WIDTH: dict[Sandbox, int] = {"read-only": 0, "workspace-write": 1, "danger-full-
 
 def sandbox_of(recorded: str | None) -> Sandbox | None:
     """Return the mode that Codex recorded by this name; None for a name that is no mode."""
-    return cast(Sandbox, recorded) if recorded in WIDTH else None
+    return recorded if recorded in WIDTH else None
