@@ -8,8 +8,7 @@ from typing import cast
 
 import pytest
 
-from codex_tools.rollouts.thread_reader import LINE_LIMIT, ThreadReader, facts_of
-from codex_tools.rollouts.token_counter import REQUEST_FIELDS
+from codex_tools.rollouts.thread_reader import LINE_LIMIT, Mark, ThreadReader
 from support.rollout_lines import (
     COUNT_LINE,
     FACTS,
@@ -335,8 +334,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
     for lines, _ in SAMPLES.values():
         data = written(*lines)
         models, requests = Models(), list[int]()
-        marks = list[tuple[int, int, int]]()
-        kept: tuple[tuple[object, ...], str, set[bytes]] | None = None
+        kept: tuple[str, list[int], list[Mark]] | None = None
         reader = ThreadReader(THREAD, models)
         for end in range(0, len(data) + 150, 150):
             reader = ThreadReader(THREAD, models)
@@ -346,18 +344,16 @@ def test_reading_on_ever_again_tells_the_same() -> None:
             reader.feed(data[start:end])
             reader.finish()
             if reader.in_own_part:
-                before = len(requests) // REQUEST_FIELDS
-                marks += [(at, ms, before + n) for at, ms, n in reader.marks]
                 requests += reader.requests
-                kept = facts_of(reader), reader.state(), reader.responses
+                kept = reader.state(), [*requests], reader.marks
         assert told_by(reader, models, requests[: -len(reader.requests) or None]) == read(data)
-        assert marks == fed(data).marks
+        assert reader.marks == fed(data).marks
 
 
 def test_a_state_is_a_text_and_comes_back_as_it_was() -> None:
     reader = fed(written(*MIXED))
     again = ThreadReader(THREAD, Models())
-    again.restore(facts_of(reader), reader.state(), reader.responses)
+    again.restore(reader.state(), reader.requests, reader.marks)
     assert again.state() == reader.state()
     assert again.responses == reader.responses
     assert not again.requests

@@ -6,7 +6,7 @@ itself; text from the model or from a command cannot reach them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any
@@ -48,6 +48,7 @@ _KINDS = (
     (b'"type":"event_msg","payload":{"type":"task_s', STARTED),
     (b'"type":"event_msg","payload":{"type":"task_c', COMPLETED),
     (b'"type":"event_msg","payload":{"type":"turn_a', OTHER),
+    (b'"type":"event_msg","payload":{"type":"thread', OTHER),
     (b'"type":"token', OTHER),
     (b'"type":"turn_', CONTEXT),
 )
@@ -168,6 +169,26 @@ def counts_of(usage: Any) -> Counts | None:
     ):
         return input_, cached, write, output, reasoning
     return None
+
+
+def lines_of(blocks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    """Yield the lines of *blocks*, without their line feeds; leave out lines over *limit* bytes."""
+    parts: list[bytes] = []
+    size = 0
+    for block in blocks:
+        *lines, rest = block.split(b"\n")
+        for line in lines:
+            if size + len(line) <= limit:
+                yield b"".join((*parts, line)) if parts else line
+            parts.clear()
+            size = 0
+        size += len(rest)
+        if size <= limit:
+            parts.append(rest)
+        else:
+            parts.clear()
+    if parts and size <= limit:
+        yield b"".join(parts)
 
 
 def user_text(item: Mapping[str, Any]) -> str | None:
