@@ -23,6 +23,7 @@ from codex_tools.rollouts.line import (
     COUNT,
     ITEM,
     KNOWN_KINDS,
+    LINE_LIMIT,
     META,
     NO_HEAD,
     ODD,
@@ -42,8 +43,6 @@ from codex_tools.rollouts.line import (
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS, RESPONSE_FIELD, TokenCounter
 
 TITLE_LIMIT = 200
-LINE_LIMIT = 16 * 1024 * 1024
-"""Bytes of the longest line that is read; longer ones are left out and counted as bad."""
 
 _RESPONSE = b'"type":"response_item"'
 _COMPACTED = b'"type":"compacted"'

@@ -29,9 +29,8 @@ from codex_tools.rollouts.files import (
     meta_of,
     open_rollout,
 )
-from codex_tools.rollouts.line import parse_line
+from codex_tools.rollouts.line import LINE_LIMIT, parse_line
 from codex_tools.rollouts.turn_record import (
-    LINE_LIMIT,
     SettingsFollower,
     TurnMark,
     TurnRecord,

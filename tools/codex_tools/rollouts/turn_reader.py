@@ -19,7 +19,7 @@ import orjson
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.rollouts.files import parts_of
 from codex_tools.rollouts.line import COMPACTED, lines_of, ms_of, user_text
-from codex_tools.rollouts.thread_reader import LINE_LIMIT, Mark, ThreadReader
+from codex_tools.rollouts.thread_reader import Mark, ThreadReader
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 
 COMMANDS_KEPT = 50
@@ -101,7 +101,7 @@ def _read_turn(segment: Segment, number: int) -> Turn:
     total = len(segment.requests) // REQUEST_FIELDS
     used = mark.requests_end or (total if is_last else marks[number + 1].requests)
     parts = parts_of(segment.path, mark.offset, min(end, segment.end))
-    turn = TurnBuilder(mark.ms).read(lines_of(parts, LINE_LIMIT))
+    turn = TurnBuilder(mark.ms).read(lines_of(parts))
     rows = segment.requests[mark.requests * REQUEST_FIELDS : used * REQUEST_FIELDS]
     input_, cached, output, reasoning = (
         sum(rows[column::REQUEST_FIELDS]) for column in (2, 3, 5, 6)

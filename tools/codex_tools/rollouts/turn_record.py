@@ -17,7 +17,7 @@ from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox_trouble import find_trouble
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import PACKED, blocks, ids_of, parts_of
-from codex_tools.rollouts.line import parse_line
+from codex_tools.rollouts.line import LINE_LIMIT, parse_line
 from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
 from codex_tools.rollouts.turn_reader import read_turns, segment_of
@@ -35,9 +35,6 @@ _ENDINGS: dict[str, Ending] = {
 
 _HEAD_OF_LINE = 200
 """Bytes at the start of a line that contain its type."""
-
-LINE_LIMIT = 16 * 1024 * 1024
-"""Bytes of the longest line that is kept while a rollout is followed."""
 
 
 @dataclass(frozen=True, slots=True)
