@@ -117,7 +117,7 @@ _NULLABLE = frozenset(
 def _put(table: str, columns: Sequence[str]) -> str:
     values = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(_NULLABLE, "nullif(?, 0)")
     given = ", ".join(values.get(column, "?") for column in columns)
-    return f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({given})"
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({given})"
 
 
 PUT_FILE = _put("file", _FILE_COLUMNS)
