@@ -660,10 +660,22 @@ def test_an_open_turn_without_a_lock_is_running_while_it_is_fresh_if_no_lock_wou
     locks: bool,
     expected: str,
 ) -> None:
-    Rollout(home, paginated=paginated).ask("Go.").use(1).save(mtime_ms=now_ms() - age_s * 1000)
+    at = now_ms() - age_s * 1000
+    Rollout(home, paginated=paginated, ms=at).ask("Go.").use(1).save(mtime_ms=at)
     if locks:
         (home / "thread-writer-locks").mkdir()
     assert status(history, tmp_path / "state") == expected
+
+
+@pytest.mark.parametrize(("paginated", "expected"), [(False, "unknown"), (True, "interrupted")])
+def test_a_copy_of_a_home_runs_no_turn_unless_a_writer_locks_its_thread(
+    home: Path, tmp_path: Path, history: ThreadIndex, paginated: bool, expected: str
+) -> None:
+    rollout = Rollout(home, paginated=paginated).ask("Go.").use(1).save(mtime_ms=now_ms())
+    state = tmp_path / "state"
+    assert status(history, state) == expected
+    with held_elsewhere(home / "thread-writer-locks" / f"{rollout.id}.lock"):
+        assert status(history, state) == "running"
 
 
 # One.

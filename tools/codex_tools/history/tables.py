@@ -64,6 +64,7 @@ CREATE TABLE file (
     unpriced INTEGER NOT NULL,
     thread_id TEXT NOT NULL, created_ms INTEGER, cwd TEXT, git_branch TEXT, source TEXT,
     is_subagent INTEGER NOT NULL, model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT,
+    agent TEXT,
     title TEXT, turns INTEGER NOT NULL, ending TEXT NOT NULL, is_paginated INTEGER NOT NULL,
     is_damaged INTEGER NOT NULL, own_offset INTEGER NOT NULL, bad_lines INTEGER NOT NULL,
     limits_ms INTEGER, limits TEXT,
@@ -97,7 +98,7 @@ _FILE_COLUMNS = (
 _VALUES = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(
     (
         *("problem", "created_ms", "cwd", "git_branch", "source", "model", "cli_version"),
-        *("parent_id", "forked_id", "title", "limits_ms", "limits"),
+        *("parent_id", "forked_id", "agent", "title", "limits_ms", "limits"),
     ),
     "nullif(?, 0)",
 )

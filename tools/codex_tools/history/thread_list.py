@@ -39,7 +39,8 @@ _COLUMNS = (
     "f.thread_id, f.folder, f.name, f.title, f.cwd, f.git_branch, f.source, f.model,"
     " f.cli_version, f.created_ms, f.active_ms, f.turns, f.ending, f.input, f.cached, f.output,"
     " f.reasoning, f.cost, f.unpriced, f.parent_id, f.forked_id, f.archived, f.is_paginated,"
-    " f.is_damaged, f.mtime_ns, (SELECT n.name FROM name n WHERE n.thread_id = f.thread_id)"
+    " f.is_damaged, f.mtime_ns, f.agent,"
+    " (SELECT n.name FROM name n WHERE n.thread_id = f.thread_id)"
 )
 
 
@@ -143,12 +144,14 @@ class ThreadList:
         (
             thread_id, folder, file_name, title, cwd, git_branch, source, model, cli_version,
             created_ms, active_ms, turns, ending, input_, cached, output, reasoning, cost,
-            unpriced, parent_id, forked_id, archived, paginated, damaged, mtime_ns, name,
+            unpriced, parent_id, forked_id, archived, paginated, damaged, mtime_ns, agent,
+            name,
         ) = row  # fmt: skip
         packed = file_name.endswith(PACKED)
         return {
             "thread_id": thread_id,
-            "name": name,
+            # The task of a sub-agent may be encrypted (0.144.0), and then there is no title.
+            "name": name or (agent if title is None else None),
             "title": None if title is None else title[:120],
             "cwd": cwd,
             "git_branch": git_branch,
@@ -158,7 +161,7 @@ class ThreadList:
             "created_at": iso(created_ms),
             "last_active_at": iso(active_ms),
             "turn_count": turns,
-            "status": self._status(thread_id, ending, mtime_ns),
+            "status": self._status(thread_id, ending, active_ms, mtime_ns),
             "usage": tokens(input_, cached, output, reasoning),
             "cost_usd": None if unpriced else round(cost, 6),
             "parent_thread_id": parent_id,
@@ -168,7 +171,7 @@ class ThreadList:
             "resumable": not archived and not damaged and self._knows(paginated, packed),
         }
 
-    def _status(self, thread_id: str, ending: str, mtime_ns: int) -> str:
+    def _status(self, thread_id: str, ending: str, active_ms: int, mtime_ns: int) -> str:
         if ending in ("completed", "failed", "interrupted"):
             return ending
         if ending == "answered":
@@ -176,7 +179,8 @@ class ThreadList:
         if not ending:
             return "unknown"
         held = self._writers.holds(thread_id)
-        fresh = time.time() - mtime_ns / 1e9 < FRESH_S
+        # A copy of a home has new modification times, but the times in its lines are old.
+        fresh = time.time() - min(active_ms / 1e3, mtime_ns / 1e9) < FRESH_S
         if held or (fresh and not (ending == "open" and self._writers.are_told)):
             return "running"
         # Codex 0.60.1 records no end of a turn that failed or was killed.
@@ -266,10 +270,12 @@ def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
         found, pattern = _match(word)
         add(
             f"(f.id IN (SELECT rowid >> 20 FROM text WHERE {found}) OR f.thread_id IN"
-            " (SELECT thread_id FROM name WHERE instr(folded, ?)) OR f.thread_id = ?)",
+            " (SELECT thread_id FROM name WHERE instr(folded, ?)) OR f.thread_id = ?"
+            " OR instr(lower(f.agent), ?))",
             pattern,
             fold(word),
             word.lower(),
+            fold(word),
         )
     return " AND ".join(parts), values
 

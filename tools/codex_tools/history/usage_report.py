@@ -138,7 +138,7 @@ class _Report:
         finally:
             db.execute("DROP TABLE IF EXISTS temp.part")
         inside = "in_roots(cwd)" if query.roots else "1"
-        (files,) = db.execute(f"SELECT count(*) FROM file WHERE {inside}").fetchone()
+        (files,) = db.execute(f"SELECT count(*) FROM file WHERE size > 0 AND {inside}").fetchone()
         unreadable, bad_lines, copies = _faults(db, inside)
         if unreadable:
             names = [name for (name,) in db.execute(_UNREADABLE.format(inside)).fetchall()]
@@ -303,7 +303,9 @@ class _Report:
         return sorted(model or "unknown" for (model,) in rows)
 
 
-_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL AND {} ORDER BY id LIMIT 3"
+_UNREADABLE = (
+    "SELECT name FROM file WHERE problem IS NOT NULL AND size > 0 AND {} ORDER BY id LIMIT 3"
+)
 
 
 def newest_limits(db: sqlite3.Connection) -> Json | None:
@@ -374,8 +376,9 @@ def _faults(db: sqlite3.Connection, inside: str) -> tuple[int, int, int]:
     *inside* is the condition of SQL for the files that may be counted.
     """
     unreadable, bad_lines = db.execute(
+        # A run that is cancelled at once leaves an empty file (0.171.0).
         "SELECT count(problem), sum(CASE WHEN problem IS NULL THEN bad_lines END) FROM file"
-        f" WHERE (problem IS NOT NULL OR bad_lines > 0) AND {inside}"
+        f" WHERE (problem IS NOT NULL AND size > 0 OR bad_lines > 0) AND {inside}"
     ).fetchone()
     (copies,) = db.execute(f"SELECT count(*) FROM file WHERE shadowed = 1 AND {inside}").fetchone()
     return unreadable, bad_lines or 0, copies
