@@ -20,6 +20,7 @@ _CODE = re.compile(r"(?:Exit code: |Process exited with code )(-?\d{1,10})\s*")
 _SESSION = re.compile(r"Process running with session ID (\d{1,20})\s*")
 _REFUSALS = (
     "aborted by user",
+    "apply_patch verification failed",
     "exec command rejected",
     "exec_command failed",
     "execution error",
@@ -29,7 +30,10 @@ _REFUSALS = (
 """Begins of outputs of commands that did not run to their end; seen on 0.60.1 and 0.171.0."""
 _PATCHED = "Success. Updated the following files:\n"
 _CHANGED = re.compile(r"([AMD]) (.+)")
-_CHANGES_FOLDER = re.compile(r"\s*cd\s+(\"[^\"]+\"|'[^']+'|[^\s;&|]+)\s*&&\s*apply_patch")
+_APPLIES = re.compile(
+    r"\s*(?:cd\s+(\"[^\"]+\"|'[^']+'|[^\s;&|]+)\s*&&\s*)?(?:apply_patch|applypatch)\s"
+)
+"""A command that Codex takes for a patch: it may change the folder before, and do no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,17 @@ def patched_paths(text: str) -> Iterator[tuple[str, str]]:
         yield found[1], found[2]
 
 
+def is_patch(command: str, output: ShellOutput) -> bool:
+    """Return True if *command* has applied a patch and done no more."""
+    before, changed, files = output.text.partition(_PATCHED)
+    if before or not changed or _APPLIES.match(command) is None:
+        return False
+    return all(_CHANGED.fullmatch(line) for line in files.split("\n") if line)
+
+
 def patched_folder(command: str, folder: str) -> str:
     """Return the folder in which a *command* that runs in *folder* applies its patch."""
-    found = _CHANGES_FOLDER.match(command)
-    return folder if found is None else str(Path(folder) / found[1].strip("\"'"))
+    found = _APPLIES.match(command)
+    if found is None or found[1] is None:
+        return folder
+    return str(Path(folder) / found[1].strip("\"'"))

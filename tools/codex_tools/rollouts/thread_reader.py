@@ -74,7 +74,7 @@ FACTS = (
 _STATE = (
     *("offset", "has_meta", "active_ms", "_in_turn", "_has_copy", "_copy_ended", "_record"),
     *("_is_record_unsure", "_in_long_line", "_has_prompt", "_added_prompt"),
-    *("_is_answered", "_is_bare"),
+    *("_has_context", "_is_answered", "_is_bare"),
 )
 """The attributes in `state`; indexes on disk depend on their order."""
 
@@ -111,6 +111,8 @@ class ThreadReader(TokenCounter):
     _in_turn: bool = False
     _has_prompt: bool = False
     """True if the current turn has its prompt."""
+    _has_context: bool = False
+    """True if the current turn has a turn_context."""
     _is_answered: bool = False
     """True if the current turn has an answer that is not a message: a plan or a review."""
     _is_bare: bool = False
@@ -321,6 +323,7 @@ class ThreadReader(TokenCounter):
 
     def _take_context(self, payload: Json, pos: int) -> None:
         self._check_copy_end(payload, pos)
+        self._has_context = True
         self.model = text_of(payload, "model")
         self.cwd = text_of(payload, "cwd") or self.cwd
         self._context = None
@@ -362,7 +365,7 @@ class ThreadReader(TokenCounter):
         if isinstance(end.get("last_agent_message"), str) or self._is_answered:
             return False
         # A turn that only compacts the history, or runs a command of the person, asks no model.
-        asks_model = self._has_prompt or bool(self._context_line)
+        asks_model = self._has_prompt or self._has_context
         return asks_model and not self.is_paginated and not records_errors(end)
 
     def _check_copy_end(self, payload: Json, pos: int) -> None:
@@ -385,7 +388,8 @@ class ThreadReader(TokenCounter):
         self._begin_turn(ms, self._block_offset + pos)
         self._in_turn, self.ending = True, "open"
         self._context_line = b""
-        self._has_prompt, self._added_prompt, self._is_answered = False, None, False
+        self._has_prompt, self._added_prompt = False, None
+        self._has_context = self._is_answered = False
 
     def _take_prompt(self, payload: Json, ms: int, pos: int) -> None:
         """Take a prompt: the turn's own, or one that a person added while the turn ran."""

@@ -19,6 +19,7 @@ from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
 from codex_tools.rollouts.line import COMPACTED, ms_of, records_errors, user_text
 from codex_tools.rollouts.shell_output import (
     ShellOutput,
+    is_patch,
     patched_folder,
     patched_paths,
     read_output,
@@ -86,6 +87,8 @@ class TurnBuilder:
         self._polls: dict[str, str] = {}
         """The sessions that calls of write_stdin ask, by the id of the call."""
         self._patches: set[str] = set()
+        self._not_commands: set[int] = set()
+        """Places of commands that only apply a patch."""
         self._requests: list[str] = []
         self._recorded: list[str] = []
         self._has_context = False
@@ -131,6 +134,9 @@ class TurnBuilder:
         if self._plan and self._plan not in (turn.final_response or ""):
             said = turn.final_response
             turn.final_response = f"{said}\n\n{self._plan}" if said else self._plan
+        if self._not_commands:
+            commands = enumerate(turn.commands)
+            turn.commands = [each for at, each in commands if at not in self._not_commands]
         del turn.commands[:-COMMANDS_KEPT]
         return turn
 
@@ -310,6 +316,9 @@ class TurnBuilder:
             self._put_command(call_id, None, output.exit_code, status)
         elif output.is_refused and self._turn.commands[call.at][2] == "in_progress":
             self._put_command(call_id, None, None, "failed")
+        if is_patch(call.command, output):
+            # For Codex, this is a change of files and no command (0.60.1 to 0.171.0).
+            self._not_commands.add(call.at)
         if "apply_patch" in call.command and call_id not in self._patches:
             self._take_patched(output, patched_folder(call.command, call.folder))
 

@@ -62,8 +62,9 @@ def request_in(text: str | None) -> str | None:
     marker. In any other message, a marker is part of what the person wrote. The time is linear in
     the length of *text*.
     """
-    if not text:
-        return None
+    text = text.strip() if text else ""
+    if not text.startswith(("#", "<")):
+        return _without_images(text) or None
     at = _skip_context(text)
     if text.startswith((*_SECTIONS, *_PERHAPS_SECTIONS), at) or _MARKER.match(text, at):
         marker = _MARKER.search(text, at)
@@ -76,7 +77,7 @@ def request_in(text: str | None) -> str | None:
 
 def _skip_context(text: str) -> int:
     """Return the offset in *text* after the blocks of context at its start."""
-    at = _after_space(text, 0)
+    at = 0
     while True:
         if begin := _AGENTS.match(text, at):
             closing = "</INSTRUCTIONS>"
