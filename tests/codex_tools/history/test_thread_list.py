@@ -748,8 +748,10 @@ def test_a_title_is_the_first_request(home: Path, history: ThreadIndex, paginate
     assert found_ids(history, query="Active") == []
 
 
-@pytest.mark.parametrize("cleared", ["", " "])
-def test_a_name_that_was_cleared_is_none(home: Path, history: ThreadIndex, cleared: str) -> None:
+@pytest.mark.parametrize("cleared", ["", " ", None])
+def test_a_name_that_was_cleared_is_none(
+    home: Path, history: ThreadIndex, cleared: str | None
+) -> None:
     rollout = Rollout(home).ask("Go.").save()
     name_threads(home, {rollout.id: "Old name"})
     assert sessions(history)["sessions"][0]["name"] == "Old name"

@@ -154,9 +154,10 @@ def test_a_turn_of_a_sub_agent_without_an_answer_failed_too() -> None:
     assert ending_of(*lines) == "failed"
 
 
+@pytest.mark.parametrize("error", [{"message": "Enough."}, "Enough."])
 @pytest.mark.parametrize("end", [complete, new_complete])
-def test_a_turn_with_an_error_failed_with_it(end: Any) -> None:
-    lines = (*BEGUN, said("I will look."), end(error={"message": "Enough."}))
+def test_a_turn_with_an_error_failed_with_it(end: Any, error: Any) -> None:
+    lines = (*BEGUN, said("I will look."), end(error=error))
     turn = built(*lines)
     assert (turn.final_response, turn.error) == (None, "Enough.")
     assert ending_of(*lines) == "failed"

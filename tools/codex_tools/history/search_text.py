@@ -80,7 +80,7 @@ def read_names(db: sqlite3.Connection, path: Path) -> None:
             for line in bounded_lines(file, NAME_LIMIT):
                 try:
                     entry: Any = orjson.loads(line)
-                    names[str(entry["id"])] = str(entry["thread_name"]).strip()
+                    names[str(entry["id"])] = str(entry["thread_name"] or "").strip()
                 except (orjson.JSONDecodeError, KeyError, TypeError):
                     continue  # A torn line or another format: skip this name.
     except OSError:

@@ -180,7 +180,7 @@ class ThreadList:
             return "unknown"
         held = self._writers.holds(thread_id)
         # A copy of a home has new modification times, but the times in its lines are old.
-        fresh = time.time() - min(active_ms / 1e3, mtime_ns / 1e9) < FRESH_S
+        fresh = abs(time.time() - min(active_ms / 1e3, mtime_ns / 1e9)) < FRESH_S
         if held or (fresh and not (ending == "open" and self._writers.are_told)):
             return "running"
         # Codex 0.60.1 records no end of a turn that failed or was killed.

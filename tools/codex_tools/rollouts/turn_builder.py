@@ -177,7 +177,7 @@ class TurnBuilder:
     def _take_end(self, payload: Json, *, is_new: bool) -> None:
         turn = self._turn
         answer: object = payload.get("last_agent_message")
-        error = object_of(payload, "error")
+        error: object = payload.get("error")
         # Without an answer, what was said before is not the answer: it belongs to work that did
         # not end. The answers of plan mode and of a review are recorded as items of their own.
         said = answer if isinstance(answer, str) else None
@@ -186,7 +186,7 @@ class TurnBuilder:
         # A turn that only compacts the history, or runs a command of the person, asks no model.
         asks_model = self._has_context or bool(self._recorded)
         if error:
-            turn.error = text_of(error, "message") or str(error)
+            turn.error = text_of(object_of(payload, "error"), "message") or str(error)
         elif not is_answered and asks_model and not is_new and not records_errors(payload):
             turn.error = UNEXPLAINED
         self._take_duration(payload)
