@@ -55,18 +55,12 @@ def ending_of(*lines: Json) -> str:
         for cut in range(0, len(text), 97):
             first, second = ThreadReader(THREAD, Models()), ThreadReader(THREAD, Models())
             first.feed(text[:cut])
-            second.restore(facts(first), first.state(), first.responses)
+            second.restore(first.state(), first.requests, first.marks)
             second.feed(text[first.offset :])
             second.finish()
             found.add(second.ending)
     (ending,) = found
     return ending
-
-
-def facts(reader: ThreadReader) -> Sequence[object]:
-    from codex_tools.rollouts.thread_reader import facts_of
-
-    return facts_of(reader)
 
 
 def complete(answer: str | None = None, **more: Any) -> Json:
@@ -286,7 +280,7 @@ def test_a_command_in_a_session_ends_when_its_session_does() -> None:
 
 
 def test_a_command_that_outlives_its_turn_is_none_of_the_next() -> None:
-    late = {"id": "a", "source": "unified_exec_startup", "command": ["bash", "-lc", "make"]}
+    late: Json = {"id": "a", "source": "unified_exec_startup", "command": ["bash", "-lc", "make"]}
     end = completed("CommandExecution", turn_id="another", status="completed", exit_code=0, **late)
     assert built(*BEGUN, end).commands == []
     own = completed("CommandExecution", status="completed", exit_code=0, **late)
@@ -362,7 +356,7 @@ def test_a_list_of_files_that_a_command_prints_changes_none() -> None:
 # Before September 2025.
 
 
-BARE = [
+BARE: list[Json] = [
     {"id": THREAD, "timestamp": "2025-08-19T08:25:08.000Z", "instructions": None, "git": {}},
     {"record_type": "state"},
     {"type": "message", "role": "user",
@@ -397,7 +391,7 @@ def test_items_without_an_envelope_are_a_thread(count: int, ending: str, turns: 
     for cut in range(0, len(data), 41):
         first, reader = ThreadReader("x", Models()), ThreadReader("x", Models())
         first.feed(data[:cut])
-        reader.restore(facts(first), first.state(), first.responses)
+        reader.restore(first.state(), first.requests, first.marks)
         reader.feed(data[first.offset :])
         reader.finish()
         assert (reader.thread_id, reader.bad_lines, reader.is_readable) == (THREAD, 0, True)

@@ -1,64 +1,69 @@
-"""Read the turns of one thread from its rollout, newest first."""
+"""Read the turns of one thread from its rollouts, newest first."""
 
 from __future__ import annotations
 
-import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from codex_tools.rollouts.files import blocks, parts_of, thread_id_of
-from codex_tools.rollouts.thread_reader import ThreadReader
+from codex_tools.rollouts.files import parts_of
+from codex_tools.rollouts.line import lines_of
+from codex_tools.rollouts.thread_reader import Mark, ThreadReader
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 from codex_tools.rollouts.turn_builder import Turn, TurnBuilder
 
-TURNS_LIMIT = 512 * 1024 * 1024
-"""Maximum bytes of the turns that are read at a time."""
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The turns of one rollout that belong to its thread's history."""
+
+    path: Path
+    marks: Sequence[Mark]
+    end: int
+    """Offset of the end of the history in this rollout."""
+    requests: Sequence[int]
+    """All requests of the rollout, REQUEST_FIELDS numbers each."""
 
 
-class _NoContexts:
-    def number(self, model: str | None, cwd: str | None) -> int:
-        """Return 0 for every context, because the turns do not show it."""
-        return 0
+def segment_of(path: Path, reader: ThreadReader) -> Segment:
+    """Return the turns that *reader* has found in the rollout *path*, which it has read whole."""
+    return Segment(path, reader.marks, reader.offset, reader.requests)
 
 
-def read_turns(path: Path, before: int | None, count: int) -> tuple[list[Turn], int]:
-    """Return up to *count* turns of a rollout, newest first, and the number of turns before them.
+def read_turns(
+    segments: Sequence[Segment], before: int | None, count: int
+) -> tuple[list[Turn], int]:
+    """Return up to *count* turns of a thread, newest first, and the number of turns before them.
+
+    Only the lines of these turns are read, one by one.
 
     Args:
-        path: The rollout.
+        segments: The thread's history, the oldest segment first.
         before: Return only turns before this one, counted from 0; None for the newest turns.
         count: The largest number of turns to return.
 
     Raises:
-        OSError: The rollout cannot be read.
+        OSError: A rollout cannot be read.
     """
-    reader = ThreadReader(thread_id_of(path.name), _NoContexts())
-    for block in blocks(path):
-        reader.feed(block)
-    reader.finish()
-    marks = reader.marks
-    last = len(marks) if before is None else min(before, len(marks))
+    places = [(segment, number) for segment in segments for number in range(len(segment.marks))]
+    last = len(places) if before is None else min(before, len(places))
     first = max(0, last - count)
-    ends = [*(offset for offset, *_ in marks[1:]), reader.offset]
-    used = [*(requests for *_, requests in marks[1:]), len(reader.requests) // REQUEST_FIELDS]
-    turns: list[Turn] = []
-    if first < last:
-        data = _between(path, marks[first][0], ends[last - 1])
-        for number in range(first, last):
-            offset, ms, requests = marks[number]
-            start = offset - marks[first][0]
-            lines = data[start : ends[number] - marks[first][0]].split(b"\n")
-            turn = TurnBuilder(ms).read(lines)
-            rows = reader.requests[requests * REQUEST_FIELDS : used[number] * REQUEST_FIELDS]
-            input_, cached, output, reasoning = (
-                sum(rows[column::REQUEST_FIELDS]) for column in (2, 3, 5, 6)
-            )
-            turn.usage = (input_, cached, output, reasoning)
-            turns.append(turn)
+    turns = [_read_turn(segment, number) for segment, number in places[first:last]]
     turns.reverse()
     return turns, first
 
 
-def _between(path: Path, start: int, end: int) -> bytes:
-    if end - start > TURNS_LIMIT:
-        raise OSError(errno.EFBIG, f"turns of more than {TURNS_LIMIT:,} bytes", str(path))
-    return b"".join(parts_of(path, start, end))
+def _read_turn(segment: Segment, number: int) -> Turn:
+    marks, mark = segment.marks, segment.marks[number]
+    is_last = number + 1 == len(marks)
+    end = mark.end or (segment.end if is_last else marks[number + 1].offset)
+    total = len(segment.requests) // REQUEST_FIELDS
+    used = mark.requests_end or (total if is_last else marks[number + 1].requests)
+    parts = parts_of(segment.path, mark.offset, min(end, segment.end))
+    turn = TurnBuilder(mark.ms).read(lines_of(parts))
+    rows = segment.requests[mark.requests * REQUEST_FIELDS : used * REQUEST_FIELDS]
+    input_, cached, output, reasoning = (
+        sum(rows[column::REQUEST_FIELDS]) for column in (2, 3, 5, 6)
+    )
+    turn.usage = (input_, cached, output, reasoning)
+    return turn
