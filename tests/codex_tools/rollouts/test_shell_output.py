@@ -83,6 +83,7 @@ def test_a_command_that_still_runs_has_a_session_and_no_exit_code() -> None:
         "aborted by user after 3.1s",
         "Wall time: 3.1 seconds\nOutput:\naborted by user",
         "exec command rejected by user",
+        "unsupported call: container.exec",
         "apply_patch verification failed: invalid patch",
     ],
 )

@@ -233,12 +233,13 @@ def test_an_answer_stays_if_the_turn_fails_after_it() -> None:
 # Commands and files.
 
 
-def test_the_tool_shell_returns_its_exit_code_as_json() -> None:
+@pytest.mark.parametrize("name", ["shell", "container.exec"])
+def test_the_tool_shell_returns_its_exit_code_as_json(name: str) -> None:
     # 0.60.1 with gpt-5, o3 and gpt-oss.
     turn = built(
         asked("go"), context(cwd="/p"),
-        called("a", "shell", command=["bash", "-lc", "ls"]), returned("a", result("x", 0)),
-        called("b", "shell", command=["bash", "-lc", "exit 3"]), returned("b", result("", 3)),
+        called("a", name, command=["bash", "-lc", "ls"]), returned("a", result("x", 0)),
+        called("b", name, command=["bash", "-lc", "exit 3"]), returned("b", result("", 3)),
     )  # fmt: skip
     assert turn.commands == [("ls", 0, "completed"), ("exit 3", 3, "failed")]
 

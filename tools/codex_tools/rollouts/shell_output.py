@@ -26,6 +26,7 @@ _REFUSALS = (
     "execution error",
     "failed in sandbox",
     "failed to execute",
+    "unsupported call",
 )
 """Begins of outputs of commands that did not run to their end; seen on 0.60.1 and 0.171.0."""
 _PATCHED = "Success. Updated the following files:\n"

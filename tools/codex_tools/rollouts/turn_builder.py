@@ -35,7 +35,12 @@ UNEXPLAINED = "the turn ended without an answer, and Codex recorded no reason"
 
 _COMMENTARY = "commentary"
 """The phase of a message that is not the answer; seen on 0.107 to 0.144."""
-_SHELLS = frozenset(("shell", "shell_command", "exec_command", "local_shell", "unified_exec"))
+_SHELLS = frozenset(
+    (
+        *("shell", "shell_command", "exec_command", "local_shell", "unified_exec"),
+        "container.exec",  # Another name of `shell` for 0.60.1 and 0.98.0.
+    )
+)
 _KINDS = {"A": "add", "M": "update", "D": "delete"}
 
 
