@@ -291,6 +291,23 @@ def test_a_command_that_outlives_its_turn_is_none_of_the_next() -> None:
     assert built(*BEGUN, event("item_completed", turn_id="x", item=by_hand)).commands
 
 
+OWN = "<user_shell_command>\n<command>\nexit {0}\n</command>\n<result>\nExit code: {0}\nOutput:\n"
+
+
+@pytest.mark.parametrize(("code", "status"), [(3, "failed"), (0, "completed")])
+def test_a_command_of_the_person_is_a_command(code: int, status: str) -> None:
+    content = [{"type": "input_text", "text": OWN.format(code)}]
+    message = item("message", role="user", content=content)
+    turn = built(started(), message, complete())
+    assert (turn.commands, turn.error) == ([(f"exit {code}", code, status)], None)
+    own: Json = {"id": "x", "source": "user_shell", "command": ["bash", "-lc", f"exit {code}"]}
+    ran = completed("CommandExecution", status=status, exit_code=code, **own)
+    turn = built(new_meta(), started(), ran, message, new_complete())
+    assert turn.commands == [(f"exit {code}", code, status)]
+    content[0]["text"] = f"What is {OWN.format(code)}?"
+    assert built(started(), message).commands == []
+
+
 def test_a_command_that_was_refused_is_not_in_progress() -> None:
     turn = built(
         *BEGUN, called("a", "exec_command", cmd="ls"),

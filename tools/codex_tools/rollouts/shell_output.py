@@ -29,6 +29,7 @@ _REFUSALS = (
     "unsupported call",
 )
 """Begins of outputs of commands that did not run to their end; seen on 0.60.1 and 0.171.0."""
+_OWN_COMMAND = "<user_shell_command>\n<command>\n"
 _PATCHED = "Success. Updated the following files:\n"
 _CHANGED = re.compile(r"([AMD]) (.+)")
 _APPLIES = re.compile(
@@ -122,6 +123,18 @@ def patched_paths(text: str) -> Iterator[tuple[str, str]]:
         if found is None:
             return
         yield found[1], found[2]
+
+
+def own_command(text: str) -> tuple[str, int] | None:
+    """Return command and exit code of a message about a command that the person ran, else None.
+
+    0.120.0 to 0.171.0 write such a message; up to 0.147.0, nothing else records the command.
+    """
+    if not text.startswith(_OWN_COMMAND):
+        return None
+    command, _, result = text[len(_OWN_COMMAND) :].partition("\n</command>\n<result>\n")
+    code = _CODE.match(result)
+    return None if code is None else (command, int(code[1]))
 
 
 def is_patch(command: str, output: ShellOutput) -> bool:

@@ -20,6 +20,7 @@ from codex_tools.rollouts.line import COMPACTED, ms_of, records_errors, user_tex
 from codex_tools.rollouts.shell_output import (
     ShellOutput,
     is_patch,
+    own_command,
     patched_folder,
     patched_paths,
     read_output,
@@ -122,8 +123,11 @@ class TurnBuilder:
             case "event_msg":
                 self._take_event(payload, is_new="ordinal" in entry)
                 self._last_stamp = entry.get("timestamp")
-            case "response_item":
+            case "response_item" if payload.get("type") != "message":
                 self._take_call(payload)
+            case "response_item" if "ordinal" not in entry:
+                # Paginated history has an item for the command too.
+                self._take_own_command(user_text(payload) or "")
             case _ if "payload" not in entry:
                 self._take_bare(entry)
             case _:
@@ -326,6 +330,12 @@ class TurnBuilder:
             self._not_commands.add(call.at)
         if "apply_patch" in call.command and call_id not in self._patches:
             self._take_patched(output, patched_folder(call.command, call.folder))
+
+    def _take_own_command(self, text: str) -> None:
+        """Take a command that the person ran, from the message that tells the model of it."""
+        if (found := own_command(text)) is not None:
+            command, code = found
+            self._turn.commands.append((command, code, "failed" if code else "completed"))
 
     def _take_patched(self, output: ShellOutput, folder: str) -> None:
         """Take the files that apply_patch lists in its output."""
