@@ -62,7 +62,7 @@ def test_a_plan_and_a_review_are_answers(tmp_path: Path, answer: Json, words: st
 
 
 def test_prompts_and_answers_without_an_envelope_are_found(tmp_path: Path) -> None:
-    bare = [
+    bare: list[Json] = [
         {"id": "x", "timestamp": "2025-08-19T08:25:08.000Z"},
         {"record_type": "state"},
         *(
