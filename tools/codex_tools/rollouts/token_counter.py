@@ -73,6 +73,8 @@ class TokenCounter:
     source: str | None = None
     is_subagent: bool = False
     parent_id: str | None = None
+    agent: str | None = None
+    """The path of a sub-agent among the agents of its team, else its nickname."""
     forked_id: str | None = None
     cli_version: str | None = None
     git_branch: str | None = None
@@ -152,6 +154,10 @@ class TokenCounter:
             self.source = next(iter(source))
             spawn = object_of(object_of(source, "subagent"), "thread_spawn")
             self.parent_id = self.parent_id or text_of(spawn, "parent_thread_id")
+            self.agent = text_of(spawn, "agent_path") or text_of(spawn, "agent_nickname")
+        self.agent = (
+            self.agent or text_of(payload, "agent_path") or text_of(payload, "agent_nickname")
+        )
         self.is_subagent = self.source == "subagent" or get("thread_source") == "subagent"
         self.forked_id = text_of(payload, "forked_from_id")
         self.cli_version = text_of(payload, "cli_version")
