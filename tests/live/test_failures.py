@@ -294,7 +294,7 @@ async def test_a_failed_start_is_told_by_its_cause(
     assert kinds == expected
     assert "forced_login_method" not in results["provider"]["hint"]
     assert "workspace" in results["login"]["hint"]
-    if results["sessions"] is not None:
+    if number(version) < (0, 120, 0):
         assert "Not a directory" in results["sessions"]["message"]
 
 
