@@ -22,6 +22,7 @@ from codex_tools.codex.sandbox import Sandbox, sandbox_of
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import (
     BLOCK,
+    PACKED,
     find_archived,
     find_rollout,
     local_home,
@@ -38,6 +39,7 @@ from codex_tools.rollouts.turn_record import (
     read_record,
     settings_of,
 )
+from codex_tools.rollouts.usage_follower import UsageFollower
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,14 @@ class Threads:
         """Return a reader of the settings that Codex records in a turn; None without a rollout."""
         path = find_rollout(self.home, thread_id)
         return SettingsFollower(path, mark.offset) if path is not None else None
+
+    def follow_usage(self, thread_id: str, mark: TurnMark) -> UsageFollower | None:
+        """Return a reader of the tokens that a thread uses since *mark*; None without a rollout."""
+        path = find_rollout(self.home, thread_id)
+        # Codex appends to no compressed rollout: it unpacks one first when it resumes the thread.
+        if path is None or path.name.endswith(PACKED):
+            return None
+        return UsageFollower(path, mark, self._prices)
 
     def turn_record(
         self, thread_id: str | None, mark: TurnMark, *, with_end: bool = True

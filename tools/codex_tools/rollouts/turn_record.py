@@ -143,7 +143,7 @@ def _context_in(line: bytes) -> Json | None:
 
 
 @dataclass(slots=True)
-class _Models:
+class Models:
     """Collect the models of a reader's requests."""
 
     names: list[str | None] = field(default_factory=list[str | None])
@@ -166,7 +166,7 @@ def read_record(path: Path, mark: TurnMark, prices: Prices, *, with_end: bool = 
     Raises:
         OSError: The rollout cannot be read.
     """
-    models = _Models()
+    models = Models()
     reader = ThreadReader(thread_id_of(path.name), models)
     requests_before = turns_before = at = 0
     for block in _blocks_to(path, mark.offset):
@@ -267,15 +267,22 @@ def _usage_of(rows: list[tuple[int, ...]]) -> Usage | None:
     )
 
 
-def _cost_of(rows: list[tuple[int, ...]], models: _Models, prices: Prices) -> float | None:
+def _cost_of(rows: list[tuple[int, ...]], models: Models, prices: Prices) -> float | None:
     """Return the cost in USD; None if a request has no known price, or there is none."""
     costs: list[float] = []
-    for ms, context, input_, cached, write, output, _ in rows:
-        price = prices.of(models.names[context], ms)
-        if price is None:
+    for row in rows:
+        cost = cost_of_request(row, models, prices)
+        if cost is None:
             return None
-        costs.append(price.cost(input_, cached, write, output))
+        costs.append(cost)
     return round(sum(costs), 6) if costs else None
+
+
+def cost_of_request(row: tuple[int, ...], models: Models, prices: Prices) -> float | None:
+    """Return the cost of one request in USD; None if its model has no known price."""
+    ms, context, input_, cached, write, output, _ = row
+    price = prices.of(models.names[context], ms)
+    return None if price is None else price.cost(input_, cached, write, output)
 
 
 def cost_without_rollout(

@@ -35,6 +35,7 @@ from codex_tools.runs.run import Run
 from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
+from codex_tools.runs.usage_watch import UsageWatch
 from codex_tools.runs.writer import StateWriter
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import changes_since, explain_unseen, take_snapshot
@@ -377,18 +378,21 @@ class Runs:
         def report(progress: TurnProgress) -> None:
             nonlocal known
             run.progress = progress
+            watch.wake()
             if progress.thread_id is not None and not known:
                 known = True
                 if run.before is None:
                     self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
                 self._save(run)
 
+        watch = UsageWatch(self._threads, run, partial(self._save, run))
         writes = run.request.sandbox != "read-only"
         before = await take_snapshot(run.request.cwd, self._roots) if writes else None
         identities = await on_disk(folders.identify, run.request)
         with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
-                run.ending = await run_turns(self._engine, self._threads, run, report, log.add)
+                async with watch.watching():
+                    run.ending = await run_turns(self._engine, self._threads, run, report, log.add)
             except CodexError as error:
                 run.ending = error
         run.seen = await changes_since(before) if before is not None else None
