@@ -68,6 +68,16 @@ class RateLimits(Record):
     credits_balance: str | None
 
 
+class Budget(Record):
+    """The operator's budget of the day, and what is left of it."""
+
+    day: str
+    tokens: int | None
+    tokens_left: int | None
+    usd: float | None
+    usd_left: float | None
+
+
 class UsageResult(Record):
     """The usage that Codex recorded; the bill may differ."""
 
@@ -80,6 +90,8 @@ class UsageResult(Record):
     """Rollouts that cannot be read"""
     prices: str | None
     """Source of prices"""
+    budget: Budget | None
+    """Of all runs today"""
     notes: list[str]
     error: RunError | None
 
@@ -91,7 +103,8 @@ async def usage(request: UsageRequest, context: Context) -> UsageResult:
             history, progress, roots=context.policy.roots, **request.model_dump()
         )
     )
-    return UsageResult.model_validate(found)
+    budget = await context.runs.ledger.left()
+    return UsageResult.model_validate(found | {"budget": budget})
 
 
 def refuse(error: CodexError) -> UsageResult:
@@ -104,6 +117,7 @@ def refuse(error: CodexError) -> UsageResult:
         sessions_read=0,
         unreadable=0,
         prices=None,
+        budget=None,
         notes=[],
         error=tell_error(error),
     )
