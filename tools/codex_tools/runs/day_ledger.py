@@ -175,8 +175,10 @@ class DayLedger:
             try:
                 start = self._read_to.get(day, 0)
                 size = path.stat().st_size
-                if size < start:  # It was removed, and begun again.
-                    start = 0
+                if size < start:  # A person removed it, and it was begun again.
+                    start, known = 0, self._days.get(day, {})
+                    own = {k: v for k, v in known.items() if v.server_id == self._server_id}
+                    self._days[day] = own
                 if size == start:
                     return
                 with open_foreign_file(path, owned=True) as file:

@@ -25,13 +25,20 @@ LOOK_EVERY_S = 1.0
 """Polling interval in seconds; each event of Codex causes a look as well."""
 
 PAUSE_S = 0.5
-"""Minimum seconds between two looks."""
+"""Minimum seconds between two looks of a run without a limit."""
 
 LIMITED_LOOK_EVERY_S = 0.1
 """Polling interval in seconds of a run with a limit; not each tool call causes an event."""
 
-LIMITED_PAUSE_S = 0.02
-"""Minimum seconds between two looks of a run with a limit, which must end soon after it."""
+NEAR_LOOK_EVERY_S = 0.02
+"""The same when a limit is nearly reached; 0.60.1 may send the next request after 10 ms."""
+
+ANSWERED_S = 2.0
+"""Seconds for a turn to end after a message of the model with which a limit was reached."""
+
+UNSAID_S = 0.5
+"""Seconds for the model's message to arrive; 0.163.0 and 0.171.0 record the tokens 10 ms after it
+and start a command up to 0.2 s later (seen)."""
 
 SAVE_EVERY_S = 2.0
 """Minimum seconds between two records of a run that were written because of new tokens."""
@@ -57,6 +64,8 @@ class UsageWatch:
         self._save = save
         self._limits = (*run.request.limits, *ledger.limits)
         self._warned: set[str] = set()
+        self._reached: tuple[float, int, int] | None = None
+        """When a limit was first seen to be reached, and the tokens and commands at that time."""
         self._ended_by: Limit | None = None
         """The limit that has ended the turn."""
         self._news = anyio.Event()
@@ -127,20 +136,43 @@ class UsageWatch:
             self._save()
 
     async def _watch(self, turn: anyio.CancelScope) -> None:
-        look_every_s, pause_s = LOOK_EVERY_S, PAUSE_S
-        if self._limits:
-            look_every_s, pause_s = LIMITED_LOOK_EVERY_S, LIMITED_PAUSE_S
         while True:
-            with anyio.move_on_after(look_every_s):
+            with anyio.move_on_after(self._look_every_s()):
                 await self._news.wait()
             self._news = anyio.Event()
             await self.look()
             limit = self._exhausted()
-            if limit is not None and not self._run.progress.ended:
+            if limit is not None and not self._is_answering():
                 self._ended_by = limit
                 turn.cancel()
                 return
-            await anyio.sleep(pause_s)
+            if not self._limits:
+                await anyio.sleep(PAUSE_S)
+
+    def _is_answering(self) -> bool:
+        """Return True if a turn that has reached a limit has ended, or may end by itself.
+
+        If the response that reached the limit is the answer, Codex ends the turn at once. Else it
+        runs a tool or sends a request.
+        """
+        run, now = self._run, anyio.current_time()
+        if run.progress.ended:
+            return True
+        if self._reached is None:
+            self._reached = (now, run.spent.tokens, run.progress.command_count)
+        since, tokens, commands = self._reached
+        if run.progress.open_items or (run.spent.tokens, run.progress.command_count) != (
+            tokens,
+            commands,
+        ):
+            return False
+        return now - since < (ANSWERED_S if run.progress.said_last else UNSAID_S)
+
+    def _look_every_s(self) -> float:
+        if not self._limits:
+            return LOOK_EVERY_S
+        is_near = any(self._used_of(each) >= WARNED_AT * each.most for each in self._limits)
+        return NEAR_LOOK_EVERY_S if is_near else LIMITED_LOOK_EVERY_S
 
     def _used_of(self, limit: Limit) -> float:
         if limit.is_daily:
