@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from mcp import Client
 
@@ -20,7 +20,7 @@ BOTH = ONE.input_tokens + ONE.output_tokens + TWO.input_tokens + TWO.output_toke
 async def wait(client: Client, run_id: str, wait_s: float = 0) -> Json:
     result = await client.call_tool("codex_wait", {"run_ids": [run_id], "wait_s": wait_s})
     data = cast("Json", result.structured_content)["runs"][0]
-    return data | {"text": cast("Json", result.content[0]).text}
+    return data | {"text": cast("Any", result.content[0]).text}
 
 
 async def at_tokens(client: Client, run_id: str, tokens: int) -> Json:
@@ -58,7 +58,7 @@ async def test_a_run_at_work_says_what_it_has_used_so_far(codex: Path, mode: str
         }
         assert "tokens so far: 45,770" in found["text"]
         resource = await client.read_resource(f"codex://runs/{run_id}")
-        shown = json.loads(cast("Json", resource.contents[0]).text)
+        shown = json.loads(cast("Any", resource.contents[0]).text)
         assert (shown["status"], shown["usage"]) == ("running", found["usage"])
         await client.call_tool(
             "codex_wait", {"run_ids": [run_id], "wait_s": 1}, progress_callback=on_progress
