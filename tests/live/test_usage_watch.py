@@ -25,6 +25,7 @@ async def wait(client: Client, run_id: str, wait_s: float = 0) -> Json:
 
 async def at_tokens(client: Client, run_id: str, tokens: int) -> Json:
     """Return the result so far of a run once it has used so many tokens."""
+    found: Json = {}
     for _ in range(300):
         found = await wait(client, run_id, 0.1)
         assert found["status"] == "running", found

@@ -36,13 +36,16 @@ def test_a_caller_narrows_and_never_widens() -> None:
     assert all(each.danger for each in beyond)  # A person may allow it.
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_an_ephemeral_run_is_beyond_each_budget(index: int) -> None:
+OPTIONS = ("--max-run-tokens", "--max-run-usd", "--budget-tokens-day", "--budget-usd-day")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_ephemeral_run_is_beyond_each_budget(option: str) -> None:
     values: list[float | None] = [None] * 4
-    values[index] = 5
+    values[OPTIONS.index(option)] = 5
     budgets = Budgets(*values)  # type: ignore[arg-type]
     _, (beyond,) = budgets.of_run(None, None, is_ephemeral=True)
-    assert beyond.option == f"--{Budgets.__slots__[index].replace('_', '-')}"
+    assert beyond.option == option
     assert NO_BUDGETS.of_run(None, None, is_ephemeral=True) == ((), [])
     with pytest.raises(InvalidArguments, match="max_cost_usd"):
         NO_BUDGETS.of_run(None, 1.0, is_ephemeral=True)

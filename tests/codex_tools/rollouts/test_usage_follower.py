@@ -15,11 +15,12 @@ from codex_tools.codex.json_object import Json
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts import usage_follower
 from codex_tools.rollouts.threads import Threads
-from codex_tools.rollouts.token_counter import each_request
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS, each_request
 from codex_tools.rollouts.turn_record import TurnMark, read_record
 from codex_tools.rollouts.usage_follower import DayShare, Spent, UsageFollower, day_of
 from support.rollout_lines import (
     COPY,
+    NEXT_TURN,
     PARENT,
     THREAD,
     asked,
@@ -132,14 +133,14 @@ def test_it_agrees_with_what_is_read_at_the_end_of_a_turn(tmp_path: Path) -> Non
     path.write_bytes(data)
     for mark in (TurnMark(), TurnMark(len(first))):
         spent = UsageFollower(path, mark, PRICES).read()
-        found = read_record(path, mark, PRICES)
+        found = read_record([path], mark, PRICES)
         assert (spent.usage, spent.cost_usd) == (found.usage, found.cost_usd)
 
 
 def test_a_rollout_that_is_written_anew_is_counted_by_time(tmp_path: Path) -> None:
     path = tmp_path / NAME
     data = written(meta(), count(101, 101), count(203, 102))
-    since = fed(data).requests[7]
+    since = fed(data).requests[REQUEST_FIELDS]
     path.write_bytes(data)
     follower = UsageFollower(path, TurnMark(len(data) + 1000, since), PRICES)
     assert follower.read().input_tokens == 102
@@ -163,6 +164,25 @@ def test_only_a_rollout_that_codex_can_append_to_is_followed(tmp_path: Path) -> 
     follower = threads.follow_usage(THREAD, TurnMark(len(data)))
     assert follower is not None
     assert follower.read().input_tokens == 102
+
+
+def test_the_newest_segment_of_a_thread_is_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "sessions" / "2026" / "11" / "23"
+    folder.mkdir(parents=True)
+    threads = Threads(tmp_path, PRICES)
+    first = written(new_meta(), record(101), new_count(101, 101))
+    base = {"thread_id": THREAD, "end_ordinal_exclusive": 3, "end_byte_offset": len(first)}
+    later = written(new_meta(history_base=base), record(102), new_count(203, 102))
+    more = written(record(103), new_count(306, 103))
+    (folder / NAME).write_bytes(first)
+    (folder / NAME.replace(".jsonl", f"_{NEXT_TURN}.jsonl")).write_bytes(later + more)
+    follower = threads.follow_usage(THREAD, TurnMark(len(later), segment=NEXT_TURN))
+    assert follower is not None
+    assert follower.read().input_tokens == 103
+    # A segment that has begun since the mark belongs to the run as a whole.
+    follower = threads.follow_usage(THREAD, TurnMark(len(first)))
+    assert follower is not None
+    assert follower.read().input_tokens == 102 + 103
 
 
 def test_a_model_without_a_price_has_tokens_and_no_cost(tmp_path: Path) -> None:

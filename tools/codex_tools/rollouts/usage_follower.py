@@ -13,10 +13,11 @@ from pathlib import Path
 
 from codex_tools.codex.record import Usage
 from codex_tools.pricing.prices import Prices
-from codex_tools.rollouts.files import blocks, thread_id_of
+from codex_tools.rollouts.files import blocks, ids_of
+from codex_tools.rollouts.line import LINE_LIMIT
 from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
-from codex_tools.rollouts.turn_record import LINE_LIMIT, Models, TurnMark, cost_of_request
+from codex_tools.rollouts.turn_record import Models, TurnMark, cost_of_request
 
 READ_LIMIT = 16 * 1024 * 1024
 """Maximum bytes of one read; the next read continues there."""
@@ -159,7 +160,7 @@ class UsageFollower:
         """Make a reader that stands at the mark, in a rollout of *size* bytes."""
         mark = self._mark
         self._models, self._spent = Models(), Spent()
-        self._reader = reader = ThreadReader(thread_id_of(self._path.name), self._models)
+        self._reader = reader = ThreadReader(ids_of(self._path.name)[0], self._models)
         if size < mark.offset or (self._at and size < self._at):
             # `codex migrate-rollouts` has written the file anew: only times tell the turns apart.
             self._at, self._since_ms = 0, mark.since_ms
@@ -194,7 +195,7 @@ class UsageFollower:
         return head, tail[tail.find(b"\n") + 1 :]
 
     def _spent_by(self, row: tuple[int, ...]) -> Spent:
-        ms, context, input_, cached, _, output, reasoning = row
+        ms, context, input_, cached, _, output, reasoning, *_ = row
         cost = cost_of_request(row, self._models, self._prices)
         model = self._models.names[context] or "an unknown model"
         share = DayShare(input_ + output, cost or 0.0, cost is not None)

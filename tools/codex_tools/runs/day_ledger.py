@@ -207,7 +207,7 @@ class DayLedger:
                 where, thread_id = stored.recorded, stored.result.thread_id
                 usage, cost_usd = stored.result.usage, stored.result.cost_usd
                 if where is not None and thread_id is not None:
-                    mark = TurnMark(where.offset, where.since_ms)
+                    mark = TurnMark(where.offset, where.since_ms, where.segment)
                     follower = self._threads.follow_usage(thread_id, mark)
                     with suppress(OSError):
                         spent = follower.read_all() if follower is not None else spent
