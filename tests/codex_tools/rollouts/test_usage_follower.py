@@ -234,6 +234,11 @@ def test_a_request_belongs_to_the_day_of_this_machine(
     }
 
 
+@pytest.mark.parametrize("ms", [-(10**18), 10**18, 253_402_300_799_999, -62_135_596_800_000])
+def test_each_time_has_a_day(ms: int) -> None:
+    assert len(day_of(ms)) == len("2026-11-23")
+
+
 def test_a_rollout_that_is_gone_is_an_error_of_the_disk(tmp_path: Path) -> None:
     path = tmp_path / NAME
     path.write_bytes(written(meta(), count(101, 101)))

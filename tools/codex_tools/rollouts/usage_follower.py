@@ -102,8 +102,14 @@ class Spent:
 
 
 def day_of(ms: float) -> str:
-    """Return the day of a time (ms since 1970) in the machine's time zone, as an ISO date."""
-    return datetime.fromtimestamp(ms / 1000).astimezone().date().isoformat()
+    """Return the day of a time (ms since 1970) in the machine's time zone, as an ISO date.
+
+    Today for a time that no calendar has: a rollout may contain any number.
+    """
+    try:
+        return datetime.fromtimestamp(ms / 1000).astimezone().date().isoformat()
+    except (ValueError, OverflowError, OSError):
+        return datetime.now().astimezone().date().isoformat()
 
 
 class UsageFollower:
