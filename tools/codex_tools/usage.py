@@ -90,9 +90,9 @@ class UsageResult(Record):
     """Rollouts that cannot be read"""
     prices: str | None
     """Source of prices"""
+    notes: list[str]
     budget: Budget | None
     """Of all runs today"""
-    notes: list[str]
     error: RunError | None
 
 
@@ -117,8 +117,8 @@ def refuse(error: CodexError) -> UsageResult:
         sessions_read=0,
         unreadable=0,
         prices=None,
-        budget=None,
         notes=[],
+        budget=None,
         error=tell_error(error),
     )
 
