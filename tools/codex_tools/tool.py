@@ -105,8 +105,10 @@ class Context:
             Warnings for the caller.
 
         Raises:
+            DayBudgetExhausted: Nothing is left of today's budget.
             NotAllowed: The turn exceeds the limits, and no person has allowed it.
         """
+        await self.runs.ledger.check()
         excesses = turn.excesses
         warnings = (*self.warnings, *turn.warnings)
         if not excesses:

@@ -68,6 +68,16 @@ class RateLimits(Record):
     credits_balance: str | None
 
 
+class Budget(Record):
+    """The operator's budget of the day, and what is left of it."""
+
+    day: str
+    tokens: int | None
+    tokens_left: int | None
+    usd: float | None
+    usd_left: float | None
+
+
 class UsageResult(Record):
     """The usage that Codex recorded; the bill may differ."""
 
@@ -81,6 +91,8 @@ class UsageResult(Record):
     prices: str | None
     """Source of prices"""
     notes: list[str]
+    budget: Budget | None
+    """Of all runs today"""
     error: RunError | None
 
 
@@ -91,7 +103,8 @@ async def usage(request: UsageRequest, context: Context) -> UsageResult:
             history, progress, roots=context.policy.roots, **request.model_dump()
         )
     )
-    return UsageResult.model_validate(found)
+    budget = await context.runs.ledger.left()
+    return UsageResult.model_validate(found | {"budget": budget})
 
 
 def refuse(error: CodexError) -> UsageResult:
@@ -105,6 +118,7 @@ def refuse(error: CodexError) -> UsageResult:
         unreadable=0,
         prices=None,
         notes=[],
+        budget=None,
         error=tell_error(error),
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from codex_tools.codex.budget import Limit
 from codex_tools.codex.events import Event
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
@@ -44,6 +45,8 @@ class TurnRequest:
     web_search: bool | None = None
     config: tuple[tuple[str, str], ...] = ()
     """Pairs of a dotted key and its value in TOML."""
+    limits: tuple[Limit, ...] = ()
+    """Tokens and money that the run may use; not the engine's business, but that of `runs`."""
     skip_git_repo_check: bool = False
     ephemeral: bool = False
     base_instructions: str | None = None

@@ -103,7 +103,7 @@ def find_usage(
     except ValueError as error:
         raise InvalidArguments([str(error)]) from None
     history.refresh(progress)
-    return report(history, query) | {"error": None}
+    return report(history, query) | {"budget": None, "error": None}
 
 
 def report(history: ThreadIndex, query: UsageQuery) -> Json:

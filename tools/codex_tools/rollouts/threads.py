@@ -22,6 +22,7 @@ from codex_tools.codex.sandbox import Sandbox, sandbox_of
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import (
     BLOCK,
+    PACKED,
     find_archived,
     find_rollouts,
     ids_of,
@@ -38,6 +39,7 @@ from codex_tools.rollouts.turn_record import (
     read_record,
     settings_of,
 )
+from codex_tools.rollouts.usage_follower import UsageFollower
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,17 @@ class Threads:
         path = found[-1]
         is_marked = ids_of(path.name)[1] == (mark.segment or thread_id)
         return SettingsFollower(path, mark.offset if is_marked else 0)
+
+    def follow_usage(self, thread_id: str, mark: TurnMark) -> UsageFollower | None:
+        """Return a reader of the tokens that a thread uses since *mark*; None without a rollout."""
+        found = self._segments_since(thread_id, mark)
+        # Codex appends to no compressed rollout: it unpacks one first when it resumes the thread.
+        if not found or found[-1].name.endswith(PACKED):
+            return None
+        path = found[-1]
+        is_marked = ids_of(path.name)[1] == (mark.segment or thread_id)
+        mark = mark if is_marked else TurnMark(0, mark.since_ms)
+        return UsageFollower(path, mark, self._prices)
 
     def turn_record(
         self, thread_id: str | None, mark: TurnMark, *, with_end: bool = True

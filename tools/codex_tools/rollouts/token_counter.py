@@ -125,6 +125,11 @@ class TokenCounter:
         self.counts = []
         self._counts_directly = False
 
+    def leave_copy(self) -> None:
+        """Count all that follows as the thread's own part."""
+        self._copy_ended, self._counts_directly = True, self.counts is None
+        self._pending.clear()
+
     def _context_number(self) -> int:
         """Return the number of the current model in the current folder."""
         if self._context is None:

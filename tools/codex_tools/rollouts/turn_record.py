@@ -143,7 +143,7 @@ def _context_in(line: bytes) -> Json | None:
 
 
 @dataclass(slots=True)
-class _Models:
+class Models:
     """Collect the models of a reader's requests."""
 
     names: list[str | None] = field(default_factory=list[str | None])
@@ -168,7 +168,7 @@ def read_record(
     Raises:
         OSError: A rollout cannot be read.
     """
-    models = _Models()
+    models = Models()
     found: list[_Since] = []
     for path in segments:
         # A later segment has begun since the mark.
@@ -210,7 +210,7 @@ class _Since:
     settings: Settings | None
 
 
-def _read_since(path: Path, offset: int, since_ms: int, models: _Models) -> _Since:
+def _read_since(path: Path, offset: int, since_ms: int, models: Models) -> _Since:
     """Read a rollout; if it is shorter than *offset*, it was rewritten, and times decide."""
     reader = ThreadReader(ids_of(path.name)[0], models)
     requests_before = turns_before = at = 0
@@ -297,15 +297,22 @@ def _usage_of(rows: list[tuple[int, ...]]) -> Usage | None:
     )
 
 
-def _cost_of(rows: list[tuple[int, ...]], models: _Models, prices: Prices) -> float | None:
+def _cost_of(rows: list[tuple[int, ...]], models: Models, prices: Prices) -> float | None:
     """Return the cost in USD; None if a request has no known price, or there is none."""
     costs: list[float] = []
-    for ms, context, input_, cached, write, output, *_ in rows:
-        price = prices.of(models.names[context], ms)
-        if price is None:
+    for row in rows:
+        cost = cost_of_request(row, models, prices)
+        if cost is None:
             return None
-        costs.append(price.cost(input_, cached, write, output))
+        costs.append(cost)
     return round(sum(costs), 6) if costs else None
+
+
+def cost_of_request(row: tuple[int, ...], models: Models, prices: Prices) -> float | None:
+    """Return the cost of one request in USD; None if its model has no known price."""
+    ms, context, input_, cached, write, output, *_ = row
+    price = prices.of(models.names[context], ms)
+    return None if price is None else price.cost(input_, cached, write, output)
 
 
 def cost_without_rollout(

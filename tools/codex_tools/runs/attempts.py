@@ -18,6 +18,7 @@ from typing import Any
 
 import anyio
 
+from codex_tools.codex.budget import BudgetExhausted
 from codex_tools.codex.errors import (
     Kind,
     NoAnswer,
@@ -38,6 +39,7 @@ from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.runs.ending import BY_ROLLOUT, turn_of
 from codex_tools.runs.run import Run
 from codex_tools.runs.settings_check import SettingsCheck
+from codex_tools.runs.usage_watch import UsageWatch
 
 PASSING: frozenset[Kind] = frozenset({"rate_limited", "overloaded", "network"})
 """The kinds of failure that may be transient."""
@@ -62,7 +64,12 @@ Report = Callable[[TurnProgress], None]
 
 
 async def run_turns(
-    engine: Engine, threads: Threads, run: Run, report: Report, keep: Keep
+    engine: Engine,
+    threads: Threads,
+    run: Run,
+    report: Report,
+    keep: Keep,
+    watch: UsageWatch,
 ) -> tuple[TurnResult, Any]:
     """Run the turns of *run*; return the result of the last one, and its answer as data.
 
@@ -72,6 +79,7 @@ async def run_turns(
         run: The run.
         report: Called after each event with the progress of the turn.
         keep: Called with each line as Codex wrote it.
+        watch: Follows the tokens of the run, and ends it at its limits.
 
     Raises:
         CodexError: The error that `run_turn` raised for the last turn.
@@ -87,9 +95,8 @@ async def run_turns(
             run.mark = mark_of(before)
         check = SettingsCheck(threads, request, run.mark, progress)
         try:
-            turn = await check.run(
-                partial(run_turn, engine, request, report, keep, progress=progress, since=since)
-            )
+            start = partial(run_turn, engine, request, report, keep, progress=progress, since=since)
+            turn = await check.run(partial(watch.run, start))
             _count(run, turn.usage, before)
         except TurnError as error:
             ended = await _ask_rollout(error, run, request, threads)
@@ -149,7 +156,7 @@ async def _ask_rollout(
     progress = run.progress
     if request.ephemeral or progress.failure is not None:
         return None
-    if not isinstance(error, Stalled | TimedOut | TurnFailed | NoAnswer):
+    if not isinstance(error, Stalled | TimedOut | TurnFailed | NoAnswer | BudgetExhausted):
         return None
     record = await on_cpu(threads.turn_record, progress.thread_id, run.mark, abandon=True)
     if record is None:

@@ -125,6 +125,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         "skip_git_repo_check": request.skip_git_repo_check,
         "ephemeral": request.ephemeral,
         "timeout_s": request.timeout_s,
+        "limits": {limit.name: limit.most for limit in request.limits},
         "depth": request.depth,
         "prompt_characters": len(request.prompt),
         "codex": str(run.request.program.path),

@@ -123,8 +123,14 @@ def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evid
 
 def faulty(run: Run, fault: InternalFault | None = None) -> RunResult:
     """Return the result of a run with an internal fault, from as little data as possible."""
-    turn = TurnResult(thread_id=run.progress.thread_id)
-    return make_result("failed", run_id=run.run_id, turn=turn, error=fault or InternalFault())
+    return make_result(
+        "failed",
+        run_id=run.run_id,
+        turn=TurnResult(thread_id=run.progress.thread_id),
+        usage=run.spent.usage,
+        cost_usd=run.spent.cost_usd,
+        error=fault or InternalFault(),
+    )
 
 
 def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:
@@ -145,7 +151,7 @@ async def stopped(run: Run, threads: Threads) -> RunResult:
 
     A turn that has completed stays completed, whether stdout or the rollout says so.
     """
-    evidence = Evidence()
+    evidence = Evidence(usage=run.spent.usage, cost_usd=run.spent.cost_usd)
     with anyio.move_on_after(EVIDENCE_WITHIN_S):
         evidence = await on_cpu(find_evidence, run, threads, abandon=True)
     ending = run.ending

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio
 
+from codex_tools.codex.budget import NO_BUDGETS, Budgets
 from codex_tools.codex.private_folder import StandIn
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import Engine
@@ -29,6 +30,7 @@ async def open_runs(
     max_runs: int,
     max_queue: int = MAX_QUEUE,
     roots: Sequence[Path] = (),
+    budgets: Budgets = NO_BUDGETS,
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
@@ -69,6 +71,7 @@ async def open_runs(
                 max_runs=max_runs,
                 max_queue=max_queue,
                 roots=roots,
+                budgets=budgets,
                 notes=notes,
             )
             tasks.start_soon(runs.prune)

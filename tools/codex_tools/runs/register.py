@@ -19,7 +19,9 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun, fault_for
+from codex_tools.codex.budget import NO_BUDGETS, Budgets
+from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun
+from codex_tools.codex.faults import fault_for
 from codex_tools.codex.masking import is_cut_of, shorten
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
@@ -28,6 +30,7 @@ from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs import folders
 from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
+from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult
@@ -35,6 +38,7 @@ from codex_tools.runs.run import Run
 from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
+from codex_tools.runs.usage_watch import UsageWatch
 from codex_tools.runs.writer import StateWriter
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import changes_since, explain_unseen, take_snapshot
@@ -84,6 +88,7 @@ class Runs:
         max_runs: int,
         max_queue: int = MAX_QUEUE,
         roots: Sequence[Path] = (),
+        budgets: Budgets = NO_BUDGETS,
         notes: tuple[str, ...] = (),
     ) -> None:
         """Create an empty register; *notes* are warnings for the callers of all runs."""
@@ -96,6 +101,7 @@ class Runs:
         self._notes = notes
         self._roots = roots
         self.audit = AuditLog(state_dir, writer)
+        self.ledger = DayLedger(state_dir, writer, store, threads, budgets)
         self._slots = anyio.CapacityLimiter(max_runs)
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
@@ -320,6 +326,7 @@ class Runs:
             alive = [run.run_id for run in self._runs.values() if run.outcome is None]
             try:
                 await on_disk(self._store.prune, alive, abandon=True)
+                await on_disk(self.ledger.prune, abandon=True)
             except OSError as error:
                 logger.warning("cannot remove old files: %s", error)
 
@@ -357,6 +364,7 @@ class Runs:
         finally:
             run.ended_at, run.ended = anyio.current_time(), now()
             run.outcome = outcome or faulty(run)
+            self.ledger.end(run.run_id, run.spent, run.outcome.usage, run.outcome.cost_usd)
             answer = run.progress.final_response
             run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer is large.
             self._save(run, answer)
@@ -377,18 +385,24 @@ class Runs:
         def report(progress: TurnProgress) -> None:
             nonlocal known
             run.progress = progress
+            watch.wake()
             if progress.thread_id is not None and not known:
                 known = True
                 if run.before is None:
                     self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
                 self._save(run)
 
+        watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
+        self.ledger.begin(run.run_id)
         writes = run.request.sandbox != "read-only"
         before = await take_snapshot(run.request.cwd, self._roots) if writes else None
         identities = await on_disk(folders.identify, run.request)
         with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
-                run.ending = await run_turns(self._engine, self._threads, run, report, log.add)
+                await self.ledger.check()
+                run.ending = await run_turns(
+                    self._engine, self._threads, run, report, log.add, watch
+                )
             except CodexError as error:
                 run.ending = error
         run.seen = await changes_since(before) if before is not None else None

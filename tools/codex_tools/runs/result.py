@@ -83,7 +83,7 @@ class RunResult(Record):
     final_response: str | None
     structured_output: Any
     usage: Usage | None
-    """This turn's tokens."""
+    """This turn's tokens, so far while it runs."""
     cost_usd: float | None
     """Estimate; null when unknown"""
     model: str | None

@@ -84,10 +84,13 @@ def _cut(text: str, room: int, result: RunResult) -> str:
 
 
 def _tail(result: RunResult, limit: int) -> str:
-    """Return the lines below an answer: thread, changed files, warnings and the next step."""
+    """Return the lines below an answer: thread, files, tokens, warnings and the next step."""
     lines = [] if result.thread_id is None else [f"thread_id: {result.thread_id}"]
     so_far = " so far" if result.status in ("running", "queued") else ""
-    lines += [*_files_line(result, so_far, limit), *_warning_lines(result, limit)]
+    lines += _files_line(result, so_far, limit)
+    if so_far and result.usage is not None:
+        lines.append(f"tokens so far: {result.usage.total_tokens:,}")
+    lines += _warning_lines(result, limit)
     return "\n".join([*lines, f"Next: {clean(result.next)}"])
 
 

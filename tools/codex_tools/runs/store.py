@@ -277,6 +277,12 @@ class RunStore:
             if owner != self.server_id and not self._lives(owner):
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def is_alive(self, server_id: str) -> bool:
+        """Return True if that server is alive, which this one is."""
+        return server_id == self.server_id or (
+            _SERVER_ID.fullmatch(server_id) is not None and self._lives(server_id)
+        )
+
     def _lives(self, server_id: str, *, remove: bool = False) -> bool:
         """Return True if another server is alive; with *remove*, delete a dead one's lock file."""
         if server_id == self.server_id:
