@@ -53,6 +53,10 @@ def hanging(fake: FakeCodex, answer: Path) -> Path:
     return fake.build()
 
 
+def let(answer: Path) -> None:
+    answer.touch()
+
+
 async def begin(client: Client, **options: Any) -> Json:
     return await call(client, "codex_run", prompt="go", wait_s=0, **options)
 
@@ -88,7 +92,7 @@ async def test_a_run_of_another_server_is_stopped_and_its_result_says_by_whom(
     assert again == stopped
     assert cast("Json", waited.structured_content)["runs"] == [stopped]
     assert own["error"]["message"] == "The run was cancelled."
-    assert not [*lab.state.glob("runs/*/stop*")]
+    assert not requests_in(lab.state)
     log = [json.loads(line) for line in (lab.state / "audit.jsonl").read_text().splitlines()]
     by = {each["run_id"]: each.get("stopped_by") for each in log if each["event"] == "ended"}
     assert by == {run["run_id"]: said.removesuffix(".").partition(" of ")[2], here["run_id"]: None}
@@ -102,7 +106,7 @@ async def test_a_queued_run_of_another_server_is_stopped(
         second = await begin(one)
         async with connect(mode, hanging, lab) as two:
             stopped, _ = await stop(two, second)
-        answer.touch()
+        let(answer)
         waited = await one.call_tool("codex_wait", {"run_ids": [first["run_id"]]})
     assert second["status"] == "queued"
     assert stopped["status"] == "cancelled"
@@ -124,12 +128,12 @@ async def test_a_server_that_does_not_take_the_request_is_named_and_its_run_goes
         finally:
             os.kill(pid, signal.SIGCONT)
         await anyio.sleep(3 * stop_file.LOOK_EVERY_S)  # A request left behind would be taken.
-        answer.touch()
+        let(answer)
         waited = await one.call_tool("codex_wait", {"run_ids": [run["run_id"]]})
     assert refused["error"]["kind"] == "unknown_run"
     assert "belongs to another server process; that process has not taken the request" in text
     assert cast("Json", waited.structured_content)["runs"][0]["status"] == "completed"
-    assert not [*lab.state.glob("runs/*/stop*")]
+    assert not requests_in(lab.state)
 
 
 async def test_a_run_outside_the_roots_of_a_server_is_unknown_to_it(
@@ -160,6 +164,11 @@ async def test_a_server_inside_a_run_stops_only_its_own_runs(
     assert "belongs to another server process; only that process can stop it." in text
     assert own["status"] == "cancelled"
     assert here["error"]["message"] == "The run was cancelled."
+
+
+def requests_in(state: Path) -> list[Path]:
+    """Return the requests in a state folder."""
+    return [*state.glob("runs/*/stop*")]
 
 
 @pytest.fixture
@@ -206,12 +215,27 @@ def changed(**fields: object) -> Callable[[Path], None]:
     return change
 
 
+def holding(data: bytes) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        file.write_bytes(data)
+
+    return change
+
+
 def replaced_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
     def change(file: Path) -> None:
         file.rename(file.with_name("kept"))
         make(file)
 
     return change
+
+
+def linked(file: Path) -> None:
+    file.symlink_to("kept")
+
+
+def given_away(file: Path) -> None:
+    os.chown(file, 12345, 12345)
 
 
 @pytest.mark.parametrize(
@@ -226,15 +250,15 @@ def replaced_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
         pytest.param(changed(by=None), id="by nobody"),
         pytest.param(changed(by=["a"]), id="by a list"),
         pytest.param(changed(more="x" * 5000), id="large"),
-        pytest.param(lambda file: file.write_text("[]"), id="a list"),
-        pytest.param(lambda file: file.write_text("[" * 4000), id="deep"),
-        pytest.param(lambda file: file.write_bytes(b"\xff{"), id="no text"),
-        pytest.param(lambda file: file.write_bytes(b""), id="empty"),
-        pytest.param(replaced_by(lambda file: file.symlink_to("kept")), id="a link"),
+        pytest.param(holding(b"[]"), id="a list"),
+        pytest.param(holding(b"[" * 4000), id="deep"),
+        pytest.param(holding(b"\xff{"), id="no text"),
+        pytest.param(holding(b""), id="empty"),
+        pytest.param(replaced_by(linked), id="a link"),
         pytest.param(replaced_by(os.mkfifo), id="a pipe"),
         pytest.param(replaced_by(Path.mkdir), id="a folder"),
         pytest.param(
-            lambda file: os.chown(file, 12345, 12345),
+            given_away,
             id="another user's",
             marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away"),
         ),
@@ -257,7 +281,7 @@ def test_no_request_is_written_where_others_may_write(folder: Path, tmp_path: Pa
     folder.chmod(0o700)
     link = tmp_path / "runs" / "run_fedcba9876543210"
     link.symlink_to(folder)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="run_fedcba9876543210"):
         StopFile(link, SERVER, "a client")
     assert [*folder.iterdir()] == []
 
@@ -286,9 +310,9 @@ async def test_a_run_that_ends_before_the_request_is_taken_has_just_ended(tmp_pa
     assert found is not None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stop_elsewhere, StoredRuns(tmp_path), found, "a client")
-        await until(lambda: [*tmp_path.glob("runs/*/stop.json")])
+        await until(lambda: (store.folder(RUN) / "stop.json").exists())
         stored(store, "completed")
-    assert not [*tmp_path.glob("runs/*/stop*")]
+    assert not requests_in(tmp_path)
     store.close()
 
 
@@ -310,7 +334,7 @@ async def test_a_cancelled_call_withdraws_its_request(tmp_path: Path) -> None:
     assert found is not None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stop_elsewhere, StoredRuns(tmp_path), found, "a client")
-        await until(lambda: [*tmp_path.glob("runs/*/stop.json")])
+        await until(lambda: (store.folder(RUN) / "stop.json").exists())
         tasks.cancel_scope.cancel()
-    assert not [*tmp_path.glob("runs/*/stop*")]
+    assert not requests_in(tmp_path)
     store.close()

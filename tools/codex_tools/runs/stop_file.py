@@ -41,7 +41,7 @@ TAKEN_WITHIN_S = 10.0
 """Seconds until a server must have taken a request: builds up to 0.1.0 look for none."""
 
 ENDED_WITHIN_S = 30.0
-"""Seconds to wait for the end of a run after that; a full disk can keep its record from changing."""
+"""Seconds to wait for the end of a run after that: a full disk may keep it from being stored."""
 
 VALID_S = 30.0
 """Seconds for which a request is valid; the process that asks removes it earlier, unless killed."""
@@ -183,7 +183,7 @@ async def stop_elsewhere(store: StoredRuns, found: StoredRun, by: str) -> None:
             "That server hangs, or is older than this one. Its end ends the run: close its client.",
         )
     with anyio.move_on_after(ENDED_WITHIN_S):
-        while not await on_disk(_has_ended, store, run_id):
+        while not await on_disk(_has_ended, store, run_id):  # noqa: ASYNC110 - another process
             await anyio.sleep(LOOK_EVERY_S / 5)
 
 
