@@ -27,6 +27,10 @@ COLOURS = {
 }
 
 
+WIDE = 80
+"""Columns that the first line of a run needs."""
+
+
 class PlainConsole(Console):
     """A console that prints foreign text as it is, and leaves a closed pipe to the caller."""
 
@@ -36,6 +40,11 @@ class PlainConsole(Console):
     def on_broken_pipe(self) -> None:
         """Raise the error again; rich itself would end the process with exit code 1."""
         raise  # rich calls this while it handles the error
+
+    @property
+    def room(self) -> int:
+        """Columns of the terminal; as many as needed if stdout is none."""
+        return self.width if self.is_terminal else WIDE
 
     def row(self, text: Text) -> None:
         """Print *text* on one line: on a terminal cut at its width, else whole."""
@@ -52,33 +61,45 @@ class PlainConsole(Console):
                 self.print(Text.assemble(" " * indent, each), soft_wrap=True)
 
 
-def lines_of(run: Json) -> list[Text]:
-    """Return the three lines about a run in a list: its state, what it does or said, its place."""
+def lines_of(run: Json, width: int = WIDE) -> list[Text]:
+    """Return the lines about a run in a list: its state, what it does or said, its place.
+
+    On a narrow terminal, tokens, cost and changed files have a line of their own.
+    """
     said, style = _said(run)
     model = " ".join(clean(each) for each in (run["model"], run["reasoning_effort"]) if each)
     place = [home(run["cwd"]), run["sandbox"] or "", model or "default model"]
-    return [
-        Text.assemble((run["run_id"], "bold"), "  ", *state_of(run)),
-        Text(f"  {said}", style),
-        Text(f"  {' · '.join(filter(None, place))}", "dim"),
-    ]
+    head = Text.assemble((run["run_id"], "bold"), "  ", *state_of(run))
+    amounts = amounts_of(run)
+    lines = [head]
+    if width < WIDE and amounts:
+        lines.append(Text(f"  {amounts}"))
+    elif amounts:
+        head.append(f"  {amounts}")
+    lines.append(Text(f"  {said}", style))
+    lines.append(Text(f"  {' · '.join(filter(None, place))}", "dim"))
+    return lines
 
 
 def state_of(run: Json) -> list[tuple[str, str]]:
-    """Return a run's status, times, tokens and cost as parts of a line."""
-    status = str(run["status"])
+    """Return a run's status and times as parts of a line."""
+    status, age = str(run["status"]), span(run["age_s"])
     parts = [(status.replace("_", " "), COLOURS.get(status, ""))]
     if run["ended_at"] is None:
-        parts.append((f"  {span(run['age_s'])}", ""))
-    else:
-        parts.append((f"  {local(run['created_at'])}, {span(run['duration_s'])}", ""))
+        return [*parts, (f"  {age}", "")]
+    return [*parts, (f"  {age} ago, took {span(run['duration_s'])}", "")]
+
+
+def amounts_of(run: Json) -> str:
+    """Return a run's tokens, cost and changed files as far as they are known."""
+    parts: list[str] = []
     if run["usage"] is not None:
-        parts.append((f"  {short(run['usage']['total_tokens'])} tokens", ""))
+        parts.append(f"{short(run['usage']['total_tokens'])} tokens")
     if run["cost_usd"] is not None:
-        parts.append((f"  ${run['cost_usd']:,.2f}", ""))
-    if run["files_changed"]:
-        parts.append((f"  {_count(run['files_changed'], 'file')} changed", ""))
-    return parts
+        parts.append(f"${run['cost_usd']:,.2f}")
+    if files := run["files_changed"]:
+        parts.append(f"{files} file{'' if files == 1 else 's'} changed")
+    return "  ".join(parts)
 
 
 def _said(run: Json) -> tuple[str, str]:
@@ -122,7 +143,3 @@ def home(path: str | None) -> str:
 def cleaned_block(text: str, style: str = "") -> Text:
     """Return several lines of foreign text, cleaned."""
     return Text(clean_lines(text), style)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

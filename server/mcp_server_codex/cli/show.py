@@ -30,7 +30,14 @@ from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.turn_result import bare_command
 from codex_tools.runs.store import StoredRuns
 from mcp_server_codex.cli.command import Argument, Form, read_command_line
-from mcp_server_codex.cli.run_lines import PlainConsole, cleaned_block, home, local, state_of
+from mcp_server_codex.cli.run_lines import (
+    PlainConsole,
+    amounts_of,
+    cleaned_block,
+    home,
+    local,
+    state_of,
+)
 from mcp_server_codex.cli.run_list import RunList
 
 SHOW = Form(
@@ -100,6 +107,8 @@ def show(found: Json) -> None:
     console = PlainConsole()
     run, result = found["run"], found["result"]
     console.row(Text.assemble((run["run_id"], "bold"), "  ", *state_of(run)))
+    if amounts := amounts_of(run):
+        console.row(Text(f"  {amounts}"))
     if run["doing"] is not None:
         console.row(Text(f"  {clean(run['doing'])}"))
     _show_facts(console, run, result)

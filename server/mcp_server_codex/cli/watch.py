@@ -96,7 +96,7 @@ def _picture(found: Json, console: PlainConsole) -> Group:
     head = f"{live} live of {found['total']} runs in {home(found['state_dir'])}"
     lines = [Text(f"{datetime.now():%H:%M:%S}  {head}  (Ctrl-C ends)", "dim")]
     for run in runs:
-        lines += lines_of(run)
+        lines += lines_of(run, console.width)
     lines = lines[: console.height]
     for line in lines:
         line.truncate(console.width, overflow="ellipsis")
