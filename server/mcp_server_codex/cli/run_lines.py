@@ -28,7 +28,7 @@ COLOURS = {
 
 
 WIDE = 80
-"""Columns that the first line of a run needs."""
+"""Columns that the id and the state of a run need together."""
 
 
 class PlainConsole(Console):
@@ -64,42 +64,35 @@ class PlainConsole(Console):
 def lines_of(run: Json, width: int = WIDE) -> list[Text]:
     """Return the lines about a run in a list: its state, what it does or said, its place.
 
-    On a narrow terminal, tokens, cost and changed files have a line of their own.
+    On a narrow terminal, the id has a line of its own.
     """
     said, style = _said(run)
     model = " ".join(clean(each) for each in (run["model"], run["reasoning_effort"]) if each)
     place = [home(run["cwd"]), run["sandbox"] or "", model or "default model"]
-    head = Text.assemble((run["run_id"], "bold"), "  ", *state_of(run))
-    amounts = amounts_of(run)
-    lines = [head]
-    if width < WIDE and amounts:
-        lines.append(Text(f"  {amounts}"))
-    elif amounts:
-        head.append(f"  {amounts}")
-    lines.append(Text(f"  {said}", style))
-    lines.append(Text(f"  {' · '.join(filter(None, place))}", "dim"))
-    return lines
+    state = Text.assemble("  ", *state_of(run))
+    name = Text(run["run_id"], "bold")
+    return [
+        *([name, state] if width < WIDE else [Text.assemble(name, state)]),
+        Text(f"  {said}", style),
+        Text(f"  {' · '.join(filter(None, place))}", "dim"),
+    ]
 
 
 def state_of(run: Json) -> list[tuple[str, str]]:
-    """Return a run's status and times as parts of a line."""
+    """Return a run's status, times, tokens, cost and changed files as parts of a line."""
     status, age = str(run["status"]), span(run["age_s"])
-    parts = [(status.replace("_", " "), COLOURS.get(status, ""))]
-    if run["ended_at"] is None:
-        return [*parts, (f"  {age}", "")]
-    return [*parts, (f"  {age} ago, took {span(run['duration_s'])}", "")]
-
-
-def amounts_of(run: Json) -> str:
-    """Return a run's tokens, cost and changed files as far as they are known."""
-    parts: list[str] = []
+    ended = "" if run["ended_at"] is None else f" ago, took {span(run['duration_s'])}"
+    parts = [f"{age}{ended}"]
     if run["usage"] is not None:
         parts.append(f"{short(run['usage']['total_tokens'])} tokens")
     if run["cost_usd"] is not None:
         parts.append(f"${run['cost_usd']:,.2f}")
     if files := run["files_changed"]:
         parts.append(f"{files} file{'' if files == 1 else 's'} changed")
-    return "  ".join(parts)
+    return [
+        (status.replace("_", " "), COLOURS.get(status, "")),
+        *((f"  {part}", "") for part in parts),
+    ]
 
 
 def _said(run: Json) -> tuple[str, str]:

@@ -30,14 +30,7 @@ from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.turn_result import bare_command
 from codex_tools.runs.store import StoredRuns
 from mcp_server_codex.cli.command import Argument, Form, read_command_line
-from mcp_server_codex.cli.run_lines import (
-    PlainConsole,
-    amounts_of,
-    cleaned_block,
-    home,
-    local,
-    state_of,
-)
+from mcp_server_codex.cli.run_lines import PlainConsole, cleaned_block, home, lines_of, local
 from mcp_server_codex.cli.run_list import RunList
 
 SHOW = Form(
@@ -106,11 +99,9 @@ def show(found: Json) -> None:
     """Print the data that `show --json` prints."""
     console = PlainConsole()
     run, result = found["run"], found["result"]
-    console.row(Text.assemble((run["run_id"], "bold"), "  ", *state_of(run)))
-    if amounts := amounts_of(run):
-        console.row(Text(f"  {amounts}"))
-    if run["doing"] is not None:
-        console.row(Text(f"  {clean(run['doing'])}"))
+    first = lines_of(run, console.room)
+    for line in first[:-1] if run["doing"] is not None else first[:-2]:
+        console.row(line)
     _show_facts(console, run, result)
     if result["error"] is not None:
         error = result["error"]

@@ -67,7 +67,7 @@ def run_watch(arguments: list[str]) -> int:
 
 def _draw(runs: RunList, console: PlainConsole, wait: Wait) -> int:
     """Draw the list until a signal ends it; return its number."""
-    live = Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False)
+    live = Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop")
     with live:
         while True:
             live.update(_picture(runs.read(NEWEST), console), refresh=True)

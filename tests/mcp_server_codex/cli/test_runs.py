@@ -151,7 +151,7 @@ def test_no_text_of_a_run_controls_the_terminal(
     state: Path, options: tuple[str, ...], colour: bool
 ) -> None:
     events = (item("reasoning", text=f"**{EVIL}**"), command_event(f"make {EVIL}\nforged"))
-    evil = {"reasoning_effort": EVIL, "thread_id": EVIL}
+    evil: Json = {"reasoning_effort": EVIL, "thread_id": EVIL}
     with server(state) as store:
         keep(store, 1, "running", cwd=f"/w{EVIL}\nx", model=EVIL, events=events, **evil)
         keep(store, 2, answer=f"{EVIL}\nrun_forged", cwd=EVIL, model=EVIL, **evil)
@@ -167,7 +167,7 @@ def test_no_text_of_a_run_controls_the_terminal(
 
 
 @pytest.mark.parametrize("width", [20, 40, 60])
-def test_on_a_narrow_terminal_each_line_is_cut_and_the_amounts_have_their_own(
+def test_on_a_narrow_terminal_each_line_is_cut_and_the_id_has_one_of_its_own(
     state: Path, width: int
 ) -> None:
     with server(state) as store:
@@ -177,7 +177,8 @@ def test_on_a_narrow_terminal_each_line_is_cut_and_the_amounts_have_their_own(
     lines = printed.splitlines()
     assert len(lines) == 4
     assert all(len(line) <= width for line in lines)
-    assert lines[1].startswith("  1.5K tokens  $0.2")
+    assert lines[0] == run_id(1)
+    assert lines[1].startswith("  completed  0")
     assert lines[2].endswith("…")
 
 

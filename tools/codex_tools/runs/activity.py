@@ -39,14 +39,14 @@ class Activity:
             with open_foreign_file(self._path, owned=True) as file:
                 end = file.seek(0, os.SEEK_END)
                 skipped = end - self._at > READ_LIMIT
-                file.seek(end - READ_LIMIT if skipped else self._at)
+                start = file.seek(end - READ_LIMIT if skipped else self._at)
                 data = file.read(READ_LIMIT)
         except OSError:
             return
         if skipped:
             self._is_whole = False
         lines = data.split(b"\n")
-        rest = lines.pop()  # A line that is being written; without a line break so far.
-        self._at = end - len(rest) if lines else end
+        rest = lines.pop()  # A line that Codex, or this server, has not yet ended.
+        self._at = start + len(data) - len(rest)
         for line in lines[1:] if skipped else lines:
             self._progress.add(parse_event(line))
