@@ -16,7 +16,7 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.clean_text import clean
-from codex_tools.codex.errors import RunElsewhere, UnknownRun
+from codex_tools.codex.errors import UnknownRun
 from codex_tools.codex.json_object import Json
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
@@ -78,7 +78,7 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
         await _find(call, params.task_id)
         try:
             await call.lifespan_context.stop(params.task_id)
-        except (UnknownRun, RunElsewhere) as error:
+        except UnknownRun as error:
             raise MCPError(code=types.INVALID_PARAMS, message=error.message) from None
         return {"resultType": "complete"}
 

@@ -15,12 +15,18 @@ import anyio
 import pytest
 from mcp import Client
 
-from codex_tools.codex.errors import RunElsewhere
 from codex_tools.engines.environment import DEPTH_VARIABLE
 from codex_tools.runs import stop_file
 from codex_tools.runs.result import EffectiveSettings, RunStatus, make_result
 from codex_tools.runs.run import Run
-from codex_tools.runs.stop_file import VALID_S, StopFile, StopWatch, stop_elsewhere, take
+from codex_tools.runs.stop_file import (
+    VALID_S,
+    RunElsewhere,
+    StopFile,
+    StopWatch,
+    stop_elsewhere,
+    take,
+)
 from codex_tools.runs.store import RunStore, StoredRuns, now
 from support.fake_codex import FakeCodex
 from support.lab import Json, Lab, call, commands, connect, marked, until

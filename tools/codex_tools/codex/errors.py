@@ -14,7 +14,6 @@ CodexError
   * QueueFull
   * FolderBusy
   * UnknownRun
-  * RunElsewhere
   * IndexUnavailable
 * Interrupted: the server process ended during the run
 * InternalFault: a fault of this server
@@ -273,31 +272,16 @@ class FolderBusy(RequestError):
 
 
 class UnknownRun(RequestError):
-    """No run with that id is kept."""
+    """No run with that id is kept, or it belongs to another server process."""
 
     kind = "unknown_run"
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, problem: str = "is not known to this server") -> None:
         self.run_id = run_id
         super().__init__(
-            f"Run {run_id} is not known to this server.",
+            f"Run {run_id} {problem}.",
             "Check the run_id; results are kept for two weeks. Codex's thread is kept longer: find"
             " it with codex_sessions, then resume it by its thread_id.",
-        )
-
-
-class RunElsewhere(RequestError):
-    """The run belongs to another server process, which cannot be asked to stop it or does not."""
-
-    kind = "unknown_run"
-
-    def __init__(
-        self, run_id: str, problem: str = "only that process can stop it", hint: str = ""
-    ) -> None:
-        self.run_id, self.problem = run_id, problem
-        super().__init__(
-            f"Run {run_id} belongs to another server process; {problem}.",
-            hint or "The client that started the run can stop it, or a person.",
         )
 
 
@@ -505,7 +489,6 @@ class Cancelled(TurnError):
     kind = "cancelled"
 
     def __init__(self, turn: TurnResult, by: str | None = None) -> None:
-        self.by = by
         super().__init__(
             f"The run was cancelled on request of {by}." if by else "The run was cancelled.",
             "Work done so far is kept. Continue with codex_resume.",

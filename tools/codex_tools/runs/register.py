@@ -22,7 +22,6 @@ from anyio.abc import TaskGroup
 from codex_tools.codex.errors import (
     CodexError,
     QueueFull,
-    RunElsewhere,
     ThreadBusy,
     UnknownRun,
     fault_for,
@@ -40,7 +39,7 @@ from codex_tools.runs.ending import completed, failed, faulty, find_evidence, re
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
-from codex_tools.runs.stop_file import StopWatch, stop_elsewhere
+from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
@@ -312,7 +311,7 @@ class Runs:
 
         Raises:
             UnknownRun: There is no run with that id, or it is another server's outside the roots.
-            RunElsewhere: The run belongs to another server, which does not stop it.
+            RunElsewhere: The run belongs to another server process, which does not stop it.
         """
         found = await self.find(run_id)
         if isinstance(found, StoredRun):

@@ -23,7 +23,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from codex_tools.codex.clean_text import clean
-from codex_tools.codex.errors import RunElsewhere
+from codex_tools.codex.errors import UnknownRun
 from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import quote
@@ -51,6 +51,19 @@ REQUEST_LIMIT = 4096
 
 BY_LIMIT = 200
 """Maximum characters that are kept of the name of the process that asks."""
+
+
+class RunElsewhere(UnknownRun):
+    """The run belongs to another server process, which does not stop it."""
+
+    def __init__(
+        self,
+        run_id: str,
+        problem: str = "only that process can stop it",
+        hint: str = "The client that started the run can stop it, or a person.",
+    ) -> None:
+        super().__init__(run_id, f"belongs to another server process; {problem}")
+        self.hint = hint
 
 
 class StopFile:
