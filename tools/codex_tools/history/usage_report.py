@@ -20,6 +20,7 @@ from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import folder_names, is_inside
 from codex_tools.history.index import Progress, ThreadIndex
+from codex_tools.history.indexer import requests_of
 from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, judge_roots, tokens
 from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
 from codex_tools.rollouts.line import parse_line
@@ -38,13 +39,13 @@ _SUMMED = (
 )
 
 _SUMS = (
-    "count(DISTINCT b.file), sum(b.requests), sum(b.input), sum(b.cached), sum(b.output),"
+    "count(DISTINCT b.thread), sum(b.requests), sum(b.input), sum(b.cached), sum(b.output),"
     " sum(b.reasoning), sum(b.cost), sum(b.unpriced)"
 )
 _PART_COLUMNS = (
-    "quarter INTEGER, file INTEGER, context INTEGER, requests INTEGER, input INTEGER,"
+    "quarter INTEGER, thread INTEGER, context INTEGER, requests INTEGER, input INTEGER,"
     " cached INTEGER, output INTEGER, reasoning INTEGER, cost REAL, unpriced INTEGER,"
-    " PRIMARY KEY (quarter, file, context)"
+    " PRIMARY KEY (quarter, thread, context)"
 )
 
 
@@ -138,10 +139,11 @@ class _Report:
         finally:
             db.execute("DROP TABLE IF EXISTS temp.part")
         inside = "in_roots(cwd)" if query.roots else "1"
-        (files,) = db.execute(f"SELECT count(*) FROM file WHERE {inside}").fetchone()
+        (threads,) = db.execute(f"SELECT count(*) FROM thread WHERE {inside}").fetchone()
         unreadable, bad_lines, copies = _faults(db, inside)
         if unreadable:
-            names = [name for (name,) in db.execute(_UNREADABLE.format(inside)).fetchall()]
+            found = db.execute(_UNREADABLE.format(_in_threads(inside))).fetchall()
+            names = [name for (name,) in found]
             more = ", ..." if unreadable > len(names) else ""
             notes.append(f"{unreadable} files are not readable rollouts: {', '.join(names)}{more}")
         if bad_lines:
@@ -156,7 +158,7 @@ class _Report:
             "groups": groups,
             "rate_limits": newest_limits(db),
             "unpriced_models": unpriced,
-            "sessions_read": files - unreadable - copies,
+            "sessions_read": threads,
             "unreadable": unreadable,
             "prices": prices[0] if prices is not None else None,
             "notes": [*notes, *self._history.notes],
@@ -186,16 +188,19 @@ class _Report:
         """Add the requests of a *quarter* that are within the range to the table `part`."""
         since, until = max(since, quarter * QUARTER_MS), min(until, (quarter + 1) * QUARTER_MS)
         db = self._db
-        files = db.execute("SELECT DISTINCT file FROM bucket WHERE quarter = ?", (quarter,))
+        threads = db.execute(
+            "SELECT t.id, t.thread_id, t.files FROM thread t"
+            " WHERE t.id IN (SELECT thread FROM bucket WHERE quarter = ?)",
+            (quarter,),
+        ).fetchall()
         contexts = dict(db.execute("SELECT id, model FROM context").fetchall())
         put = PUT_BUCKET.replace("INTO bucket", "INTO temp.part")
-        for (file,) in files.fetchall():
-            row = db.execute("SELECT requests FROM detail WHERE file = ?", (file,)).fetchone()
+        for id_, thread_id, files in threads:
             some: list[int] = []
-            for request in each_request(orjson.loads(row[0])):
+            for request in each_request(requests_of(db, id_, thread_id, files)):
                 if since <= request[0] < until:
                     some += request
-            rows = buckets_of(file, some, self._history.prices, contexts)
+            rows = buckets_of(id_, some, self._history.prices, contexts)
             db.executemany(put, rows)
 
     def _conditions(self) -> tuple[str, list[Any]]:
@@ -212,11 +217,11 @@ class _Report:
             conditions.append("b.context IN (SELECT value FROM json_each(?))")
             values.append(orjson.dumps(wanted).decode())
         if query.thread_id is not None:
-            conditions.append("b.file IN (SELECT id FROM file WHERE thread_id = ?)")
+            conditions.append("b.thread IN (SELECT id FROM thread WHERE thread_id = ?)")
             values.append(query.thread_id)
         if query.roots:
             # What a thread did in another folder, before it came into a root, is not counted.
-            conditions.append("b.file IN (SELECT id FROM file WHERE in_roots(cwd))")
+            conditions.append("b.thread IN (SELECT id FROM thread WHERE in_roots(cwd))")
             conditions.append("b.context IN (SELECT id FROM context WHERE in_roots(cwd))")
         return "".join(f" AND {each}" for each in conditions), values
 
@@ -247,7 +252,7 @@ class _Report:
         """Yield a row for each model, folder or thread, in descending order of tokens."""
         match self._query.group_by:
             case "thread":
-                key, join = "f.thread_id", " JOIN file f ON f.id = b.file"
+                key, join = "t.thread_id", " JOIN thread t ON t.id = b.thread"
             case kind:
                 key, join = f"c.{kind}", " JOIN context c ON c.id = b.context"
         rows = self._db.execute(
@@ -275,9 +280,7 @@ class _Report:
     def _sum(self, groups: list[Json]) -> Json:
         """Return the totals of all *groups*; a thread in several groups counts once."""
         sums = {key: sum(group[key] for group in groups) for key in _SUMMED}
-        (threads,) = self._db.execute(
-            "SELECT count(*) FROM file WHERE requests > 0 AND shadowed = 0"
-        ).fetchone()
+        (threads,) = self._db.execute("SELECT count(*) FROM thread WHERE requests > 0").fetchone()
         known = round(self._cost, 6)
         priced = all(group["cost_usd"] is not None for group in groups)
         return {
@@ -303,7 +306,7 @@ class _Report:
         return sorted(model or "unknown" for (model,) in rows)
 
 
-_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL AND {} ORDER BY id LIMIT 3"
+_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL{} ORDER BY id LIMIT 3"
 
 
 def newest_limits(db: sqlite3.Connection) -> Json | None:
@@ -371,11 +374,21 @@ def _window(window: object, now: float) -> Json | None:
 def _faults(db: sqlite3.Connection, inside: str) -> tuple[int, int, int]:
     """Return the number of unreadable files, of bad lines in the others, and of copies.
 
-    *inside* is the condition of SQL for the files that may be counted.
+    *inside* is the condition of SQL for the threads that may be counted.
     """
+    where = _in_threads(inside)
     unreadable, bad_lines = db.execute(
         "SELECT count(problem), sum(CASE WHEN problem IS NULL THEN bad_lines END) FROM file"
-        f" WHERE (problem IS NOT NULL OR bad_lines > 0) AND {inside}"
+        f" WHERE (problem IS NOT NULL OR bad_lines > 0){where}"
     ).fetchone()
-    (copies,) = db.execute(f"SELECT count(*) FROM file WHERE shadowed = 1 AND {inside}").fetchone()
+    (copies,) = db.execute(
+        f"SELECT ifnull(sum(copies), 0) FROM thread WHERE copies > 0 AND {inside}"
+    ).fetchone()
     return unreadable, bad_lines or 0, copies
+
+
+def _in_threads(inside: str) -> str:
+    """Return the condition of SQL for the files of the threads that may be counted."""
+    if inside == "1":
+        return ""
+    return f" AND thread_id IN (SELECT thread_id FROM thread WHERE {inside})"
