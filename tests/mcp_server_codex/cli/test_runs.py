@@ -123,13 +123,14 @@ def test_the_run_of_a_dead_server_is_interrupted_or_what_its_rollout_says(
 
 
 def test_a_failed_run_has_its_error(state: Path) -> None:
-    message = f"unexpected status 500 with the key {SECRET}"
+    message = f"unexpected status 500 with the key {SECRET} " + "x" * 5000
     error = TurnFailed(classify(message), TurnResult())
     with server(state) as store:
         keep(store, 1, "failed", error=error)
     found = json_of(state, "runs")
     printed = person_runs(state, "runs").stdout
     assert of(found, 1)["error"]["kind"] == error.failure.kind
+    assert len(of(found, 1)["error"]["message"]) <= SHORT_LIMIT
     assert f"  {error.failure.kind}: " in printed
     assert SECRET not in printed + json.dumps(found)
 
@@ -178,7 +179,7 @@ def test_on_a_narrow_terminal_each_line_is_cut_and_the_id_has_one_of_its_own(
     assert len(lines) == 4
     assert all(len(line) <= width for line in lines)
     assert lines[0] == run_id(1)
-    assert lines[1].startswith("  completed  0")
+    assert lines[1].startswith("  completed  ")
     assert lines[2].endswith("…")
 
 

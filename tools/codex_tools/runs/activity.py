@@ -48,5 +48,5 @@ class Activity:
         lines = data.split(b"\n")
         rest = lines.pop()  # A line that Codex, or this server, has not yet ended.
         self._at = start + len(data) - len(rest)
-        for line in lines[1:] if skipped else lines:
+        for line in lines:  # The first one may be the end of a line, which counts as no event.
             self._progress.add(parse_event(line))
