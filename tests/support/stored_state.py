@@ -103,7 +103,7 @@ def person_runs(
     environ = os.environ | {"HOME": str(state.parent), "CODEX_HOME": str(state.parent / "home")}
     environ |= {"TZ": "UTC", "LANG": "C.UTF-8"} | (env or {})
     argv = [server_program(), *words, "--state-dir", str(state)]
-    return subprocess.run(argv, env=environ, capture_output=True, text=True)
+    return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=120)
 
 
 def json_of(state: Path, *words: str) -> Json:
