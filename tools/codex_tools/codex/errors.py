@@ -476,9 +476,9 @@ class Cancelled(TurnError):
 
     kind = "cancelled"
 
-    def __init__(self, turn: TurnResult) -> None:
+    def __init__(self, turn: TurnResult, by: str | None = None) -> None:
         super().__init__(
-            "The run was cancelled.",
+            f"The run was cancelled on request of {by}." if by else "The run was cancelled.",
             "Work done so far is kept. Continue with codex_resume.",
             turn,
         )

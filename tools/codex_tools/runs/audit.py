@@ -145,6 +145,7 @@ def ending_of(run: Run) -> dict[str, Any]:
         "thread_id": result.thread_id,
         "status": result.status,
         "kind": result.error.kind if result.error is not None else None,
+        **({"stopped_by": run.stopped_by} if run.stopped_by else {}),
         "sandbox": result.sandbox,
         "attempts": result.attempts,
         "duration_s": result.duration_s,

@@ -162,7 +162,8 @@ async def stopped(run: Run, threads: Threads) -> RunResult:
         if turn is not None and (turn.final_response or "").strip():
             ending = await _read_output(run, turn)
     if ending is None:
-        ending = Cancelled(run.progress.result()) if run.stopped else Interrupted()
+        turn = run.progress.result()
+        ending = Cancelled(turn, run.stopped_by) if run.stopped else Interrupted()
     if isinstance(ending, CodexError):
         return failed(run, ending, evidence)
     return completed(run, *ending, evidence)

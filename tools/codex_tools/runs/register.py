@@ -23,6 +23,7 @@ from codex_tools.codex.budget import NO_BUDGETS, Budgets
 from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun
 from codex_tools.codex.faults import fault_for
 from codex_tools.codex.masking import is_cut_of, shorten
+from codex_tools.codex.paths import in_roots
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
@@ -35,6 +36,7 @@ from codex_tools.runs.ending import completed, failed, faulty, find_evidence, re
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
+from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
@@ -108,6 +110,7 @@ class Runs:
         self._unsaved: set[str] = set()
         """Ids of ended runs whose record could not be written yet."""
         self._closing = False
+        self._stops = StopWatch(tasks, store)
         self._changed = anyio.Event()
 
     async def lock_thread(self, thread_id: str) -> ThreadLock:
@@ -185,6 +188,7 @@ class Runs:
             self._save(run)
             self.audit.write("started", facts_of(run))
             self._tasks.start_soon(self._work, run, lock, name=run_id)
+            self._stops.add(run)
         except BaseException:
             del self._runs[run_id]
             raise
@@ -298,20 +302,27 @@ class Runs:
             with anyio.move_on_after(left_s if mine else min(left_s, POLL_EVERY_S)):
                 await changed.wait()
 
-    async def stop(self, run_id: str) -> RunResult:
+    async def stop(self, run_id: str, caller: str | None = None) -> RunResult:
         """Stop a run, wait until none of its processes is left, and return its result.
 
+        Args:
+            run_id: The id of the run.
+            caller: The client that may stop other servers' runs too; None if it may not.
+
         Raises:
-            UnknownRun: There is no run with that id, or the run belongs to another server.
+            UnknownRun: There is no run with that id, or it is another server's outside the roots.
+            RunElsewhere: The run belongs to another server process, which does not stop it.
         """
         found = await self.find(run_id)
         if isinstance(found, StoredRun):
-            if not _has_ended(found.result):
-                raise UnknownRun(
-                    run_id,
-                    "belongs to another server process; only that process can stop it",
-                )
-            return found.result
+            if _has_ended(found.result):
+                return found.result
+            if not await on_disk(in_roots, found.result.cwd, self._roots):
+                raise UnknownRun(run_id)
+            if caller is None:
+                raise RunElsewhere(run_id)
+            await stop_elsewhere(self._store, found, f"{caller} through another server process")
+            return await self.result(run_id)
         if found.outcome is None:
             found.stop()
             await found.done.wait()

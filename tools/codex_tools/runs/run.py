@@ -68,11 +68,17 @@ class Run:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     stopped: bool = False
     """True if the run was asked to stop, by codex_stop or by cancelling its call."""
+    stopped_by: str | None = None
+    """The process that asked for it; None if that was a client of this server."""
 
-    def stop(self) -> None:
-        """Stop the run and all that Codex has started for it; `done` is set at its end."""
+    def stop(self, by: str | None = None) -> None:
+        """Stop the run and all that Codex has started for it; `done` is set at its end.
+
+        *by* names another process that asks for it.
+        """
         # A run that the server's end has interrupted already does not become a stopped one.
-        self.stopped = self.stopped or not self.scope.cancel_called
+        if not self.scope.cancel_called:
+            self.stopped, self.stopped_by = True, by
         self.scope.cancel()
 
     def interrupt(self) -> None:
