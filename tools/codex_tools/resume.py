@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID
 
 from pydantic import Field, field_validator, model_validator
@@ -30,6 +31,8 @@ class ResumeRequest(TurnOptions):
     """Resume the newest thread of cwd, without thread_id"""
     all_dirs: bool = False
     """With last: newest of any folder"""
+    fork: bool = False
+    """Begin a new thread with its history; the old one stays as it is"""
 
     @field_validator("thread_id")
     @classmethod
@@ -63,14 +66,18 @@ async def start(request: ResumeRequest, context: Context) -> Run:
     roots = () if context.runs.in_thread(thread_id) else context.policy.roots
     if roots:  # The lock of a thread outside of them would say whether the thread is in use.
         await on_disk(context.threads.state, thread_id, roots)
-    # Lock the thread before reading it: another run may be about to change it.
-    lock = await context.runs.lock_thread(thread_id)
+    # Lock the thread before reading it: another run may be about to change it. A fork changes
+    # nothing, and takes what is there (0.163.0 forks a thread while a turn is running in it).
+    lock = None if request.fork else await context.runs.lock_thread(thread_id)
     try:
         thread = await on_disk(context.threads.state, thread_id, roots)
         turn = await context.check(request, thread=thread)
         warnings = await context.permit(turn)
         ready = await context.prepare(turn)
         _check_resumable(thread, ready.program)
+        if request.fork:
+            ready.program.need("exec fork")
+            ready = replace(ready, fork=True)
         return context.runs.start(
             ready,
             output,
@@ -80,7 +87,8 @@ async def start(request: ResumeRequest, context: Context) -> Run:
             warnings=warnings,
         )
     except BaseException:
-        await context.runs.unlock_thread(lock)
+        if lock is not None:
+            await context.runs.unlock_thread(lock)
         raise
 
 
@@ -138,7 +146,8 @@ RESUME = Tool(
         "Continue an earlier Codex thread. Codex remembers all of it, so send only what is new."
         " Give thread_id, or last: true for the newest thread of cwd."
         " Folder, sandbox, model and effort stay as in the thread's last turn unless given."
-        " A thread allows one run at a time (else thread_busy). Returns the same as codex_run."
+        " A thread allows one run at a time (else thread_busy); fork: true begins a new thread from"
+        " it. Returns the same as codex_run."
     ),
     request=ResumeRequest,
     result=RunResult,

@@ -184,7 +184,8 @@ def ask_for(turn: CheckedTurn) -> str:
     if request.add_dirs:
         lines.append(f"Extra folders: {_shown(', '.join(map(str, request.add_dirs)))}")
     if request.thread_id is not None:
-        lines.append(f"Continues thread: {request.thread_id}")
+        what = "Continues" if request.resumed else "Begins with the history of"
+        lines.append(f"{what} thread: {request.thread_id}")
     start = json.dumps(clean(request.prompt[:ASKED_PROMPT]), ensure_ascii=False)
     left = len(request.prompt) - ASKED_PROMPT
     task = f"The task: {start}" if left <= 0 else f"The task, without its last {left:,} characters"

@@ -22,7 +22,7 @@ from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.config_layers import MACHINE_FOLDER, MERGED_SERVERS, read_config
-from codex_tools.engines.engine import Keep, TurnRequest
+from codex_tools.engines.engine import Keep, ReviewTarget, TurnRequest
 from codex_tools.engines.environment import (
     EnvironmentRules,
     environment_for_codex,
@@ -118,9 +118,10 @@ def build_argv(
 ) -> list[str]:
     """Return the command line of a turn, in a form that all supported versions accept.
 
-    All options come before `resume`: 0.60.1 accepts few after it, and no version accepts -s or
-    -C there. The sandbox is always named, because several versions remember or guess another
-    one. `--image=` binds its value, because in `-i FILE -` Codex takes the dash for a file.
+    All options come before `resume`, `fork` and `review`: 0.60.1 accepts few after `resume`, and
+    no version accepts -s or -C after one of them. The sandbox is always named, because several
+    versions remember or guess another one. `--image=` binds its value, because in `-i FILE -`
+    Codex takes the dash for a file.
 
     Args:
         request: The turn.
@@ -154,9 +155,24 @@ def build_argv(
     if schema_file is not None:
         argv += ["--output-schema", str(schema_file)]
     argv += [f"--image={image}" for image in request.images]
+    if request.review is not None:
+        return [*argv, "review", *_review_arguments(request.review)]
     if request.thread_id is not None:
-        argv += ["resume", request.thread_id]
+        if request.fork:
+            program.need("exec fork")
+        argv += ["fork" if request.fork else "resume", request.thread_id]
     return [*argv, "-"]
+
+
+def _review_arguments(target: ReviewTarget) -> list[str]:
+    # With another target, 0.98 to 0.171 refuse a prompt. `=` binds a name that begins with a dash.
+    match target.kind:
+        case "custom":
+            return ["-"]
+        case "uncommitted":
+            return ["--uncommitted"]
+        case kind:
+            return [f"--{kind}={target.name}"]
 
 
 def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
@@ -168,6 +184,9 @@ def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
     settings.append(f"default_permissions={to_toml(_PERMISSIONS[request.sandbox])}")
     if request.reasoning_effort is not None:
         settings.append(f"model_reasoning_effort={to_toml(request.reasoning_effort)}")
+    if request.review is not None and request.model is not None:
+        # The user's setting of that name goes before -m (seen with 0.98.0 and 0.163.0).
+        settings.append(f"review_model={to_toml(request.model)}")
     if request.web_search is not None:
         settings += _SEARCH_ON if request.web_search else _SEARCH_OFF
     return settings

@@ -169,9 +169,8 @@ class Runs:
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
         run = Run(run_id, request, before, now(), output, caller, (*warnings, *self._notes))
-        run.start = run.mark = mark_of(before)
-        if before is not None:
-            run.progress.thread_id = before.thread_id
+        run.start = run.mark = mark_of(before if request.resumed is not None else None)
+        run.progress.thread_id = request.resumed
         if unfinished < slots:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
@@ -379,7 +378,7 @@ class Runs:
             run.progress = progress
             if progress.thread_id is not None and not known:
                 known = True
-                if run.before is None:
+                if run.request.resumed is None:
                     self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
                 self._save(run)
 
