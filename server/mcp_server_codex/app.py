@@ -249,7 +249,8 @@ async def _call(
         else None,
         warnings=arguments.warnings,
     )
-    if tool.start is not None and tasks.wants_task(call):
+    has_key = getattr(request, "idempotency_key", None) is not None
+    if tool.start is not None and tasks.wants_task(call) and not has_key:
         try:
             run = await tool.start(request, context)
         except CodexError as error:

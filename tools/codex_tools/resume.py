@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import replace
 from uuid import UUID
 
@@ -52,8 +53,10 @@ class ResumeRequest(TurnOptions):
         return self
 
 
-async def start(request: ResumeRequest, context: Context) -> Run:
+async def start(request: ResumeRequest, context: Context, run_id: str | None = None) -> Run:
     """Start a turn in an existing thread and return its run.
+
+    *run_id* is an id that was promised for the run.
 
     Codex itself keeps only the conversation. The folder, sandbox, model and effort of a resumed
     turn come from its command line. `Policy.check` takes those that the request does not name from
@@ -85,6 +88,7 @@ async def start(request: ResumeRequest, context: Context) -> Run:
             lock=lock,
             caller=context.caller,
             warnings=warnings,
+            run_id=run_id,
         )
     except BaseException:
         if lock is not None:
@@ -94,7 +98,11 @@ async def start(request: ResumeRequest, context: Context) -> Run:
 
 async def resume(request: ResumeRequest, context: Context) -> RunResult:
     """Run a prompt in an existing thread and return its result."""
-    return await context.follow(await start(request, context), request.wait_s)
+
+    def begin(run_id: str | None) -> Awaitable[Run]:
+        return start(request, context, run_id)
+
+    return await context.run_once("codex_resume", request, begin)
 
 
 async def _newest(request: ResumeRequest, context: Context) -> str:

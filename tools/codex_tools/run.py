@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -61,16 +61,22 @@ seen). Without a record, neither its findings nor its usage could be read."""
 
 
 async def start(
-    request: RunRequest, context: Context, adapt: Callable[[TurnRequest], TurnRequest] | None = None
+    request: RunRequest,
+    context: Context,
+    adapt: Callable[[TurnRequest], TurnRequest] | None = None,
+    run_id: str | None = None,
 ) -> Run:
     """Start a task in a new thread and return its run.
 
-    *adapt* may add settings to the turn that the arguments of codex_run cannot express.
+    *adapt* may add settings to the turn that the arguments of codex_run cannot express. *run_id*
+    is an id that was promised for the run.
     """
     ready, output, warnings = await _prepare(request, context)
     if adapt is not None:
         ready = adapt(ready)
-    return context.runs.start(ready, output, caller=context.caller, warnings=warnings)
+    return context.runs.start(
+        ready, output, caller=context.caller, warnings=warnings, run_id=run_id
+    )
 
 
 async def _prepare(
@@ -104,7 +110,11 @@ async def _prepare(
 
 async def run(request: RunRequest, context: Context) -> RunResult:
     """Run a task in a new thread and return its result."""
-    return await context.follow(await start(request, context), request.wait_s)
+
+    def begin(run_id: str | None) -> Awaitable[Run]:
+        return start(request, context, run_id=run_id)
+
+    return await context.run_once("codex_run", request, begin)
 
 
 RUN = Tool(

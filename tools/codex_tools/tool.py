@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Generic, TypeVar, cast
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import CodexError, InvalidArguments
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, write_exactly
 from codex_tools.codex.program import NOT_ASKED
 from codex_tools.codex.record import Record
 from codex_tools.codex.workers import on_disk, on_index
@@ -147,6 +148,33 @@ class Context:
         """Wait for a run, reporting its progress; return its result, final or so far."""
         self.watch(run)
         return await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
+
+    async def run_once(
+        self, tool: str, options: TurnOptions, start: Callable[[str | None], Awaitable[Run]]
+    ) -> RunResult:
+        """Start a run and wait for it; with an idempotency key, return the run that has the key.
+
+        Args:
+            tool: The name of the tool.
+            options: The arguments.
+            start: Function that starts the run, under the id that it gets if that is not None.
+        """
+        key = options.idempotency_key
+        if key is None:
+            return await self.follow(await start(None), options.wait_s)
+        asked = options.model_dump(mode="json", exclude={"idempotency_key", "wait_s"})
+        asked |= {"tool": tool, "cwd": options.cwd or str(self.default_cwd)}
+        digest = hashlib.sha256(write_exactly(dict(sorted(asked.items())))).hexdigest()
+        run_id, run = await self.runs.keys.once(key, digest, start, self.runs.is_own)
+        if run is not None:
+            return await self.follow(run, options.wait_s)
+        found = await self.runs.find(run_id)
+        if isinstance(found, Run):
+            self.watch(found)
+        wait_s = self.wait_s if options.wait_s is None else options.wait_s
+        (result,) = await self.runs.wait([run_id], wait_s, "all")
+        note = f"idempotency_key: an earlier call started {run_id}, which is returned again."
+        return result.model_copy(update={"warnings": [*result.warnings, note]})
 
     async def read_history(self, work: Callable[[ThreadIndex, Progress], T]) -> T:
         """Run *work* on the index in a worker thread, and report how many rollouts are read."""

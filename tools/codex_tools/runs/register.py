@@ -8,7 +8,6 @@ of the server ends all runs at once.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +29,7 @@ from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
+from codex_tools.runs.keys import WRITTEN_WITHIN_S, Keys, new_run_id
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import RunStore, StoredRun, now
@@ -62,12 +62,6 @@ ANSWER_LIMIT = 1_000_000
 POLL_EVERY_S = 0.5
 """Polling interval in seconds for runs owned by another server."""
 
-WRITTEN_WITHIN_S = 0.3
-"""Seconds to wait until a record is on disk; a disk that hangs must not delay the result.
-
-Claude Code gives a server 0.5 s in all before it sends SIGKILL.
-"""
-
 
 class Runs:
     """All runs of this server, and the stored runs of other and earlier servers."""
@@ -96,6 +90,7 @@ class Runs:
         self._notes = notes
         self._roots = roots
         self.audit = AuditLog(state_dir, writer)
+        self.keys = Keys(state_dir, store, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
@@ -142,6 +137,7 @@ class Runs:
         before: ThreadState | None = None,
         lock: ThreadLock | None = None,
         warnings: tuple[str, ...] = (),
+        run_id: str | None = None,
     ) -> Run:
         """Start a run, or queue it; return at once.
 
@@ -152,6 +148,7 @@ class Runs:
             before: The current state of the thread to resume.
             lock: That thread's lock. The run owns the lock, unless this method raises.
             warnings: Warnings for the caller.
+            run_id: An id of `new_run_id` that was promised before; None for a new one.
 
         Raises:
             QueueFull: As many runs are queued as the operator allows.
@@ -162,7 +159,7 @@ class Runs:
         if unfinished >= slots + self._max_queue:
             raise QueueFull(unfinished - slots, self._max_queue)
         folders.check_free(request, self._runs.values())
-        run_id = f"run_{secrets.token_hex(8)}"
+        run_id = run_id or new_run_id()
         if lock is not None:
             request = replace(request, held=(lock.fd,))
         request = replace(request, scratch=self._store.scratch)
@@ -319,6 +316,7 @@ class Runs:
             alive = [run.run_id for run in self._runs.values() if run.outcome is None]
             try:
                 await on_disk(self._store.prune, alive, abandon=True)
+                await on_disk(self.keys.prune, abandon=True)
             except OSError as error:
                 logger.warning("cannot remove old files: %s", error)
 

@@ -189,7 +189,7 @@ class RunStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
             return None
-        if result.status not in ("running", "queued") or self._lives(server_id):
+        if result.status not in ("running", "queued") or self.lives(server_id):
             return StoredRun(result, created_at, updated_at)
         recorded = _recorded(record.get("recorded"))
         if recorded is not None and not recorded.is_kept:
@@ -271,13 +271,13 @@ class RunStore:
                 shutil.rmtree(folder, ignore_errors=True)
         for file in self._servers.glob("*.lock"):
             if file.stem != self.server_id:
-                self._lives(file.stem, remove=True)
+                self.lives(file.stem, remove=True)
         for folder in self._scratch.iterdir():
             owner = folder.name.partition("-")[0]
-            if owner != self.server_id and not self._lives(owner):
+            if owner != self.server_id and not self.lives(owner):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _lives(self, server_id: str, *, remove: bool = False) -> bool:
+    def lives(self, server_id: str, *, remove: bool = False) -> bool:
         """Return True if another server is alive; with *remove*, delete a dead one's lock file."""
         if server_id == self.server_id:
             return False
