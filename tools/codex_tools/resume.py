@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from codex_tools.codex.errors import CodexUnsupported, ThreadNotFound
 from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_disk
+from codex_tools.engines.engine import TurnRequest
 from codex_tools.history.thread_list import newest_thread
 from codex_tools.rollouts.files import PACKED
 from codex_tools.rollouts.threads import ThreadState
@@ -74,13 +75,7 @@ async def start(request: ResumeRequest, context: Context, run_id: str | None = N
     lock = None if request.fork else await context.runs.lock_thread(thread_id)
     try:
         thread = await on_disk(context.threads.state, thread_id, roots)
-        turn = await context.check(request, thread=thread)
-        warnings = await context.permit(turn)
-        ready = await context.prepare(turn)
-        _check_resumable(thread, ready.program)
-        if request.fork:
-            ready.program.need("exec fork")
-            ready = replace(ready, fork=True)
+        ready, warnings = await _prepare(request, context, thread)
         return context.runs.start(
             ready,
             output,
@@ -96,8 +91,33 @@ async def start(request: ResumeRequest, context: Context, run_id: str | None = N
         raise
 
 
+async def _prepare(
+    request: ResumeRequest, context: Context, thread: ThreadState
+) -> tuple[TurnRequest, tuple[str, ...]]:
+    """Return the turn that *request* asks for in *thread*, and warnings."""
+    turn = await context.check(request, thread=thread)
+    warnings = await context.permit(turn, dry_run=request.dry_run)
+    ready = await context.prepare(turn)
+    _check_resumable(thread, ready.program)
+    if request.fork:
+        ready.program.need("exec fork")
+        ready = replace(ready, fork=True)
+    return ready, warnings
+
+
+async def _plan(request: ResumeRequest, context: Context) -> RunResult:
+    context.policy.check_depth(context.depth)
+    output = await make_output(request)
+    thread_id = request.thread_id or await _newest(request, context)
+    thread = await on_disk(context.threads.state, thread_id, context.policy.roots)
+    ready, warnings = await _prepare(request, context, thread)
+    return await context.plan(ready, output, warnings)
+
+
 async def resume(request: ResumeRequest, context: Context) -> RunResult:
     """Run a prompt in an existing thread and return its result."""
+    if request.dry_run:
+        return await _plan(request, context)
 
     def begin(run_id: str | None) -> Awaitable[Run]:
         return start(request, context, run_id)

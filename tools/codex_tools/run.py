@@ -90,7 +90,7 @@ async def _prepare(
         request = request.model_copy(update={"sandbox": "read-only"})
     turn = await context.check(request, ephemeral=request.ephemeral)
     output = await make_output(request)
-    warnings = await context.permit(turn)
+    warnings = await context.permit(turn, dry_run=request.dry_run)
     if target is not None:
         target = await check_target(target, turn.request.cwd)
         if asked not in (None, "read-only"):
@@ -110,6 +110,8 @@ async def _prepare(
 
 async def run(request: RunRequest, context: Context) -> RunResult:
     """Run a task in a new thread and return its result."""
+    if request.dry_run:
+        return await context.plan(*await _prepare(request, context))
 
     def begin(run_id: str | None) -> Awaitable[Run]:
         return start(request, context, run_id=run_id)

@@ -16,6 +16,7 @@ from codex_tools.codex.errors import CodexError, InvalidArguments
 from codex_tools.codex.json_object import Json, write_exactly
 from codex_tools.codex.program import NOT_ASKED
 from codex_tools.codex.record import Record
+from codex_tools.codex.turn_result import TurnResult
 from codex_tools.codex.workers import on_disk, on_index
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
@@ -23,9 +24,10 @@ from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.project_config import find_uncommitted
 from codex_tools.runs.register import Runs
-from codex_tools.runs.result import RunResult
+from codex_tools.runs.result import EffectiveSettings, PlannedTurn, RunResult, make_result
 from codex_tools.runs.result_text import Words
 from codex_tools.runs.run import Run, wait_while_called
+from codex_tools.schemas.output_schema import Output
 from codex_tools.turn_options import TurnOptions
 
 ASKED_PROMPT = 300
@@ -99,8 +101,10 @@ class Context:
         excess = await find_uncommitted(turn.request.project_files or {}, turn.request.cwd)
         return turn if excess is None else replace(turn, excesses=(*turn.excesses, excess))
 
-    async def permit(self, turn: CheckedTurn) -> tuple[str, ...]:
+    async def permit(self, turn: CheckedTurn, *, dry_run: bool = False) -> tuple[str, ...]:
         """Permit a turn that is within the limits, or that a person allows this once.
+
+        For a *dry_run* no person is asked; a warning says what a person would be asked for.
 
         Returns:
             Warnings for the caller.
@@ -114,6 +118,9 @@ class Context:
             return warnings
         if self.ask is None:
             raise excesses[0]
+        if dry_run:
+            more = (f"A person would be asked to allow this: {each.what}." for each in excesses)
+            return (*warnings, *more)
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
         try:
             allowed = await self.ask(ask_for(turn), turn)
@@ -148,6 +155,32 @@ class Context:
         """Wait for a run, reporting its progress; return its result, final or so far."""
         self.watch(run)
         return await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
+
+    async def plan(
+        self, request: TurnRequest, output: Output | None, warnings: tuple[str, ...]
+    ) -> RunResult:
+        """Return the result of a dry run: what would be started for *request*."""
+        if output is not None:
+            request = replace(request, output_schema=output.strict.schema)
+        plan = await self.engine.plan_turn(request)
+        return make_result(
+            "planned",
+            turn=TurnResult(thread_id=request.resumed),
+            setting=EffectiveSettings(
+                model=request.model,
+                reasoning_effort=request.reasoning_effort,
+                sandbox=request.sandbox,
+                cwd=str(request.cwd),
+                codex_version=request.program.version_text,
+            ),
+            warnings=(*warnings, *plan.warnings),
+            planned=PlannedTurn(
+                argv=list(plan.argv),
+                environment=list(plan.environment),
+                timeout_s=request.timeout_s,
+                stall_s=request.stall_s,
+            ),
+        )
 
     async def run_once(
         self, tool: str, options: TurnOptions, start: Callable[[str | None], Awaitable[Run]]

@@ -80,6 +80,8 @@ class TurnOptions(Record):
 
     idempotency_key: str | None = Field(None, max_length=200)
     """The same key returns the same run for a day, instead of a second one"""
+    dry_run: bool = False
+    """Start nothing; return the command line and limits"""
 
     @field_validator("prompt")
     @classmethod

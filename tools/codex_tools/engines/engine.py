@@ -84,6 +84,16 @@ class TurnRequest:
         return None if self.fork else self.thread_id
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an engine would start for a turn."""
+
+    argv: tuple[str, ...]
+    environment: tuple[str, ...]
+    """The names of the variables in Codex's environment."""
+    warnings: tuple[str, ...] = ()
+
+
 class Engine(Protocol):
     """A way to run turns of Codex."""
 
@@ -103,6 +113,15 @@ class Engine(Protocol):
         Raises:
             CodexNotFound: No Codex was found, or it does not answer.
             CodexUnsupported: Codex is older than the oldest supported version.
+        """
+        ...
+
+    async def plan_turn(self, request: TurnRequest) -> Plan:
+        """Return what `open_turn` would start; start nothing and write nothing.
+
+        Raises:
+            CodexUnsupported: This version of Codex lacks an option that the turn needs.
+            NotAllowed: A path resolves to another place than when it was checked.
         """
         ...
 

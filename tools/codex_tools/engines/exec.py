@@ -15,14 +15,14 @@ from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, NoticeEvent, parse_event
 from codex_tools.codex.images import IMAGES_LIMIT
 from codex_tools.codex.json_object import write_exactly
-from codex_tools.codex.masking import shorten
+from codex_tools.codex.masking import mask, shorten
 from codex_tools.codex.paths import codex_home, trusted_path
 from codex_tools.codex.program import Program, Version, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.config_layers import MACHINE_FOLDER, MERGED_SERVERS, read_config
-from codex_tools.engines.engine import Keep, ReviewTarget, TurnRequest
+from codex_tools.engines.engine import Keep, Plan, ReviewTarget, TurnRequest
 from codex_tools.engines.environment import (
     EnvironmentRules,
     environment_for_codex,
@@ -68,6 +68,10 @@ class ExecEngine:
             return env | {"PATH": trusted_path(env.get("PATH", ""), (cwd, *self._untrusted))}
 
         return await find_codex(self._codex_bin, cwd, environ, self._untrusted)
+
+    async def plan_turn(self, request: TurnRequest) -> Plan:
+        """Return the command line of a turn; see `Engine.plan_turn`."""
+        return await on_disk(_plan, request)
 
     @asynccontextmanager
     async def open_turn(
@@ -224,6 +228,16 @@ def _prepare(
             request = _with_instructions(request, request.base_instructions, scratch)
         request = replace(request, images=_without_commas(request.images, scratch))
     return _command_for(request, schema_file)
+
+
+def _plan(request: TurnRequest) -> Plan:
+    _check_unmoved(request)
+    schema_file = Path("output_schema.json") if request.output_schema is not None else None
+    argv, env, notices = _command_for(request, schema_file)
+    # For a Codex before 0.77, this setting holds the user's MCP servers with their environment.
+    hidden = f"{MERGED_SERVERS}="
+    shown = (f"{hidden}…" if each.startswith(hidden) else mask(each) for each in argv)
+    return Plan(tuple(shown), tuple(sorted(env)), tuple(notices))
 
 
 def _command_for(
