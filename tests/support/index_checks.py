@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -477,7 +477,7 @@ class Rollout:
         return self
 
 
-def name_threads(home: Path, names: dict[str, str]) -> None:
+def name_threads(home: Path, names: Mapping[str, str | None]) -> None:
     """Give threads names, as Codex does."""
     lines = (json.dumps({"id": id_, "thread_name": name}) + "\n" for id_, name in names.items())
     with (home / "session_index.jsonl").open("a") as file:

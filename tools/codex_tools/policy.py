@@ -412,8 +412,11 @@ class _Review:
                 operator has not allowed the key.
         """
         limit = config.web_search
-        if limit is None or not (asked or settings):
+        if limit is None:
             return asked
+        if not (asked or settings):
+            # 0.98.0 does not read allowed_web_search_modes.
+            return False if limit == "disabled" else asked
         allowed = self.policy.allow_config
         if (excess := exceeds_search_limit(asked, settings, limit, allowed)) is not None:
             raise NotAllowed(

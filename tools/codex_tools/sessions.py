@@ -19,7 +19,7 @@ from codex_tools.history.tables import tokens
 from codex_tools.history.thread_list import COLD_FILES, Page, ThreadList, ThreadQuery, enough_for
 from codex_tools.history.times import instant, iso
 from codex_tools.history.transcript import thread_uri
-from codex_tools.rollouts.turn_reader import Turn as ReadTurn
+from codex_tools.rollouts.turn_builder import Turn as ReadTurn
 from codex_tools.rollouts.turn_reader import read_turns
 from codex_tools.runs.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
 from codex_tools.runs.result_text import Words, words_of_error

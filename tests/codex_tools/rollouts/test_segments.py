@@ -162,8 +162,10 @@ def test_an_index_knows_a_segment_that_comes_later(
     second.use(2, response="r5").answer("x").ask("epsilon").use(3, response="r6").save()
     assert only(history)["usage"]["input_tokens"] == 7006
     assert prompts(history, first.id) == ["alpha", "beta", "delta", "epsilon"]
+    first.use(5, response="late").save()
+    assert only(history)["usage"]["input_tokens"] == 7011
     second.path.unlink()
-    assert only(history)["usage"]["input_tokens"] == 7000
+    assert only(history)["usage"]["input_tokens"] == 7005
     assert prompts(history, first.id) == ["alpha", "beta", "gamma"]
 
 

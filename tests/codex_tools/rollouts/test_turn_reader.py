@@ -11,7 +11,7 @@ import zstandard
 
 from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
-from codex_tools.rollouts.turn_reader import COMMANDS_KEPT, Turn
+from codex_tools.rollouts.turn_builder import COMMANDS_KEPT, Turn
 from codex_tools.runs.result import RESULT_LIMIT
 from codex_tools.sessions import SessionsResult
 from support.index_checks import START, Rollout, open_index, sessions

@@ -114,6 +114,23 @@ def test_how_a_turn_ended_is_read(tmp_path: Path, rest: Sequence[bytes], ending:
     assert found.error == ("no" if ending == "failed" else None)
 
 
+@pytest.mark.parametrize("plan", [False, True])
+def test_what_was_said_before_a_turn_ended_without_an_answer_is_none(
+    tmp_path: Path, plan: bool
+) -> None:
+    # 0.107 to 0.144.2 record no errors.
+    asked = at(2010, "event_msg", {"type": "user_message", "message": "do it"})
+    said = at(2020, "event_msg", {"type": "agent_message", "message": "I will look."})
+    item = {"type": "item_completed", "item": {"type": "Plan", "text": "a plan"}}
+    planned = at(2030, "event_msg", item) if plan else b""
+    end = at(2100, "event_msg", {"type": "task_complete", "last_agent_message": None})
+    found = read(
+        tmp_path, FIRST + turn(2000, 7, 107, asked, said, planned, end), TurnMark(len(FIRST))
+    )
+    told = (found.ending, found.final_response, found.error)
+    assert told == (("completed", "a plan", None) if plan else ("failed", None, None))
+
+
 def test_text_that_looks_like_a_record_is_none(tmp_path: Path) -> None:
     forged = json.dumps({"type": "turn_context", "payload": {"sandbox_policy": {"type": "x"}}})
     call = {"type": "function_call", "name": "shell", "arguments": {"turn_context": 1, "a": forged}}

@@ -77,6 +77,7 @@ class IndexBatch:
         self.files: list[tuple[Any, ...]] = []
         self._details: list[tuple[int, str, str]] = []
         self._gone: list[int] = []
+        self._grown: list[tuple[int]] = []
         self._alone: dict[str, tuple[tuple[Any, ...], list[list[Any]]]] = {}
         """By thread, its row and new buckets, if the file read is its only one."""
         self._several: set[str] = set()
@@ -110,11 +111,17 @@ class IndexBatch:
             for id_ in (*self._gone, *gone):
                 self._remove(id_)
             db.executemany("INSERT INTO context VALUES (?, ?, ?)", self._contexts.new)
+            # Cheaper than INSERT OR REPLACE, which looks for a former row of each file.
+            db.executemany("DELETE FROM file WHERE id = ?", self._grown)
+            db.executemany("DELETE FROM detail WHERE file = ?", self._grown)
             db.executemany(PUT_FILE, self.files)
-            db.executemany("INSERT OR REPLACE INTO detail VALUES (?, ?, ?)", self._details)
+            db.executemany("INSERT INTO detail VALUES (?, ?, ?)", self._details)
             wanted = orjson.dumps([*self._alone, *self._several])
             self._several.update(id_ for (id_,) in db.execute(COMPOSED, (wanted,)).fetchall())
             alone = [each for id_, each in self._alone.items() if id_ not in self._several]
+            grown = {id_ for (id_,) in self._grown}
+            again = [(row[0],) for row, _ in alone if row[0] in grown]
+            db.executemany("DELETE FROM thread WHERE id = ?", again)
             db.executemany(PUT_THREAD, [row for row, _ in alone])
             db.executemany(PUT_BUCKET, sorted(row for _, rows in alone for row in rows))
             for thread_id in self._several:
@@ -152,6 +159,7 @@ class IndexBatch:
             _feed(reader, fd, reader.offset, found.size)
             reader.finish()
             seal = _seal(fd, reader.offset)
+        self._grown.append((found.file,))
         return found.file, reader, seal, requests, (text_offset, text_size), None
 
     def _detail(self, file: int) -> tuple[list[int], list[Mark]]:

@@ -11,10 +11,12 @@ from typing import Any, cast
 import orjson
 
 from codex_tools.codex.foreign_file import bounded_lines, open_foreign_file
-from codex_tools.codex.json_object import Json, object_of
+from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.history.tables import text_rows, transaction
 from codex_tools.rollouts.files import PACKED, parts_of
 from codex_tools.rollouts.line import COMPACTED, LINE_LIMIT, parse_line, user_text
+from codex_tools.rollouts.turn_builder import review_text
+from codex_tools.rollouts.user_request import request_in
 
 NAME_LIMIT = 1024 * 1024
 """Bytes of the longest line with a thread's name that is read."""
@@ -24,9 +26,16 @@ TEXT_LIMIT = 20_000
 
 _HEAD = 160
 """Bytes of a line that contain the type of its event."""
+_BARE = b'{"type":"message","role":"'
+"""The first bytes of a prompt or an answer in a rollout of a Codex before September 2025."""
 _EVENT = b'"type":"event_msg","payload":{"type":"'
-_READ = frozenset((b"task_s", b"task_c", b"user_m", b"agent_", b"item_c"))
+_READ = frozenset((b"task_s", b"task_c", b"user_m", b"agent_", b"item_c", b"exited"))
 """The first six letters of the event types that matter here."""
+_ITEMS = (
+    b'"item":{"type":"UserMessage"',
+    b'"item":{"type":"Plan"',
+    b'"item":{"type":"ExitedReviewMode"',
+)
 
 
 def read_new_texts(
@@ -70,12 +79,13 @@ def read_names(db: sqlite3.Connection, path: Path) -> None:
             for line in bounded_lines(file, NAME_LIMIT):
                 try:
                     entry: Any = orjson.loads(line)
-                    names[str(entry["id"])] = str(entry["thread_name"])
+                    names[str(entry["id"])] = str(entry["thread_name"] or "").strip()
                 except (orjson.JSONDecodeError, KeyError, TypeError):
                     continue  # A torn line or another format: skip this name.
     except OSError:
         names.clear()
-    rows = [(id_, name, fold(name)) for id_, name in names.items()]
+    # An empty name takes away the former one.
+    rows = [(id_, name, fold(name)) for id_, name in names.items() if name]
     db.execute("DELETE FROM name")
     db.executemany("INSERT INTO name VALUES (?, ?, ?)", rows)
 
@@ -117,6 +127,12 @@ def read_texts(path: Path, start: int, end: int) -> tuple[list[str], int]:
 
 def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:
     """Add the prompt or answer of a line to *texts*; return True if a turn is open after it."""
+    if line.startswith(_BARE):
+        text = user_text(parse_line(line) or {})
+        text = request_in(text) if line.startswith(b"user", len(_BARE)) else text
+        if text:
+            texts.append(text[:TEXT_LIMIT])
+        return in_turn
     start = line.find(_EVENT, 0, _HEAD)
     # Behind a second brace, it would be a part of the record, such as the arguments of a tool.
     if start < 0 or line.count(b"{", 0, start) != 1:
@@ -130,14 +146,29 @@ def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:
     if what == b"task_c":
         in_turn = False
         text = _payload(line).get("last_agent_message")
-    elif what == b"user_m" or (what == b"agent_" and not in_turn):
+    elif what == b"user_m":
+        text = request_in(text_of(_payload(line), "message"))
+    elif what == b"agent_" and not in_turn:
         text = _payload(line).get("message")
-    elif what == b"item_c" and b'"item":{"type":"UserMessage"' in line[at : at + 240]:
-        item = object_of(_payload(line), "item")
-        text = user_text(item) if item.get("type") == "UserMessage" else None
+    elif what == b"exited":
+        text = review_text(_payload(line))
+    elif what == b"item_c" and any(item in line[at : at + 240] for item in _ITEMS):
+        text = _text_of_item(object_of(_payload(line), "item"))
     if isinstance(text, str) and text and text != COMPACTED:
         texts.append(text[:TEXT_LIMIT])
     return in_turn
+
+
+def _text_of_item(item: Json) -> str | None:
+    match item.get("type"):
+        case "UserMessage":
+            return request_in(user_text(item))
+        case "Plan":
+            return text_of(item, "text")
+        case "ExitedReviewMode":
+            return review_text(item)
+        case _:
+            return None
 
 
 def fold(text: str) -> str:

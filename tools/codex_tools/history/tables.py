@@ -73,7 +73,7 @@ CREATE TABLE thread (
     output INTEGER NOT NULL, reasoning INTEGER NOT NULL, cost REAL NOT NULL,
     unpriced INTEGER NOT NULL,
     created_ms INTEGER, cwd TEXT, git_branch TEXT, source TEXT, is_subagent INTEGER NOT NULL,
-    model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT, title TEXT,
+    model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT, agent TEXT, title TEXT,
     turns INTEGER NOT NULL, ending TEXT NOT NULL, is_paginated INTEGER NOT NULL,
     is_damaged INTEGER NOT NULL
 );
@@ -98,7 +98,7 @@ _FILE_COLUMNS = (
 )
 THREAD_FACTS = (
     *("created_ms", "cwd", "git_branch", "source", "is_subagent", "model", "cli_version"),
-    *("parent_id", "forked_id", "title", "turns", "ending", "is_paginated", "is_damaged"),
+    *("parent_id", "forked_id", "agent", "title", "turns", "ending", "is_paginated", "is_damaged"),
 )
 """The columns of `thread` that have the names of a reader's facts."""
 _THREAD_COLUMNS = (
@@ -109,7 +109,7 @@ _THREAD_COLUMNS = (
 _NULLABLE = frozenset(
     (
         *("problem", "created_ms", "cwd", "git_branch", "source", "model", "cli_version"),
-        *("parent_id", "forked_id", "title", "limits_ms", "limits"),
+        *("parent_id", "forked_id", "agent", "title", "limits_ms", "limits"),
     )
 )
 
@@ -117,7 +117,7 @@ _NULLABLE = frozenset(
 def _put(table: str, columns: Sequence[str]) -> str:
     values = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(_NULLABLE, "nullif(?, 0)")
     given = ", ".join(values.get(column, "?") for column in columns)
-    return f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({given})"
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({given})"
 
 
 PUT_FILE = _put("file", _FILE_COLUMNS)

@@ -41,7 +41,7 @@ _COLUMNS = (
     "t.thread_id, t.folder, t.name, t.title, t.cwd, t.git_branch, t.source, t.model,"
     " t.cli_version, t.created_ms, t.active_ms, t.turns, t.ending, t.input, t.cached, t.output,"
     " t.reasoning, t.cost, t.unpriced, t.parent_id, t.forked_id, t.archived, t.is_paginated,"
-    " t.is_damaged, t.mtime_ns, t.packed,"
+    " t.is_damaged, t.mtime_ns, t.packed, t.agent,"
     " (SELECT n.name FROM name n WHERE n.thread_id = t.thread_id)"
 )
 
@@ -149,11 +149,13 @@ class ThreadList:
         (
             thread_id, folder, file_name, title, cwd, git_branch, source, model, cli_version,
             created_ms, active_ms, turns, ending, input_, cached, output, reasoning, cost,
-            unpriced, parent_id, forked_id, archived, paginated, damaged, mtime_ns, packed, name,
+            unpriced, parent_id, forked_id, archived, paginated, damaged, mtime_ns, packed,
+            agent, name,
         ) = row  # fmt: skip
         return {
             "thread_id": thread_id,
-            "name": name,
+            # The task of a sub-agent may be encrypted (0.144.0), and then there is no title.
+            "name": name or (agent if title is None else None),
             "title": None if title is None else title[:120],
             "cwd": cwd,
             "git_branch": git_branch,
@@ -163,7 +165,7 @@ class ThreadList:
             "created_at": iso(created_ms),
             "last_active_at": iso(active_ms),
             "turn_count": turns,
-            "status": self._status(thread_id, ending, mtime_ns),
+            "status": self._status(thread_id, ending, active_ms, mtime_ns),
             "usage": tokens(input_, cached, output, reasoning),
             "cost_usd": None if unpriced else round(cost, 6),
             "parent_thread_id": parent_id,
@@ -173,7 +175,7 @@ class ThreadList:
             "resumable": not archived and not damaged and self._knows(paginated, packed),
         }
 
-    def _status(self, thread_id: str, ending: str, mtime_ns: int) -> str:
+    def _status(self, thread_id: str, ending: str, active_ms: int, mtime_ns: int) -> str:
         if ending in ("completed", "failed", "interrupted"):
             return ending
         if ending == "answered":
@@ -181,7 +183,8 @@ class ThreadList:
         if not ending:
             return "unknown"
         held = self._writers.holds(thread_id)
-        fresh = time.time() - mtime_ns / 1e9 < FRESH_S
+        # A copy of a home has new modification times, but the times in its lines are old.
+        fresh = abs(time.time() - min(active_ms / 1e3, mtime_ns / 1e9)) < FRESH_S
         if held or (fresh and not (ending == "open" and self._writers.are_told)):
             return "running"
         # Codex 0.60.1 records no end of a turn that failed or was killed.
@@ -227,7 +230,7 @@ def newest_thread(
             query = replace(query, exact_cwd=(*query.exact_cwd, *aliases))
         where, values = conditions(query)
         row = db.execute(
-            f"SELECT f.thread_id FROM thread t WHERE {where}"
+            f"SELECT t.thread_id FROM thread t WHERE {where}"
             " ORDER BY t.active_ms DESC, t.thread_id LIMIT 1",
             values,
         ).fetchone()
@@ -272,10 +275,12 @@ def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
         add(
             f"(t.thread_id IN (SELECT f.thread_id FROM file f WHERE f.id IN"
             f" (SELECT rowid >> 20 FROM text WHERE {found})) OR t.thread_id IN"
-            " (SELECT thread_id FROM name WHERE instr(folded, ?)) OR t.thread_id = ?)",
+            " (SELECT thread_id FROM name WHERE instr(folded, ?)) OR t.thread_id = ?"
+            " OR instr(lower(t.agent), ?))",
             pattern,
             fold(word),
             word.lower(),
+            fold(word),
         )
     return " AND ".join(parts), values
 

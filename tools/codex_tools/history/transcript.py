@@ -17,7 +17,8 @@ from codex_tools.codex.masking import quote, shorten
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import ThreadList
 from codex_tools.history.times import iso
-from codex_tools.rollouts.turn_reader import Turn, read_turns
+from codex_tools.rollouts.turn_builder import Turn
+from codex_tools.rollouts.turn_reader import read_turns
 
 PAGE_TURNS = 20
 """Turns per page, at most."""
@@ -116,6 +117,8 @@ def _turn(number: int, turn: Turn) -> str:
     parts = [" · ".join([f"## Turn {number}", *(clean(fact) for fact in facts if fact)])]
     if turn.prompt is not None:
         parts.append(f"Prompt:\n\n{_quoted(turn.prompt)}")
+    if turn.recorded_prompt is not None:
+        parts.append(f"Prompt as recorded, with its context:\n\n{_quoted(turn.recorded_prompt)}")
     if turn.commands:
         parts.append("\n".join(_command(*command) for command in turn.commands))
     if turn.files:

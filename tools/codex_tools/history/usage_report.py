@@ -306,7 +306,7 @@ class _Report:
         return sorted(model or "unknown" for (model,) in rows)
 
 
-_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL{} ORDER BY id LIMIT 3"
+_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL AND size > 0{} ORDER BY id LIMIT 3"
 
 
 def newest_limits(db: sqlite3.Connection) -> Json | None:
@@ -378,8 +378,9 @@ def _faults(db: sqlite3.Connection, inside: str) -> tuple[int, int, int]:
     """
     where = _in_threads(inside)
     unreadable, bad_lines = db.execute(
+        # A run that is cancelled at once leaves an empty file (0.171.0).
         "SELECT count(problem), sum(CASE WHEN problem IS NULL THEN bad_lines END) FROM file"
-        f" WHERE (problem IS NOT NULL OR bad_lines > 0){where}"
+        f" WHERE (problem IS NOT NULL AND size > 0 OR bad_lines > 0){where}"
     ).fetchone()
     (copies,) = db.execute(
         f"SELECT ifnull(sum(copies), 0) FROM thread WHERE copies > 0 AND {inside}"

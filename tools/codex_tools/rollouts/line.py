@@ -55,6 +55,7 @@ _KINDS = (
     (b'"type":"event_msg","payload":{"type":"task_s', STARTED),
     (b'"type":"event_msg","payload":{"type":"task_c', COMPLETED),
     (b'"type":"event_msg","payload":{"type":"turn_a', OTHER),
+    (b'"type":"event_msg","payload":{"type":"exited', OTHER),
     (b'"type":"event_msg","payload":{"type":"thread', OTHER),
     (b'"type":"token', OTHER),
     (b'"type":"turn_', CONTEXT),
@@ -288,8 +289,17 @@ def counts_of(usage: Any) -> Counts | None:
     return None
 
 
+def records_errors(end: Json) -> bool:
+    """Return True if the Codex that wrote this `task_complete` records why a turn failed.
+
+    0.107 to 0.144.2 do not, and end a failed turn like any other, without an answer. 0.147.0 and
+    later do; their `task_complete` also has the time at which the turn started.
+    """
+    return "error" in end or "started_at" in end
+
+
 def user_text(item: Mapping[str, Any]) -> str | None:
-    """Return the text of a UserMessage item; None if it has no text."""
+    """Return the text of a message, such as a UserMessage item; None if it has no text."""
     texts = [text_of(part, "text") for part in objects_of(item, "content")]
     return "\n".join(text for text in texts if text) or None
 

@@ -115,7 +115,7 @@ def _facts_of(segments: Sequence[Rollout], history: Sequence[Rollout]) -> Json:
     """Return the facts of the thread: its origin by the oldest segment, its state by the newest."""
     newest, oldest = history[-1], segments[0]
     facts = dict(newest.facts)
-    for name in ("git_branch", "source", "is_subagent", "parent_id", "forked_id"):
+    for name in ("git_branch", "source", "is_subagent", "parent_id", "forked_id", "agent"):
         facts[name] = oldest.facts[name]
     with_turns = [rollout for rollout in history if rollout.marks]
     state = with_turns[-1] if with_turns else newest

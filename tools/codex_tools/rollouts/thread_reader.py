@@ -7,6 +7,7 @@ makes no sense is counted in `bad_lines` and left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -36,14 +37,17 @@ from codex_tools.rollouts.line import (
     last_usual,
     ms_at,
     ms_of,
+    records_errors,
     start_of,
     user_text,
     without_instructions,
 )
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS, RESPONSE_FIELD, TokenCounter
+from codex_tools.rollouts.user_request import request_in
 
 TITLE_LIMIT = 200
 
+_CWD = re.compile(r"<cwd>([^<\n]+)</cwd>|Current working directory: ([^\n]+)")
 _RESPONSE = b'"type":"response_item"'
 _COMPACTED = b'"type":"compacted"'
 _CALLS = (
@@ -52,6 +56,7 @@ _CALLS = (
     _RESPONSE + b',"payload":{"type":"local_shell_call',
 )
 _ANSWER = _RESPONSE + b',"payload":{"type":"message","role":"assistant"'
+_ANSWERED = b'"last_agent_message":"'
 _HEAD_OF_LINE = 150
 """Bytes of a line that contain the type of its payload."""
 _UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, ODD)
@@ -61,14 +66,14 @@ _UNMARKED = ("asked", "said", "answered")
 
 FACTS = (
     *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
-    *("cli_version", "parent_id", "forked_id", "title", "turns", "ending", "is_paginated"),
+    *("cli_version", "parent_id", "forked_id", "agent", "title", "turns", "ending", "is_paginated"),
     *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits", "active_ms", "has_meta"),
     *("base_id", "base_offset", "offset"),
 )
 """The attributes of a reader that describe its rollout."""
 _STATE = (
     *("_in_turn", "_has_copy", "_copy_ended", "_record", "_is_record_unsure", "_in_long_line"),
-    *("_has_prompt", "_added_prompt"),
+    *("_has_prompt", "_added_prompt", "_has_context", "_is_answered", "_is_bare"),
 )
 """The further attributes in `state`; indexes on disk depend on their order."""
 
@@ -114,7 +119,7 @@ class ThreadReader(TokenCounter):
     is_damaged: bool = False
     """True if an old Codex has written into paginated history: no Codex can resume it."""
     title: str | None = None
-    """The first prompt."""
+    """What the person asked first, without context."""
     turns: int = 0
     ending: str = ""
     """State of the last turn: open, completed, failed, interrupted. A Codex before 0.98 does not
@@ -128,6 +133,12 @@ class ThreadReader(TokenCounter):
     _in_turn: bool = False
     _has_prompt: bool = False
     """True if the current turn has its prompt."""
+    _has_context: bool = False
+    """True if the current turn has a turn_context."""
+    _is_answered: bool = False
+    """True if the current turn has an answer that is not a message: a plan or a review."""
+    _is_bare: bool = False
+    """True in a rollout of a Codex before September 2025."""
     _added_prompt: tuple[int, int] | None = None
     """Time (ms) and offset of the newest prompt that a person added to the current turn."""
     _answered_at: int = -1
@@ -191,7 +202,7 @@ class ThreadReader(TokenCounter):
             if kind == COUNT:
                 if self._take_count_text(line):
                     continue
-            elif kind == ITEM and self.title is not None:
+            elif kind == ITEM and self.title is not None and self.is_paginated:
                 continue  # Only a prompt matters, and only as the title.
             pos = lines.tell() - len(line)
             if kind in _UNPARSED and self._take_unparsed(kind, line, place.start, pos):
@@ -265,7 +276,7 @@ class ThreadReader(TokenCounter):
             return line.isspace()
         if not self._counts_directly:
             return False
-        if kind == COMPLETED and b'"error":' not in line:
+        if kind == COMPLETED and b'"error":' not in line and _ANSWERED in line:
             self._in_turn, self.ending = False, "completed"
             return True
         if kind == STARTED and (ms := ms_at(line)):
@@ -277,10 +288,15 @@ class ThreadReader(TokenCounter):
         """Parse and take a line; *pos* is its offset in the block."""
         try:
             entry: Json = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            self.bad_lines += 1
+            return
+        try:
             kind: object = entry["type"]
             payload: Json = entry["payload"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            self.bad_lines += 1
+        except (KeyError, TypeError):
+            if type(entry) is not dict or not self._take_bare(entry, pos):
+                self.bad_lines += 1
             return
         if not isinstance(kind, str) or type(payload) is not dict:
             self.bad_lines += 1
@@ -301,8 +317,37 @@ class ThreadReader(TokenCounter):
             case _:
                 pass
 
+    def _take_bare(self, entry: Json, pos: int) -> bool:
+        """Take a line of a Codex before September 2025; return False for any other line.
+
+        The first line had no type, and items had no envelope and no time.
+        """
+        kind = entry.get("type")
+        if not self.has_meta and kind is None and text_of(entry, "id") and "timestamp" in entry:
+            self._take_meta(entry)
+            self._is_bare, self.active_ms = True, self.created_ms
+            return True
+        if not self._is_bare or "payload" in entry:
+            return False
+        if kind == "message":
+            self._take_bare_message(entry, pos)
+        elif isinstance(kind, str) and kind.endswith("_call") and self.ending:
+            self.ending = "asked"
+        return True
+
+    def _take_bare_message(self, message: Json, pos: int) -> None:
+        text = user_text(message)
+        if message.get("role") == "assistant":
+            self.ending = "answered" if self.ending else ""
+        elif message.get("role") == "user" and text is not None:
+            if request_in(text) is not None:
+                self._take_prompt({"message": text}, self.created_ms or 0, pos)
+            elif self.cwd is None and (found := _CWD.search(text)):
+                self.cwd = found[1] or found[2]
+
     def _take_context(self, payload: Json, pos: int) -> None:
         self._check_copy_end(payload, pos)
+        self._has_context = True
         self.model = text_of(payload, "model")
         self.cwd = text_of(payload, "cwd") or self.cwd
         self._context = None
@@ -323,7 +368,7 @@ class ThreadReader(TokenCounter):
                     self._begin_marked_turn(self._ms_of(time), pos)
             case "task_complete" if self.in_own_part:
                 self._in_turn = False
-                self.ending = "failed" if payload.get("error") else "completed"
+                self.ending = "failed" if self._has_failed(payload) else "completed"
             case "turn_aborted" if self.in_own_part:
                 self._in_turn, self.ending = False, "interrupted"
             case "user_message":
@@ -332,10 +377,22 @@ class ThreadReader(TokenCounter):
                 self.ending, self._answered_at = "said", pos
             case "item_completed":
                 self._take_item(payload)
+            case "exited_review_mode":
+                self._is_answered = True
             case "thread_rolled_back" if self.in_own_part:
                 self._take_back(payload.get("num_turns"))
             case _:
                 pass
+
+    def _has_failed(self, end: Json) -> bool:
+        """Return True if a turn that ends with this `task_complete` has failed."""
+        if end.get("error"):
+            return True
+        if isinstance(end.get("last_agent_message"), str) or self._is_answered:
+            return False
+        # A turn that only compacts the history, or runs a command of the person, asks no model.
+        asks_model = self._has_prompt or self._has_context
+        return asks_model and not self.is_paginated and not records_errors(end)
 
     def _check_copy_end(self, payload: Json, pos: int) -> None:
         """End the copy of another thread if this turn's id is not older than the thread's id."""
@@ -382,6 +439,7 @@ class ThreadReader(TokenCounter):
         self._in_turn, self.ending = True, "open"
         self._context_line = b""
         self._has_prompt, self._added_prompt = False, None
+        self._has_context = self._is_answered = False
 
     def _take_prompt(self, payload: Json, ms: int, pos: int) -> None:
         """Take a prompt: the turn's own, or one that a person added while the turn ran."""
@@ -400,6 +458,8 @@ class ThreadReader(TokenCounter):
         item = object_of(payload, "item")
         if self.in_own_part and item.get("type") == "UserMessage":
             self._set_title(user_text(item))
+        elif item.get("type") == "Plan":
+            self._is_answered = True
 
     def _leave_turn(self) -> None:
         """Close a turn that was killed: a Codex without turn ids now continues the thread."""
@@ -409,8 +469,8 @@ class ThreadReader(TokenCounter):
             self.ending, self._added_prompt = "asked", None
 
     def _set_title(self, prompt: str | None) -> None:
-        if self.title is None and prompt and (words := " ".join(prompt[:4000].split())):
-            self.title = words[:TITLE_LIMIT]
+        if self.title is None and (request := request_in(prompt)):
+            self.title = " ".join(request[:4000].split())[:TITLE_LIMIT] or None
 
 
 def _is_json(text: bytes) -> bool:

@@ -20,6 +20,7 @@ from codex_tools.rollouts.files import PACKED, blocks, ids_of, parts_of
 from codex_tools.rollouts.line import LINE_LIMIT, parse_line
 from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
+from codex_tools.rollouts.turn_builder import UNEXPLAINED
 from codex_tools.rollouts.turn_reader import read_turns, segment_of
 
 Ending = Literal["completed", "failed", "interrupted", "open"]
@@ -79,7 +80,7 @@ class TurnRecord:
     final_response: str | None = None
     """The answer of a turn that has completed."""
     error: str | None = None
-    """The message of a turn that has failed."""
+    """The message of a turn that has failed; None if Codex recorded none."""
     troubles: tuple[str, ...] = ()
     """A warning for each command that failed because of the sandbox, without repeats."""
     has_lost_image: bool = False
@@ -197,6 +198,7 @@ def read_record(
     if with_end and ending in ("completed", "failed"):
         turns, _ = read_turns([segment_of(begun[-1].path, begun[-1].reader)], None, 1)
         answer, error = turns[0].final_response, turns[0].error
+        error = None if error == UNEXPLAINED else error
     return TurnRecord(settings, ending, usage, cost, answer, error, tuple(troubles), has_lost_image)
 
 
