@@ -251,7 +251,11 @@ async def _call(
         else None,
         warnings=arguments.warnings,
     )
-    if tool.start is not None and tasks.wants_task(call):
+    # The run of a key may belong to another server, and a dry run is no run.
+    may_be_new = not getattr(request, "idempotency_key", None) and not getattr(
+        request, "dry_run", False
+    )
+    if tool.start is not None and tasks.wants_task(call) and may_be_new:
         try:
             run = await tool.start(request, context)
         except CodexError as error:

@@ -82,6 +82,11 @@ class TurnOptions(Record):
     wait_s: float | None = Field(None, ge=0)
     """Seconds to wait for the result; 0 returns at once, then use codex_wait"""
 
+    idempotency_key: str | None = Field(None, max_length=200)
+    """The same key returns the same run for a day, instead of a second one"""
+    dry_run: bool = False
+    """Start nothing; return the command line and limits"""
+
     @field_validator("prompt")
     @classmethod
     def _not_blank(cls, prompt: str) -> str:

@@ -256,10 +256,10 @@ class EndingServer(StoredRuns):
 
     server: RunStore
 
-    def _lives(self, server_id: str, *, remove: bool = False) -> bool:
+    def lives(self, server_id: str, *, remove: bool = False) -> bool:
         self.server.save(result(1, "completed", "the answer"), now())
         self.server.close()
-        return super()._lives(server_id, remove=remove)
+        return super().lives(server_id, remove=remove)
 
 
 def test_a_run_that_ends_together_with_its_server_is_not_interrupted(tmp_path: Path) -> None:

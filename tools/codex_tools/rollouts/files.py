@@ -78,6 +78,15 @@ def find_rollouts(home: Path, thread_id: str) -> list[Path]:
     return []
 
 
+def rollouts_since(home: Path, thread_id: str) -> Iterator[Path]:
+    """Yield the first rollout of each thread that is newer than *thread_id*, by its id."""
+    for folder in _folders_since(home / SESSIONS, thread_id):
+        for path in map(Path, rollouts_below(folder)):
+            thread, segment = ids_of(path.name)
+            if thread > thread_id and thread == segment:
+                yield path
+
+
 def find_archived(home: Path, thread_id: str) -> list[Path]:
     """Return the rollouts of *thread_id* in the archive, as `find_rollouts` does.
 

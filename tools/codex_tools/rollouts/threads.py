@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +31,7 @@ from codex_tools.rollouts.files import (
     open_rollout,
 )
 from codex_tools.rollouts.line import LINE_LIMIT, parse_line
+from codex_tools.rollouts.review import find_reviewer, review_in
 from codex_tools.rollouts.turn_record import (
     SettingsFollower,
     TurnMark,
@@ -99,20 +100,47 @@ class Threads:
     def find_state(self, thread_id: str | None) -> ThreadState | None:
         """Return the state of a thread, or None if there is no such thread to resume."""
         state = read_state(self._segments(thread_id))
-        return state if state is not None and state.thread_id == thread_id else None
+        if state is None or state.thread_id != thread_id:
+            return None
+        reviewer = find_reviewer(self.home, state.thread_id) if state.sandbox is None else None
+        work = read_state([reviewer]) if reviewer is not None else None
+        if work is None:
+            return state
+        # A review records its settings only in the thread in which the reviewer works.
+        effort = work.reasoning_effort
+        return replace(state, sandbox=work.sandbox, model=work.model, reasoning_effort=effort)
 
     def is_kept(self, thread_id: str | None) -> bool:
         """Return True if Codex has written a rollout for the thread."""
         return bool(self._segments(thread_id))
 
-    def follow_settings(self, thread_id: str, mark: TurnMark) -> SettingsFollower | None:
-        """Return a reader of the settings that Codex records in a turn; None without a rollout."""
+    def follow_settings(
+        self, thread_id: str, mark: TurnMark, *, is_fork: bool = False
+    ) -> SettingsFollower | None:
+        """Return a reader of the settings that Codex records in a turn; None without a rollout.
+
+        *is_fork* is True for a thread whose rollout may begin with a copy of another thread's.
+        """
         found = self._segments_since(thread_id, mark)
         if not found:
             return None
         path = found[-1]
         is_marked = ids_of(path.name)[1] == (mark.segment or thread_id)
-        return SettingsFollower(path, mark.offset if is_marked else 0)
+        newer_than = thread_id if is_fork else ""
+        return SettingsFollower(path, mark.offset if is_marked else 0, newer_than)
+
+    def find_reviewer(self, thread_id: str) -> str | None:
+        """Return the thread in which Codex's reviewer works for a review; None if not found."""
+        path = find_reviewer(self.home, thread_id)
+        return ids_of(path.name)[0] if path is not None else None
+
+    def read_review(self, thread_id: str | None) -> Json | None:
+        """Return what a review found, as `review_in` does; None if Codex did not record it."""
+        try:
+            found = self._segments(thread_id)
+            return review_in(found[0]) if found else None
+        except OSError:
+            return None
 
     def follow_usage(self, thread_id: str, mark: TurnMark) -> UsageFollower | None:
         """Return a reader of the tokens that a thread uses since *mark*; None without a rollout."""

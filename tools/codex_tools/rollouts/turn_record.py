@@ -106,6 +106,11 @@ class SettingsFollower:
     path: Path
     offset: int
     """Where the next read begins."""
+    newer_than: str = ""
+    """The id of a fork: its rollout may hold copies of earlier turns, whose ids are smaller.
+
+    0.163.0 copies a thread of 0.60.1, whose turns have no ids.
+    """
     _partial: bytes = b""
     _is_long: bool = False
     """True within a line that is too long to keep."""
@@ -127,7 +132,8 @@ class SettingsFollower:
                 self._partial = b""  # No turn_context is so long; the rest of it is no JSON.
                 self._is_long = True
             for line in lines:
-                if (context := _context_in(line)) is not None:
+                context = _context_in(line)
+                if context is not None and (text_of(context, "turn_id") or "") >= self.newer_than:
                     found.append(settings_of(context))
         return found
 

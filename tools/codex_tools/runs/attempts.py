@@ -92,7 +92,7 @@ async def run_turns(
     while True:
         run.attempts += 1
         if run.attempts > 1:
-            run.mark = mark_of(before)
+            run.mark = mark_of(before if request.resumed is not None else None)
         check = SettingsCheck(threads, request, run.mark, progress)
         try:
             start = partial(run_turn, engine, request, report, keep, progress=progress, since=since)
@@ -119,6 +119,8 @@ async def run_turns(
                 continue
             else:
                 raise
+        if request.review is not None:
+            return turn, await on_cpu(threads.read_review, turn.thread_id)
         if run.output is None:
             return turn, None
         try:
@@ -130,7 +132,9 @@ async def run_turns(
         progress.note(f"An answer did not match output_schema: {'; '.join(found)}")
         repairs -= 1
         tries = 1
-        request = replace(request, prompt=_mend(found), images=(), thread_id=turn.thread_id)
+        request = replace(
+            request, prompt=_mend(found), images=(), thread_id=turn.thread_id, fork=False
+        )
         before = await _state(request, threads)
         progress.begin_turn(turn.thread_id)
         progress.doing = "asking Codex to correct its answer"
@@ -228,9 +232,11 @@ def asked_pause(message: str) -> float | None:
 async def _again(request: TurnRequest, progress: TurnProgress, threads: Threads) -> TurnRequest:
     """Return the request that retries a turn, in the thread that it opened if Codex kept it."""
     opened = progress.thread_id
-    thread_id = opened if await _can_resume(request, opened, threads) else request.thread_id
-    progress.begin_turn(thread_id)
-    return replace(request, thread_id=thread_id)
+    # A review cannot be continued: its thread holds only what the reviewer said.
+    if request.review is None and await _can_resume(request, opened, threads):
+        request = replace(request, thread_id=opened, fork=False)
+    progress.begin_turn(request.resumed)
+    return request
 
 
 async def _can_resume(request: TurnRequest, thread_id: str | None, threads: Threads) -> bool:
@@ -243,6 +249,10 @@ async def _state(request: TurnRequest, threads: Threads) -> ThreadState | None:
 
 def _count(run: Run, reported: Usage | None, before: ThreadState | None) -> None:
     """Add the usage of one turn to *run*; Codex may have reported that of the whole thread."""
+    if run.request.fork or run.request.review is not None:
+        # Codex counts the history of a fork too, and nothing for a review: 0 (both seen with
+        # 0.163.0 and 0.171.0). The rollouts have the right numbers.
+        return
     earlier = before.usage if before is not None else None
     if reported is None or earlier is None or not run.request.program.usage_is_cumulative:
         _add(run, reported)

@@ -69,6 +69,8 @@ def find_evidence(run: Run, threads: Threads) -> Evidence:
         usage, at_ms = run.used, run.start.since_ms
         return Evidence(cost_usd=threads.cost_of_usage(usage, run.request.model, at_ms))
     turn = threads.turn_record(thread_id, run.mark, with_end=run.ending is None)
+    if run.request.review is not None:
+        return _evidence_of_review(run, turn, threads)
     whole = turn
     if run.mark != run.start:  # The records of earlier turns of the run count too.
         whole = threads.turn_record(thread_id, run.start, with_end=False)
@@ -77,6 +79,18 @@ def find_evidence(run: Run, threads: Threads) -> Evidence:
         is_elsewhere = run.progress.ended and not threads.is_kept(thread_id)
         return Evidence(turn, is_elsewhere=is_elsewhere)
     return Evidence(turn, whole.usage, whole.cost_usd)
+
+
+def _evidence_of_review(run: Run, turn: TurnRecord | None, threads: Threads) -> Evidence:
+    """Return the facts of a review: the reviewer's own thread has its settings and its usage."""
+    thread_id = run.progress.thread_id
+    found = threads.find_reviewer(thread_id) if thread_id is not None else None
+    work = threads.turn_record(found, TurnMark(), with_end=False)
+    if work is None:
+        is_elsewhere = run.progress.ended and not threads.is_kept(thread_id)
+        return Evidence(turn, is_elsewhere=is_elsewhere)
+    whole = replace(turn or TurnRecord(), settings=work.settings, troubles=work.troubles)
+    return Evidence(whole, work.usage, work.cost_usd)
 
 
 def turn_of(record: TurnRecord, progress: TurnProgress) -> TurnResult | None:

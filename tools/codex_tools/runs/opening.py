@@ -14,7 +14,8 @@ from codex_tools.codex.private_folder import StandIn
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import Engine
 from codex_tools.rollouts.threads import Threads
-from codex_tools.runs.register import MAX_QUEUE, WRITTEN_WITHIN_S, Runs
+from codex_tools.runs.keys import WRITTEN_WITHIN_S
+from codex_tools.runs.register import MAX_QUEUE, Runs
 from codex_tools.runs.store import RunStore
 from codex_tools.runs.writer import StateWriter
 

@@ -8,7 +8,6 @@ of the server ends all runs at once.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -34,6 +33,7 @@ from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
+from codex_tools.runs.keys import WRITTEN_WITHIN_S, Keys, new_run_id
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
 from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
@@ -68,12 +68,6 @@ ANSWER_LIMIT = 1_000_000
 POLL_EVERY_S = 0.5
 """Polling interval in seconds for runs owned by another server."""
 
-WRITTEN_WITHIN_S = 0.3
-"""Seconds to wait until a record is on disk; a disk that hangs must not delay the result.
-
-Claude Code gives a server 0.5 s in all before it sends SIGKILL.
-"""
-
 
 class Runs:
     """All runs of this server, and the stored runs of other and earlier servers."""
@@ -104,6 +98,7 @@ class Runs:
         self._roots = roots
         self.audit = AuditLog(state_dir, writer)
         self.ledger = DayLedger(state_dir, writer, store, threads, budgets)
+        self.keys = Keys(state_dir, store, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
@@ -151,6 +146,7 @@ class Runs:
         before: ThreadState | None = None,
         lock: ThreadLock | None = None,
         warnings: tuple[str, ...] = (),
+        run_id: str | None = None,
     ) -> Run:
         """Start a run, or queue it; return at once.
 
@@ -161,6 +157,7 @@ class Runs:
             before: The current state of the thread to resume.
             lock: That thread's lock. The run owns the lock, unless this method raises.
             warnings: Warnings for the caller.
+            run_id: An id of `new_run_id` that was promised before; None for a new one.
 
         Raises:
             QueueFull: As many runs are queued as the operator allows.
@@ -171,16 +168,15 @@ class Runs:
         if unfinished >= slots + self._max_queue:
             raise QueueFull(unfinished - slots, self._max_queue)
         folders.check_free(request, self._runs.values())
-        run_id = f"run_{secrets.token_hex(8)}"
+        run_id = run_id or new_run_id()
         if lock is not None:
             request = replace(request, held=(lock.fd,))
         request = replace(request, scratch=self._store.scratch)
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
         run = Run(run_id, request, before, now(), output, caller, (*warnings, *self._notes))
-        run.start = run.mark = mark_of(before)
-        if before is not None:
-            run.progress.thread_id = before.thread_id
+        run.start = run.mark = mark_of(before if request.resumed is not None else None)
+        run.progress.thread_id = request.resumed
         if unfinished < slots:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
@@ -338,6 +334,7 @@ class Runs:
             try:
                 await on_disk(self._store.prune, alive, abandon=True)
                 await on_disk(self.ledger.prune, abandon=True)
+                await on_disk(self.keys.prune, abandon=True)
             except OSError as error:
                 logger.warning("cannot remove old files: %s", error)
 
@@ -399,7 +396,7 @@ class Runs:
             watch.wake()
             if progress.thread_id is not None and not known:
                 known = True
-                if run.before is None:
+                if run.request.resumed is None:
                     self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
                 self._save(run)
 

@@ -8,6 +8,7 @@ an error.
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 
 from codex_tools.codex.clean_text import clean, indent_after_first
@@ -70,6 +71,9 @@ def _answer(result: RunResult, room: int) -> str:
         # Not orjson, which fails for integers of more than 64 bits.
         answer = json.dumps(result.structured_output, ensure_ascii=False, separators=(",", ":"))
         return _cut(answer, room, result)
+    if result.planned is not None:
+        command = shlex.join(result.planned.argv)
+        return _cut(f"Dry run: nothing was started. The command would be:\n{command}", room, result)
     said = result.final_response
     if result.status == "completed":
         return "Codex gave no answer." if said is None else _cut(said, room, result)

@@ -120,7 +120,7 @@ class StoredRuns:
         found = self._read(run_id)
         if found is None or not found.server_id:
             return found
-        if self._lives(found.server_id):
+        if self.lives(found.server_id):
             return replace(found, recorded=None)
         # Between reading and asking, the server may have stored the end of the run, and ended.
         found = self._read(run_id) or found
@@ -213,7 +213,7 @@ class StoredRuns:
         """Return the path of the folder with the run's files."""
         return self._runs / run_id
 
-    def _lives(self, server_id: str, *, remove: bool = False) -> bool:
+    def lives(self, server_id: str, *, remove: bool = False) -> bool:
         """Return True if another server is alive; with *remove*, delete a dead one's lock file."""
         if server_id == self.server_id:
             return False
@@ -344,16 +344,16 @@ class RunStore(StoredRuns):
                 shutil.rmtree(folder, ignore_errors=True)
         for file in self._servers.glob("*.lock"):
             if file.stem != self.server_id:
-                self._lives(file.stem, remove=True)
+                self.lives(file.stem, remove=True)
         for folder in self._scratch.iterdir():
             owner = folder.name.partition("-")[0]
-            if owner != self.server_id and not self._lives(owner):
+            if owner != self.server_id and not self.lives(owner):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def is_alive(self, server_id: str) -> bool:
         """Return True if that server is alive, which this one is."""
         return server_id == self.server_id or (
-            _SERVER_ID.fullmatch(server_id) is not None and self._lives(server_id)
+            _SERVER_ID.fullmatch(server_id) is not None and self.lives(server_id)
         )
 
 
