@@ -35,7 +35,7 @@ class Models:
     def __init__(self) -> None:
         self.known: list[tuple[str | None, str | None]] = []
 
-    def number(self, model: str | None, cwd: str | None) -> int:
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
         if (model, cwd) not in self.known:
             self.known.append((model, cwd))
         return self.known.index((model, cwd))

@@ -1,8 +1,8 @@
 """Define the tables of the index and the basic operations on them.
 
 `file` has a row for each rollout in its last known state. `detail` holds a rollout's requests one
-by one, and `bucket` their sums by quarter of an hour, model and folder. Only a file that represents
-its thread (not `shadowed` by another copy) has rows in `detail` and `bucket`.
+by one, and `bucket` their sums by quarter of an hour, model, folder and service tier. Only a file
+that represents its thread (not `shadowed` by another copy) has rows in `detail` and `bucket`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.thread_reader import FACTS
 from codex_tools.rollouts.token_counter import each_request
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the tables. Raise it with any change of the tables or of the data that the readers
 produce: all rollouts are then read again."""
 
@@ -52,7 +52,7 @@ offset."""
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT);
+CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT, tier TEXT);
 CREATE TABLE file (
     id INTEGER PRIMARY KEY, folder TEXT NOT NULL, name TEXT NOT NULL,
     size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, problem TEXT,
@@ -66,7 +66,7 @@ CREATE TABLE file (
     is_subagent INTEGER NOT NULL, model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT,
     title TEXT, turns INTEGER NOT NULL, ending TEXT NOT NULL, is_paginated INTEGER NOT NULL,
     is_damaged INTEGER NOT NULL, own_offset INTEGER NOT NULL, bad_lines INTEGER NOT NULL,
-    limits_ms INTEGER, limits TEXT,
+    limits_ms INTEGER, limits TEXT, other_limits TEXT,
     UNIQUE (folder, name)
 );
 CREATE INDEX file_thread ON file (thread_id);
@@ -76,6 +76,7 @@ CREATE INDEX file_used ON file (id) WHERE requests > 0 AND shadowed = 0;
 CREATE INDEX file_copy ON file (id) WHERE shadowed = 1;
 CREATE INDEX file_untold ON file (id) WHERE text_size < size;
 CREATE INDEX file_limits ON file (limits_ms) WHERE limits_ms IS NOT NULL;
+CREATE INDEX file_other_limits ON file (other_limits) WHERE other_limits IS NOT NULL;
 CREATE TABLE detail (file INTEGER PRIMARY KEY, requests TEXT NOT NULL, responses TEXT NOT NULL);
 CREATE TABLE bucket (
     quarter INTEGER NOT NULL, file INTEGER NOT NULL, context INTEGER NOT NULL,
@@ -97,7 +98,7 @@ _FILE_COLUMNS = (
 _VALUES = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(
     (
         *("problem", "created_ms", "cwd", "git_branch", "source", "model", "cli_version"),
-        *("parent_id", "forked_id", "title", "limits_ms", "limits"),
+        *("parent_id", "forked_id", "title", "limits_ms", "limits", "other_limits"),
     ),
     "nullif(?, 0)",
 )
@@ -137,9 +138,12 @@ def text_rows(file: int) -> tuple[int, int]:
 
 
 def buckets_of(
-    file: int, requests: Iterable[int], prices: Prices, models: Mapping[int, str | None]
+    file: int,
+    requests: Iterable[int],
+    prices: Prices,
+    models: Mapping[int, tuple[str | None, str | None]],
 ) -> list[list[Any]]:
-    """Return a file's rows of `bucket`."""
+    """Return a file's rows of `bucket`; *models* are the models and tiers of its contexts."""
     rows: dict[tuple[int, int], list[Any]] = {}
     price_of = prices.of
     row: list[Any] = []
@@ -150,7 +154,8 @@ def buckets_of(
             # Prices change only at midnight, so never within a row.
             quarter, last = ms // QUARTER_MS, context
             start = quarter * QUARTER_MS
-            price = price_of(models[context], ms)
+            model, tier = models[context]
+            price = price_of(model, ms, tier)
             fresh = [quarter, file, context, 0, 0, 0, 0, 0, 0.0, 0]
             row = rows.setdefault((quarter, context), fresh)
         row[3] += 1
@@ -158,10 +163,11 @@ def buckets_of(
         row[5] += cached
         row[6] += output
         row[7] += reasoning
-        if price is None:
+        cost = None if price is None else price.cost(input_, cached, write, output)
+        if cost is None:
             row[9] += 1
         else:
-            row[8] += price.cost(input_, cached, write, output)
+            row[8] += cost
     return list(rows.values())
 
 

@@ -28,6 +28,7 @@ from codex_tools.rollouts.line import (
     ODD,
     SKIP,
     STARTED,
+    THREAD,
     UNNUMBERED,
     Counts,
     classify,
@@ -55,7 +56,9 @@ _CALLS = (
 _ANSWER = _RESPONSE + b',"payload":{"type":"message","role":"assistant"'
 _HEAD_OF_LINE = 150
 """Bytes of a line that contain the type of its payload."""
-_UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, ODD)
+_SETTINGS = b'"type":"thread_settings_applied"'
+_TIER = b'"service_tier":"'
+_UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, THREAD, ODD)
 """The kinds of lines that often need no parsing."""
 _UNMARKED = ("asked", "said", "answered")
 """The endings of a Codex that does not mark the end of a turn."""
@@ -63,12 +66,13 @@ _UNMARKED = ("asked", "said", "answered")
 FACTS = (
     *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
     *("cli_version", "parent_id", "forked_id", "title", "turns", "ending", "is_paginated"),
-    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits"),
+    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits", "other_limits"),
 )
 """The attributes of a reader that the index has columns for."""
 _STATE = (
     *("offset", "has_meta", "active_ms", "_in_turn", "_has_copy", "_copy_ended", "_record"),
     *("_is_record_unsure", "_in_long_line", "_has_prompt", "_added_prompt"),
+    *("tier", "_next_tier", "_has_settings"),
 )
 """The attributes in `state`; indexes on disk depend on their order."""
 
@@ -100,6 +104,10 @@ class ThreadReader(TokenCounter):
     mark the end of a turn; its turns are asked, said or answered."""
     marks: list[tuple[int, int, int]] = field(default_factory=lambda: [])
     """Each turn's offset, time (ms) and number of requests before it."""
+    _next_tier: str | None = None
+    """The service tier of turns that begin from now on."""
+    _has_settings: bool = False
+    """True once Codex has recorded settings of this thread."""
     _context_line: bytes = b""
     """The last turn_context line of the current turn, without its time."""
     _in_turn: bool = False
@@ -202,8 +210,7 @@ class ThreadReader(TokenCounter):
         if rest.rstrip().endswith(b"}") and _is_json(rest):
             self.feed(b"\n")
             self.offset -= 1
-        if self._count_lines:
-            self._take_limits(self._count_lines.pop())
+        self._take_newest_limits()
         if self._pending:
             self._count_pending(parent)
 
@@ -236,6 +243,10 @@ class ThreadReader(TokenCounter):
             if self.ending in _UNMARKED and b'"type":"agent_message"' in line[:_HEAD_OF_LINE]:
                 self.ending, self._answered_at = "said", pos
             return True
+        if kind == THREAD:
+            # The usual one: a turn in the standard tier follows another one.
+            is_usual = self._has_settings and self._next_tier is None and _TIER not in line
+            return is_usual and _SETTINGS in line[:_HEAD_OF_LINE]
         if kind == ODD:
             return line.isspace()
         if not self._counts_directly:
@@ -284,6 +295,25 @@ class ThreadReader(TokenCounter):
         if self._in_turn and "turn_id" not in payload:
             self._leave_turn()
 
+    def _take_settings(self, payload: Json) -> None:
+        """Take the service tier; one without a name is the standard tier.
+
+        Codex writes these settings before a turn, and in a new thread after the turn's start. A
+        change while a turn runs is for the next turn (0.163.0 and 0.171.0).
+        """
+        if payload.get("thread_id") not in (None, self.thread_id):
+            return
+        self._next_tier = text_of(object_of(payload, "thread_settings"), "service_tier")
+        before = self.marks[-1][2] if self.marks else 0
+        has_requests = len(self.requests) // REQUEST_FIELDS > before
+        if not self._in_turn or not (self._has_settings or has_requests):
+            self._use_next_tier()
+        self._has_settings = True
+
+    def _use_next_tier(self) -> None:
+        if self.tier != self._next_tier:
+            self.tier, self._context = self._next_tier, None
+
     def _ms_of(self, time: object) -> int:
         """Return a line's time in ms, or the latest known time if the line has none."""
         return ms_of(time) or self.active_ms or 0
@@ -307,6 +337,8 @@ class ThreadReader(TokenCounter):
                 self.ending, self._answered_at = "said", pos
             case "item_completed":
                 self._take_item(payload)
+            case "thread_settings_applied":
+                self._take_settings(payload)
             case _:
                 pass
 
@@ -329,6 +361,7 @@ class ThreadReader(TokenCounter):
         """Begin a turn of a Codex that marks where each turn starts and ends."""
         self._begin_turn(ms, self._block_offset + pos)
         self._in_turn, self.ending = True, "open"
+        self._use_next_tier()
         self._context_line = b""
         self._has_prompt, self._added_prompt = False, None
 

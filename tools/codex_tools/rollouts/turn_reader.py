@@ -57,7 +57,7 @@ class Turn:
 
 
 class _NoContexts:
-    def number(self, model: str | None, cwd: str | None) -> int:
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
         """Return 0 for every context, because the turns do not show it."""
         return 0
 

@@ -144,14 +144,16 @@ def _context_in(line: bytes) -> Json | None:
 
 @dataclass(slots=True)
 class _Models:
-    """Collect the models of a reader's requests."""
+    """Collect the models of a reader's requests, with their service tiers."""
 
-    names: list[str | None] = field(default_factory=list[str | None])
+    tiers: list[tuple[str | None, str | None]] = field(
+        default_factory=list[tuple[str | None, str | None]]
+    )
 
-    def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the number of *model*."""
-        self.names.append(model)
-        return len(self.names) - 1
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
+        """Return the number of *model* in *tier*."""
+        self.tiers.append((model, tier))
+        return len(self.tiers) - 1
 
 
 def read_record(path: Path, mark: TurnMark, prices: Prices, *, with_end: bool = True) -> TurnRecord:
@@ -271,10 +273,12 @@ def _cost_of(rows: list[tuple[int, ...]], models: _Models, prices: Prices) -> fl
     """Return the cost in USD; None if a request has no known price, or there is none."""
     costs: list[float] = []
     for ms, context, input_, cached, write, output, _ in rows:
-        price = prices.of(models.names[context], ms)
-        if price is None:
+        model, tier = models.tiers[context]
+        price = prices.of(model, ms, tier)
+        cost = None if price is None else price.cost(input_, cached, write, output)
+        if cost is None:
             return None
-        costs.append(price.cost(input_, cached, write, output))
+        costs.append(cost)
     return round(sum(costs), 6) if costs else None
 
 
@@ -284,10 +288,11 @@ def cost_without_rollout(
     """Return the cost in USD of the requests summed up in *usage*, or None if it is unknown.
 
     It is unknown if the model has no price, and if a request may have been so long that its
-    tokens cost more. Then only a price for each request is right.
+    tokens cost more. Then only a price for each request is right. The service tier is taken for
+    the standard one, because only a rollout records it.
     """
     price = prices.of(model, at_ms)
     if usage is None or price is None or usage.input_tokens > price.above:
         return None
     cost = price.cost(usage.input_tokens, usage.cached_input_tokens, 0, usage.output_tokens)
-    return round(cost, 6)
+    return None if cost is None else round(cost, 6)
