@@ -10,14 +10,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codex_tools.codex.json_object import Json
+from codex_tools.rollouts.files import blocks, ids_of
 from codex_tools.rollouts.line import Counts
-from codex_tools.rollouts.thread_reader import ThreadReader, facts_of
+from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
+from codex_tools.rollouts.turn_reader import Turn, read_turns, segment_of
 
 PARENT = "01a203da-44d3-7691-b0ab-2028070f8cec"
 OLD_TURN = "01a203da-9ef9-7441-827b-ac0c97c81a88"
@@ -230,7 +233,7 @@ FACTS = (
 
 def told_by(reader: ThreadReader, models: Models, earlier: Sequence[int] | None = None) -> Read:
     requests = [*(earlier or ()), *reader.requests]
-    found = [(ms, *models.known[n], tuple(used)) for ms, n, *used in each_request(requests)]
+    found = [(ms, *models.known[n], tuple(used)) for ms, n, *used, _ in each_request(requests)]
     facts: Json = {name: getattr(reader, name) for name in FACTS}
     facts["limits"] = json.loads(reader.limits or "null")
     return Read([used[0] for *_, used in found], found, facts)
@@ -279,10 +282,19 @@ def resumed(data: bytes, cut: int) -> Read | None:
     if not first.in_own_part:
         return None
     second = ThreadReader(THREAD, models)
-    second.restore(facts_of(first), first.state(), first.responses)
+    second.restore(first.state(), first.requests, first.marks)
     second.feed(data[first.offset :])
     second.finish()
     return told_by(second, models, first.requests)
+
+
+def turns_in(path: Path, before: int | None, count: int) -> tuple[list[Turn], int]:
+    """Return turns of a thread that has one rollout, which is read whole."""
+    reader = ThreadReader(ids_of(path.name)[0], Models())
+    for block in blocks(path):
+        reader.feed(block)
+    reader.finish()
+    return read_turns([segment_of(path, reader)], before, count)
 
 
 def readings(*lines: Json, thread_id: str = PARENT) -> list[tuple[Counts, Counts]]:

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from codex_tools.rollouts.thread_reader import LINE_LIMIT, ThreadReader, facts_of
-from codex_tools.rollouts.token_counter import REQUEST_FIELDS
+from codex_tools.rollouts.line import LINE_LIMIT, STRING_LIMIT, lines_of, parse_line
+from codex_tools.rollouts.thread_reader import Mark, ThreadReader
 from support.rollout_lines import (
     COUNT_LINE,
     FACTS,
@@ -35,6 +35,7 @@ from support.rollout_lines import (
     new_meta,
     no_count,
     output,
+    pieces,
     plain,
     prompted,
     read,
@@ -335,8 +336,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
     for lines, _ in SAMPLES.values():
         data = written(*lines)
         models, requests = Models(), list[int]()
-        marks = list[tuple[int, int, int]]()
-        kept: tuple[tuple[object, ...], str, set[bytes]] | None = None
+        kept: tuple[str, list[int], list[Mark]] | None = None
         reader = ThreadReader(THREAD, models)
         for end in range(0, len(data) + 150, 150):
             reader = ThreadReader(THREAD, models)
@@ -346,18 +346,16 @@ def test_reading_on_ever_again_tells_the_same() -> None:
             reader.feed(data[start:end])
             reader.finish()
             if reader.in_own_part:
-                before = len(requests) // REQUEST_FIELDS
-                marks += [(at, ms, before + n) for at, ms, n in reader.marks]
                 requests += reader.requests
-                kept = facts_of(reader), reader.state(), reader.responses
+                kept = reader.state(), [*requests], reader.marks
         assert told_by(reader, models, requests[: -len(reader.requests) or None]) == read(data)
-        assert marks == fed(data).marks
+        assert reader.marks == fed(data).marks
 
 
 def test_a_state_is_a_text_and_comes_back_as_it_was() -> None:
     reader = fed(written(*MIXED))
     again = ThreadReader(THREAD, Models())
-    again.restore(facts_of(reader), reader.state(), reader.responses)
+    again.restore(reader.state(), reader.requests, reader.marks)
     assert again.state() == reader.state()
     assert again.responses == reader.responses
     assert not again.requests
@@ -372,3 +370,47 @@ def test_no_argument_of_a_tool_is_taken_for_a_call_or_an_answer() -> None:
     turn = [meta(), context(), asked("a"), said()]
     assert read(written(*turn, answered(), used("function_call"))).facts["ending"] == "answered"
     assert read(written(*turn, used("message"))).facts["ending"] == "said"
+
+
+# Lines of a bounded length.
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_lines_are_the_same_however_the_blocks_are_cut(size: int, end: bytes) -> None:
+    data = b"one\n\n" + b"x" * 20 + b"\n" + b"y" * 22 + b'\n"z' + end
+    found = [*lines_of(pieces(data, size), 22)]
+    assert found == [b"one\n", b"\n", b"x" * 20 + b"\n", b'"z' + end]
+
+
+@pytest.mark.parametrize("size", [1 << 18, (1 << 18) - 1, 1 << 30])
+def test_a_line_over_the_limit_keeps_all_but_the_rest_of_its_long_strings(size: int) -> None:
+    image, text = "A" * LINE_LIMIT, 'say \\ "hello" \n' * 9
+    content = [{"type": "image", "url": image}, {"type": "text", "text": text}]
+    entry: Json = {"type": "event_msg", "payload": {"content": content, "n": [1, None]}}
+    data = b"before\n" + plain(entry).encode() + b"\nafter\n"
+    before, line, after = lines_of(pieces(data, size))
+    assert (before, after) == (b"before\n", b"after\n")
+    content[0]["url"] = image[:STRING_LIMIT]
+    assert parse_line(line) == entry
+
+
+@pytest.mark.parametrize("text", ["ä", "\U0001f600", "\n", "\\", '\\"', "\\u00e4", "a\\", "\x00"])
+@pytest.mark.parametrize("is_ascii", [True, False])
+def test_a_string_is_cut_between_two_characters(text: str, is_ascii: bool) -> None:
+    length = len(json.dumps(text, ensure_ascii=is_ascii).encode()) - 2
+    for odd in range(13):
+        whole = "x" * odd + text * (STRING_LIMIT // length + 9)
+        data = json.dumps({"a": [whole], "b": whole[:20]}, ensure_ascii=is_ascii).encode()
+        (line,) = lines_of(pieces(data, (1 << 18) - odd), len(data) - 1)
+        found = parse_line(line)
+        assert found is not None, odd
+        assert whole.startswith(found["a"][0])
+        assert len(json.dumps(found["a"][0], ensure_ascii=is_ascii).encode()) > STRING_LIMIT - 12
+        assert found["b"] == whole[:20]
+
+
+def test_a_line_of_many_short_strings_over_the_limit_is_left_out() -> None:
+    line = b'["' + b'ab","' * 1000 + b'"]\n'
+    for size in (10, 10_000):
+        assert [*lines_of(pieces(b"1\n" + line + b"2\n" + line, size), 4000)] == [b"1\n", b"2\n"]

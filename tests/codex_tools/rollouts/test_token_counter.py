@@ -115,15 +115,15 @@ def test_each_turn_is_marked_where_it_begins() -> None:
         data, entries = written(*lines), stamped(lines)
         reader = fed(data)
         places = [data.index(plain(entries[n]).encode()) for n in prompts]
-        assert [offset for offset, *_ in reader.marks] == places
+        assert [mark.offset for mark in reader.marks] == places
         times = [entries[n]["timestamp"] for n in prompts]
-        assert [ms for _, ms, _ in reader.marks] == [
+        assert [mark.ms for mark in reader.marks] == [
             round(datetime.fromisoformat(time).timestamp() * 1000) for time in times
         ]
         before = [read(data[:place]).inputs for place in places]
         if lines is not LEGACY_FORK:
-            assert [number for *_, number in reader.marks] == [len(each) for each in before]
-    assert [number for *_, number in fed(written(*LEGACY_FORK)).marks] == [0]
+            assert [mark.requests for mark in reader.marks] == [len(each) for each in before]
+    assert [mark.requests for mark in fed(written(*LEGACY_FORK)).marks] == [0]
 
 
 @pytest.mark.parametrize("cut", [0, 40])

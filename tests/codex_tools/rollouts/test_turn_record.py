@@ -66,7 +66,7 @@ def read(folder: Path, data: bytes, mark: TurnMark, *, packed: bool = False) -> 
     name = f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
     path = folder / (name + ".zst" if packed else name)
     path.write_bytes(zstandard.compress(data) if packed else data)
-    return read_record(path, mark, PRICES)
+    return read_record([path], mark, PRICES)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -132,11 +132,11 @@ def test_no_argument_of_a_tool_is_taken_for_a_record(tmp_path: Path) -> None:
     ]
     path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
     path.write_bytes(FIRST + turn(2000, 7, 107, *lines))
-    state = read_state(path)
+    state = read_state([path])
     assert state is not None
     assert (state.sandbox, state.cwd) == ("read-only", "/p")
     path.write_bytes(at(1000, "response_item", {"id": THREAD, "cwd": "/x"}) + FIRST[len(META) :])
-    assert read_state(path) is None
+    assert read_state([path]) is None
 
 
 def test_settings_are_followed_while_they_are_written_in_pieces(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from codex_tools.codex.foreign_file import bounded_lines, open_foreign_file
 from codex_tools.codex.json_object import Json, object_of
 from codex_tools.history.tables import text_rows, transaction
 from codex_tools.rollouts.files import PACKED, parts_of
-from codex_tools.rollouts.line import COMPACTED, parse_line, user_text
-from codex_tools.rollouts.thread_reader import LINE_LIMIT
+from codex_tools.rollouts.line import COMPACTED, LINE_LIMIT, parse_line, user_text
 
 NAME_LIMIT = 1024 * 1024
 """Bytes of the longest line with a thread's name that is read."""

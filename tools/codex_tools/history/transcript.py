@@ -63,9 +63,9 @@ def read_transcript(
     found = ThreadList(history, state_dir, None).one(thread_id, roots)
     if found is None:
         raise no_thread(thread_id, roots)
-    thread, path = found
+    thread, segments = found
     try:
-        turns, first = read_turns(path, before, PAGE_TURNS)
+        turns, first = read_turns(segments, before, PAGE_TURNS)
     except OSError as error:
         raise ThreadNotFound(
             f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."

@@ -7,23 +7,23 @@ quarter, the requests of that quarter are counted one by one.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import orjson
 
 from codex_tools.codex.errors import InvalidArguments
-from codex_tools.codex.json_object import Json, text_of
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import folder_names, is_inside
 from codex_tools.history.index import Progress, ThreadIndex
+from codex_tools.history.indexer import requests_of
+from codex_tools.history.rate_limits import newest_limits
 from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, judge_roots, tokens
-from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
+from codex_tools.history.times import Unit, instant, period_of, zone_of
 from codex_tools.pricing.tiers import tier_named
-from codex_tools.rollouts.line import parse_line
 from codex_tools.rollouts.token_counter import each_request
 
 GroupBy = Literal["day", "week", "month", "model", "cwd", "thread"]
@@ -32,7 +32,7 @@ GROUPS_LIMIT = 1000
 """Groups of a report, at most; a home may contain a hundred thousand threads."""
 
 NAMES_SHOWN = 10
-"""Models and buckets of rate limits that a report names, at most."""
+"""Models without a price that a note names, at most."""
 
 _LAST_QUARTER = 2**60
 _UNITS = ("day", "week", "month")
@@ -42,13 +42,13 @@ _SUMMED = (
 )
 
 _SUMS = (
-    "count(DISTINCT b.file), sum(b.requests), sum(b.input), sum(b.cached), sum(b.output),"
+    "count(DISTINCT b.thread), sum(b.requests), sum(b.input), sum(b.cached), sum(b.output),"
     " sum(b.reasoning), sum(b.cost), sum(b.unpriced)"
 )
 _PART_COLUMNS = (
-    "quarter INTEGER, file INTEGER, context INTEGER, requests INTEGER, input INTEGER,"
+    "quarter INTEGER, thread INTEGER, context INTEGER, requests INTEGER, input INTEGER,"
     " cached INTEGER, output INTEGER, reasoning INTEGER, cost REAL, unpriced INTEGER,"
-    " PRIMARY KEY (quarter, file, context)"
+    " PRIMARY KEY (quarter, thread, context)"
 )
 
 
@@ -143,10 +143,11 @@ class _Report:
         finally:
             db.execute("DROP TABLE IF EXISTS temp.part")
         inside = "in_roots(cwd)" if query.roots else "1"
-        (files,) = db.execute(f"SELECT count(*) FROM file WHERE {inside}").fetchone()
+        (threads,) = db.execute(f"SELECT count(*) FROM thread WHERE {inside}").fetchone()
         unreadable, bad_lines, copies = _faults(db, inside)
         if unreadable:
-            names = [name for (name,) in db.execute(_UNREADABLE.format(inside)).fetchall()]
+            found = db.execute(_UNREADABLE.format(_in_threads(inside))).fetchall()
+            names = [name for (name,) in found]
             more = ", ..." if unreadable > len(names) else ""
             notes.append(f"{unreadable} files are not readable rollouts: {', '.join(names)}{more}")
         if bad_lines:
@@ -161,7 +162,7 @@ class _Report:
             "groups": groups,
             "rate_limits": newest_limits(db),
             "unpriced_models": sorted({model for model, _ in unpriced}),
-            "sessions_read": files - unreadable - copies,
+            "sessions_read": threads,
             "unreadable": unreadable,
             "prices": prices[0] if prices is not None else None,
             "notes": [*notes, *self._history.notes],
@@ -191,17 +192,20 @@ class _Report:
         """Add the requests of a *quarter* that are within the range to the table `part`."""
         since, until = max(since, quarter * QUARTER_MS), min(until, (quarter + 1) * QUARTER_MS)
         db = self._db
-        files = db.execute("SELECT DISTINCT file FROM bucket WHERE quarter = ?", (quarter,))
+        threads = db.execute(
+            "SELECT t.id, t.thread_id, t.files FROM thread t"
+            " WHERE t.id IN (SELECT thread FROM bucket WHERE quarter = ?)",
+            (quarter,),
+        ).fetchall()
         rows = db.execute("SELECT id, model, tier FROM context").fetchall()
         contexts = {id_: (model, tier) for id_, model, tier in rows}
         put = PUT_BUCKET.replace("INTO bucket", "INTO temp.part")
-        for (file,) in files.fetchall():
-            row = db.execute("SELECT requests FROM detail WHERE file = ?", (file,)).fetchone()
+        for id_, thread_id, files in threads:
             some: list[int] = []
-            for request in each_request(orjson.loads(row[0])):
+            for request in each_request(requests_of(db, id_, thread_id, files)):
                 if since <= request[0] < until:
                     some += request
-            db.executemany(put, buckets_of(file, some, self._history.prices, contexts))
+            db.executemany(put, buckets_of(id_, some, self._history.prices, contexts))
 
     def _conditions(self) -> tuple[str, list[Any]]:
         query, db = self._query, self._db
@@ -217,11 +221,11 @@ class _Report:
             conditions.append("b.context IN (SELECT value FROM json_each(?))")
             values.append(orjson.dumps(wanted).decode())
         if query.thread_id is not None:
-            conditions.append("b.file IN (SELECT id FROM file WHERE thread_id = ?)")
+            conditions.append("b.thread IN (SELECT id FROM thread WHERE thread_id = ?)")
             values.append(query.thread_id)
         if query.roots:
             # What a thread did in another folder, before it came into a root, is not counted.
-            conditions.append("b.file IN (SELECT id FROM file WHERE in_roots(cwd))")
+            conditions.append("b.thread IN (SELECT id FROM thread WHERE in_roots(cwd))")
             conditions.append("b.context IN (SELECT id FROM context WHERE in_roots(cwd))")
         return "".join(f" AND {each}" for each in conditions), values
 
@@ -252,7 +256,7 @@ class _Report:
         """Yield a row for each model, folder or thread, in descending order of tokens."""
         match self._query.group_by:
             case "thread":
-                key, join = "f.thread_id", " JOIN file f ON f.id = b.file"
+                key, join = "t.thread_id", " JOIN thread t ON t.id = b.thread"
             case kind:
                 key, join = f"c.{kind}", " JOIN context c ON c.id = b.context"
         rows = self._db.execute(
@@ -280,9 +284,7 @@ class _Report:
     def _sum(self, groups: list[Json]) -> Json:
         """Return the totals of all *groups*; a thread in several groups counts once."""
         sums = {key: sum(group[key] for group in groups) for key in _SUMMED}
-        (threads,) = self._db.execute(
-            "SELECT count(*) FROM file WHERE requests > 0 AND shadowed = 0"
-        ).fetchone()
+        (threads,) = self._db.execute("SELECT count(*) FROM thread WHERE requests > 0").fetchone()
         known = round(self._cost, 6)
         priced = all(group["cost_usd"] is not None for group in groups)
         return {
@@ -347,65 +349,7 @@ class _Report:
         return counts
 
 
-_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL AND {} ORDER BY id LIMIT 3"
-
-
-def newest_limits(db: sqlite3.Connection) -> Json | None:
-    """Return the newest rate limits that Codex recorded in any thread; None if there are none."""
-    others = _newest_others(db)
-    at_ms, limits = _newest_of_account(db)
-    if at_ms is None and not others:
-        return None
-    now = time.time()
-    account: object = limits.get("credits")
-    return {
-        **_bucket(limits, at_ms, now),
-        "plan_type": text_of(limits, "plan_type"),
-        "credits_balance": str(cast(Json, account)["balance"])
-        if isinstance(account, dict) and cast(Json, account).get("balance") is not None
-        else None,
-        "other_buckets": [
-            {
-                **_bucket(limits, at_ms, now),
-                "limit_id": limit_id,
-                "limit_name": text_of(limits, "limit_name"),
-            }
-            for limit_id, (at_ms, limits) in others.items()
-        ],
-    }
-
-
-def _newest_of_account(db: sqlite3.Connection) -> tuple[int | None, Json]:
-    rows = db.execute(
-        "SELECT limits_ms, limits FROM file WHERE limits_ms IS NOT NULL ORDER BY limits_ms DESC"
-    )
-    for at_ms, text in rows:
-        limits = parse_line(text) or {}
-        if isinstance(limits.get("primary"), dict):
-            return at_ms, limits
-    return None, {}
-
-
-def _newest_others(db: sqlite3.Connection) -> dict[str, tuple[int, Json]]:
-    """Return the newest limits of each bucket but the account's, with their times, newest first."""
-    found: dict[str, tuple[int, Json]] = {}
-    for (text,) in db.execute("SELECT other_limits FROM file WHERE other_limits IS NOT NULL"):
-        for at_ms, limits in orjson.loads(text):
-            limit_id = limits["limit_id"]
-            if limit_id not in found or found[limit_id][0] <= at_ms:
-                found[limit_id] = at_ms, limits
-    newest = sorted(found.items(), key=lambda each: each[1][0], reverse=True)
-    return dict(newest[:NAMES_SHOWN])
-
-
-def _bucket(limits: Json, at_ms: int | None, now: float) -> Json:
-    """Return the fields that all buckets have."""
-    return {
-        "observed_at": None if at_ms is None else iso(at_ms),
-        "age_s": None if at_ms is None else max(0, round(now - at_ms / 1000)),
-        "primary": _window(limits.get("primary"), now),
-        "secondary": _window(limits.get("secondary"), now),
-    }
+_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL{} ORDER BY id LIMIT 3"
 
 
 def _row(
@@ -428,29 +372,24 @@ def _row(
     }
 
 
-def _window(window: object, now: float) -> Json | None:
-    if not isinstance(window, dict):
-        return None
-    used, minutes, resets = (
-        cast(Json, window).get(key) for key in ("used_percent", "window_minutes", "resets_at")
-    )
-    known = resets if isinstance(resets, int | float) and 0 <= resets < 10**12 else None
-    return {
-        "used_percent": float(used) if isinstance(used, int | float) else None,
-        "window_minutes": int(minutes) if isinstance(minutes, int | float) else None,
-        "resets_at": None if known is None else iso(round(known * 1000)),
-        "expired": known is not None and known <= now,
-    }
-
-
 def _faults(db: sqlite3.Connection, inside: str) -> tuple[int, int, int]:
     """Return the number of unreadable files, of bad lines in the others, and of copies.
 
-    *inside* is the condition of SQL for the files that may be counted.
+    *inside* is the condition of SQL for the threads that may be counted.
     """
+    where = _in_threads(inside)
     unreadable, bad_lines = db.execute(
         "SELECT count(problem), sum(CASE WHEN problem IS NULL THEN bad_lines END) FROM file"
-        f" WHERE (problem IS NOT NULL OR bad_lines > 0) AND {inside}"
+        f" WHERE (problem IS NOT NULL OR bad_lines > 0){where}"
     ).fetchone()
-    (copies,) = db.execute(f"SELECT count(*) FROM file WHERE shadowed = 1 AND {inside}").fetchone()
+    (copies,) = db.execute(
+        f"SELECT ifnull(sum(copies), 0) FROM thread WHERE copies > 0 AND {inside}"
+    ).fetchone()
     return unreadable, bad_lines or 0, copies
+
+
+def _in_threads(inside: str) -> str:
+    """Return the condition of SQL for the files of the threads that may be counted."""
+    if inside == "1":
+        return ""
+    return f" AND thread_id IN (SELECT thread_id FROM thread WHERE {inside})"

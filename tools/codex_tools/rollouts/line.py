@@ -1,4 +1,4 @@
-"""Classify and parse single lines of a rollout.
+"""Split a rollout into lines of bounded length; classify and parse single lines.
 
 Most lines are classified by their first bytes and then skipped. Codex writes these bytes
 itself; text from the model or from a command cannot reach them.
@@ -6,8 +6,10 @@ itself; text from the model or from a command cannot reach them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from io import BytesIO
 from operator import itemgetter
 from typing import Any
 
@@ -20,6 +22,11 @@ Counts = tuple[int, int, int, int, int]
 
 COMPACTED = "Compact task completed"
 """The agent message that Codex 0.60.1 writes after a compaction; it is not an answer."""
+
+LINE_LIMIT = 16 * 1024 * 1024
+"""Bytes of the longest line that is read as it is: images make lines of 10 MB and more."""
+STRING_LIMIT = 512 * 1024
+"""Bytes kept of a string in a longer line; a transcript shows 400,000 characters."""
 
 _COUNT_LIMIT = 2**50
 """Token counts from this number on are rejected as nonsense."""
@@ -56,6 +63,116 @@ _KINDS = (
 _main_counts = itemgetter(
     "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens"
 )
+
+
+def lines_of(blocks: Iterable[bytes], limit: int = LINE_LIMIT) -> Iterator[bytes]:
+    """Yield the lines of *blocks* with their line feeds; the last line may have none.
+
+    The time is linear in the bytes, and no more than a few times *limit* is kept. A line of more
+    than *limit* bytes is yielded with its long strings shortened, see `LongLine`. A line that is
+    still too long is left out.
+    """
+    parts: list[bytes] = []
+    size = 0
+    long: LongLine | None = None
+    for block in blocks:
+        lines = BytesIO(block)
+        if parts or long is not None:
+            line = lines.readline()
+            if long is not None:
+                long.add(line)
+            else:
+                parts.append(line)
+                size += len(line)
+                if size > limit:
+                    long = LongLine(limit, parts)
+            if not line.endswith(b"\n"):
+                continue
+            yield from _line_in(parts, long)
+            parts, size, long = [], 0, None
+        for line in lines:
+            if line[-1] != 0x0A:
+                parts, size = [line], len(line)
+            elif len(line) <= limit:
+                yield line
+            else:
+                yield from _line_in([], LongLine(limit, (line,)))
+    yield from _line_in(parts, long)
+
+
+def _line_in(parts: list[bytes], long: LongLine | None) -> Iterator[bytes]:
+    line = b"".join(parts) if long is None else long.shortened()
+    if line:
+        yield line
+
+
+class LongLine:
+    """A line of any length that is shortened while it is read.
+
+    Of each string, the first STRING_LIMIT bytes are kept, up to a whole character. So the line
+    stays valid JSON with all its fields: a prompt behind an image is not lost.
+    """
+
+    def __init__(self, limit: int, parts: Iterable[bytes] = ()) -> None:
+        """Begin with *parts*; more than *limit* bytes are not kept of the line."""
+        self.size = 0
+        """Bytes of the whole line so far."""
+        self._limit = limit
+        self._kept = bytearray()
+        self._begin = 0
+        """Where the current string, or what is between two strings, begins in `_kept`."""
+        self._is_cut = False
+        """True if the rest of the current string is left out."""
+        self._is_dropped = False
+        self._escape = b""
+        """A backslash at the end of the last part."""
+        for part in parts:
+            self.add(part)
+
+    def add(self, part: bytes) -> None:
+        """Take the next bytes of the line."""
+        self.size += len(part)
+        if self._is_dropped:
+            return
+        kept = self._kept
+        part = self._escape + part
+        # Of an even number of backslashes, each second one is escaped.
+        self._escape = b"\\" if (len(part) - len(part.rstrip(b"\\"))) % 2 else b""
+        for run in _RUN.finditer(part, 0, len(part) - len(self._escape)):
+            start, end = run.span(1)
+            room = STRING_LIMIT - len(kept) + self._begin
+            if not self._is_cut:
+                kept += part[start : min(end, start + room)]
+                if end - start > room:
+                    self._is_cut = True
+                    kept[self._begin :] = _whole_characters(bytes(kept[self._begin :]))
+            if run.end() > end:
+                kept += b'"'
+                self._begin, self._is_cut = len(kept), False
+            if len(kept) > self._limit:
+                self._is_dropped = True
+                kept.clear()
+                return
+
+    def shortened(self) -> bytes:
+        """Return the shortened line; empty if it is longer than the limit even so."""
+        return bytes(self._kept)
+
+
+_RUN = re.compile(rb'([^"\\]*+(?:\\.[^"\\]*+)*+)"?', re.DOTALL)
+"""The bytes up to the next quotation mark that is not escaped, and that mark."""
+_CHARACTERS = re.compile(
+    rb"[^\\]*+(?:(?:\\[^u]|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})[^\\]*+)*+",
+    re.DOTALL,
+)
+"""The whole characters at the start of a JSON string; an escaped surrogate pair is one."""
+
+
+def _whole_characters(text: bytes) -> bytes:
+    """Return the start of a JSON string without a character that is cut at its end."""
+    found = _CHARACTERS.match(text.decode("utf-8", "ignore").encode())
+    return found[0] if found is not None else b""
 
 
 def start_of(line: bytes) -> int:

@@ -23,6 +23,7 @@ from codex_tools.rollouts.line import (
     COUNT,
     ITEM,
     KNOWN_KINDS,
+    LINE_LIMIT,
     META,
     NO_HEAD,
     ODD,
@@ -40,11 +41,9 @@ from codex_tools.rollouts.line import (
     user_text,
     without_instructions,
 )
-from codex_tools.rollouts.token_counter import REQUEST_FIELDS, TokenCounter
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS, RESPONSE_FIELD, TokenCounter
 
 TITLE_LIMIT = 200
-LINE_LIMIT = 16 * 1024 * 1024
-"""Bytes of the longest line that is read; longer ones are left out and counted as bad."""
 
 _RESPONSE = b'"type":"response_item"'
 _COMPACTED = b'"type":"compacted"'
@@ -67,18 +66,39 @@ FACTS = (
     *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
     *("cli_version", "parent_id", "forked_id", "title", "turns", "ending", "is_paginated"),
     *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits", "other_limits"),
+    *("active_ms", "has_meta", "base_id", "base_offset", "offset"),
 )
-"""The attributes of a reader that the index has columns for."""
+"""The attributes of a reader that describe its rollout."""
 _STATE = (
-    *("offset", "has_meta", "active_ms", "_in_turn", "_has_copy", "_copy_ended", "_record"),
-    *("_is_record_unsure", "_in_long_line", "_has_prompt", "_added_prompt"),
-    *("tier", "_next_tier", "_has_settings"),
+    *("_in_turn", "_has_copy", "_copy_ended", "_record", "_is_record_unsure", "_in_long_line"),
+    *("_has_prompt", "_added_prompt", "tier", "_next_tier", "_has_settings"),
 )
-"""The attributes in `state`; indexes on disk depend on their order."""
+"""The further attributes in `state`; indexes on disk depend on their order."""
 
 facts_of = attrgetter(*FACTS)
 """Returns the FACTS of a reader."""
-_state_of = attrgetter(*_STATE)
+_state_of = attrgetter(*FACTS, *_STATE)
+
+
+@dataclass(slots=True)
+class Mark:
+    """Where a turn begins in its rollout."""
+
+    offset: int
+    ms: int
+    """Time of the turn's start, in ms since 1970."""
+    requests: int
+    """Number of the rollout's requests before the turn."""
+    former: str
+    """The ending of the turn before."""
+    end: int = 0
+    """Offset of the first later turn that was taken back; 0 if the next turn follows this one."""
+    requests_end: int = 0
+    """Number of requests before *end*."""
+
+    def row(self) -> tuple[int, int, int, str, int, int]:
+        """Return the values, from which `Mark(*row)` makes the mark again."""
+        return self.offset, self.ms, self.requests, self.former, self.end, self.requests_end
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +106,7 @@ class ThreadReader(TokenCounter):
     """One rollout as far as it has been read; its attributes are the results.
 
     Call `feed` with the file's bytes in order, then `finish`. Another reader can continue at
-    `offset` after `restore` with this reader's facts, `state` and `responses`.
+    `offset` after `restore` with this reader's `state`, `requests` and `marks`.
     """
 
     offset: int = 0
@@ -102,8 +122,10 @@ class ThreadReader(TokenCounter):
     ending: str = ""
     """State of the last turn: open, completed, failed, interrupted. A Codex before 0.98 does not
     mark the end of a turn; its turns are asked, said or answered."""
-    marks: list[tuple[int, int, int]] = field(default_factory=lambda: [])
-    """Each turn's offset, time (ms) and number of requests before it."""
+    marks: list[Mark] = field(default_factory=lambda: [])
+    """The turns, without those that a person has taken back."""
+    _requests_before: int = 0
+    """Number of requests before the last `restore`."""
     _next_tier: str | None = None
     """The service tier of turns that begin from now on."""
     _has_settings: bool = False
@@ -127,17 +149,19 @@ class ThreadReader(TokenCounter):
         return self.has_meta or bool(self.requests)
 
     def state(self) -> str:
-        """Return the text that `restore` needs, together with the facts and the response ids."""
+        """Return the text that `restore` needs: a JSON array that begins with the FACTS."""
         return orjson.dumps((*_state_of(self), self._total.decode("utf-8", "replace"))).decode()
 
-    def restore(self, facts: Sequence[object], state: str, responses: Iterable[bytes]) -> None:
+    def restore(self, state: str, requests: Sequence[int], marks: Iterable[Mark]) -> None:
         """Continue where another reader stopped."""
         *values, total = orjson.loads(state)
-        for name, value in zip((*FACTS, *_STATE), (*facts, *values), strict=True):
+        for name, value in zip((*FACTS, *_STATE), values, strict=True):
             setattr(self, name, value)
         self._total = total.encode()
         self._record = None if self._record is None else cast(Counts, tuple(self._record))
-        self.responses.update(responses)
+        self._requests_before = len(requests) // REQUEST_FIELDS
+        self.responses.update(filter(None, requests[RESPONSE_FIELD::REQUEST_FIELDS]))
+        self.marks.extend(marks)
 
     def feed(self, block: bytes) -> None:
         """Read the next bytes of the file.
@@ -304,8 +328,7 @@ class ThreadReader(TokenCounter):
         if payload.get("thread_id") not in (None, self.thread_id):
             return
         self._next_tier = text_of(object_of(payload, "thread_settings"), "service_tier")
-        before = self.marks[-1][2] if self.marks else 0
-        has_requests = len(self.requests) // REQUEST_FIELDS > before
+        has_requests = bool(self.marks) and self._requests_read > self.marks[-1].requests
         if not self._in_turn or not (self._has_settings or has_requests):
             self._use_next_tier()
         self._has_settings = True
@@ -339,6 +362,8 @@ class ThreadReader(TokenCounter):
                 self._take_item(payload)
             case "thread_settings_applied":
                 self._take_settings(payload)
+            case "thread_rolled_back" if self.in_own_part:
+                self._take_back(payload.get("num_turns"))
             case _:
                 pass
 
@@ -355,7 +380,31 @@ class ThreadReader(TokenCounter):
 
     def _begin_turn(self, ms: int, offset: int) -> None:
         self.turns += 1
-        self.marks.append((offset, ms, len(self.requests) // REQUEST_FIELDS))
+        # How an unmarked turn ended is known only at the end of a block.
+        former = "answered" if self.ending in _UNMARKED else self.ending
+        self.marks.append(Mark(offset, ms, self._requests_read, former))
+
+    @property
+    def _requests_read(self) -> int:
+        return self._requests_before + len(self.requests) // REQUEST_FIELDS
+
+    def _take_back(self, count: object) -> None:
+        """Remove the last *count* turns, which a person has taken back; their tokens stay used."""
+        if not isinstance(count, int) or count <= 0:
+            return
+        first = max(0, len(self.marks) - count)
+        if first < len(self.marks):
+            taken = self.marks[first]
+            self.ending = taken.former
+            del self.marks[first:]
+            if self.marks:
+                last = self.marks[-1]
+                last.end = last.end or taken.offset
+                last.requests_end = last.requests_end or taken.requests
+        self.turns = len(self.marks)
+        self._in_turn, self._added_prompt = False, None
+        if not self.marks:
+            self.title = None
 
     def _begin_marked_turn(self, ms: int, pos: int) -> None:
         """Begin a turn of a Codex that marks where each turn starts and ends."""

@@ -16,6 +16,8 @@ the request by which the TUI of 0.169 names a thread.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,8 +35,11 @@ from codex_tools.rollouts.line import (
     parse_line,
 )
 
-REQUEST_FIELDS = 7
-"""A request in `requests`: time (ms), context, input, cached, cache-write, output, reasoning."""
+REQUEST_FIELDS = 8
+"""A request in `requests`: time (ms), context, input, cached, cache-write, output and reasoning
+tokens, and the number of its response (0 if its id was not recorded)."""
+RESPONSE_FIELD = 7
+"""The place of the response's number in a request."""
 
 _COPY_MS = 1000
 """Milliseconds in which Codex writes the copy of a parent: readings in them are the parent's."""
@@ -79,14 +84,18 @@ class TokenCounter:
     cli_version: str | None = None
     git_branch: str | None = None
     is_paginated: bool = False
+    base_id: str | None = None
+    """The segment that this one goes on from, or the thread that this one was forked from."""
+    base_offset: int = 0
+    """Bytes of that segment that belong to this thread's history."""
     model: str | None = None
     cwd: str | None = None
     tier: str | None = None
     """The service tier of the current turn, as Codex recorded it."""
     requests: list[int] = field(default_factory=lambda: [])
     """The requests since the last `restore`, REQUEST_FIELDS numbers each."""
-    responses: set[bytes] = field(default_factory=lambda: set())
-    """The ids of the responses counted so far."""
+    responses: set[int] = field(default_factory=lambda: set())
+    """The numbers of the responses counted so far."""
     bad_lines: int = 0
     limits: str | None = None
     """The account's newest rate limits with values, as JSON."""
@@ -159,7 +168,11 @@ class TokenCounter:
         self.cli_version = text_of(payload, "cli_version")
         self.git_branch = text_of(object_of(payload, "git"), "branch")
         self.is_paginated = get("history_mode") == "paginated"
-        self._has_copy = self.forked_id is not None and not get("history_base")
+        base = object_of(payload, "history_base")
+        self.base_id = text_of(base, "thread_id")
+        offset: object = base.get("end_byte_offset")
+        self.base_offset = offset if isinstance(offset, int) else 0
+        self._has_copy = self.forked_id is not None and not base
         self._counts_directly = not self._has_copy and self.counts is None
 
     def _take_record(self, payload: Json, ms: int) -> None:
@@ -171,12 +184,13 @@ class TokenCounter:
         self._record, self._is_record_unsure = usage, False
         if payload.get("thread_id") != self.thread_id:
             return
-        response = (text_of(payload, "response_id") or "").encode()
+        id_ = text_of(payload, "response_id")
+        response = number_of(id_) if id_ else 0
         if response:
             if response in self.responses:
                 return
             self.responses.add(response)
-        self.requests.extend((ms, self._context_number(), *usage))
+        self.requests.extend((ms, self._context_number(), *usage, response))
 
     def _take_count_text(self, line: bytes) -> bool:
         """Take a token_count without parsing the line; return False if it must be parsed."""
@@ -266,7 +280,7 @@ class TokenCounter:
         self._total = total
         request: tuple[int, ...] | None = None
         if changed and not self._follows_record(last) and (last[0] or last[3]):
-            request = (ms, self._context_number(), *last)
+            request = (ms, self._context_number(), *last, 0)
         if self._counts_directly:
             if request is not None:
                 self.requests.extend(request)
@@ -317,6 +331,30 @@ def _bucket_of(line: bytes) -> bytes:
     """Return the id of the bucket in a token_count line."""
     start = line.find(_BUCKET) + len(_BUCKET)
     return line[start : line.find(b'"', start)] if start >= len(_BUCKET) else _ACCOUNT
+
+
+def number_of(response_id: str) -> int:
+    """Return a number of 52 bits for the id of a response, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(response_id.encode(), digest_size=7).digest()) >> 4 or 1
+
+
+def united(rollouts: Iterable[Iterable[int]]) -> list[int]:
+    """Return the requests of all *rollouts* of one thread, each request once.
+
+    Rollouts may be segments, copies, or the parts of a thread that was moved while Codex wrote it.
+    A request is recognized by its response, or else by its time and its tokens.
+    """
+    requests: list[int] = []
+    known: Counter[object] = Counter()
+    for rollout in rollouts:
+        own: Counter[object] = Counter()
+        for request in each_request(rollout):
+            key = request[RESPONSE_FIELD] or (request[0], *request[2:RESPONSE_FIELD])
+            own[key] += 1
+            if own[key] > known[key]:
+                requests.extend(request)
+        known |= own
+    return requests
 
 
 def each_request(requests: Iterable[int]) -> Iterator[tuple[int, ...]]:

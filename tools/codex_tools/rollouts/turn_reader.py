@@ -7,9 +7,9 @@ its error (seen on 0.60.1, 0.163.0 and 0.169.0).
 
 from __future__ import annotations
 
-import errno
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,15 +17,13 @@ from typing import Any, cast
 import orjson
 
 from codex_tools.codex.json_object import Json, object_of, text_of
-from codex_tools.rollouts.files import blocks, parts_of, thread_id_of
-from codex_tools.rollouts.line import COMPACTED, ms_of, user_text
-from codex_tools.rollouts.thread_reader import ThreadReader
+from codex_tools.rollouts.files import parts_of
+from codex_tools.rollouts.line import COMPACTED, lines_of, ms_of, user_text
+from codex_tools.rollouts.thread_reader import Mark, ThreadReader
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 
 COMMANDS_KEPT = 50
 """Commands kept of a turn, the newest ones."""
-TURNS_LIMIT = 512 * 1024 * 1024
-"""Maximum bytes of the turns that are read at a time."""
 FILES_KEPT = 200
 """Changed files kept of a turn, the first ones."""
 
@@ -56,51 +54,63 @@ class Turn:
     error: str | None = None
 
 
-class _NoContexts:
-    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
-        """Return 0 for every context, because the turns do not show it."""
-        return 0
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The turns of one rollout that belong to its thread's history."""
+
+    path: Path
+    marks: Sequence[Mark]
+    end: int
+    """Offset of the end of the history in this rollout."""
+    requests: Sequence[int]
+    """All requests of the rollout, REQUEST_FIELDS numbers each."""
 
 
-def read_turns(path: Path, before: int | None, count: int) -> tuple[list[Turn], int]:
-    """Return up to *count* turns of a rollout, newest first, and the number of turns before them.
+def segment_of(path: Path, reader: ThreadReader) -> Segment:
+    """Return the turns that *reader* has found in the rollout *path*, which it has read whole."""
+    return Segment(path, reader.marks, reader.offset, reader.requests)
+
+
+def read_turns(
+    segments: Sequence[Segment], before: int | None, count: int
+) -> tuple[list[Turn], int]:
+    """Return up to *count* turns of a thread, newest first, and the number of turns before them.
+
+    Only the lines of these turns are read, one by one.
 
     Args:
-        path: The rollout.
+        segments: The thread's history, the oldest segment first.
         before: Return only turns before this one, counted from 0; None for the newest turns.
         count: The largest number of turns to return.
 
     Raises:
-        OSError: The rollout cannot be read.
+        OSError: A rollout cannot be read.
     """
-    reader = ThreadReader(thread_id_of(path.name), _NoContexts())
-    for block in blocks(path):
-        reader.feed(block)
-    reader.finish()
-    marks = reader.marks
-    last = len(marks) if before is None else min(before, len(marks))
+    places = [(segment, number) for segment in segments for number in range(len(segment.marks))]
+    last = len(places) if before is None else min(before, len(places))
     first = max(0, last - count)
-    ends = [*(offset for offset, *_ in marks[1:]), reader.offset]
-    used = [*(requests for *_, requests in marks[1:]), len(reader.requests) // REQUEST_FIELDS]
-    turns: list[Turn] = []
-    if first < last:
-        data = _between(path, marks[first][0], ends[last - 1])
-        for number in range(first, last):
-            offset, ms, requests = marks[number]
-            start = offset - marks[first][0]
-            lines = data[start : ends[number] - marks[first][0]].split(b"\n")
-            turn = _TurnBuilder(ms).read(lines)
-            rows = reader.requests[requests * REQUEST_FIELDS : used[number] * REQUEST_FIELDS]
-            input_, cached, output, reasoning = (
-                sum(rows[column::REQUEST_FIELDS]) for column in (2, 3, 5, 6)
-            )
-            turn.usage = (input_, cached, output, reasoning)
-            turns.append(turn)
+    turns = [_read_turn(segment, number) for segment, number in places[first:last]]
     turns.reverse()
     return turns, first
 
 
-class _TurnBuilder:
+def _read_turn(segment: Segment, number: int) -> Turn:
+    marks, mark = segment.marks, segment.marks[number]
+    is_last = number + 1 == len(marks)
+    end = mark.end or (segment.end if is_last else marks[number + 1].offset)
+    total = len(segment.requests) // REQUEST_FIELDS
+    used = mark.requests_end or (total if is_last else marks[number + 1].requests)
+    parts = parts_of(segment.path, mark.offset, min(end, segment.end))
+    turn = TurnBuilder(mark.ms).read(lines_of(parts))
+    rows = segment.requests[mark.requests * REQUEST_FIELDS : used * REQUEST_FIELDS]
+    input_, cached, output, reasoning = (
+        sum(rows[column::REQUEST_FIELDS]) for column in (2, 3, 5, 6)
+    )
+    turn.usage = (input_, cached, output, reasoning)
+    return turn
+
+
+class TurnBuilder:
     """Build one turn from its lines."""
 
     def __init__(self, started_ms: int) -> None:
@@ -110,7 +120,7 @@ class _TurnBuilder:
         self._patches: set[str] = set()
         self._last_stamp: object = None
 
-    def read(self, lines: list[bytes]) -> Turn:
+    def read(self, lines: Iterable[bytes]) -> Turn:
         """Read all lines of the turn, in their order, and return the turn."""
         for line in lines:
             try:
@@ -277,9 +287,3 @@ def _output(payload: Json) -> str:
             return output
         return str(cast(Json, inner).get("output", "")) if isinstance(inner, dict) else output
     return output
-
-
-def _between(path: Path, start: int, end: int) -> bytes:
-    if end - start > TURNS_LIMIT:
-        raise OSError(errno.EFBIG, f"turns of more than {TURNS_LIMIT:,} bytes", str(path))
-    return b"".join(parts_of(path, start, end))

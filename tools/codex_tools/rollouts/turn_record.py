@@ -7,7 +7,7 @@ Codex made of the settings that it was given.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,11 +16,11 @@ from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox_trouble import find_trouble
 from codex_tools.pricing.prices import Prices
-from codex_tools.rollouts.files import PACKED, blocks, parts_of, thread_id_of
-from codex_tools.rollouts.line import parse_line
+from codex_tools.rollouts.files import PACKED, blocks, ids_of, parts_of
+from codex_tools.rollouts.line import LINE_LIMIT, parse_line
 from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
-from codex_tools.rollouts.turn_reader import read_turns
+from codex_tools.rollouts.turn_reader import read_turns, segment_of
 
 Ending = Literal["completed", "failed", "interrupted", "open"]
 
@@ -36,18 +36,17 @@ _ENDINGS: dict[str, Ending] = {
 _HEAD_OF_LINE = 200
 """Bytes at the start of a line that contain its type."""
 
-LINE_LIMIT = 16 * 1024 * 1024
-"""Bytes of the longest line that is kept while a rollout is followed."""
-
 
 @dataclass(frozen=True, slots=True)
 class TurnMark:
-    """Where the records of a turn begin in its thread's rollout."""
+    """Where the records of a turn begin in its thread's rollouts."""
 
     offset: int = 0
-    """Bytes of the rollout, unpacked, before the turn; 0 for a new thread."""
+    """Bytes of the segment, unpacked, before the turn; 0 for a new thread."""
     since_ms: int = 0
     """Time before the turn, in ms since 1970; used where the rollout was written anew."""
+    segment: str = ""
+    """The id of the segment that *offset* belongs to; "" for the thread's first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,53 +155,82 @@ class _Models:
         return len(self.tiers) - 1
 
 
-def read_record(path: Path, mark: TurnMark, prices: Prices, *, with_end: bool = True) -> TurnRecord:
-    """Return what the rollout *path* records of the turns since *mark*.
+def read_record(
+    segments: Sequence[Path], mark: TurnMark, prices: Prices, *, with_end: bool = True
+) -> TurnRecord:
+    """Return what rollouts record of the turns since *mark*.
 
     Args:
-        path: The rollout.
+        segments: The rollouts of the mark's segment and of all later segments, the oldest first.
         mark: Where the turns begin.
         prices: The prices of tokens by model and time.
         with_end: False to leave out the answer and the error, which takes half as long.
 
     Raises:
-        OSError: The rollout cannot be read.
+        OSError: A rollout cannot be read.
     """
     models = _Models()
-    reader = ThreadReader(thread_id_of(path.name), models)
-    requests_before = turns_before = at = 0
-    for block in _blocks_to(path, mark.offset):
-        if at == mark.offset:
-            requests_before, turns_before = len(reader.requests), reader.turns
-        reader.feed(block)
-        at += len(block)
-    if at == mark.offset:
-        requests_before, turns_before = len(reader.requests), reader.turns
-    reader.finish()
-    is_rewritten = at < mark.offset
-    rows = [
-        row
-        for row in each_request(reader.requests[0 if is_rewritten else requests_before :])
-        if not is_rewritten or row[0] >= mark.since_ms
-    ]
+    found: list[_Since] = []
+    for path in segments:
+        # A later segment has begun since the mark.
+        is_marked = ids_of(path.name)[1] == (mark.segment or ids_of(path.name)[0])
+        found.append(_read_since(path, mark.offset if is_marked else 0, mark.since_ms, models))
+    rows = [row for each in found for row in each.rows]
     usage, cost = _usage_of(rows), _cost_of(rows, models, prices)
-    if is_rewritten:
-        has_begun = bool(reader.marks) and reader.marks[-1][1] >= mark.since_ms
-        follower = SettingsFollower(path, 0 if has_begun else at)
-    else:
-        has_begun = reader.turns > turns_before
-        follower = SettingsFollower(path, mark.offset)
-    settings = next(reversed(follower.read()), None)
-    if not has_begun:
+    settings = next((each.settings for each in reversed(found) if each.settings), None)
+    begun = [each for each in found if each.has_begun]
+    if not begun:
         return TurnRecord(settings=settings, usage=usage, cost_usd=cost)
-    troubles, has_lost_image = _read_troubles(path, 0 if is_rewritten else mark.offset)
-    ending = _ENDINGS.get(reader.ending, "open")
+    troubles: dict[str, None] = {}
+    has_lost_image = False
+    for each in begun:
+        more, has_lost_another = _read_troubles(each.path, each.start)
+        troubles |= more
+        has_lost_image = has_lost_image or has_lost_another
+    ending = _ENDINGS.get(begun[-1].reader.ending, "open")
     answer: str | None = None
     error: str | None = None
     if with_end and ending in ("completed", "failed"):
-        turns, _ = read_turns(path, None, 1)
+        turns, _ = read_turns([segment_of(begun[-1].path, begun[-1].reader)], None, 1)
         answer, error = turns[0].final_response, turns[0].error
     return TurnRecord(settings, ending, usage, cost, answer, error, tuple(troubles), has_lost_image)
+
+
+@dataclass(frozen=True, slots=True)
+class _Since:
+    """What one rollout records since a place in it."""
+
+    path: Path
+    reader: ThreadReader
+    start: int
+    """Where its new records begin."""
+    has_begun: bool
+    """True if a turn has begun since then."""
+    rows: list[tuple[int, ...]]
+    settings: Settings | None
+
+
+def _read_since(path: Path, offset: int, since_ms: int, models: _Models) -> _Since:
+    """Read a rollout; if it is shorter than *offset*, it was rewritten, and times decide."""
+    reader = ThreadReader(ids_of(path.name)[0], models)
+    requests_before = turns_before = at = 0
+    for block in _blocks_to(path, offset):
+        if at == offset:
+            requests_before, turns_before = len(reader.requests), len(reader.marks)
+        reader.feed(block)
+        at += len(block)
+    if at == offset:
+        requests_before, turns_before = len(reader.requests), len(reader.marks)
+    reader.finish()
+    if at >= offset:
+        rows = [*each_request(reader.requests[requests_before:])]
+        has_begun, start, settings_start = len(reader.marks) > turns_before, offset, offset
+    else:
+        rows = [row for row in each_request(reader.requests) if row[0] >= since_ms]
+        has_begun = bool(reader.marks) and reader.marks[-1].ms >= since_ms
+        start, settings_start = 0, 0 if has_begun else at
+    settings = next(reversed(SettingsFollower(path, settings_start).read()), None)
+    return _Since(path, reader, start, has_begun, rows, settings)
 
 
 _SIGNS = (b"bwrap: ", b"LandlockRestrict", b": Read-only file system")
@@ -272,7 +300,7 @@ def _usage_of(rows: list[tuple[int, ...]]) -> Usage | None:
 def _cost_of(rows: list[tuple[int, ...]], models: _Models, prices: Prices) -> float | None:
     """Return the cost in USD; None if a request has no known price, or there is none."""
     costs: list[float] = []
-    for ms, context, input_, cached, write, output, _ in rows:
+    for ms, context, input_, cached, write, output, *_ in rows:
         model, tier = models.tiers[context]
         price = prices.of(model, ms, tier)
         cost = None if price is None else price.cost(input_, cached, write, output)

@@ -132,7 +132,8 @@ async def run_turns(
 
 def mark_of(before: ThreadState | None) -> TurnMark:
     """Return where the records of a turn begin that starts now, in a thread with state *before*."""
-    return TurnMark(before.size if before is not None else 0, int(time.time() * 1000))
+    now_ms = int(time.time() * 1000)
+    return TurnMark(0, now_ms) if before is None else TurnMark(before.size, now_ms, before.segment)
 
 
 async def _ask_rollout(

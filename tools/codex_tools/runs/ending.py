@@ -95,7 +95,7 @@ def revise(stored: StoredRun, threads: Threads) -> StoredRun:
     where, result = stored.recorded, stored.result
     if where is None or result.thread_id is None:
         return stored
-    mark = TurnMark(where.offset, where.since_ms)
+    mark = TurnMark(where.offset, where.since_ms, where.segment)
     record = threads.turn_record(result.thread_id, mark)
     if record is None:
         return stored

@@ -102,7 +102,8 @@ class Run:
     def recorded(self) -> Recorded:
         """Where the rollout holds the result, for another server if this one dies."""
         start, is_kept = self.start, not self.request.ephemeral
-        return Recorded(start.offset, start.since_ms, self.output is not None, is_kept)
+        has_schema = self.output is not None
+        return Recorded(start.offset, start.since_ms, has_schema, is_kept, start.segment)
 
     @property
     def headline(self) -> str:

@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -74,6 +74,8 @@ class Recorded:
     """True if the answer must match a schema, which is not stored."""
     is_kept: bool = True
     """False if Codex keeps no rollout."""
+    segment: str = ""
+    """The id of the segment that *offset* belongs to; see `TurnMark`."""
 
 
 _TRIES = 100
@@ -322,8 +324,12 @@ class StoredRun:
 
 
 def _recorded(data: object) -> Recorded | None:
+    if not isinstance(data, dict):
+        return None
+    known = {each.name for each in fields(Recorded)}
     try:
-        return Recorded(**cast(Json, data))
+        # A later build may store more.
+        return Recorded(**{key: value for key, value in cast(Json, data).items() if key in known})
     except TypeError:
         return None  # Of a build that did not store it, or stores something else.
 
