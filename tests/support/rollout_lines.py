@@ -37,11 +37,15 @@ class Models:
 
     def __init__(self) -> None:
         self.known: list[tuple[str | None, str | None]] = []
+        self.tiers: list[str | None] = []
 
     def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
-        if (model, cwd) not in self.known:
-            self.known.append((model, cwd))
-        return self.known.index((model, cwd))
+        for number, known in enumerate(zip(self.known, self.tiers, strict=True)):
+            if known == ((model, cwd), tier):
+                return number
+        self.known.append((model, cwd))
+        self.tiers.append(tier)
+        return len(self.known) - 1
 
 
 # Lines as Codex writes them: 0.60.1 unless a comment names another version.

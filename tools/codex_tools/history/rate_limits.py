@@ -29,16 +29,18 @@ def newest_limits(db: sqlite3.Connection) -> Json | None:
     now = time.time()
     account: object = limits.get("credits")
     return {
-        **_bucket(limits, at_ms, now),
+        **_age(at_ms, now),
         "plan_type": text_of(limits, "plan_type"),
+        **_windows(limits, now),
         "credits_balance": str(cast(Json, account)["balance"])
         if isinstance(account, dict) and cast(Json, account).get("balance") is not None
         else None,
         "other_buckets": [
             {
-                **_bucket(limits, at_ms, now),
                 "limit_id": limit_id,
                 "limit_name": text_of(limits, "limit_name"),
+                **_age(at_ms, now),
+                **_windows(limits, now),
             }
             for limit_id, (at_ms, limits) in others.items()
         ],
@@ -68,14 +70,14 @@ def _newest_others(db: sqlite3.Connection) -> dict[str, tuple[int, Json]]:
     return dict(newest[:BUCKETS_SHOWN])
 
 
-def _bucket(limits: Json, at_ms: int | None, now: float) -> Json:
-    """Return the fields that all buckets have."""
-    return {
-        "observed_at": None if at_ms is None else iso(at_ms),
-        "age_s": None if at_ms is None else max(0, round(now - at_ms / 1000)),
-        "primary": _window(limits.get("primary"), now),
-        "secondary": _window(limits.get("secondary"), now),
-    }
+def _age(at_ms: int | None, now: float) -> Json:
+    if at_ms is None:
+        return {"observed_at": None, "age_s": None}
+    return {"observed_at": iso(at_ms), "age_s": max(0, round(now - at_ms / 1000))}
+
+
+def _windows(limits: Json, now: float) -> Json:
+    return {name: _window(limits.get(name), now) for name in ("primary", "secondary")}
 
 
 def _window(window: object, now: float) -> Json | None:
