@@ -94,6 +94,14 @@ def tokens(input_: int, write: int | None = None) -> Json:
     )
 
 
+def settings(tier: str | None = None, thread_id: str | None = THREAD, **more: Any) -> Json:
+    """Return what 0.163.0 writes before a turn; without a tier it leaves the field out."""
+    named = {} if tier is None else {"service_tier": tier}
+    applied = {"model": "gpt-5.5", "model_provider_id": "openai"} | named | more
+    thread = {} if thread_id is None else {"thread_id": thread_id}
+    return event("thread_settings_applied", **thread, thread_settings=applied)
+
+
 def limits(percent: float | None) -> Json:
     window = percent and {"used_percent": percent, "window_minutes": 300, "resets_at": 1795364521}
     return {"primary": window, "secondary": None, "credits": None}
@@ -225,12 +233,15 @@ class Read:
     inputs: list[int]
     requests: list[tuple[int, str | None, str | None, tuple[int, ...]]]
     facts: Json = field(default_factory=dict[str, Any])
+    tiers: list[str | None] = field(default_factory=list[str | None])
+    """The service tier of each request."""
 
 
 FACTS = (
     *("thread_id", "has_meta", "created_ms", "active_ms", "source", "is_subagent"),
     *("parent_id", "forked_id", "cli_version", "git_branch", "is_paginated", "is_damaged"),
-    *("model", "cwd", "title", "turns", "ending", "limits", "limits_ms", "bad_lines"),
+    *("model", "cwd", "title", "turns", "ending", "limits", "limits_ms", "other_limits"),
+    *("bad_lines", "tier"),
     *("offset", "own_offset", "is_readable", "in_own_part"),
 )
 
@@ -240,7 +251,8 @@ def told_by(reader: ThreadReader, models: Models, earlier: Sequence[int] | None 
     found = [(ms, *models.known[n], tuple(used)) for ms, n, *used, _ in each_request(requests)]
     facts: Json = {name: getattr(reader, name) for name in FACTS}
     facts["limits"] = json.loads(reader.limits or "null")
-    return Read([used[0] for *_, used in found], found, facts)
+    tiers = [models.tiers[n] for _, n, *_ in each_request(requests)]
+    return Read([used[0] for *_, used in found], found, facts, tiers)
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:

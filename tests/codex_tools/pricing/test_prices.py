@@ -34,6 +34,7 @@ from genai_prices.types import (
 )
 
 from codex_tools.pricing import catalog as catalog_module
+from codex_tools.pricing import tiers
 from codex_tools.pricing.catalog import FORMAT, Catalog, find_in_library, import_models
 from codex_tools.pricing.price import Price, Timeline
 from codex_tools.pricing.prices import Prices, read_prices
@@ -754,19 +755,21 @@ def test_a_change_of_the_rules_or_of_the_file_comes_with_another_format(
     monkeypatch.setattr(catalog_module, "cache_folder", lambda: cache)
     prices = read_prices(overrides)
     found = [
-        (model, at_ms, prices.of(model, at_ms))
-        for model, at_ms in product(
+        (model, at_ms, tier, prices.of(model, at_ms, tier))
+        for model, at_ms, tier in product(
             (
                 *("one", "one-more", "pair", "two", "TWO ", "two-20260101", "two-2026-02-02"),
                 *("openai/two", "x/two", "three", "night", "gpt-oss-1", "my-model", "gpt-5.2"),
             ),
             (0, ms(datetime(2026, 3, 1, tzinfo=UTC)) - 1, NOW_MS),
+            (None, "priority", "flex"),
         )
     ]
     (file,) = cache.iterdir()
-    assert sum(price is not None for *_, price in found) == 24
-    digest = sha256(repr(found).encode() + file.read_bytes()).hexdigest()[:16]
-    assert (FORMAT, digest) == (1, "b5b71b07f5afff3e")
+    assert sum(price is not None for *_, price in found) == 30
+    factors = repr(tiers._FACTORS)  # pyright: ignore[reportPrivateUsage]
+    digest = sha256((repr(found) + factors).encode() + file.read_bytes()).hexdigest()[:16]
+    assert (FORMAT, digest) == (2, "65cd4f90b81c8e11")
 
 
 def test_a_version_is_found_where_several_are_left_behind(tmp_path: Path) -> None:

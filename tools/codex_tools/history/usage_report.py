@@ -325,7 +325,7 @@ class _Report:
             )
         tiers = self._priced_tiers()
         if tiers:
-            counts = " and ".join(f"{count} in {tier}" for tier, count in tiers.items())
+            counts = " and ".join(f"{count} in {tier}" for tier, count in sorted(tiers.items()))
             yield (
                 f"Requests with the price of a service tier: {counts}. Codex recorded these tiers;"
                 " a request that the provider served in the standard tier cost the standard price."

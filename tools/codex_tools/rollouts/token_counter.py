@@ -243,7 +243,8 @@ class TokenCounter:
             if (_ACCOUNT in buckets and _IS_ACCOUNT in line) or _LIMITS not in line:
                 continue
             bucket = _bucket_of(line)
-            if bucket not in buckets and len(buckets) <= BUCKETS_KEPT:
+            is_kept = bucket == _ACCOUNT or len(buckets) < BUCKETS_KEPT
+            if is_kept and bucket not in buckets:
                 buckets.add(bucket)
                 kept.append(line)
         kept.reverse()
