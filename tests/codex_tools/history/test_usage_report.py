@@ -187,7 +187,7 @@ def test_times_ago_count_from_now(tmp_path: Path) -> None:
     rollout.use(3).save()
     with open_index(tmp_path / "home", tmp_path / "state") as history:
         for since, expected in {"15m": 3, "4h": 23, "1d": 23, "2d": 123, "1w": 123}.items():
-            assert usage(history, since=since)["totals"]["input_tokens"] == expected
+            assert usage(history, until=until)["totals"]["input_tokens"] == expected
         assert usage(history, until="4h")["totals"]["input_tokens"] == 100
 
 
@@ -415,13 +415,13 @@ def standard_usd(model: str) -> float:
     return price.cost(1000, 0, 0, 100) or 0.0
 
 
-@pytest.mark.parametrize("since", [None, "2025-02-01T00:00:01"])
-def test_requests_cost_what_their_service_tier_costs(tmp_path: Path, since: str | None) -> None:
+@pytest.mark.parametrize("until", [None, (START + timedelta(seconds=890)).isoformat()])
+def test_requests_cost_what_their_service_tier_costs(tmp_path: Path, until: str | None) -> None:
     home = tmp_path / "home"
     priced(home, 1, "gpt-5.5", None, "priority", "flex", "default", "priority")
     one = standard_usd("gpt-5.5")
     with open_index(home, tmp_path / "state") as history:
-        told = usage(history, since=since)
+        told = usage(history, until=until)
         assert told["totals"]["cost_usd"] == pytest.approx(7.5 * one, abs=2e-6)
         assert told["unpriced_models"] == []
         (note,) = told["notes"]

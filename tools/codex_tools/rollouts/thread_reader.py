@@ -234,7 +234,8 @@ class ThreadReader(TokenCounter):
         if rest.rstrip().endswith(b"}") and _is_json(rest):
             self.feed(b"\n")
             self.offset -= 1
-        self._take_newest_limits()
+        if self._count_lines:
+            self._take_kept_limits()
         if self._pending:
             self._count_pending(parent)
 
