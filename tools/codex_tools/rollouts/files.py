@@ -7,7 +7,8 @@ These shapes were seen on 0.60.1 to 0.171.0.
 
 A thread may have several rollouts, its segments. The name of each later one ends with
 `-<thread id>_<segment id>`; the first segment has the thread's id. Both ids are UUIDs of version
-7, so segments sort by age. Codex 0.171.0 begins a segment when a person takes turns back.
+7, so segments sort by age. Codex begins a segment when a person takes turns back (0.163.0 to
+0.171.0).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Join the rollouts of one thread: its segments, and copies of them.
 
-Codex 0.171.0 begins a segment, a rollout of its own, when a person takes turns back by editing an
-earlier message, or by `thread/revert`. The segment names the one that it goes on from and the
-offset up to which that one still counts, or none if all turns were taken back. The tokens of turns
-that were taken back stay used.
+Codex 0.163.0 to 0.171.0 begin a segment, a rollout of its own, when a person takes turns back by
+editing an earlier message, or by `thread/revert`. The segment names the one that it goes on from
+and the offset up to which that one still counts, or none if all turns were taken back. The tokens
+of turns that were taken back stay used.
 """
 
 from __future__ import annotations
