@@ -187,7 +187,7 @@ def test_times_ago_count_from_now(tmp_path: Path) -> None:
     rollout.use(3).save()
     with open_index(tmp_path / "home", tmp_path / "state") as history:
         for since, expected in {"15m": 3, "4h": 23, "1d": 23, "2d": 123, "1w": 123}.items():
-            assert usage(history, until=until)["totals"]["input_tokens"] == expected
+            assert usage(history, since=since)["totals"]["input_tokens"] == expected
         assert usage(history, until="4h")["totals"]["input_tokens"] == 100
 
 

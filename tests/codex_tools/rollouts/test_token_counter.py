@@ -260,9 +260,9 @@ def test_another_bucket_is_kept_with_its_time_and_name() -> None:
 def test_a_file_with_many_buckets_keeps_some_and_the_account_s() -> None:
     many = [bucket(n, f"b{n}") for n in range(1, 100)]
     for lines in ([bucket(76, "codex"), *many], [*many, bucket(76, "codex")]):
-        data = written(new_meta(), context(), *lines)
-        for size in (len(data), 700):
-            reader = fed(*(data[start : start + size] for start in range(0, len(data), size)))
+        used = [with_use(n + 1, each) for n, each in enumerate(lines)]
+        for data in (written(new_meta(), context(), *each) for each in (lines, used)):
+            reader = fed(data)
             assert len(json.loads(reader.other_limits or "")) <= BUCKETS_KEPT
             assert '"used_percent":76' in (reader.limits or "")
 
