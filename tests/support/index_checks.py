@@ -170,7 +170,9 @@ def cost_of(requests: Iterable[Request], prices: Prices = PRICES) -> float:
     for ms, model, _, tokens in requests:
         price = prices.of(model, ms)
         assert price is not None
-        total += price.cost(tokens.input, tokens.cached, tokens.write, tokens.output)
+        cost = price.cost(tokens.input, tokens.cached, tokens.write, tokens.output)
+        assert cost is not None
+        total += cost
     return total
 
 

@@ -57,15 +57,28 @@ class Window(Record):
     """True if reset since"""
 
 
+class Bucket(Record):
+    """Rate limits of some models, apart from the account's."""
+
+    limit_id: str
+    limit_name: str | None
+    observed_at: str
+    age_s: int
+    primary: Window | None
+    secondary: Window | None
+
+
 class RateLimits(Record):
     """The account's rate limits as the provider last reported them to Codex."""
 
     observed_at: str | None
-    age_s: int
+    age_s: int | None
     plan_type: str | None
     primary: Window | None
     secondary: Window | None
     credits_balance: str | None
+    other_buckets: list[Bucket]
+    """Limits of single models"""
 
 
 class Budget(Record):

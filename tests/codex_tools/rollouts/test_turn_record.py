@@ -53,6 +53,12 @@ def turn(ms: int, tokens: int, total: int, *rest: bytes, sandbox: str = "read-on
     )
 
 
+def applied(ms: int, tier: str | None) -> bytes:
+    settings = {} if tier is None else {"service_tier": tier}
+    payload = {"type": "thread_settings_applied", "thread_settings": settings}
+    return at(ms, "event_msg", payload)
+
+
 def done(ms: int, answer: str) -> bytes:
     return at(ms, "event_msg", {"type": "task_complete", "last_agent_message": answer})
 
@@ -182,3 +188,28 @@ def test_a_command_that_the_sandbox_broke_is_found_once(tmp_path: Path) -> None:
     assert "No permissions to create new namespace" in found.troubles[0]
     none = read(tmp_path, FIRST + turn(2000, 7, 107, quoted), TurnMark(len(FIRST)))
     assert none.troubles == ()
+
+
+def test_a_turn_costs_what_its_service_tier_costs(tmp_path: Path) -> None:
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    costs: dict[str | None, float | None] = {}
+    for tier in (None, "priority", "flex", "zonk"):
+        # The earlier turn, in another tier, is none of this turn's costs.
+        before = META + applied(100, "flex") + turn_of(200, 5000, 5000) + done(300, "a")
+        path.write_bytes(before + applied(400, tier) + turn_of(500, 1000, 6000) + done(600, "b"))
+        record = read_record([path], TurnMark(len(before), 400), PRICES)
+        assert record.usage is not None
+        assert record.usage.input_tokens == 1000
+        costs[tier] = record.cost_usd
+    standard = 1000 * 5e-6 + 30e-6
+    assert costs == {
+        None: pytest.approx(standard),
+        "priority": pytest.approx(2.5 * standard, abs=1e-6),
+        "flex": pytest.approx(standard / 2, abs=1e-6),
+        "zonk": None,
+    }
+
+
+def turn_of(ms: int, tokens: int, total: int) -> bytes:
+    """Return a turn of gpt-5.5."""
+    return turn(ms, tokens, total).replace(b'"cwd":"/p"', b'"cwd":"/p","model":"gpt-5.5"')

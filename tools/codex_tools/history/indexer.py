@@ -42,21 +42,22 @@ _SEAL_BYTES = 256
 
 
 class ContextNumbers:
-    """Number the contexts (a model in a folder) as the index does."""
+    """Number the contexts (a model in a folder and a service tier) as the index does."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        rows = db.execute("SELECT model, cwd, id FROM context").fetchall()
-        self._numbers = {(model, cwd): id_ for model, cwd, id_ in rows}
-        self.models = {id_: model for model, _, id_ in rows}
-        self.new: list[tuple[int, str | None, str | None]] = []
+        rows = db.execute("SELECT model, cwd, tier, id FROM context").fetchall()
+        self._numbers = {(model, cwd, tier): id_ for model, cwd, tier, id_ in rows}
+        self.models = {id_: (model, tier) for model, _, tier, id_ in rows}
+        """The model and the service tier of each context."""
+        self.new: list[tuple[int, str | None, str | None, str | None]] = []
 
-    def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the number of a model in a folder; assign a new number if it has none."""
-        found = self._numbers.get((model, cwd))
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
+        """Return the number of a context; assign a new number if it has none."""
+        found = self._numbers.get((model, cwd, tier))
         if found is None:
-            found = self._numbers[model, cwd] = len(self.models) + 1
-            self.models[found] = model
-            self.new.append((found, model, cwd))
+            found = self._numbers[model, cwd, tier] = len(self.models) + 1
+            self.models[found] = model, tier
+            self.new.append((found, model, cwd, tier))
         return found
 
 
@@ -110,7 +111,7 @@ class IndexBatch:
             db.execute("DELETE FROM meta WHERE key = 'folders'")
             for id_ in (*self._gone, *gone):
                 self._remove(id_)
-            db.executemany("INSERT INTO context VALUES (?, ?, ?)", self._contexts.new)
+            db.executemany("INSERT INTO context VALUES (?, ?, ?, ?)", self._contexts.new)
             # Cheaper than INSERT OR REPLACE, which looks for a former row of each file.
             db.executemany("DELETE FROM file WHERE id = ?", self._grown)
             db.executemany("DELETE FROM detail WHERE file = ?", self._grown)
@@ -201,6 +202,7 @@ class IndexBatch:
                 id_, thread_id, found.folder, found.name, found.size, found.mtime_ns,
                 problem or 0, reader.state(), seal, *searchable, reader.own_offset,
                 reader.bad_lines, reader.limits_ms or 0, reader.limits or 0,
+                reader.other_limits or 0,
             )
         )  # fmt: skip
         if problem is not None:

@@ -2,7 +2,8 @@
 
 `file` has a row for each rollout in its last known state, and `detail` its requests and turns one
 by one. `thread` has a row for each thread, made of all its rollouts, with the lowest id of them;
-`bucket` has the sums of its requests by quarter of an hour, model and folder.
+`bucket` has the sums of its requests by quarter of an hour, model, folder and service
+tier.
 """
 
 from __future__ import annotations
@@ -51,19 +52,21 @@ offset."""
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT);
+CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT, tier TEXT);
 CREATE TABLE file (
     id INTEGER PRIMARY KEY, thread_id TEXT NOT NULL, folder TEXT NOT NULL, name TEXT NOT NULL,
     size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, problem TEXT,
     state TEXT NOT NULL, seal INTEGER NOT NULL,
     text_offset INTEGER NOT NULL, text_size INTEGER NOT NULL, own_offset INTEGER NOT NULL,
     bad_lines INTEGER NOT NULL, limits_ms INTEGER, limits TEXT,
+    other_limits TEXT,
     UNIQUE (folder, name)
 );
 CREATE INDEX file_thread ON file (thread_id);
 CREATE INDEX file_faulty ON file (id) WHERE problem IS NOT NULL OR bad_lines > 0;
 CREATE INDEX file_untold ON file (id) WHERE text_size < size;
 CREATE INDEX file_limits ON file (limits_ms) WHERE limits_ms IS NOT NULL;
+CREATE INDEX file_other_limits ON file (other_limits) WHERE other_limits IS NOT NULL;
 CREATE TABLE detail (file INTEGER PRIMARY KEY, requests TEXT NOT NULL, marks TEXT NOT NULL);
 CREATE TABLE thread (
     id INTEGER PRIMARY KEY, thread_id TEXT NOT NULL UNIQUE, files INTEGER NOT NULL,
@@ -94,7 +97,7 @@ CREATE VIRTUAL TABLE text USING fts5 (words, tokenize = 'unicode61 remove_diacri
 
 _FILE_COLUMNS = (
     *("id", "thread_id", "folder", "name", "size", "mtime_ns", "problem", "state", "seal"),
-    *("text_offset", "text_size", "own_offset", "bad_lines", "limits_ms", "limits"),
+    *("text_offset", "text_size", "own_offset", "bad_lines", "limits_ms", "limits", "other_limits"),
 )
 THREAD_FACTS = (
     *("created_ms", "cwd", "git_branch", "source", "is_subagent", "model", "cli_version"),
@@ -109,7 +112,7 @@ _THREAD_COLUMNS = (
 _NULLABLE = frozenset(
     (
         *("problem", "created_ms", "cwd", "git_branch", "source", "model", "cli_version"),
-        *("parent_id", "forked_id", "agent", "title", "limits_ms", "limits"),
+        *("parent_id", "forked_id", "agent", "title", "limits_ms", "limits", "other_limits"),
     )
 )
 
@@ -157,9 +160,12 @@ def text_rows(file: int) -> tuple[int, int]:
 
 
 def buckets_of(
-    thread: int, requests: Iterable[int], prices: Prices, models: Mapping[int, str | None]
+    thread: int,
+    requests: Iterable[int],
+    prices: Prices,
+    models: Mapping[int, tuple[str | None, str | None]],
 ) -> list[list[Any]]:
-    """Return a thread's rows of `bucket`."""
+    """Return a thread's rows of `bucket`; *models* are the models and tiers of its contexts."""
     rows: dict[tuple[int, int], list[Any]] = {}
     price_of = prices.of
     row: list[Any] = []
@@ -170,7 +176,8 @@ def buckets_of(
             # Prices change only at midnight, so never within a row.
             quarter, last = ms // QUARTER_MS, context
             start = quarter * QUARTER_MS
-            price = price_of(models[context], ms)
+            model, tier = models[context]
+            price = price_of(model, ms, tier)
             fresh = [quarter, thread, context, 0, 0, 0, 0, 0, 0.0, 0]
             row = rows.setdefault((quarter, context), fresh)
         row[3] += 1
@@ -178,10 +185,11 @@ def buckets_of(
         row[5] += cached
         row[6] += output
         row[7] += reasoning
-        if price is None:
+        cost = None if price is None else price.cost(input_, cached, write, output)
+        if cost is None:
             row[9] += 1
         else:
-            row[8] += price.cost(input_, cached, write, output)
+            row[8] += cost
     return list(rows.values())
 
 

@@ -30,6 +30,7 @@ from codex_tools.rollouts.line import (
     ODD,
     SKIP,
     STARTED,
+    THREAD,
     UNNUMBERED,
     Counts,
     classify,
@@ -59,7 +60,9 @@ _ANSWER = _RESPONSE + b',"payload":{"type":"message","role":"assistant"'
 _ANSWERED = b'"last_agent_message":"'
 _HEAD_OF_LINE = 150
 """Bytes of a line that contain the type of its payload."""
-_UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, ODD)
+_SETTINGS = b'"type":"thread_settings_applied"'
+_TIER = b'"service_tier":"'
+_UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, THREAD, ODD)
 """The kinds of lines that often need no parsing."""
 _UNMARKED = ("asked", "said", "answered")
 """The endings of a Codex that does not mark the end of a turn."""
@@ -67,13 +70,14 @@ _UNMARKED = ("asked", "said", "answered")
 FACTS = (
     *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
     *("cli_version", "parent_id", "forked_id", "agent", "title", "turns", "ending", "is_paginated"),
-    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits", "active_ms", "has_meta"),
-    *("base_id", "base_offset", "offset"),
+    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits", "other_limits"),
+    *("active_ms", "has_meta", "base_id", "base_offset", "offset"),
 )
 """The attributes of a reader that describe its rollout."""
 _STATE = (
     *("_in_turn", "_has_copy", "_copy_ended", "_record", "_is_record_unsure", "_in_long_line"),
     *("_has_prompt", "_added_prompt", "_has_context", "_is_answered", "_is_bare"),
+    *("tier", "_next_tier", "_has_settings"),
 )
 """The further attributes in `state`; indexes on disk depend on their order."""
 
@@ -128,6 +132,10 @@ class ThreadReader(TokenCounter):
     """The turns, without those that a person has taken back."""
     _requests_before: int = 0
     """Number of requests before the last `restore`."""
+    _next_tier: str | None = None
+    """The service tier of turns that begin from now on."""
+    _has_settings: bool = False
+    """True once Codex has recorded settings of this thread."""
     _context_line: bytes = b""
     """The last turn_context line of the current turn, without its time."""
     _in_turn: bool = False
@@ -239,7 +247,7 @@ class ThreadReader(TokenCounter):
             self.feed(b"\n")
             self.offset -= 1
         if self._count_lines:
-            self._take_limits(self._count_lines.pop())
+            self._take_kept_limits()
         if self._pending:
             self._count_pending(parent)
 
@@ -272,6 +280,10 @@ class ThreadReader(TokenCounter):
             if self.ending in _UNMARKED and b'"type":"agent_message"' in line[:_HEAD_OF_LINE]:
                 self.ending, self._answered_at = "said", pos
             return True
+        if kind == THREAD:
+            # The usual one: a turn in the standard tier follows another one.
+            is_usual = self._has_settings and self._next_tier is None and _TIER not in line
+            return is_usual and _SETTINGS in line[:_HEAD_OF_LINE]
         if kind == ODD:
             return line.isspace()
         if not self._counts_directly:
@@ -354,6 +366,24 @@ class ThreadReader(TokenCounter):
         if self._in_turn and "turn_id" not in payload:
             self._leave_turn()
 
+    def _take_settings(self, payload: Json) -> None:
+        """Take the service tier; one without a name is the standard tier.
+
+        Codex writes these settings before a turn, and in a new thread after the turn's start. A
+        change while a turn runs is for the next turn (0.163.0 and 0.171.0).
+        """
+        if payload.get("thread_id") not in (None, self.thread_id):
+            return
+        self._next_tier = text_of(object_of(payload, "thread_settings"), "service_tier")
+        has_requests = bool(self.marks) and self._requests_read > self.marks[-1].requests
+        if not self._in_turn or not (self._has_settings or has_requests):
+            self._use_next_tier()
+        self._has_settings = True
+
+    def _use_next_tier(self) -> None:
+        if self.tier != self._next_tier:
+            self.tier, self._context = self._next_tier, None
+
     def _ms_of(self, time: object) -> int:
         """Return a line's time in ms, or the latest known time if the line has none."""
         return ms_of(time) or self.active_ms or 0
@@ -379,6 +409,8 @@ class ThreadReader(TokenCounter):
                 self._take_item(payload)
             case "exited_review_mode":
                 self._is_answered = True
+            case "thread_settings_applied":
+                self._take_settings(payload)
             case "thread_rolled_back" if self.in_own_part:
                 self._take_back(payload.get("num_turns"))
             case _:
@@ -437,6 +469,7 @@ class ThreadReader(TokenCounter):
         """Begin a turn of a Codex that marks where each turn starts and ends."""
         self._begin_turn(ms, self._block_offset + pos)
         self._in_turn, self.ending = True, "open"
+        self._use_next_tier()
         self._context_line = b""
         self._has_prompt, self._added_prompt = False, None
         self._has_context = self._is_answered = False

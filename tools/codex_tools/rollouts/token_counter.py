@@ -20,7 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -50,14 +50,25 @@ _COPY_MS = 1000
 _TOTAL_HEAD = b'"type":"token_count","info":{"total_token_usage":{'
 _LIMITS = b'"primary":{'
 """In a token_count line whose rate limits have values."""
+_BUCKET = b'"limit_id":"'
+"""In the rate limits of a bucket; 0.60.1 writes no ids, 0.163.0 and 0.171.0 write "codex"."""
+_ACCOUNT = b"codex"
+"""The id of the account's own bucket; models such as gpt-5.3-codex-spark have another one."""
+_RATE_LIMITS = b'"rate_limits":'
+_ACCOUNTS = tuple(
+    _RATE_LIMITS + start for start in (b'{"limit_id":"codex"', b'{"limit_id":null', b'{"primary":')
+)
+"""How the account's rate limits begin: 0.163.0 to 0.171.0, and 0.60.1, which writes no ids."""
+BUCKETS_KEPT = 16
+"""Buckets other than the account's that are kept for each file, so that no file can fill memory."""
 _LAST_HEAD = b'"last_token_usage":{'
 
 
 class Contexts(Protocol):
-    """Numbers for the contexts of requests: a context is a model in a folder."""
+    """Numbers for the contexts of requests: a context is a model in a folder and a service tier."""
 
-    def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the number of a model in a folder."""
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
+        """Return the number of a model in a folder and a service tier."""
         ...
 
 
@@ -85,14 +96,18 @@ class TokenCounter:
     """Bytes of that segment that belong to this thread's history."""
     model: str | None = None
     cwd: str | None = None
+    tier: str | None = None
+    """The service tier of the current turn, as Codex recorded it."""
     requests: list[int] = field(default_factory=lambda: [])
     """The requests since the last `restore`, REQUEST_FIELDS numbers each."""
     responses: set[int] = field(default_factory=lambda: set())
     """The numbers of the responses counted so far."""
     bad_lines: int = 0
     limits: str | None = None
-    """The newest rate limits with values, as JSON."""
+    """The account's newest rate limits with values, as JSON."""
     limits_ms: int | None = None
+    other_limits: str | None = None
+    """The newest rate limits of each other bucket, as JSON: `[[ms, limits], ...]`, newest last."""
     counts: list[tuple[Counts, Counts]] | None = None
     """All readings (total, last) of `token_count` lines, if `keep_counts` was called."""
     _pending: list[tuple[Counts, Counts, tuple[int, ...] | None]] = field(
@@ -100,7 +115,7 @@ class TokenCounter:
     )
     """Readings of which only the end of the file shows whether they belong to the parent."""
     _context: int | None = None
-    """The number of *model* in *cwd*, once a request needed it."""
+    """The number of *model* in *cwd* and *tier*, once a request needed it."""
     _has_copy: bool = False
     """True if the file starts with a copy of another thread."""
     _copy_ended: bool = False
@@ -113,7 +128,7 @@ class TokenCounter:
     _is_record_unsure: bool = False
     """True if that token_count may be missing, because the totals have restarted."""
     _count_lines: list[bytes] = field(default_factory=lambda: [])
-    """Lines of which the newest with rate limits is still to be found, or was found."""
+    """Lines of which the newest of each bucket is still to be found, or was found."""
 
     @property
     def in_own_part(self) -> bool:
@@ -131,9 +146,9 @@ class TokenCounter:
         self._pending.clear()
 
     def _context_number(self) -> int:
-        """Return the number of the current model in the current folder."""
+        """Return the number of the current model, folder and service tier."""
         if self._context is None:
-            self._context = self._contexts.number(self.model, self.cwd)
+            self._context = self._contexts.number(self.model, self.cwd, self.tier)
         return self._context
 
     def _take_meta(self, payload: Json) -> None:
@@ -216,9 +231,11 @@ class TokenCounter:
 
     def _take_count(self, payload: Json, ms: int) -> None:
         """Take the payload of a token_count."""
-        if isinstance(object_of(payload, "rate_limits").get("primary"), dict):
-            self.limits, self.limits_ms = orjson.dumps(payload["rate_limits"]).decode(), ms
-            self._count_lines.clear()
+        limits = object_of(payload, "rate_limits")
+        if isinstance(limits.get("primary"), dict):
+            self._keep_newest_limits()
+            self._take_kept_limits()
+            self._put_limits(limits, ms)
         if payload.get("info") is None:
             self._total, self._is_record_unsure = b"", True
             return
@@ -231,22 +248,55 @@ class TokenCounter:
         self._count(orjson.dumps(total), last, ms)
 
     def _keep_newest_limits(self) -> None:
-        """Drop all lines but the newest one whose rate limits have values."""
+        """Drop all lines but the newest one of each bucket whose rate limits have values."""
         lines = self._count_lines
         while lines and _LIMITS not in lines[-1]:
             lines.pop()
-        del lines[:-1]
+        if len(lines) < 2:
+            return
+        kept: list[bytes] = []
+        buckets: set[bytes] = set()
+        while lines:
+            line = lines.pop()
+            start = line.rfind(_RATE_LIMITS)
+            is_account = line.startswith(_ACCOUNTS, start)
+            if _LIMITS in line:
+                bucket = _ACCOUNT if is_account else _bucket_of(line)
+                is_kept = bucket == _ACCOUNT or len(buckets) < BUCKETS_KEPT
+                if is_kept and bucket not in buckets:
+                    buckets.add(bucket)
+                    kept.append(line)
+            if is_account and _ACCOUNT in buckets:
+                # Drop all older lines of the account that end alike. To search for the id in each
+                # line takes 3 % more of the CPU time of a cold index.
+                end = start - len(line)
+                lines = [other for other in lines if not other.startswith(_ACCOUNTS, end)]
+        kept.reverse()
+        self._count_lines = kept
 
-    def _take_limits(self, line: bytes) -> None:
-        """Take the rate limits of a token_count line."""
-        # Codex ends the line with them. Parsing one line of each file costs 3 % of a cold index.
-        _, _, text = line.partition(b'"rate_limits":')
-        if text.endswith(b"}}}\n"):
-            self.limits = text[:-3].decode("utf-8", "replace")
-        else:
-            payload = object_of(parse_line(line) or {}, "payload")
-            self.limits = orjson.dumps(object_of(payload, "rate_limits")).decode()
-        self.limits_ms = ms_at(line)
+    def _take_kept_limits(self) -> None:
+        """Take the rate limits of the lines kept, and drop the lines."""
+        for line in self._count_lines:
+            # Codex ends the line with them. Parsing one line of each file costs 3 % of a cold
+            # index.
+            _, _, text = line.partition(b'"rate_limits":')
+            if text.endswith(b"}}}\n") and _bucket_of(line) == _ACCOUNT:
+                self.limits, self.limits_ms = text[:-3].decode("utf-8", "replace"), ms_at(line)
+            else:
+                payload = object_of(parse_line(line) or {}, "payload")
+                self._put_limits(object_of(payload, "rate_limits"), ms_at(line))
+        self._count_lines.clear()
+
+    def _put_limits(self, limits: Json, ms: int) -> None:
+        """Make *limits* the newest ones of their bucket."""
+        bucket = text_of(limits, "limit_id") or _ACCOUNT.decode()
+        if bucket == _ACCOUNT.decode():
+            self.limits, self.limits_ms = orjson.dumps(limits).decode(), ms
+            return
+        others: list[list[Any]] = orjson.loads(self.other_limits or "[]")
+        others = [other for other in others if other[1]["limit_id"] != bucket]
+        others.append([ms, limits])
+        self.other_limits = orjson.dumps(others[-BUCKETS_KEPT:]).decode()
 
     def _count(self, total: bytes, last: Counts, ms: int) -> None:
         """Count one reading, keep it, or do both."""
@@ -299,6 +349,12 @@ class TokenCounter:
         for *_, request in own:
             if request is not None:
                 self.requests.extend(request)
+
+
+def _bucket_of(line: bytes) -> bytes:
+    """Return the id of the bucket in a token_count line."""
+    start = line.find(_BUCKET) + len(_BUCKET)
+    return line[start : line.find(b'"', start)] if start >= len(_BUCKET) else _ACCOUNT
 
 
 def number_of(response_id: str) -> int:

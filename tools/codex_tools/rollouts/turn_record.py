@@ -150,14 +150,16 @@ def _context_in(line: bytes) -> Json | None:
 
 @dataclass(slots=True)
 class Models:
-    """Collect the models of a reader's requests."""
+    """Collect the models of a reader's requests, with their service tiers."""
 
-    names: list[str | None] = field(default_factory=list[str | None])
+    tiers: list[tuple[str | None, str | None]] = field(
+        default_factory=list[tuple[str | None, str | None]]
+    )
 
-    def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the number of *model*."""
-        self.names.append(model)
-        return len(self.names) - 1
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
+        """Return the number of *model* in *tier*."""
+        self.tiers.append((model, tier))
+        return len(self.tiers) - 1
 
 
 def read_record(
@@ -317,7 +319,8 @@ def _cost_of(rows: list[tuple[int, ...]], models: Models, prices: Prices) -> flo
 def cost_of_request(row: tuple[int, ...], models: Models, prices: Prices) -> float | None:
     """Return the cost of one request in USD; None if its model has no known price."""
     ms, context, input_, cached, write, output, *_ = row
-    price = prices.of(models.names[context], ms)
+    model, tier = models.tiers[context]
+    price = prices.of(model, ms, tier)
     return None if price is None else price.cost(input_, cached, write, output)
 
 
@@ -327,10 +330,11 @@ def cost_without_rollout(
     """Return the cost in USD of the requests summed up in *usage*, or None if it is unknown.
 
     It is unknown if the model has no price, and if a request may have been so long that its
-    tokens cost more. Then only a price for each request is right.
+    tokens cost more. Then only a price for each request is right. The service tier is taken for
+    the standard one, because only a rollout records it.
     """
     price = prices.of(model, at_ms)
     if usage is None or price is None or usage.input_tokens > price.above:
         return None
     cost = price.cost(usage.input_tokens, usage.cached_input_tokens, 0, usage.output_tokens)
-    return round(cost, 6)
+    return None if cost is None else round(cost, 6)

@@ -203,7 +203,7 @@ class UsageFollower:
     def _spent_by(self, row: tuple[int, ...]) -> Spent:
         ms, context, input_, cached, _, output, reasoning, *_ = row
         cost = cost_of_request(row, self._models, self._prices)
-        model = self._models.names[context] or "an unknown model"
+        model = self._models.tiers[context][0] or "an unknown model"
         share = DayShare(input_ + output, cost or 0.0, cost is not None)
         return Spent(
             input_tokens=input_,
