@@ -11,7 +11,7 @@ from support.rollout_lines import Json, asked, event, line, new_asked, said, wri
 def words_of(tmp_path: Path, *lines: Json) -> list[str]:
     path = tmp_path / "rollout.jsonl"
     path.write_bytes(written(*lines))
-    return read_texts(path, 0, path.stat().st_size)[0]
+    return [text for texts, _ in read_texts(path, 0, path.stat().st_size) for text in texts]
 
 
 def test_no_argument_of_a_tool_is_taken_for_a_prompt_or_a_turn(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ LINE_LIMIT = 16 * 1024 * 1024
 """Bytes of the longest line that is read as it is: images make lines of 10 MB and more."""
 STRING_LIMIT = 512 * 1024
 """Bytes kept of a string in a longer line; a transcript shows 400,000 characters."""
+RECORD = b'{"timestamp":"20'
+"""How Codex begins each record."""
+_RECORDS_LIMIT = 20
+"""Places of a torn line at which a record is looked for; each costs parsing what follows."""
 
 _COUNT_LIMIT = 2**50
 """Token counts from this number on are rejected as nonsense."""
@@ -68,42 +72,89 @@ _main_counts = itemgetter(
 def lines_of(blocks: Iterable[bytes], limit: int = LINE_LIMIT) -> Iterator[bytes]:
     """Yield the lines of *blocks* with their line feeds; the last line may have none.
 
-    The time is linear in the bytes, and no more than a few times *limit* is kept. A line of more
-    than *limit* bytes is yielded with its long strings shortened, see `LongLine`. A line that is
-    still too long is left out.
+    See `LineSplitter` for torn lines and for lines of more than *limit* bytes.
     """
-    parts: list[bytes] = []
-    size = 0
-    long: LongLine | None = None
+    splitter = LineSplitter(limit)
     for block in blocks:
+        yield from splitter.feed(block)
+    yield from splitter.rest()
+
+
+class LineSplitter:
+    """Split blocks into lines, in time linear in their bytes, and keep only a few times the limit.
+
+    A line over the limit is yielded with its long strings shortened, see `LongLine`. A line that
+    is still too long is left out. The records in a torn line are yielded one by one, see
+    `records_in`.
+    """
+
+    def __init__(self, limit: int = LINE_LIMIT) -> None:
+        self.size = 0
+        """Bytes of the incomplete last line so far."""
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._long: LongLine | None = None
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        """Yield the lines that *block* completes, with their line feeds."""
         lines = BytesIO(block)
-        if parts or long is not None:
-            line = lines.readline()
-            if long is not None:
-                long.add(line)
-            else:
-                parts.append(line)
-                size += len(line)
-                if size > limit:
-                    long = LongLine(limit, parts)
-            if not line.endswith(b"\n"):
-                continue
-            yield from _line_in(parts, long)
-            parts, size, long = [], 0, None
+        if self.size:
+            self._add(lines.readline())
+            if b"\n" not in block:
+                return
+            yield from self.rest()
         for line in lines:
-            if line[-1] != 0x0A:
-                parts, size = [line], len(line)
-            elif len(line) <= limit:
+            if line[-1] != 0x0A or len(line) > self._limit:
+                self._add(line)
+                if line[-1] != 0x0A:
+                    return
+                yield from self.rest()
+            elif line.find(RECORD, 1) < 0:
                 yield line
             else:
-                yield from _line_in([], LongLine(limit, (line,)))
-    yield from _line_in(parts, long)
+                yield from records_in(line)
+
+    def rest(self) -> Iterator[bytes]:
+        """Yield the incomplete last line, as far as it was read, and forget it."""
+        line = b"".join(self._parts) if self._long is None else self._long.shortened()
+        self.size, self._parts, self._long = 0, [], None
+        if line:
+            yield from records_in(line)
+
+    def _add(self, part: bytes) -> None:
+        self.size += len(part)
+        if self._long is not None:
+            self._long.add(part)
+        elif self.size <= self._limit:
+            self._parts.append(part)
+        else:
+            self._long = LongLine(self._limit, (*self._parts, part))
+            self._parts.clear()
 
 
-def _line_in(parts: list[bytes], long: LongLine | None) -> Iterator[bytes]:
-    line = b"".join(parts) if long is None else long.shortened()
-    if line:
-        yield line
+def records_in(line: bytes) -> list[bytes]:
+    """Return the records in a line: usually the line itself.
+
+    If Codex was killed while it wrote a record, a Codex before 0.147 appends the next record to
+    what was written of it (seen on 0.60.1 to 0.120.0; 0.147.0 begins a new line). Then only the
+    whole records are returned. A line that is JSON is never split, because the arguments of a
+    tool can look like a record.
+    """
+    if line.find(RECORD, 1) < 0 or parse_line(line) is not None:
+        return [line]
+    found: list[bytes] = []
+    start = line.find(RECORD)
+    for _ in range(_RECORDS_LIMIT):
+        end = line.find(RECORD, start + 1)
+        if parse_line(line[start:]) is not None:
+            found.append(line[start:])
+            break
+        if end < 0:
+            break
+        if parse_line(line[start:end]) is not None:
+            found.append(line[start:end])
+        start = end
+    return found or [line]
 
 
 class LongLine:
@@ -115,8 +166,6 @@ class LongLine:
 
     def __init__(self, limit: int, parts: Iterable[bytes] = ()) -> None:
         """Begin with *parts*; more than *limit* bytes are not kept of the line."""
-        self.size = 0
-        """Bytes of the whole line so far."""
         self._limit = limit
         self._kept = bytearray()
         self._begin = 0
@@ -131,7 +180,6 @@ class LongLine:
 
     def add(self, part: bytes) -> None:
         """Take the next bytes of the line."""
-        self.size += len(part)
         if self._is_dropped:
             return
         kept = self._kept
