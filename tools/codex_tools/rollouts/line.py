@@ -7,7 +7,7 @@ itself; text from the model or from a command cannot reach them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from io import BytesIO
 from operator import itemgetter
@@ -89,23 +89,25 @@ class LineSplitter:
     """
 
     def __init__(self, limit: int = LINE_LIMIT) -> None:
-        self.size = 0
-        """Bytes of the incomplete last line so far."""
         self._limit = limit
-        self._parts: list[bytes] = []
-        self._long: LongLine | None = None
+        self._partial = PartialLine(limit)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the incomplete last line so far."""
+        return self._partial.size
 
     def feed(self, block: bytes) -> Iterator[bytes]:
         """Yield the lines that *block* completes, with their line feeds."""
         lines = BytesIO(block)
-        if self.size:
-            self._add(lines.readline())
+        if self._partial.size:
+            self._partial.add(lines.readline())
             if b"\n" not in block:
                 return
             yield from self.rest()
         for line in lines:
             if line[-1] != 0x0A or len(line) > self._limit:
-                self._add(line)
+                self._partial.add(line)
                 if line[-1] != 0x0A:
                     return
                 yield from self.rest()
@@ -116,20 +118,47 @@ class LineSplitter:
 
     def rest(self) -> Iterator[bytes]:
         """Yield the incomplete last line, as far as it was read, and forget it."""
-        line = b"".join(self._parts) if self._long is None else self._long.shortened()
-        self.size, self._parts, self._long = 0, [], None
-        if line:
+        if line := self._partial.take():
             yield from records_in(line)
 
-    def _add(self, part: bytes) -> None:
+
+class PartialLine:
+    """A line that is read in parts; beyond *limit* bytes, its long strings are shortened."""
+
+    def __init__(self, limit: int = LINE_LIMIT, is_wanted: Callable[[bytes], bool] = bool) -> None:
+        """*is_wanted* returns False for the start of a line that can be left out if it is long."""
+        self.size = 0
+        """Bytes of the line so far."""
+        self.head = b""
+        """The start of the line, if it is long."""
+        self._limit = limit
+        self._is_wanted = is_wanted
+        self._parts: list[bytes] = []
+        self._long: LongLine | None = None
+
+    def add(self, part: bytes) -> None:
+        """Add the next bytes of the line."""
         self.size += len(part)
         if self._long is not None:
             self._long.add(part)
-        elif self.size <= self._limit:
-            self._parts.append(part)
-        else:
-            self._long = LongLine(self._limit, (*self._parts, part))
+            return
+        self._parts.append(part)
+        if self.size > self._limit:
+            self.head = b"".join(self._parts)[:400]
+            limit = self._limit if self._is_wanted(self.head) else 0
+            self._long = LongLine(limit, self._parts)
             self._parts.clear()
+
+    def whole(self) -> bytes:
+        """Return the line if it is not long."""
+        return b"".join(self._parts)
+
+    def take(self) -> bytes:
+        """Return the line, shortened if it is long, and forget it; empty if it was left out."""
+        line = self.whole() if self._long is None else self._long.shortened()
+        self.size, self.head, self._long = 0, b"", None
+        self._parts.clear()
+        return line
 
 
 def records_in(line: bytes) -> list[bytes]:
@@ -251,6 +280,8 @@ def _kind_of(head: bytes) -> int:
     if len(KNOWN_KINDS) > _KINDS_LIMIT:
         KNOWN_KINDS.clear()
     kind = next((kind for start, kind in _KINDS if head.startswith(start)), SKIP)
+    if RECORD[:8] in head:
+        kind = ODD  # A torn record, with another one appended to it.
     return KNOWN_KINDS.setdefault(head, kind)
 
 

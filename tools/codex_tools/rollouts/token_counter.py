@@ -26,6 +26,7 @@ import orjson
 
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.rollouts.line import (
+    RECORD,
     Counts,
     counts_in,
     counts_of,
@@ -230,7 +231,7 @@ class TokenCounter:
         """Take the rate limits of a token_count line."""
         # Codex ends the line with them. Parsing one line of each file costs 3 % of a cold index.
         _, _, text = line.partition(b'"rate_limits":')
-        if text.endswith(b"}}}\n"):
+        if text.endswith(b"}}}\n") and RECORD not in text:
             self.limits = text[:-3].decode("utf-8", "replace")
         else:
             payload = object_of(parse_line(line) or {}, "payload")
