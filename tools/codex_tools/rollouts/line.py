@@ -29,11 +29,12 @@ STRING_LIMIT = 512 * 1024
 """Bytes kept of a string in a longer line; a transcript shows 400,000 characters."""
 RECORD = b'{"timestamp":"20'
 """How Codex begins each record."""
-_RECORDS_LIMIT = 20
-"""Places of a torn line at which a record is looked for; each costs parsing what follows."""
+_RECORDS_LIMIT = 8
+"""Places of a torn line, the last ones, at which a record is looked for by parsing."""
 
 _COUNT_LIMIT = 2**50
 """Token counts from this number on are rejected as nonsense."""
+_RECORD_STARTS = tuple(RECORD[:length] for length in range(3, 8))
 _KINDS_LIMIT = 10_000
 """Entries of KNOWN_KINDS at which it is emptied, so that foreign files cannot fill memory."""
 
@@ -171,18 +172,17 @@ def records_in(line: bytes) -> list[bytes]:
     """
     if line.find(RECORD, 1) < 0 or parse_line(line) is not None:
         return [line]
+    places = [len(line)]
+    while len(places) <= _RECORDS_LIMIT and (at := line.rfind(RECORD, 0, places[-1])) >= 0:
+        places.append(at)
     found: list[bytes] = []
-    start = line.find(RECORD)
-    for _ in range(_RECORDS_LIMIT):
-        end = line.find(RECORD, start + 1)
-        if parse_line(line[start:]) is not None:
-            found.append(line[start:])
-            break
-        if end < 0:
-            break
-        if parse_line(line[start:end]) is not None:
-            found.append(line[start:end])
-        start = end
+    while len(places) > 1:
+        start = places.pop()
+        for number, end in enumerate(places):
+            if parse_line(line[start:end]) is not None:
+                found.append(line[start:end])
+                del places[number + 1 :]
+                break
     return found or [line]
 
 
@@ -280,7 +280,7 @@ def _kind_of(head: bytes) -> int:
     if len(KNOWN_KINDS) > _KINDS_LIMIT:
         KNOWN_KINDS.clear()
     kind = next((kind for start, kind in _KINDS if head.startswith(start)), SKIP)
-    if RECORD[:8] in head:
+    if RECORD[:8] in head or head.endswith(_RECORD_STARTS):
         kind = ODD  # A torn record, with another one appended to it.
     return KNOWN_KINDS.setdefault(head, kind)
 
