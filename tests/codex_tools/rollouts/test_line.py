@@ -305,6 +305,8 @@ def test_a_whole_line_is_never_split() -> None:
     assert [*lines_of([torn + whole + b"\n" + whole])] == [whole + b"\n", whole]
     assert records_in(whole + whole) == [whole, whole]
     assert records_in(torn) == [torn]
+    odd = b'{"at":1,"payload":' + plain(inner).encode() + b"}\n"
+    assert records_in(odd) == [odd]
     # What was torn may end with what looks like a record; it is none of Codex's lines.
     for last in (context(), no_count()):
         lines = written(meta(), asked("mine"), context()) + whole + b"\n" + written(last)

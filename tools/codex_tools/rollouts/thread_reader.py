@@ -140,7 +140,10 @@ class ThreadReader(TokenCounter):
     _data: bytes = b""
     """The current block, in whole lines except for the last one."""
     _block_offset: int = 0
-    _partial: PartialLine = field(default_factory=lambda: PartialLine(is_wanted=_may_matter))
+    _partial_line: bytes = b""
+    """The incomplete last line, if it began in the last block."""
+    _spanning: PartialLine | None = None
+    """The incomplete last line, if it began in an earlier block."""
 
     @property
     def is_readable(self) -> bool:
@@ -169,12 +172,13 @@ class ThreadReader(TokenCounter):
         This loop over all lines decides how long a home takes to read.
         """
         data = block
-        if self._partial.size:
+        if self._partial_line or self._spanning is not None:
             if b"\n" not in block:
-                return self._partial.add(block)
-            data = self._end_partial_line(block)
-        partial = b"" if data.endswith(b"\n") else data[data.rfind(b"\n") + 1 :]
-        is_torn = bool(partial)
+                return self._hold(block)
+            spanning = self._spanning
+            data = self._partial_line + block if spanning is None else self._end(spanning, block)
+        self._partial_line = b"" if data.endswith(b"\n") else data[data.rfind(b"\n") + 1 :]
+        is_torn = bool(self._partial_line)
         self._data = data
         self._block_offset = self.offset
         self._answered_at = -1
@@ -210,7 +214,7 @@ class ThreadReader(TokenCounter):
                 self._take_line(line, pos, is_odd=kind == ODD)
         self._keep_newest_limits()
         if is_torn or start_of(line) < 0:
-            line = last_usual(data, len(data) - len(partial))
+            line = last_usual(data, len(data) - len(self._partial_line))
         self.active_ms = ms_at(line) or self.active_ms
         if self.ending in ("said", "answered"):
             since = max(self._answered_at, 0)
@@ -218,10 +222,8 @@ class ThreadReader(TokenCounter):
                 self.ending = "asked"
             elif has_start(data, _ANSWER, since):
                 self.ending = "answered"
-        self.offset = self._block_offset + len(data) - len(partial)
+        self.offset = self._block_offset + len(data) - len(self._partial_line)
         self._data = b""
-        if partial:
-            self._partial.add(partial)
 
     def finish(self, parent: Sequence[tuple[Counts, Counts]] | None = None) -> None:
         """Read a last line without a line feed, and count what had to wait for the file's end.
@@ -229,7 +231,7 @@ class ThreadReader(TokenCounter):
         Args:
             parent: The readings of the thread that a legacy fork was copied from.
         """
-        rest = self._partial.whole()
+        rest = self._partial_line if self._spanning is None else self._spanning.whole()
         # Codex may have been killed before it wrote the line feed of a complete line.
         if rest.rstrip().endswith(b"}") and _is_json(rest):
             self.feed(b"\n")
@@ -244,9 +246,17 @@ class ThreadReader(TokenCounter):
         """The thread whose readings `finish` needs; None if it needs none."""
         return self.forked_id or self.parent_id if self._pending else None
 
-    def _end_partial_line(self, block: bytes) -> bytes:
+    def _hold(self, block: bytes) -> None:
+        """Keep a block that does not end the incomplete last line."""
+        if self._spanning is None:
+            self._spanning = PartialLine(is_wanted=_may_matter)
+            self._spanning.add(self._partial_line)
+            self._partial_line = b""
+        self._spanning.add(block)
+
+    def _end(self, partial: PartialLine, block: bytes) -> bytes:
         """Return *block* with the partial line before it; take that line first if it is long."""
-        partial = self._partial
+        self._spanning = None
         if not (head := partial.head):
             return partial.take() + block
         end = block.find(b"\n") + 1
