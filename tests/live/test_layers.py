@@ -116,8 +116,10 @@ async def test_only_the_wanted_mcp_servers_of_codex_are_started(
     every = {"one", "two", "managed"}
     if has_layers:
         every |= {"project", "machine"}
+    if number(version) >= (0, 120, 0):
+        every.add("plugged")
     if new:
-        every |= {"profile", "plugged"}
+        every.add("profile")
     if number(version) >= (0, 163, 0):  # Older ones start no server whose name has a dot.
         every.add("dotted.name")
     machine = {

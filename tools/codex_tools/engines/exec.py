@@ -36,6 +36,8 @@ from codex_tools.engines.rules import describe_rules, rules_in, rules_of, switch
 from codex_tools.engines.scratch import Scratch
 
 _SEARCH_ON = ("features.web_search_request=true",)
+_WARNS_OF_FEATURE: Version = (0, 120, 0)
+"""A version that does not need `features.web_search_request`, and warns of it."""
 _SEARCH_OFF = (
     'web_search="disabled"',
     "tools.web_search=false",
@@ -192,7 +194,10 @@ def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
         # The user's setting of that name goes before -m (seen with 0.98.0 and 0.163.0).
         settings.append(f"review_model={to_toml(request.model)}")
     if request.web_search is not None:
-        settings += _SEARCH_ON if request.web_search else _SEARCH_OFF
+        version = request.program.version
+        is_new = version is not None and version >= _WARNS_OF_FEATURE
+        off = _SEARCH_OFF[:-1] if is_new else _SEARCH_OFF
+        settings += _SEARCH_ON if request.web_search else off
     return settings
 
 
