@@ -286,7 +286,9 @@ def window(percent: float, resets_at: object, minutes: int = 300) -> Json:
 
 
 def limits(percent: float, resets_at: object, **more: Any) -> Json:
-    return {"primary": window(percent, resets_at), "secondary": None, "credits": None} | more
+    # Codex writes the ids first, since it has any.
+    ids = {name: more.pop(name) for name in ("limit_id", "limit_name") if name in more}
+    return ids | {"primary": window(percent, resets_at), "secondary": None, "credits": None} | more
 
 
 def test_the_newest_rate_limits_of_all_threads_are_told(tmp_path: Path) -> None:

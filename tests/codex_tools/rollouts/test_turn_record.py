@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import zstandard
 
 from codex_tools.codex.json_object import Json
 from codex_tools.pricing.prices import read_prices
+from codex_tools.rollouts.line import LINE_LIMIT
 from codex_tools.rollouts.threads import read_state
 from codex_tools.rollouts.turn_record import (
     Settings,
@@ -20,6 +21,7 @@ from codex_tools.rollouts.turn_record import (
     read_record,
 )
 from support.rollout_lines import THREAD
+from support.spent_by_child import spent_on, write_long_lines, write_outputs
 
 PRICES = read_prices(None)
 
@@ -213,3 +215,52 @@ def test_a_turn_costs_what_its_service_tier_costs(tmp_path: Path) -> None:
 def turn_of(ms: int, tokens: int, total: int) -> bytes:
     """Return a turn of gpt-5.5."""
     return turn(ms, tokens, total).replace(b'"cwd":"/p"', b'"cwd":"/p","model":"gpt-5.5"')
+
+
+def test_a_long_line_does_not_hide_the_settings_after_it(tmp_path: Path) -> None:
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    path.write_bytes(FIRST)
+    follower = SettingsFollower(path, len(FIRST))
+    line = at(2001, "response_item", {"type": "message", "text": "x" * (LINE_LIMIT + 9)})
+    then = at(2002, "turn_context", {"sandbox_policy": {"type": "workspace-write"}})
+    torn = at(2003, "response_item", {"type": "message", "text": "y"})[:-5]
+    with path.open("ab") as file:
+        file.write(line + then)
+        file.flush()
+        assert follower.read() == [Settings(sandbox="workspace-write")]
+        file.write(torn + then)
+        file.flush()
+        assert follower.read() == [Settings(sandbox="workspace-write")]
+
+
+READ = """
+from codex_tools.pricing.prices import read_prices
+from codex_tools.rollouts.line import LINE_LIMIT
+from codex_tools.rollouts.threads import read_state
+from codex_tools.rollouts.turn_record import TurnMark, read_record
+def record(path):
+    found = read_record([path], TurnMark(), read_prices(None))
+    assert found.ending == "completed" and found.final_response == "done", found
+def state(path):
+    assert read_state([path]).usage.input_tokens == 101
+"""
+
+
+@pytest.mark.parametrize("write", [write_long_lines, write_outputs])
+@pytest.mark.parametrize(
+    ("action", "ending"), [("record", ""), ("state", ""), ("state", ".zst"), ("record", ".zst")]
+)
+def test_reading_takes_linear_time_and_bounded_memory(
+    tmp_path: Path, write: Callable[[Path, int], None], action: str, ending: str
+) -> None:
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    found: list[tuple[float, float]] = []
+    for mb in (1, 80, 160):
+        write(path, mb * 1_000_000)
+        if ending:
+            with path.open("rb") as plain, Path(f"{path}{ending}").open("wb") as packed:
+                zstandard.ZstdCompressor(1).copy_stream(plain, packed, path.stat().st_size)
+        found.append(spent_on(Path(f"{path}{ending}"), READ, action))
+    (_, little), (once, _), (twice, much) = found
+    assert twice < 3 * once + 0.1
+    assert much < little + 100

@@ -32,8 +32,9 @@ from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import ARCHIVE, BLOCK, PACKED, ids_of, unpacked
 from codex_tools.rollouts.line import Counts
 from codex_tools.rollouts.segments import Rollout, join
-from codex_tools.rollouts.thread_reader import FACTS, Mark, ThreadReader
+from codex_tools.rollouts.thread_reader import FACTS, ThreadReader
 from codex_tools.rollouts.token_counter import Contexts
+from codex_tools.rollouts.turn_tracker import Mark
 
 _thread_facts_of = attrgetter(*THREAD_FACTS)
 

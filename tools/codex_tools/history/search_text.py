@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from codex_tools.codex.foreign_file import bounded_lines, open_foreign_file
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.history.tables import text_rows, transaction
 from codex_tools.rollouts.files import PACKED, parts_of
-from codex_tools.rollouts.line import COMPACTED, LINE_LIMIT, parse_line, user_text
+from codex_tools.rollouts.line import COMPACTED, LineSplitter, parse_line, user_text
 from codex_tools.rollouts.turn_builder import review_text
 from codex_tools.rollouts.user_request import request_in
 
@@ -23,6 +23,12 @@ NAME_LIMIT = 1024 * 1024
 
 TEXT_LIMIT = 20_000
 """Characters of a prompt or an answer that are searched, from its start."""
+
+STEP_BYTES = 64 * 1024 * 1024
+"""Bytes read, at most about, between two commits: another process waits for commits."""
+
+STEP_TEXT = 1024 * 1024
+"""Characters of a row of the text index, at most about; a large rollout has several rows."""
 
 _HEAD = 160
 """Bytes of a line that contain the type of its event."""
@@ -41,24 +47,22 @@ _ITEMS = (
 def read_new_texts(
     db: sqlite3.Connection, home: Path, count: int, progress: Callable[[int, int], None]
 ) -> None:
-    """Update the searchable texts of all threads, *count* files at a time.
+    """Update the searchable texts of all threads, and commit after *count* files or STEP_BYTES.
 
-    *progress* is called before each group of files, with the number of files done and of all
-    files. It may raise an exception to stop.
+    *progress* is called before each transaction, with the number of files done and of all files.
+    It may raise an exception to stop.
     """
     rows = db.execute(
         "SELECT id, folder, name, own_offset, text_offset, size FROM file"
         " WHERE text_size < size AND problem IS NULL ORDER BY id DESC"
     ).fetchall()
-    for at in range(0, len(rows), count):
-        progress(at, len(rows))
+    steps = _steps(home, rows)
+    done = 0
+    while done < len(rows):
+        progress(done, len(rows))
         with transaction(db):
-            for id_, folder, name, own_offset, text_offset, size in rows[at : at + count]:
-                start = max(own_offset, text_offset)
-                try:
-                    texts, end = read_texts(home / folder / name, start, size)
-                except OSError:
-                    continue  # The file was just moved; the next refresh handles that.
+            until, left = done + count, STEP_BYTES
+            for done, id_, texts, offset, size, read in steps:
                 first, last = text_rows(id_)
                 if texts:
                     db.execute(
@@ -67,8 +71,29 @@ def read_new_texts(
                         (first, "\n".join(texts), first, last),
                     )
                 db.execute(
-                    "UPDATE file SET text_offset = ?, text_size = ? WHERE id = ?", (end, size, id_)
+                    "UPDATE file SET text_offset = ?, text_size = max(text_size, ?) WHERE id = ?",
+                    (offset, size, id_),
                 )
+                left -= read
+                if done >= until or left <= 0:
+                    break
+            else:
+                done = len(rows)
+
+
+def _steps(
+    home: Path, rows: list[tuple[int, str, str, int, int, int]]
+) -> Iterator[tuple[int, int, list[str], int, int, int]]:
+    """Yield files read, file, texts, offset, size once the file is read, and bytes of each step."""
+    for number, (id_, folder, name, own_offset, text_offset, size) in enumerate(rows):
+        at = max(own_offset, text_offset)
+        try:
+            for texts, offset in read_texts(home / folder / name, at, size):
+                yield number, id_, texts, offset, 0, offset - at
+                at = offset
+        except OSError:
+            continue  # The file was just moved; the next refresh handles that.
+        yield number + 1, id_, [], at, size, 0
 
 
 def read_names(db: sqlite3.Connection, path: Path) -> None:
@@ -90,39 +115,38 @@ def read_names(db: sqlite3.Connection, path: Path) -> None:
     db.executemany("INSERT INTO name VALUES (?, ?, ?)", rows)
 
 
-def read_texts(path: Path, start: int, end: int) -> tuple[list[str], int]:
-    """Return the prompts and answers of a part of a rollout, and the offset read up to.
+def read_texts(path: Path, start: int, end: int) -> Iterator[tuple[list[str], int]]:
+    """Yield the prompts and answers of a part of a rollout, and the offset read up to.
 
-    An incomplete last line is left for the next call.
+    A large rollout is yielded in several steps, so that its texts are never all in memory. An
+    incomplete last line is left for the next call.
 
     Raises:
         OSError: The file cannot be read.
     """
+    splitter = LineSplitter()
     texts: list[str] = []
     in_turn = False
-    rest = b""
-    long = 0
-    at = start
+    at, told, length = start, start, 0
     # The size of a compressed file is not the size of its content.
     is_packed = path.name.endswith(PACKED)
-    for part in parts_of(path, start, 2**62 if is_packed else end):
-        if long and b"\n" not in part:
-            long += len(part)
-            continue
-        *lines, rest = (rest + part).split(b"\n")
-        at += sum(map(len, lines)) + len(lines)
-        if long:  # The end of a line that was left out.
-            at += long
-            del lines[0]
-            long = 0
-        if len(rest) > LINE_LIMIT:
-            long, rest = len(rest), b""
-        for line in lines:
+    for block in parts_of(path, start, 2**62 if is_packed else end):
+        at += len(block)
+        for line in splitter.feed(block):
+            before = len(texts)
             in_turn = _take_text(line, in_turn, texts)
-    if rest.endswith(b"}") and parse_line(rest) is not None:
-        _take_text(rest, in_turn, texts)
-        at += len(rest)
-    return texts, at
+            if len(texts) > before:
+                length += len(texts[-1])
+        if length > STEP_TEXT or at - told > STEP_BYTES:
+            told = at - splitter.size
+            yield texts, told
+            texts, length = [], 0
+    at -= (size := splitter.size)
+    *_, line = b"", *splitter.rest()
+    if line.endswith(b"}") and parse_line(line) is not None:
+        _take_text(line, in_turn, texts)
+        at += size
+    yield texts, at
 
 
 def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:

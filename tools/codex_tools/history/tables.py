@@ -29,7 +29,7 @@ from codex_tools.pricing.price import Price
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.token_counter import each_request
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the tables. Raise it with any change of the tables or of the data that the readers
 produce: all rollouts are then read again."""
 

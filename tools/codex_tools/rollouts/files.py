@@ -13,10 +13,10 @@ A thread may have several rollouts, its segments. The name of each later one end
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -38,6 +38,9 @@ BLOCK = 256 * 1024
 
 UNPACKED_LIMIT = 1024 * 1024 * 1024
 """Most bytes of a compressed rollout's content: 32 KB on disk can hold 1 GB."""
+
+_SPOOLED = 16 * 1024 * 1024
+"""Bytes of a compressed rollout's content that are kept in memory; more goes to a file."""
 
 _UUID = "[0-9A-Za-z]{8}-[0-9A-Za-z]{4}-[0-9A-Za-z]{4}-[0-9A-Za-z]{4}-[0-9A-Za-z]{12}"
 _IDS = re.compile(f"-({_UUID})(?:_({_UUID}))?")
@@ -134,7 +137,12 @@ def open_rollout(path: Path) -> Generator[BinaryIO]:
         if path.suffix != ".zst":
             yield file
         else:
-            yield io.BytesIO(b"".join(unpacked(file)))
+            # Codex itself unpacks a rollout to disk when it resumes the thread (seen on 0.169.0).
+            with tempfile.SpooledTemporaryFile(_SPOOLED) as plain:
+                for block in unpacked(file):
+                    plain.write(block)
+                plain.seek(0)
+                yield cast(BinaryIO, plain)
 
 
 def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ itself; text from the model or from a command cannot reach them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from io import BytesIO
 from operator import itemgetter
@@ -27,9 +27,14 @@ LINE_LIMIT = 16 * 1024 * 1024
 """Bytes of the longest line that is read as it is: images make lines of 10 MB and more."""
 STRING_LIMIT = 512 * 1024
 """Bytes kept of a string in a longer line; a transcript shows 400,000 characters."""
+RECORD = b'{"timestamp":"20'
+"""How Codex begins each record."""
+_RECORDS_LIMIT = 8
+"""Places of a torn line, the last ones, at which a record is looked for by parsing."""
 
 _COUNT_LIMIT = 2**50
 """Token counts from this number on are rejected as nonsense."""
+_RECORD_STARTS = tuple(RECORD[:length] for length in range(3, 8))
 _KINDS_LIMIT = 10_000
 """Entries of KNOWN_KINDS at which it is emptied, so that foreign files cannot fill memory."""
 
@@ -69,42 +74,117 @@ _main_counts = itemgetter(
 def lines_of(blocks: Iterable[bytes], limit: int = LINE_LIMIT) -> Iterator[bytes]:
     """Yield the lines of *blocks* with their line feeds; the last line may have none.
 
-    The time is linear in the bytes, and no more than a few times *limit* is kept. A line of more
-    than *limit* bytes is yielded with its long strings shortened, see `LongLine`. A line that is
-    still too long is left out.
+    See `LineSplitter` for torn lines and for lines of more than *limit* bytes.
     """
-    parts: list[bytes] = []
-    size = 0
-    long: LongLine | None = None
+    splitter = LineSplitter(limit)
     for block in blocks:
+        yield from splitter.feed(block)
+    yield from splitter.rest()
+
+
+class LineSplitter:
+    """Split blocks into lines, in time linear in their bytes, and keep only a few times the limit.
+
+    A line over the limit is yielded with its long strings shortened, see `LongLine`. A line that
+    is still too long is left out. The records in a torn line are yielded one by one, see
+    `records_in`.
+    """
+
+    def __init__(self, limit: int = LINE_LIMIT) -> None:
+        self._limit = limit
+        self._partial = PartialLine(limit)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the incomplete last line so far."""
+        return self._partial.size
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        """Yield the lines that *block* completes, with their line feeds."""
         lines = BytesIO(block)
-        if parts or long is not None:
-            line = lines.readline()
-            if long is not None:
-                long.add(line)
-            else:
-                parts.append(line)
-                size += len(line)
-                if size > limit:
-                    long = LongLine(limit, parts)
-            if not line.endswith(b"\n"):
-                continue
-            yield from _line_in(parts, long)
-            parts, size, long = [], 0, None
+        if self._partial.size:
+            self._partial.add(lines.readline())
+            if b"\n" not in block:
+                return
+            yield from self.rest()
         for line in lines:
-            if line[-1] != 0x0A:
-                parts, size = [line], len(line)
-            elif len(line) <= limit:
+            if line[-1] != 0x0A or len(line) > self._limit:
+                self._partial.add(line)
+                if line[-1] != 0x0A:
+                    return
+                yield from self.rest()
+            elif line.find(RECORD, 1) < 0:
                 yield line
             else:
-                yield from _line_in([], LongLine(limit, (line,)))
-    yield from _line_in(parts, long)
+                yield from records_in(line)
+
+    def rest(self) -> Iterator[bytes]:
+        """Yield the incomplete last line, as far as it was read, and forget it."""
+        if line := self._partial.take():
+            yield from records_in(line)
 
 
-def _line_in(parts: list[bytes], long: LongLine | None) -> Iterator[bytes]:
-    line = b"".join(parts) if long is None else long.shortened()
-    if line:
-        yield line
+class PartialLine:
+    """A line that is read in parts; beyond *limit* bytes, its long strings are shortened."""
+
+    def __init__(self, limit: int = LINE_LIMIT, is_wanted: Callable[[bytes], bool] = bool) -> None:
+        """*is_wanted* returns False for the start of a line that can be left out if it is long."""
+        self.size = 0
+        """Bytes of the line so far."""
+        self.head = b""
+        """The start of the line, if it is long."""
+        self._limit = limit
+        self._is_wanted = is_wanted
+        self._parts: list[bytes] = []
+        self._long: LongLine | None = None
+
+    def add(self, part: bytes) -> None:
+        """Add the next bytes of the line."""
+        self.size += len(part)
+        if self._long is not None:
+            self._long.add(part)
+            return
+        self._parts.append(part)
+        if self.size > self._limit:
+            self.head = b"".join(self._parts)[:400]
+            limit = self._limit if self._is_wanted(self.head) else 0
+            self._long = LongLine(limit, self._parts)
+            self._parts.clear()
+
+    def whole(self) -> bytes:
+        """Return the line if it is not long."""
+        return b"".join(self._parts)
+
+    def take(self) -> bytes:
+        """Return the line, shortened if it is long, and forget it; empty if it was left out."""
+        line = self.whole() if self._long is None else self._long.shortened()
+        self.size, self.head, self._long = 0, b"", None
+        self._parts.clear()
+        return line
+
+
+def records_in(line: bytes) -> list[bytes]:
+    """Return the records in a line: usually the line itself.
+
+    If Codex was killed while it wrote a record, a Codex before 0.147 appends the next record to
+    what was written of it (seen on 0.60.1 to 0.120.0; 0.147.0 begins a new line). Then only the
+    whole records are returned. A line that is JSON is never split, because the arguments of a
+    tool can look like a record.
+    """
+    if line.find(RECORD, 1) < 0 or parse_line(line) is not None:
+        return [line]
+    places = [len(line)]
+    while len(places) <= _RECORDS_LIMIT and (at := line.rfind(RECORD, 0, places[-1])) >= 0:
+        places.append(at)
+    found: list[bytes] = []
+    while len(places) > 1:
+        start = places.pop()
+        for number, end in enumerate(places):
+            if parse_line(line[start:end]) is not None:
+                found.append(line[start:end])
+                del places[number + 1 :]
+                break
+    return found or [line]
 
 
 class LongLine:
@@ -116,8 +196,6 @@ class LongLine:
 
     def __init__(self, limit: int, parts: Iterable[bytes] = ()) -> None:
         """Begin with *parts*; more than *limit* bytes are not kept of the line."""
-        self.size = 0
-        """Bytes of the whole line so far."""
         self._limit = limit
         self._kept = bytearray()
         self._begin = 0
@@ -132,7 +210,6 @@ class LongLine:
 
     def add(self, part: bytes) -> None:
         """Take the next bytes of the line."""
-        self.size += len(part)
         if self._is_dropped:
             return
         kept = self._kept
@@ -204,6 +281,8 @@ def _kind_of(head: bytes) -> int:
     if len(KNOWN_KINDS) > _KINDS_LIMIT:
         KNOWN_KINDS.clear()
     kind = next((kind for start, kind in _KINDS if head.startswith(start)), SKIP)
+    if RECORD[:8] in head or head.endswith(_RECORD_STARTS):
+        kind = ODD  # A torn record, with another one appended to it.
     return KNOWN_KINDS.setdefault(head, kind)
 
 

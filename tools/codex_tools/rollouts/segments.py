@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from codex_tools.codex.json_object import Json
 from codex_tools.rollouts.files import ARCHIVE, ids_of
-from codex_tools.rollouts.thread_reader import Mark
 from codex_tools.rollouts.token_counter import united
+from codex_tools.rollouts.turn_tracker import Mark
 
 
 @dataclass(frozen=True, slots=True)

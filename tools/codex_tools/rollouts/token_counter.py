@@ -26,6 +26,7 @@ import orjson
 
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.rollouts.line import (
+    RECORD,
     Counts,
     counts_in,
     counts_of,
@@ -283,7 +284,8 @@ class TokenCounter:
             # Codex ends the line with them. Parsing one line of each file costs 3 % of a cold
             # index.
             _, _, text = line.partition(b'"rate_limits":')
-            if text.endswith(b"}}}\n") and _bucket_of(line) == _ACCOUNT:
+            is_whole = text.endswith(b"}}}\n") and RECORD not in text
+            if is_whole and _bucket_of(line) == _ACCOUNT:
                 self.limits, self.limits_ms = text[:-3].decode("utf-8", "replace"), ms_at(line)
             else:
                 payload = object_of(parse_line(line) or {}, "payload")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from codex_tools.rollouts.files import parts_of
 from codex_tools.rollouts.line import lines_of
-from codex_tools.rollouts.thread_reader import Mark, ThreadReader
+from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import REQUEST_FIELDS
 from codex_tools.rollouts.turn_builder import Turn, TurnBuilder
+from codex_tools.rollouts.turn_tracker import Mark
 
 
 @dataclass(frozen=True, slots=True)

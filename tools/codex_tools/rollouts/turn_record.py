@@ -17,7 +17,7 @@ from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox_trouble import find_trouble
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import PACKED, blocks, ids_of, parts_of
-from codex_tools.rollouts.line import LINE_LIMIT, parse_line
+from codex_tools.rollouts.line import LineSplitter, lines_of, parse_line
 from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
 from codex_tools.rollouts.turn_builder import UNEXPLAINED
@@ -111,9 +111,7 @@ class SettingsFollower:
 
     0.163.0 copies a thread of 0.60.1, whose turns have no ids.
     """
-    _partial: bytes = b""
-    _is_long: bool = False
-    """True within a line that is too long to keep."""
+    _splitter: LineSplitter = field(default_factory=LineSplitter)
 
     def read(self) -> list[Settings]:
         """Return the settings recorded since the last call; 0.60.1 repeats them in a turn.
@@ -124,14 +122,7 @@ class SettingsFollower:
         found: list[Settings] = []
         for block in parts_of(self.path, self.offset, sys.maxsize):
             self.offset += len(block)
-            if self._is_long and b"\n" not in block:
-                continue
-            self._is_long = False
-            *lines, self._partial = (self._partial + block).split(b"\n")
-            if len(self._partial) > LINE_LIMIT:
-                self._partial = b""  # No turn_context is so long; the rest of it is no JSON.
-                self._is_long = True
-            for line in lines:
+            for line in self._splitter.feed(block):
                 context = _context_in(line)
                 if context is not None and (text_of(context, "turn_id") or "") >= self.newer_than:
                     found.append(settings_of(context))
@@ -252,24 +243,14 @@ def _read_troubles(path: Path, offset: int) -> tuple[dict[str, None], bool]:
     """Return the warnings of find_trouble from *offset* on, and True if an image was left out."""
     troubles: dict[str, None] = {}
     has_lost_image = False
-    partial = b""
-    for block in parts_of(path, offset, sys.maxsize):
-        end = block.rfind(b"\n") + 1
-        if not end:
-            if len(partial) < LINE_LIMIT:  # Else the line is too long to matter.
-                partial += block
-            continue
-        data, partial = partial + block[:end], block[end:]
-        has_lost_image = has_lost_image or any(sign in data for sign in _LOST_IMAGE)
-        if not any(sign in data for sign in _SIGNS):
-            continue
-        for line in data.split(b"\n"):
-            if b"_call_output" in line[:_HEAD_OF_LINE] and any(sign in line for sign in _SIGNS):
-                payload = object_of(parse_line(line) or {}, "payload")
-                is_output = (text_of(payload, "type") or "").endswith("_call_output")
-                trouble = find_trouble(text_of(payload, "output") or "") if is_output else None
-                if trouble is not None and len(troubles) < _TROUBLES_KEPT:
-                    troubles[trouble] = None
+    for line in lines_of(parts_of(path, offset, sys.maxsize)):
+        has_lost_image = has_lost_image or any(sign in line for sign in _LOST_IMAGE)
+        if b"_call_output" in line[:_HEAD_OF_LINE] and any(sign in line for sign in _SIGNS):
+            payload = object_of(parse_line(line) or {}, "payload")
+            is_output = (text_of(payload, "type") or "").endswith("_call_output")
+            trouble = find_trouble(text_of(payload, "output") or "") if is_output else None
+            if trouble is not None and len(troubles) < _TROUBLES_KEPT:
+                troubles[trouble] = None
     return troubles, has_lost_image
 
 
