@@ -224,6 +224,7 @@ SPARK = "codex_bengalfox"
          {"account": 76, SPARK: 1}),
         # 0.60.1 names no bucket: it is the account's.
         ([bucket(76, "codex"), no_count(78.0), bucket(1, SPARK)], {"account": 78, SPARK: 1}),
+        ([bucket(1, SPARK), no_count(77.0), no_count(78.0)], {"account": 78, SPARK: 1}),
         ([bucket(76, None), bucket(1, SPARK)], {"account": 76, SPARK: 1}),
         ([bucket(76, ""), bucket(1, SPARK)], {"account": 76, SPARK: 1}),
         ([bucket(1, SPARK)], {SPARK: 1}),

@@ -56,10 +56,8 @@ _BUCKET = b'"limit_id":"'
 _ACCOUNT = b"codex"
 """The id of the account's own bucket; models such as gpt-5.3-codex-spark have another one."""
 _RATE_LIMITS = b'"rate_limits":'
-_ACCOUNTS = tuple(
-    _RATE_LIMITS + start for start in (b'{"limit_id":"codex"', b'{"limit_id":null', b'{"primary":')
-)
-"""How the account's rate limits begin: 0.163.0 to 0.171.0, and 0.60.1, which writes no ids."""
+_ACCOUNTS = (_RATE_LIMITS + b'{"limit_id":"codex"', _RATE_LIMITS + b'{"limit_id":null')
+"""How the account's rate limits begin where they have an id (0.163.0 to 0.171.0)."""
 BUCKETS_KEPT = 16
 """Buckets other than the account's that are kept for each file, so that no file can fill memory."""
 _LAST_HEAD = b'"last_token_usage":{'
@@ -260,7 +258,8 @@ class TokenCounter:
         while lines:
             line = lines.pop()
             start = line.rfind(_RATE_LIMITS)
-            is_account = line.startswith(_ACCOUNTS, start)
+            has_id = line.startswith(_ACCOUNTS, start)
+            is_account = has_id or _BUCKET not in line
             if _LIMITS in line:
                 bucket = _ACCOUNT if is_account else _bucket_of(line)
                 is_kept = bucket == _ACCOUNT or len(buckets) < BUCKETS_KEPT
@@ -271,7 +270,11 @@ class TokenCounter:
                 # Drop all older lines of the account that end alike. To search for the id in each
                 # line takes 3 % more of the CPU time of a cold index.
                 end = start - len(line)
-                lines = [other for other in lines if not other.startswith(_ACCOUNTS, end)]
+                lines = (
+                    [other for other in lines if not other.startswith(_ACCOUNTS, end)]
+                    if has_id
+                    else [other for other in lines if _BUCKET in other]
+                )
         kept.reverse()
         self._count_lines = kept
 
