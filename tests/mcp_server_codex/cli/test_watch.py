@@ -97,6 +97,7 @@ def terminal(
     def control() -> None:
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup.
 
     process = subprocess.Popen(
         [*prefix, server_program(), "watch", "--state-dir", str(state)],
