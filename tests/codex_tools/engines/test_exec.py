@@ -90,18 +90,17 @@ def test_an_image_cannot_swallow_the_dash() -> None:
 
 
 def test_web_search_is_switched_by_the_key_of_every_version() -> None:
-    def read(web_search: bool | None) -> dict[str, object]:
-        argv = build_argv(replace(PLAIN, web_search=web_search), None)
+    def read(web_search: bool | None, program: Program = OLD) -> dict[str, object]:
+        argv = build_argv(replace(PLAIN, web_search=web_search, program=program), None)
         return tomllib.loads("\n".join(settings(argv)))
 
     sandbox = {"default_permissions": ":read-only"}
     assert read(None) == sandbox
     assert read(True) == sandbox | {"features": {"web_search_request": True}}
-    assert read(False) == sandbox | {
-        "web_search": "disabled",
-        "tools": {"web_search": False},
-        "features": {"web_search_request": False},
-    }
+    off = sandbox | {"web_search": "disabled", "tools": {"web_search": False}}
+    assert read(False) == off | {"features": {"web_search_request": False}}
+    # Newer versions warn of the older key.
+    assert read(False, PLAIN.program) == off
 
 
 def test_what_the_options_say_comes_after_the_config_and_so_wins() -> None:
