@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -189,3 +190,32 @@ def test_without_a_budget_nothing_is_read_and_all_is_noted(state: Path) -> None:
         "ended": False,
     }
     assert (state / "spending").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_disk_that_hangs_keeps_no_caller_waiting(
+    one: Server, two: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop notes what a run has used while a worker thread reads the file."""
+    two.ledger.put("run_b", [(TODAY, DayShare(5))])
+    two.write()
+    reading, released = threading.Event(), threading.Event()
+    real = day_ledger.open_foreign_file
+
+    def hang(path: Path, *, owned: bool) -> BinaryIO:
+        reading.set()
+        released.wait(60)
+        return real(path, owned=owned)
+
+    monkeypatch.setattr(day_ledger, "open_foreign_file", hang)
+    reader = threading.Thread(target=one.ledger.refresh)
+    reader.start()
+    assert reading.wait(60)
+    caller = threading.Thread(target=one.ledger.put, args=("run_a", [(TODAY, DayShare(7))]))
+    caller.start()
+    caller.join(10)
+    was_kept = caller.is_alive()
+    released.set()
+    reader.join(60)
+    caller.join(60)
+    assert not was_kept
+    assert one.ledger.used().tokens == 12

@@ -77,6 +77,9 @@ class DayLedger:
         self._read_to: dict[str, int] = {}
         """Bytes of each day's file that were read."""
         self._lock = threading.Lock()
+        """Held for moments only: the event loop takes it."""
+        self._reading = threading.Lock()
+        """Held while a file is read."""
 
     def used(self) -> DayShare:
         """Return what all known runs have used today."""
@@ -171,14 +174,13 @@ class DayLedger:
         """Read what other servers have noted for today; accesses the disk."""
         day = _today()
         path = self._path(day)
-        with self._lock:
+        with self._reading:
             try:
                 start = self._read_to.get(day, 0)
                 size = path.stat().st_size
                 if size < start:  # A person removed it, and it was begun again.
-                    start, known = 0, self._days.get(day, {})
-                    own = {k: v for k, v in known.items() if v.server_id == self._server_id}
-                    self._days[day] = own
+                    start = 0
+                    self._forget_others(day)
                 if size == start:
                     return
                 with open_foreign_file(path, owned=True) as file:
@@ -193,6 +195,13 @@ class DayLedger:
             self._read_to[day] = start + end
             for line in data[:end].split(b"\n"):
                 self._take(day, line)
+
+    def _forget_others(self, day: str) -> None:
+        """Forget what other servers have noted for a day."""
+        with self._lock:
+            known = self._days.get(day, {})
+            own = {k: v for k, v in known.items() if v.server_id == self._server_id}
+            self._days[day] = own
 
     def _count_all(self) -> None:
         """Read what other servers noted, and count the runs of killed servers from their rollouts.
@@ -251,15 +260,15 @@ class DayLedger:
         run_id, tokens, usd = fields.get("run_id"), fields.get("tokens"), fields.get("usd")
         if not isinstance(run_id, str) or not _is_amount(tokens):
             return
-        runs = self._days.setdefault(day, {})
-        known = runs.get(run_id)
-        if known is not None and known.server_id == self._server_id:
-            return  # This server knows better.
         server_id = fields.get("server_id")
         is_priced = fields.get("priced") is not False and _is_amount(usd)
         share = DayShare(int(tokens), float(usd) if _is_amount(usd) else 0.0, is_priced)
         owner = server_id if isinstance(server_id, str) else ""
-        runs[run_id] = _Entry(owner, share, fields.get("ended") is not False)
+        with self._lock:
+            runs = self._days.setdefault(day, {})
+            known = runs.get(run_id)
+            if known is None or known.server_id != self._server_id:  # This server knows better.
+                runs[run_id] = _Entry(owner, share, fields.get("ended") is not False)
 
     def _append(self, day: str, run_id: str, entry: _Entry) -> None:
         """Append a line; called in the writer's thread."""
