@@ -12,17 +12,18 @@ from pathlib import Path
 from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
 from codex_tools.rollouts.files import (
     BLOCK,
+    blocks,
     find_rollouts,
     meta_of,
     open_rollout,
     rollouts_since,
 )
-from codex_tools.rollouts.line import parse_line
+from codex_tools.rollouts.line import lines_of, parse_line
 
 FINDINGS_KEPT = 200
 
-_LINE_LIMIT = 16 * 1024 * 1024
-"""Maximum bytes of a line that is read; a review has a few thousand."""
+_KINDS = (b'"exited_review_mode"', b'"ExitedReviewMode"')
+"""The types of the event (0.98.0, 0.147.0) and of the item (0.163.0, 0.171.0) with a review."""
 
 
 def find_reviewer(home: Path, thread_id: str) -> Path | None:
@@ -62,10 +63,9 @@ def review_in(path: Path) -> Json | None:
         OSError: The rollout cannot be read.
     """
     found: Json | None = None
-    with open_rollout(path) as file:
-        while line := file.readline(_LINE_LIMIT):
-            if b"xited_review_mode" in line or b"ExitedReviewMode" in line:
-                found = _output_in(line) or found
+    for line in lines_of(blocks(path)):
+        if any(kind in line for kind in _KINDS):
+            found = _output_in(line) or found
     if found is None:
         return None
     findings = objects_of(found, "findings")[:FINDINGS_KEPT]
@@ -78,7 +78,8 @@ def review_in(path: Path) -> Json | None:
 
 
 def _output_in(line: bytes) -> Json | None:
-    payload = object_of(parse_line(line) or {}, "payload")
+    entry = parse_line(line) or {}
+    payload = object_of(entry, "payload") if entry.get("type") == "event_msg" else {}
     if text_of(payload, "type") == "item_completed":
         payload = object_of(payload, "item")
     if text_of(payload, "type") not in ("exited_review_mode", "ExitedReviewMode"):
