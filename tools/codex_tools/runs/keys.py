@@ -25,19 +25,13 @@ from codex_tools.codex.private_folder import claim_folder
 from codex_tools.codex.workers import on_disk
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import RunStore
-from codex_tools.runs.writer import StateWriter
+from codex_tools.runs.writer import WRITTEN_WITHIN_S, StateWriter
 
 KEPT_S = 24 * 3600
 """Seconds for which a key stands for its run."""
 
 POLL_EVERY_S = 0.05
 """Polling interval in seconds while another call starts the run of the same key."""
-
-WRITTEN_WITHIN_S = 0.3
-"""Seconds to wait until a record is on disk; a disk that hangs must not delay the result.
-
-Claude Code gives a server 0.5 s in all before it sends SIGKILL.
-"""
 
 _VERSION = 1
 _LIMIT = 10_000

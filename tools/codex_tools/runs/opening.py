@@ -14,10 +14,9 @@ from codex_tools.codex.private_folder import StandIn
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import Engine
 from codex_tools.rollouts.threads import Threads
-from codex_tools.runs.keys import WRITTEN_WITHIN_S
 from codex_tools.runs.register import MAX_QUEUE, Runs
 from codex_tools.runs.store import RunStore
-from codex_tools.runs.writer import StateWriter
+from codex_tools.runs.writer import WRITTEN_WITHIN_S, StateWriter
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
-from codex_tools.runs.keys import WRITTEN_WITHIN_S, Keys, new_run_id
+from codex_tools.runs.keys import Keys, new_run_id
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
 from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
@@ -41,7 +41,7 @@ from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
 from codex_tools.runs.usage_watch import UsageWatch
-from codex_tools.runs.writer import StateWriter
+from codex_tools.runs.writer import WRITTEN_WITHIN_S, StateWriter
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import changes_since, explain_unseen, take_snapshot
 

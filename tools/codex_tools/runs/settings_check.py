@@ -19,6 +19,7 @@ from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.threads import Threads
 from codex_tools.rollouts.turn_record import Settings, SettingsFollower, TurnMark
+from codex_tools.runs.turn_watch import run_watched
 
 LOOK_EVERY_S = 0.05
 """Polling interval in seconds until the turn's settings are recorded."""
@@ -51,22 +52,14 @@ class SettingsCheck:
         """
         if self._request.ephemeral:
             return await turn()  # Codex keeps no rollout.
-        failure: Exception | None = None
-        result: TurnResult | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch, tasks.cancel_scope)
-            try:
-                result = await turn()
-            except Exception as error:  # Raised again below: the task group would wrap it.
-                failure = error
-            tasks.cancel_scope.cancel()
+        ending = await run_watched(turn, self._watch)
         await self._look()  # A short turn may have ended before the first look.
         if self._excess is not None:
             raise WiderThanAsked(*self._excess, self._progress.result())
-        if failure is not None:
-            raise failure
-        assert result is not None
-        return result
+        if isinstance(ending, Exception):
+            raise ending
+        assert ending is not None, "only wider settings end a turn"
+        return ending
 
     async def _watch(self, turn: anyio.CancelScope) -> None:
         pause_s = LOOK_EVERY_S

@@ -20,6 +20,7 @@ from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.rollouts.usage_follower import Spent, UsageFollower
 from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.run import Run
+from codex_tools.runs.turn_watch import run_watched
 
 LOOK_EVERY_S = 1.0
 """Polling interval in seconds; each event of Codex causes a look as well."""
@@ -95,27 +96,19 @@ class UsageWatch:
         self._check()
         if self._run.request.ephemeral:
             return await turn()  # Codex keeps no rollout.
-        failure: Exception | None = None
-        result: TurnResult | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch, tasks.cancel_scope)
-            try:
-                result = await turn()
-            except Exception as error:  # Raised again below: the task group would wrap it.
-                failure = error
-            tasks.cancel_scope.cancel()
+        ending = await run_watched(turn, self._watch)
         await self.look()
         self._warn_unwatched()
         warnings = self._run.progress.result().warnings
-        if failure is not None:
-            if isinstance(failure, TurnError):
-                failure.turn = replace(failure.turn, warnings=warnings)
-            raise failure
+        if isinstance(ending, Exception):
+            if isinstance(ending, TurnError):
+                ending.turn = replace(ending.turn, warnings=warnings)
+            raise ending
         if self._ended_by is not None:
             limit = self._ended_by
             raise BudgetExhausted(limit, self._used_of(limit), self._run.progress.result())
-        assert result is not None, "only a limit ends a turn"
-        return replace(result, warnings=warnings)
+        assert ending is not None, "only a limit ends a turn"
+        return replace(ending, warnings=warnings)
 
     async def look(self) -> None:
         """Read what Codex has written since the last look."""

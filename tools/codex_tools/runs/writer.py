@@ -19,6 +19,12 @@ logger = logging.getLogger(__name__)
 
 Work = Callable[[], object]
 
+WRITTEN_WITHIN_S = 0.3
+"""Seconds to wait until a record is on disk; a disk that hangs must not delay the result.
+
+Claude Code gives a server 0.5 s in all before it sends SIGKILL.
+"""
+
 
 class StateWriter:
     """A queue of writes, and the thread that executes them."""
