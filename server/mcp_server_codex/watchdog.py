@@ -72,7 +72,8 @@ class _Watchdog:
             idle_s += TICK_S if late_s < TICK_S else 0.0
             blocked_s = max(idle_s, time.clock_gettime(clock) - self._cpu_s)
             if blocked_s > BLOCKED_S and self._turns == turns:
-                # The documented way to another thread's stack has a private name.
+                # reportPrivateUsage: Python documents this function as the only way to another
+                # thread's stack, although its name begins with an underscore.
                 frame = sys._current_frames()[self._main]  # pyright: ignore[reportPrivateUsage]
                 self._report(blocked_s, "".join(traceback.format_stack(frame)))
 

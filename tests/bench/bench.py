@@ -156,5 +156,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (pytest.skip.Exception, pytest.fail.Exception) as reason:  # As tests give up on a Codex.
-        sys.exit(str(reason))  # It says which Codex cannot be had here.
+    except (pytest.skip.Exception, pytest.fail.Exception) as reason:
+        # real_codex raises these where a Codex cannot be fetched, as it does in a test.
+        sys.exit(str(reason))

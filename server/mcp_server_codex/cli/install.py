@@ -158,7 +158,8 @@ def _install(place: _Place, options: list[str], given: argparse.Namespace) -> in
         place.file.back_up(place.text)
     try:
         place.file.write(changed, instead_of=place.text)
-    except BaseException:  # After Ctrl-C too: a backup must mean that there is a change to undo.
+    except BaseException:
+        # KeyboardInterrupt too: a backup must mean that there is a change to undo.
         if first:
             place.file.backup.path.unlink(missing_ok=True)
         raise

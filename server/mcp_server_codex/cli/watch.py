@@ -1,6 +1,6 @@
 """`mcp-server-codex watch`: show the runs, live ones first, until Ctrl-C.
 
-On a terminal the list is drawn anew each second, on the alternate screen: the end of the command,
+On a terminal the list is redrawn each second, on the alternate screen: the end of the command,
 Ctrl-Z and SIGTERM leave the terminal as it was. Elsewhere each change is a line.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from codex_tools.codex.budget import (
@@ -41,9 +43,8 @@ OPTIONS = ("--max-run-tokens", "--max-run-usd", "--budget-tokens-day", "--budget
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_ephemeral_run_is_beyond_each_budget(option: str) -> None:
-    values: list[float | None] = [None] * 4
-    values[OPTIONS.index(option)] = 5
-    budgets = Budgets(*values)  # type: ignore[arg-type]
+    name = option.removeprefix("--").replace("-", "_")
+    budgets = replace(NO_BUDGETS, **{name: 5})
     _, (beyond,) = budgets.of_run(None, None, is_ephemeral=True)
     assert beyond.option == option
     assert NO_BUDGETS.of_run(None, None, is_ephemeral=True) == ((), [])

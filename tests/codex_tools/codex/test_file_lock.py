@@ -19,6 +19,7 @@ from codex_tools.codex.file_lock import (
     show_lock,
 )
 
+# The locks under test are those of open files (F_OFD_SETLK), which only Linux has.
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="macOS has only flock(2)"
 )

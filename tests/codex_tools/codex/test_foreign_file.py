@@ -58,6 +58,7 @@ def test_a_large_file_with_a_hole_is_refused(tmp_path: Path) -> None:
     open_foreign_file(file).close()
 
 
+# The test needs a file of another user, which chown(2) makes for root only.
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_a_file_of_another_user_is_refused_where_only_ours_counts(tmp_path: Path) -> None:
     file = tmp_path / "planted"

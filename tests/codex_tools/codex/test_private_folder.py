@@ -16,6 +16,7 @@ from codex_tools.codex.private_folder import (
     make_private_folder,
 )
 
+# The tests need a folder of another user, which chown(2) makes for root only.
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 
 

@@ -79,6 +79,7 @@ def test_each_run_above_counts_once(levels: int) -> None:
     assert tell(argv) == (levels, levels)
 
 
+# Only Linux has subreapers; elsewhere an orphan becomes a child of init and is not nested.
 @pytest.mark.skipif(not LINUX, reason="elsewhere an orphan leaves its run")
 @pytest.mark.parametrize("shell", ["(setsid nohup {} &)", "setsid sh -c '({} &) &'"])
 async def test_an_orphan_stays_inside_its_run(tmp_path: Path, shell: str) -> None:
@@ -103,6 +104,7 @@ async def test_a_program_of_any_name_may_stand_between(tmp_path: Path) -> None:
     assert json.loads(line) == [HERE + 1, HERE + 1]
 
 
+# PR_SET_CHILD_SUBREAPER, which the test sets for its child, exists on Linux only.
 @pytest.mark.skipif(not LINUX, reason="needs a subreaper")
 async def test_parents_that_die_meanwhile_change_nothing(tmp_path: Path) -> None:
     code = """
@@ -161,6 +163,7 @@ def test_a_parent_that_linux_is_about_to_forget_does_not_end_the_look(
     assert [ancestor.depth for ancestor in from_proc()] == [1, 0]
 
 
+# The test reads /proc, which only Linux has.
 @pytest.mark.skipif(not LINUX, reason="elsewhere the user's environments are read on macOS only")
 def test_a_variable_that_was_taken_off_is_found_above() -> None:
     shed = f'env -u {DEPTH_VARIABLE} {PYTHON} -c "$TELL"; exit $?'
@@ -172,6 +175,7 @@ def test_a_variable_that_was_taken_off_is_found_above() -> None:
         assert by_ps == 0
 
 
+# The test reads /proc, which only Linux has.
 @pytest.mark.skipif(not LINUX, reason="elsewhere the user's environments are read on macOS only")
 def test_guards_come_on_top_of_the_number_above_them() -> None:
     argv = [PYTHON, "-c", NEST, "2", TELL, PYTHON]

@@ -30,24 +30,12 @@ from support.index_checks import (
     found_ids,
     marks,
     name_threads,
-    open_index,
     opened_files,
     rollouts_in,
     sessions,
     thread_id,
     usage,
 )
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def history(home: Path, tmp_path: Path) -> Generator[ThreadIndex]:
-    with open_index(home, tmp_path / "state") as opened:
-        yield opened
 
 
 def test_what_is_not_known_is_null_and_a_zero_is_a_text(home: Path, history: ThreadIndex) -> None:
@@ -765,7 +753,7 @@ def test_a_name_that_was_cleared_is_none(
 @pytest.mark.parametrize(
     ("path", "nickname", "name"),
     [
-        ("/root/timer_audit", "Noether", "/root/timer_audit"),
+        ("/lead/timer_audit", "Noether", "/lead/timer_audit"),
         (None, "Noether", "Noether"),
         ("", "Noether", "Noether"),
         (None, None, None),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,9 @@ from support.index_checks import (
     Rollout,
     all_sessions,
     found_ids,
-    open_index,
     sessions,
     usage,
 )
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def history(home: Path, tmp_path: Path) -> Generator[ThreadIndex]:
-    with open_index(home, tmp_path / "state") as opened:
-        yield opened
 
 
 def first_segment(home: Path) -> Rollout:

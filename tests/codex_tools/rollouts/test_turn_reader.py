@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,6 @@ from codex_tools.sessions import SessionsResult
 from support.index_checks import START, Rollout, open_index, sessions
 from support.rollout_lines import turns_in
 from support.synthetic_home import KINDS, Truth, make_home
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def history(home: Path, tmp_path: Path) -> Generator[ThreadIndex]:
-    with open_index(home, tmp_path / "state") as opened:
-        yield opened
 
 
 def only(rollout: Rollout) -> Turn:

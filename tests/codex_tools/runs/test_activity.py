@@ -19,7 +19,7 @@ def line(event: Json) -> bytes:
 
 
 def patch(name: str) -> bytes:
-    changes = [{"path": f"/work/{name}", "kind": "add"}]
+    changes = [{"path": f"/project/{name}", "kind": "add"}]
     return line(item("file_change", name, changes=changes, status="completed"))
 
 

@@ -38,11 +38,6 @@ FIELDS = [
 """The names that docs/runs.md gives; programs rely on them."""
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
 def of(found: Json, number: int) -> Json:
     return next(run for run in found["runs"] if run["run_id"] == run_id(number))
 
@@ -50,7 +45,7 @@ def of(found: Json, number: int) -> Json:
 def test_the_newest_run_comes_first_and_live_runs_say_what_they_do(state: Path) -> None:
     with server(state) as one, server(state) as two:
         keep(one, 1, created_at="2026-11-20T10:00:00.000Z", tokens=12_345, cost_usd=0.5)
-        patch: Json = {"changes": [{"path": "/work/a.py", "kind": "add"}], "status": "completed"}
+        patch: Json = {"changes": [{"path": "/project/a.py", "kind": "add"}], "status": "completed"}
         patched = item("file_change", **patch)
         running = command_event("bash -lc 'pytest -q'")
         keep(one, 2, "running", created_at="2026-11-20T11:00:00Z", events=(patched, running))

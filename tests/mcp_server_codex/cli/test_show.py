@@ -36,11 +36,6 @@ index 123..456 100644
 """
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
 def many_events(count: int) -> tuple[Json, ...]:
     return tuple(command_event(f"bash -lc 'make {n}'", 0) for n in range(count))
 

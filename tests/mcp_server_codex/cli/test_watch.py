@@ -34,11 +34,6 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 WITHIN_S = 60
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
 @dataclass
 class Terminal:
     """A command on a terminal of its own, and what it has drawn."""

@@ -3,7 +3,7 @@
 A run that can edit a module, the interpreter or Codex could have the next run, or the next start
 of this server, execute its own code outside the sandbox. That happens in a project that holds this
 server in `.venv`, or Codex in `node_modules`. A copy taken at the start would not prevent it,
-because this server is started anew with each session of a client.
+because each session of a client starts a server.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ class IndexBatch:
             db.execute("DELETE FROM thread WHERE id = ?", row)
 
     def _compose(self, thread_id: str) -> None:
-        """Make the thread's row and buckets anew, from all of its files."""
+        """Replace the thread's row and buckets by those of all its files."""
         db = self._db
         self._drop_thread(thread_id)
         rollouts = read_rollouts(db, thread_id)

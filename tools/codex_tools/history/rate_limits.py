@@ -17,7 +17,7 @@ from codex_tools.history.times import iso
 from codex_tools.rollouts.line import parse_line
 
 BUCKETS_SHOWN = 10
-"""Buckets that a report shows besides the account's, at most; the newest ones."""
+"""Maximum number of buckets in a report, without that of the account; the newest ones."""
 
 
 def newest_limits(db: sqlite3.Connection) -> Json | None:

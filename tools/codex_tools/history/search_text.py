@@ -37,7 +37,7 @@ _BARE = b'{"type":"message","role":"'
 _EVENT = b'"type":"event_msg","payload":{"type":"'
 _READ = frozenset((b"task_s", b"task_c", b"user_m", b"agent_", b"item_c", b"exited"))
 """The first six letters of the event types that matter here."""
-_ITEMS = (
+_ITEMS_WITH_TEXT = (
     b'"item":{"type":"UserMessage"',
     b'"item":{"type":"Plan"',
     b'"item":{"type":"ExitedReviewMode"',
@@ -176,11 +176,16 @@ def _take_text(line: bytes, in_turn: bool, texts: list[str]) -> bool:
         text = _payload(line).get("message")
     elif what == b"exited":
         text = review_text(_payload(line))
-    elif what == b"item_c" and any(item in line[at : at + 240] for item in _ITEMS):
+    elif what == b"item_c" and _may_have_text(line[at : at + 240]):
         text = _text_of_item(object_of(_payload(line), "item"))
     if isinstance(text, str) and text and text != COMPACTED:
         texts.append(text[:TEXT_LIMIT])
     return in_turn
+
+
+def _may_have_text(start: bytes) -> bool:
+    """Return True if an item_completed that begins so may be a prompt, a plan or a review."""
+    return any(item in start for item in _ITEMS_WITH_TEXT)
 
 
 def _text_of_item(item: Json) -> str | None:

@@ -45,7 +45,7 @@ class TurnMark:
     offset: int = 0
     """Bytes of the segment, unpacked, before the turn; 0 for a new thread."""
     since_ms: int = 0
-    """Time before the turn, in ms since 1970; used where the rollout was written anew."""
+    """Time before the turn, in ms since 1970; used where the rollout was rewritten."""
     segment: str = ""
     """The id of the segment that *offset* belongs to; "" for the thread's first."""
 

@@ -123,7 +123,7 @@ class UsageFollower:
         self._at = 0
         """Bytes read so far."""
         self._since_ms = 0
-        """Only requests since that time count, in a rollout that was written anew."""
+        """Only requests since that time count, in a rollout that was rewritten."""
         self._spent = Spent()
 
     def read(self) -> Spent:
@@ -168,7 +168,7 @@ class UsageFollower:
         self._models, self._spent = Models(), Spent()
         self._reader = reader = ThreadReader(ids_of(self._path.name)[0], self._models)
         if size < mark.offset or (self._at and size < self._at):
-            # `codex migrate-rollouts` has written the file anew: only times tell the turns apart.
+            # `codex migrate-rollouts` has rewritten the file: only times tell the turns apart.
             self._at, self._since_ms = 0, mark.since_ms
             return
         self._at = mark.offset
