@@ -110,16 +110,16 @@ class BudgetExhausted(TurnError):
     def __init__(self, limit: Limit, used: float, turn: TurnResult) -> None:
         self.limit, self.used = limit, used
         if limit.is_daily:
-            of = "The budget of the day is used up"
+            of = "The budget of the day is used up, so the run was stopped"
             how = f"tomorrow, or ask the operator of this server to raise {limit.name}."
         elif limit.name.startswith("--"):
-            of = "The run has used up its budget"
+            of = "The run has used up its budget and was stopped"
             how = f"with a smaller task. The operator of this server can raise {limit.name}."
         else:
-            of = "The run has used up its budget"
+            of = "The run has used up its budget and was stopped"
             how = f"with a larger {limit.name} or a smaller task."
         super().__init__(
-            f"{of} and was stopped: {limit.told(used)}.",
+            f"{of}: {limit.told(used)}.",
             f"Work done so far is kept. Continue with codex_resume, {how}",
             turn,
         )

@@ -100,7 +100,9 @@ class Keys:
             found = await on_disk(self.take, key, wanted, is_usable)
             if found is not None and found.arguments != arguments:
                 raise InvalidArguments(
-                    [f"idempotency_key: {found.run_id} has it, with other arguments"]
+                    [
+                        f"idempotency_key: {found.run_id} was started with this key and other arguments"
+                    ]
                 )
             if found == wanted:
                 break

@@ -186,7 +186,7 @@ class UsageWatch:
         used, progress = self._used_of(limit), self._run.progress
         if used >= WARNED_AT * limit.most and limit.name not in self._warned:
             self._warned.add(limit.name)
-            progress.note(f"{WARNED_AT:.0%} of a budget is used: {limit.told(used)}.")
+            progress.note(f"{used / limit.most:.0%} of a budget is used: {limit.told(used)}.")
         unpriced = self._run.spent.unpriced
         if limit.is_money and unpriced and f"{limit.name} {unpriced}" not in self._warned:
             self._warned.add(f"{limit.name} {unpriced}")
