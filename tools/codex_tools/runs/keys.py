@@ -99,11 +99,8 @@ class Keys:
         while True:
             found = await on_disk(self.take, key, wanted, is_usable)
             if found is not None and found.arguments != arguments:
-                raise InvalidArguments(
-                    [
-                        f"idempotency_key: {found.run_id} was started with this key and other arguments"
-                    ]
-                )
+                problem = f"{found.run_id} was started with this key and other arguments"
+                raise InvalidArguments([f"idempotency_key: {problem}"])
             if found == wanted:
                 break
             if found is not None and await on_disk(exists, found):
