@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -101,7 +101,7 @@ def make_plan(shadow: Shadow, changes: Changes, paths: Collection[str] | None = 
     Raises:
         TreeError: One of *paths* is not among the changes, or git failed.
     """
-    chosen = _choose(changes, paths)
+    chosen = choose(changes, paths)
     applied = applied_paths(shadow, changes.id)
     root_fd = open_root(shadow.root)
     try:
@@ -140,7 +140,7 @@ def look(root_fd: int, path: bytes, algorithm: str) -> Now:
             if stat.S_ISDIR(state.st_mode):
                 return Now(FOLDER)
             if stat.S_ISLNK(state.st_mode):
-                content = os.readlink(name, dir_fd=folder)  # noqa: PTH115
+                content = os.readlink(name, dir_fd=folder)
                 digest = hashlib.new(algorithm, b"blob %d\0" % len(content), usedforsecurity=False)
                 digest.update(content)
                 return Now(LINK, digest.hexdigest(), permissions, stamp=stamp)
@@ -176,7 +176,12 @@ def _blocker(root_fd: int, path: bytes) -> bytes:
     return path
 
 
-def _choose(changes: Changes, paths: Collection[str] | None) -> list[FileChange]:
+def choose(changes: Changes, paths: Collection[str] | None) -> list[FileChange]:
+    """Return the changes of *paths*, files or folders; None for all.
+
+    Raises:
+        TreeError: One of them was not changed.
+    """
     if paths is None:
         return list(changes.files)
     chosen: list[FileChange] = []
@@ -237,6 +242,30 @@ def _blocked(made: PathPlan) -> PathPlan:
 
 def _both(shadow: Shadow, changes: Changes, change: FileChange, made: PathPlan) -> PathPlan:
     """Plan a path that was changed by the run and in the project."""
+    root_fd = open_root(shadow.root)
+    try:
+        mine = _content(root_fd, os.fsencode(change.path))
+    finally:
+        os.close(root_fd)
+    return merge_contents(shadow, changes.objects, change, made, mine)
+
+
+def merge_contents(
+    shadow: Shadow,
+    objects: Sequence[str],
+    change: FileChange,
+    made: PathPlan,
+    mine: bytes | None,
+) -> PathPlan:
+    """Plan a path that was changed by the run and elsewhere.
+
+    Args:
+        shadow: The repository with the contents.
+        objects: The folders of objects to borrow.
+        change: The run's change.
+        made: The plan so far, with the other side's state.
+        mine: The other side's content; None if it cannot be merged.
+    """
     now = made.now
     conflict = replace(made, action="conflict")
     if change.kind == "delete":
@@ -250,24 +279,18 @@ def _both(shadow: Shadow, changes: Changes, change: FileChange, made: PathPlan) 
     old_mode = change.old_mode if change.kind == "update" else change.new_mode
     mode = now.mode if change.new_mode == old_mode else change.new_mode
     if now.blob in (change.old_blob, change.new_blob):
-        same = now.blob == change.new_blob and now.mode == mode
-        return replace(
-            made,
-            mode=mode,
-            action="same" if same else "merge",
-            reason="the project has the same content" if same else "content and mode are combined",
-        )
+        if now.blob == change.new_blob and now.mode == mode:
+            return replace(made, mode=mode, reason="the project has the same content")
+        return replace(made, mode=mode, action="merge", reason="content and mode are combined")
     if change.new_blob == change.old_blob:
-        return replace(
-            made, mode=mode, blob=now.blob, action="merge", reason="only the mode changes"
-        )
-    path = os.fsencode(change.path)
-    root_fd = open_root(shadow.root)
-    try:
-        mine = _content(root_fd, path)
-    finally:
-        os.close(root_fd)
-    found = shadow.contents((change.old_blob, change.new_blob), changes.objects)
+        reason = "only the mode changes"
+        if now.mode == mode:
+            return replace(made, mode=mode, blob=now.blob, reason="the project has the same mode")
+        if mine is None:
+            return replace(conflict, reason="changed on both sides, and too large to merge")
+        blob = shadow.write_blob(mine)
+        return replace(made, mode=mode, blob=blob, action="merge", reason=reason)
+    found = shadow.contents((change.old_blob, change.new_blob), objects)
     base, theirs = found[change.old_blob], found[change.new_blob]
     if mine is None or base is None or theirs is None:
         return replace(conflict, reason="changed on both sides, and too large to merge")
@@ -277,6 +300,8 @@ def _both(shadow: Shadow, changes: Changes, change: FileChange, made: PathPlan) 
     if merged is None:
         return replace(conflict, reason="both changed the same lines")
     blob = shadow.write_blob(merged)
+    if (now.mode, now.blob) == (mode, blob):
+        return replace(made, mode=mode, blob=blob, reason="the project has these changes already")
     return replace(made, action="merge", mode=mode, blob=blob, reason="both changed other lines")
 
 
@@ -331,9 +356,9 @@ def _resolve(root_fd: int, planned: list[PathPlan]) -> Iterator[PathPlan]:
             yield replace(each, action="conflict", reason="two names differ only in case")
         elif each.action != "conflict":
             yield each
-        elif each.now.mode == BLOCKED and each.now.detail in deleted:
-            yield replace(each, action="write", reason="only the run changed it")
-        elif each.now.mode == FOLDER and _is_emptied(root_fd, os.fsencode(each.path), gone):
+        elif (each.now.mode == BLOCKED and each.now.detail in deleted) or (
+            each.now.mode == FOLDER and _is_emptied(root_fd, os.fsencode(each.path), gone)
+        ):
             yield replace(each, action="write", reason="only the run changed it")
         else:
             yield each
@@ -343,7 +368,7 @@ def _is_emptied(root_fd: int, path: bytes, gone: Collection[str]) -> bool:
     """Return True if each file in the folder *path* is among those *gone* after the plan."""
     try:
         with parent_of(root_fd, path + b"/x") as folder:
-            for name in os.listdir(folder):
+            for name in os.listdir(folder):  # noqa: PTH208
                 inner = path + b"/" + os.fsencode(name)
                 if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
                     if not _is_emptied(root_fd, inner, gone):

@@ -17,10 +17,11 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from codex_tools.codex.file_lock import lock, open_lock
+from codex_tools.worktree.git_call import find_git
 from codex_tools.worktree.no_links import open_root, remove_folder, remove_others
 from codex_tools.worktree.repository import read_file
 from codex_tools.worktree.shadow import Shadow, is_locked_now, prune, quote_folder
@@ -197,8 +198,6 @@ def clean_up(state_dir: Path, older_than_s: float) -> None:
 
 def _reopened(folder: Path, root: bytes) -> Shadow | None:
     """Return the shadow repository in *folder*, also if its project no longer exists."""
-    from codex_tools.worktree.git_call import find_git
-
     config = read_file(str(folder / "shadow.git" / "config"), 65536)
     if config is None:
         return None
@@ -216,10 +215,10 @@ def _read(place: Path) -> dict[str, object] | None:
     """Return the description of a copy; None if it has none, or one of a later build."""
     content = read_file(str(place / "copy.json"), 1 << 24)
     try:
-        read = json.loads(content) if content is not None else None
+        read = cast(dict[str, object], json.loads(content)) if content is not None else {}
     except ValueError:
         return None
-    return read if isinstance(read, dict) and read.get("format") == FORMAT else None  # pyright: ignore
+    return read if read.get("format") == FORMAT else None
 
 
 def _try_lock(place: Path) -> int | None:

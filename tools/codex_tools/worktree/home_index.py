@@ -70,12 +70,39 @@ def copy_index(shadow: Shadow, repository: Repository, to: Path) -> bool:
         shared = Path(repository.git_dir, name)
         if shared.is_file() and shared.stat().st_size <= INDEX_LIMIT:
             shutil.copyfile(shared, shadow.git_dir / name)
-    if (
-        b"sdir\0\0\0" in content[-4096:]
-    ):  # A sparse index: write out the folders that it leaves out.
-        git = shadow.git(repository.root, to, (repository.objects,))
-        git.run("update-index", "--force-write-index", "-z", "--index-info")
+    if b"sdir\0\0\0" in content[-4096:]:
+        _expand(shadow, repository, to)
     return True
+
+
+def _expand(shadow: Shadow, repository: Repository, index: Path) -> None:
+    """Replace a sparse index by one with all files, without stat data.
+
+    git must not do that: it would write the trees anew, and so set the mtime of the person's own
+    (seen with git 2.39.5). `ls-files --sparse` needs git 2.36.
+    """
+    reader = shadow.git(repository.root, index, (repository.objects,))
+    entries: list[bytes] = []
+    skipped: list[bytes] = []
+    for line in reader.run("ls-files", "--sparse", "-z", "-s", "-t").split(b"\0")[:-1]:
+        tag, entry = line[:1], line[2:]
+        fields, _, path = entry.partition(b"\t")
+        if not fields.startswith(b"040000 "):
+            entries.append(entry)
+            skipped += [path] if tag == b"S" else []
+            continue
+        tree = fields.split(b" ")[1].decode()
+        for inner in reader.run("ls-tree", "-r", "-z", "--full-tree", tree).split(b"\0")[:-1]:
+            fields, _, name = inner.partition(b"\t")
+            mode, _, blob = fields.split(b" ")
+            entries.append(b"%b %b 0\t%b%b" % (mode, blob, path, name))
+            skipped.append(path + name)
+    index.unlink()
+    writer = shadow.git(repository.root, index)
+    lines = b"".join(entry + b"\0" for entry in entries)
+    writer.run("update-index", "-z", "--index-info", stdin=lines)
+    lines = b"".join(path + b"\0" for path in skipped)
+    writer.run("update-index", "--skip-worktree", "-z", "--stdin", stdin=lines)
 
 
 def read_index(

@@ -175,7 +175,7 @@ def _prepare(
             name = path.rpartition(b"/")[2]
             mtime_ns = os.lstat(name, dir_fd=parent).st_mtime_ns
             if file.now.mode == LINK:
-                content = os.readlink(name, dir_fd=parent)  # noqa: PTH115
+                content = os.readlink(name, dir_fd=parent)
                 (folder / "old" / str(number)).write_bytes(content)
             else:
                 _copy_out(parent, name, folder / "old" / str(number))
@@ -330,7 +330,7 @@ def _remove_empty(root_fd: int, folder: bytes) -> None:
 def _remove_empty_below(root_fd: int, folder: bytes) -> None:
     """Remove *folder* and the folders in it; a file in one of them makes this fail."""
     with suppress(FileNotFoundError), parent_of(root_fd, folder + b"/x") as inner:
-        for name in os.listdir(inner):
+        for name in os.listdir(inner):  # noqa: PTH208
             _remove_empty_below(root_fd, folder + b"/" + os.fsencode(name))
         with parent_of(root_fd, folder) as parent:
             os.rmdir(folder.rpartition(b"/")[2], dir_fd=parent)

@@ -89,7 +89,7 @@ def _open_folders(fd: int, name: bytes) -> None:
         os.chmod(name, 0o700, dir_fd=fd)
     inner = os.open(name, _FOLDER, dir_fd=fd)
     try:
-        for each in os.listdir(inner):
+        for each in os.listdir(inner):  # noqa: PTH208
             if stat.S_ISDIR(os.lstat(each, dir_fd=inner).st_mode):
                 _open_folders(inner, os.fsencode(each))
     finally:

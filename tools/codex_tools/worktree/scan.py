@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codex_tools.worktree.files import folders_of
 from codex_tools.worktree.shadow import Shadow
 from codex_tools.worktree.tree_error import GitFailed, TreeError
 
@@ -116,8 +117,12 @@ def scan(shadow: Shadow, at: Folder, lock_fd: int | None) -> Scan:
         path for path in nested if is_plain(path) and real.is_folder(path) and path not in files
     )
     _walk(at.path, {*ignored, *(b"%b/" % path for path in nested)}, found)
+    whole = {path for path in ignored if path.endswith(b"/")}
     found.left_out += [
-        LeftOut(os.fsdecode(path), "ignored") for path in ignored if path not in carried
+        LeftOut(os.fsdecode(path), "ignored")
+        for path in ignored
+        if path not in carried
+        and whole.isdisjoint(each + b"/" for each in folders_of(path.rstrip(b"/")))
     ]
     wanted = files | carried | (known if at.tracked is None else at.tracked)
     if len(wanted) > FILES_LIMIT:

@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from codex_tools.codex.file_lock import lock, open_lock
@@ -222,19 +222,6 @@ class Shadow:
     def empty_tree(self) -> str:
         """Return the id of a tree without files, which is written."""
         return self.git().run("mktree").decode().strip()
-
-    def without(self, ids: Iterable[str]) -> Sequence[str]:
-        """Return those of *ids* that this repository does not hold itself."""
-        wanted = list(dict.fromkeys(ids))
-        listing = "".join(f"{each}\n" for each in wanted).encode()
-        lines = self.git().run("cat-file", "--batch-check", stdin=listing).split(b"\n")
-        return [
-            each for each, line in zip(wanted, lines, strict=False) if line.endswith(b"missing")
-        ]
-
-    def at(self, root: Path) -> Shadow:
-        """Return this repository with *root* in place of the project's folder."""
-        return replace(self, root=root)
 
 
 def quote_folder(path: str) -> str:

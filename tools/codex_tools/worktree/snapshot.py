@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 from codex_tools.worktree.git_call import Git
 from codex_tools.worktree.home_index import HomeIndex, copy_index, read_index
@@ -36,7 +37,7 @@ PARTS_LIMIT = 200
 
 _STATE = (
     *("MERGE_HEAD", "MERGE_MSG", "MERGE_MODE", "CHERRY_PICK_HEAD", "REVERT_HEAD", "SQUASH_MSG"),
-    *("ORIG_HEAD", "info/sparse-checkout"),
+    *("ORIG_HEAD", "info/sparse-checkout", "logs/HEAD"),
 )
 """Files of a work tree's own git folder that decide what `git status` says."""
 
@@ -114,13 +115,10 @@ class Snapshot:
             TreeError: The text is none, or a later build wrote it.
         """
         try:
-            read = json.loads(text)
+            read = cast(dict[str, Any], json.loads(text))
             if read["format"] != FORMAT:
                 raise TreeError(f"the snapshot has format {read['format']}, not {FORMAT}")
-            parts = (
-                Part(**{key: tuple(v) if isinstance(v, list) else v for key, v in each.items()})
-                for each in read["parts"]
-            )
+            parts = [Part(**_with_tuples(each)) for each in read["parts"]]
             return cls(
                 id=str(read["id"]),
                 root=Path(read["root"]),
@@ -131,6 +129,13 @@ class Snapshot:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise TreeError(f"the snapshot cannot be read: {error}") from error
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: tuple(cast(list[str], value)) if isinstance(value, list) else value
+        for key, value in fields.items()
+    }
 
 
 @dataclass(slots=True)
@@ -257,7 +262,7 @@ def _take_part(taking: _Taking, path: str) -> None:
     inner = [
         each
         for each in map(os.fsdecode, found.repositories)
-        if os.path.lexists(Path(folder, each, ".git")) or os.listdir(Path(folder, each))
+        if os.path.lexists(Path(folder, each, ".git")) or any(Path(folder, each).iterdir())
     ]
     empty = {os.fsdecode(each) for each in found.folders + found.repositories} - {*inner}
     part = replace(part, tree=found.tree, folders=tuple(sorted(empty)))
@@ -335,7 +340,8 @@ def _converted(shadow: Shadow, repository: Repository, home: HomeIndex) -> set[b
         return set()
     paths = b"\0".join(home.files) + b"\0"
     # No index: git would set the mtime of a split one. So it reads the files .gitattributes.
-    env = git.env | {"GIT_INDEX_FILE": "/dev/null/none", "GIT_WORK_TREE": repository.root}
+    env = {**git.env, "GIT_WORK_TREE": repository.root}
+    env["GIT_INDEX_FILE"] = os.fspath(shadow.git_dir / "no-index")
     answer = Git(shadow.program, env, repository.root).run(
         *("check-attr", "-z", "--stdin", "filter", "ident", "working-tree-encoding"), stdin=paths
     )
@@ -356,7 +362,8 @@ def _copy_include(shadow: Shadow, folder: str) -> Path | None:
 
 def _write_state(folder: Path, repository: Repository, program: str) -> None:
     """Write what a copy's own git folder gets: settings, refs, and the state of a merge."""
-    (folder / "info").mkdir(parents=True)
+    for each in ("info", "logs"):
+        (folder / each).mkdir(parents=True)
     (folder / "config").write_text(_config(repository))
     refs = repository.refs(program)
     (folder / "packed-refs").write_bytes(b"# pack-refs with: sorted \n" + refs)

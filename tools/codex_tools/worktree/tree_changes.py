@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from codex_tools.codex.private_folder import claim_folder
 from codex_tools.worktree.copies import Copy
@@ -124,7 +124,7 @@ class Changes:
             TreeError: The text is none, or a later build wrote it.
         """
         try:
-            read = json.loads(text)
+            read = cast(dict[str, Any], json.loads(text))
             if read.pop("format") != FORMAT:
                 raise TreeError("the changes have an unknown format")
             read["files"] = tuple(FileChange(**each) for each in read["files"])
