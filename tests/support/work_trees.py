@@ -40,7 +40,7 @@ def files_in(folder: Path) -> Files:
             key = os.fsdecode(os.path.relpath(path, os.fsencode(folder)))
             mode = os.lstat(path).st_mode
             if stat.S_ISLNK(mode):
-                found[key] = ("link", os.readlink(path))
+                found[key] = ("link", os.readlink(path))  # noqa: PTH115
             elif stat.S_ISREG(mode) and name != b".git":
                 kind = "exec" if mode & 0o100 else "file"
                 with open(path, "rb") as opened:  # noqa: PTH123
@@ -60,7 +60,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
                 with open(path, "rb") as opened:  # noqa: PTH123
                     content = opened.read()
             elif stat.S_ISLNK(state.st_mode):
-                content = os.readlink(path)
+                content = os.readlink(path)  # noqa: PTH115
             found[os.fsdecode(path)] = (state.st_mode, state.st_mtime_ns, content)
     return found
 
@@ -122,7 +122,9 @@ LATIN = os.fsdecode(b"caf\xe9")
 def make_torture_tree(project: Project) -> None:
     """Fill *project* with each kind of file and of state."""
     root = project.root
-    project.write(".gitattributes", "*.crlf text eol=crlf\n*.id ident\n*.u16 working-tree-encoding=UTF-16\n")
+    project.write(
+        ".gitattributes", "*.crlf text eol=crlf\n*.id ident\n*.u16 working-tree-encoding=UTF-16\n"
+    )
     project.write(".gitignore", "*.log\nbuild/\n.env\n")
     for name in ("clean", "staged", "both", "dirty", "gone", "staged-gone", "old-name", "empty2"):
         project.write(f"d/{name}", f"{name}\nsecond\n")

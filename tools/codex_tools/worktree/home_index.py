@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codex_tools.worktree.repository import Repository
+from codex_tools.worktree.repository import Repository, read_file
 from codex_tools.worktree.shadow import Shadow
 from codex_tools.worktree.tree_error import GitFailed
 
@@ -20,6 +20,9 @@ _DEBUG = re.compile(
     rb"([A-Za-z]) (\d{6}) ([0-9a-f]{40,64}) (\d)\t([^\0]+)\0"
     rb"  ctime: .*\n  mtime: .*\n  dev: .*\n  uid: .*\n  size: (\d+)\tflags: ([0-9a-f]+)\n"
 )
+_SPARSE = ("core.sparseCheckout", "core.sparseCheckoutCone", "index.sparse")
+"""Settings without which git adds all files to a sparse index when it reads one."""
+
 _INTENT_TO_ADD = 1 << 29
 
 
@@ -82,9 +85,15 @@ def _expand(shadow: Shadow, repository: Repository, index: Path) -> None:
     (seen with git 2.39.5). `ls-files --sparse` needs git 2.36.
     """
     reader = shadow.git(repository.root, index, (repository.objects,))
+    rules = read_file(os.path.join(repository.git_dir, "info", "sparse-checkout"), 1 << 24)  # noqa: PTH118
+    (shadow.git_dir / "info" / "sparse-checkout").write_bytes(rules or b"")
+    env = {"GIT_CONFIG_COUNT": str(len(_SPARSE))}
+    for number, key in enumerate(_SPARSE):
+        env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": "true"}
     entries: list[bytes] = []
     skipped: list[bytes] = []
-    for line in reader.run("ls-files", "--sparse", "-z", "-s", "-t").split(b"\0")[:-1]:
+    listing = reader.run("ls-files", "--sparse", "-z", "-s", "-t", env=env)
+    for line in listing.split(b"\0")[:-1]:
         tag, entry = line[:1], line[2:]
         fields, _, path = entry.partition(b"\t")
         if not fields.startswith(b"040000 "):

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from codex_tools.codex.private_folder import claim_folder
 from codex_tools.worktree.apply_plan import (
+    BLOCKED,
     FOLDER,
     LINK,
     NO_FILE,
@@ -170,7 +171,7 @@ def _prepare(
     """Copy the old and the new content of a path to the journal."""
     path = os.fsencode(file.path)
     mtime_ns = 0
-    if file.now.mode not in (NO_FILE, FOLDER, "blocked"):
+    if file.now.mode not in (NO_FILE, FOLDER, BLOCKED):
         with parent_of(root_fd, path) as parent:
             name = path.rpartition(b"/")[2]
             mtime_ns = os.lstat(name, dir_fd=parent).st_mtime_ns
@@ -249,7 +250,7 @@ def _temp(folder: Path, step: _Step) -> bytes:
 def _stage(folder: Path, root_fd: int, steps: Iterable[_Step]) -> None:
     """Write the new files beside their places, where these can be reached already."""
     for step in steps:
-        if step.mode != NO_FILE and step.old.mode != "blocked":
+        if step.mode != NO_FILE and step.old.mode != BLOCKED:
             _write_temp(folder, root_fd, step)
 
 
@@ -298,7 +299,7 @@ def _do(folder: Path, root_fd: int, step: _Step) -> None:
             os.unlink(step.name, dir_fd=parent)
         _remove_empty(root_fd, step.path.rpartition(b"/")[0])
         return
-    if step.old.mode == "blocked":
+    if step.old.mode == BLOCKED:
         _write_temp(folder, root_fd, step)
     if step.old.mode == FOLDER:
         _remove_empty_below(root_fd, step.path)
@@ -343,7 +344,7 @@ def _undo(shadow: Shadow, folder: Path, root_fd: int, step: _Step) -> None:
     if (now.mode, now.blob) == (old.mode, old.blob) or not now.is_like(step.mode, step.blob):
         return
     with suppress(OSError):
-        if old.mode in (NO_FILE, FOLDER, "blocked"):
+        if old.mode in (NO_FILE, FOLDER, BLOCKED):
             with parent_of(root_fd, step.path) as parent:
                 os.unlink(step.name, dir_fd=parent)
             _remove_empty(root_fd, step.path.rpartition(b"/")[0])
@@ -386,10 +387,11 @@ def _finish(shadow: Shadow, folder: Path) -> Recovered | None:
         if begun:
             for step in _in_order(steps):
                 now = look(root_fd, step.path, shadow.object_format)
-                if now.is_like(step.mode, step.blob):
+                is_gone = step.mode == NO_FILE and now.mode == BLOCKED
+                if is_gone or now.is_like(step.mode, step.blob):
                     continue
                 is_old = (now.mode, now.blob) == (step.old.mode, step.old.blob)
-                made_room = step.old.mode in (FOLDER, "blocked") and now.mode == NO_FILE
+                made_room = step.old.mode in (FOLDER, BLOCKED) and now.mode == NO_FILE
                 if not (is_old or made_room):
                     untouched.append(os.fsdecode(step.path))
                     continue
@@ -422,7 +424,7 @@ def _read_journal(folder: Path) -> tuple[Path, list[_Step], list[bytes], str, li
                 mode=each["mode"],
                 blob=each["blob"],
                 permissions=each["permissions"],
-                old=Now(**{**each["old"], "stamp": tuple(each["old"]["stamp"])}),
+                old=_old(each["old"]),
                 old_mtime_ns=each["old_mtime_ns"],
             )
             for each in read["steps"]
@@ -433,6 +435,12 @@ def _read_journal(folder: Path) -> tuple[Path, list[_Step], list[bytes], str, li
         return Path(read["root"]), steps, made, read["changes"], read["paths"]
     except (ValueError, KeyError, TypeError) as error:
         raise TreeError(f"the journal {folder} cannot be read: {error}") from error
+
+
+def _old(read: dict[str, Any]) -> Now:
+    return Now(
+        *(read["mode"], read["blob"], read["permissions"], read["detail"]), tuple(read["stamp"])
+    )
 
 
 def _record(shadow: Shadow, changes: str, paths: Iterable[str]) -> None:
