@@ -20,7 +20,7 @@ from typing import Literal
 
 from codex_tools.worktree.no_links import open_root, parent_of, read_at
 from codex_tools.worktree.repository import read_file
-from codex_tools.worktree.scan import is_plain
+from codex_tools.worktree.scan import PATH_LIMIT, is_plain
 from codex_tools.worktree.shadow import BLOB_LIMIT, Shadow
 from codex_tools.worktree.tree_changes import Changes, FileChange
 from codex_tools.worktree.tree_error import GitFailed, TreeError
@@ -201,7 +201,7 @@ def _plan_path(
 ) -> PathPlan:
     """Plan one path, without regard to what other paths of the plan do."""
     path = os.fsencode(change.path)
-    if not is_plain(path):
+    if not is_plain(path) or len(os.fsencode(shadow.root)) + len(path) > PATH_LIMIT:
         return PathPlan(change.path, "conflict", "the path is not allowed", Now(NO_FILE))
     now = look(root_fd, path, shadow.object_format)
     made = PathPlan(change.path, "same", "", now, warning=change.warning)

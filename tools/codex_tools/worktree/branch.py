@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from codex_tools.worktree import git_call
 from codex_tools.worktree.apply_plan import (
     LINK,
     NO_FILE,
@@ -22,7 +23,7 @@ from codex_tools.worktree.apply_plan import (
     choose,
     merge_contents,
 )
-from codex_tools.worktree.git_call import ANSWER_WITHIN_S, Git, clean_env
+from codex_tools.worktree.git_call import Git, clean_env
 from codex_tools.worktree.no_links import remove_folder
 from codex_tools.worktree.repository import Repository
 from codex_tools.worktree.shadow import Shadow
@@ -109,7 +110,7 @@ def _checked_name(home: Git, name: str) -> str:
         home.run("check-ref-format", ref)
     except GitFailed:
         raise NotAppliable(f"{name!r} is no name for a branch") from None
-    if home.run("for-each-ref", "--format=%(refname)", ref, within_s=ANSWER_WITHIN_S):
+    if home.run("for-each-ref", "--format=%(refname)", ref, within_s=git_call.ANSWER_WITHIN_S):
         raise NotAppliable(f"the branch {name} exists")
     return ref
 
@@ -119,7 +120,7 @@ def _identity(repository: Repository, program: str) -> dict[str, str]:
     git = repository.git(program, own_config=True)
     found: list[str] = []
     for key in ("user.name", "user.email"):
-        answer = git.run("config", "--get", key, allowed=(0, 1), within_s=ANSWER_WITHIN_S)
+        answer = git.run("config", "--get", key, allowed=(0, 1), within_s=git_call.ANSWER_WITHIN_S)
         if not answer.strip():
             raise NotAppliable(f"git's setting {key} is missing: set it with git config")
         found.append(os.fsdecode(answer).strip())

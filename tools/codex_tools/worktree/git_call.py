@@ -80,7 +80,7 @@ class Git:
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
         limit: int = OUTPUT_LIMIT,
-        within_s: float = WORK_WITHIN_S,
+        within_s: float | None = None,
         allowed: Sequence[int] = (0,),
         into: IO[bytes] | None = None,
         cut: bool = False,
@@ -92,7 +92,7 @@ class Git:
             stdin: What git reads.
             env: Further variables.
             limit: Bytes that git may print.
-            within_s: Seconds that it may take.
+            within_s: Seconds that it may take; WORK_WITHIN_S by default.
             allowed: The exit codes of success.
             into: A file that gets the output.
             cut: True to end git at *limit* and return what it has printed.
@@ -100,6 +100,7 @@ class Git:
         Raises:
             GitFailed: git failed, printed more than *limit*, or took longer than *within_s*.
         """
+        within_s = WORK_WITHIN_S if within_s is None else within_s
         until = time.monotonic() + within_s
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as given:
             given.write(stdin)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codex_tools.worktree.git_call import ANSWER_WITHIN_S, Git, clean_env
+from codex_tools.worktree import git_call
+from codex_tools.worktree.git_call import Git, clean_env
 from codex_tools.worktree.tree_error import GitFailed
 
 REFS_LIMIT = 32 * 1024 * 1024
@@ -91,7 +92,7 @@ class Repository:
         found = git.run(
             *("for-each-ref", "--format=%(objectname) %(refname)"),
             limit=REFS_LIMIT,
-            within_s=ANSWER_WITHIN_S,
+            within_s=git_call.ANSWER_WITHIN_S,
         )
         lines = [line for line in found.split(b"\n") if line and b" refs/stash" not in line]
         return b"".join(line + b"\n" for line in sorted(lines, key=lambda line: line[40:]))
@@ -108,7 +109,7 @@ def read_repository(program: str, root: str) -> Repository | None:
         return None
     found = Repository(root, *places)
     git = found.git(program, own_config=True)
-    listed = git.run("config", "-z", "--show-scope", "--list", within_s=ANSWER_WITHIN_S)
+    listed = git.run("config", "-z", "--show-scope", "--list", within_s=git_call.ANSWER_WITHIN_S)
     fields = os.fsdecode(listed).split("\0")
     settings: list[tuple[str, str]] = []
     excludes_file, object_format, is_partial = "", "sha1", False
@@ -125,13 +126,13 @@ def read_repository(program: str, root: str) -> Repository | None:
                 settings.append((key, value))
     git = found.git(program)
     branch = git.run(
-        "symbolic-ref", "-q", "HEAD", allowed=(0, 1), limit=8192, within_s=ANSWER_WITHIN_S
+        "symbolic-ref", "-q", "HEAD", allowed=(0, 1), limit=8192, within_s=git_call.ANSWER_WITHIN_S
     )
     head = git.run(
         *("rev-parse", "-q", "--verify", "HEAD"),
         allowed=(0, 1),
         limit=8192,
-        within_s=ANSWER_WITHIN_S,
+        within_s=git_call.ANSWER_WITHIN_S,
     )
     return replace(
         found,
