@@ -1,4 +1,4 @@
-"""Take a snapshot, lay it out, change the copy and apply that; die at the Nth system call of a kind.
+"""Take a snapshot, lay it out, change the copy and apply that; die at the Nth counted call.
 
 python -m support.killed_apply STATE ROOT STEP N
 

@@ -54,10 +54,6 @@ def _edit(path: Path, old: bytes, new: bytes) -> None:
 Work = Callable[[Path], object]
 
 
-def _both(run: Work, home: Work) -> tuple[Work, Work]:
-    return run, home
-
-
 def _delete(name: str) -> Work:
     return lambda root: (root / name).unlink()
 

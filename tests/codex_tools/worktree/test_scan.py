@@ -57,10 +57,6 @@ def project(tmp_path: Path) -> Project:
     return made
 
 
-def _config(key: str, value: str) -> Callable[[Project], None]:
-    return lambda project: project.git("config", key, value) and None
-
-
 def _program(project: Project) -> str:
     script = project.write("../evil.sh", f"#!/bin/sh\ntouch {project.root}/../ran\ncat\n", 0o755)
     return str(script.resolve())
@@ -217,7 +213,10 @@ def _commondir(project: Project) -> None:
 
 
 def _alternates(text: str) -> Callable[[Project], None]:
-    return lambda project: project.write(".git/objects/info/alternates", text) and None
+    def make(project: Project) -> None:
+        project.write(".git/objects/info/alternates", text)
+
+    return make
 
 
 def _alternates_fifo(project: Project) -> None:
@@ -227,7 +226,8 @@ def _alternates_fifo(project: Project) -> None:
 def _submodule(project: Project) -> None:
     project.write(
         ".gitmodules",
-        '[submodule "x"]\n\tpath = sub\n\turl = ext::sh -c "touch ../ran"\n\tupdate = !touch ../ran\n'
+        '[submodule "x"]\n\tpath = sub\n\turl = ext::sh -c "touch ../ran"\n'
+        "\tupdate = !touch ../ran\n"
         '[submodule "../../evil"]\n\tpath = -u./x\n\turl = -u./x\n',
     )
     project.git("update-index", "--add", "--cacheinfo", "160000", "1" * 40, "sub")
@@ -279,7 +279,10 @@ def _forged_index(path: bytes, mode: int = 0o100644) -> Callable[[Project], None
 
 
 def _broken_index(content: bytes) -> Callable[[Project], None]:
-    return lambda project: (project.root / ".git" / "index").write_bytes(content) and None
+    def make(project: Project) -> None:
+        (project.root / ".git" / "index").write_bytes(content)
+
+    return make
 
 
 def _index_fifo(project: Project) -> None:
@@ -288,7 +291,10 @@ def _index_fifo(project: Project) -> None:
 
 
 def _forged_head(text: str) -> Callable[[Project], None]:
-    return lambda project: (project.root / ".git" / "HEAD").write_text(text) and None
+    def make(project: Project) -> None:
+        (project.root / ".git" / "HEAD").write_text(text)
+
+    return make
 
 
 def _worktree_elsewhere(project: Project) -> None:
@@ -419,8 +425,8 @@ def test_a_hostile_repository_is_refused_or_harmless(
                 run_git(copy.folder, "status", check=False)
         discard(project.shadow, copy)
         lay_out(project.shadow, take_snapshot(project.shadow)).close()
-    except TreeError as error:
-        assert str(error)
+    except TreeError:
+        pass  # Refused.
     assert state_of(outside) == before
     assert _git_state(project) == git_before
     for folder in (project.root.parent, project.root, project.state_dir, Path.home()):
