@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from codex_tools.codex.budget import BudgetExhausted, Limit
 from codex_tools.codex.errors import (
     Cancelled,
     CodexError,
@@ -88,6 +89,7 @@ ERRORS: tuple[CodexError, ...] = (
     NoAnswer(_NOTHING),
     TimedOut(3600, None, _NOTHING),
     Stalled(600, None, _NOTHING),
+    BudgetExhausted(Limit("max_tokens", 50_000), 51_234, _NOTHING),
     Cancelled(_NOTHING),
     Interrupted(),
     UnknownRun("run_44acc0d8142fc700"),

@@ -65,7 +65,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_options_that_pages_name_exist(page: Path) -> None:
     others = {
         *("--scope", "--print", "--strict", "--help", "--version"),
-        *("--json", "--live", "--thread-id", "--since", "--group-by"),
+        *("--json", "--live", "--thread-id", "--since", "--group-by", "--limit", "--events"),
     }
     known = {option.flag for option in OPTIONS} | others
     # The table of messages quotes Codex, and so Codex's options.

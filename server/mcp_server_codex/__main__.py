@@ -10,6 +10,10 @@ _USAGE = """\
 usage: mcp-server-codex [OPTION]... [-- ROOT...]
                                           serve MCP on stdin and stdout
        mcp-server-codex demo [--live]     show an example: the real Codex, a scripted model
+       mcp-server-codex runs              list the runs of all servers, the newest first
+       mcp-server-codex watch             the same, live, until Ctrl-C
+       mcp-server-codex show RUN          show a run's result, its changes and its events
+       mcp-server-codex stop RUN          stop a run, also one of another process
        mcp-server-codex sessions [WORD..] find Codex's threads, or show one of them
        mcp-server-codex usage             show Codex's tokens and cost by day, model or folder
        mcp-server-codex install CLIENT    add this server to a client's configuration
@@ -97,6 +101,22 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.usage import run_usage
 
         return run_usage(arguments)
+    if name == "runs":
+        from mcp_server_codex.cli.runs import run_runs
+
+        return run_runs(arguments)
+    if name == "watch":
+        from mcp_server_codex.cli.watch import run_watch
+
+        return run_watch(arguments)
+    if name == "show":
+        from mcp_server_codex.cli.show import run_show
+
+        return run_show(arguments)
+    if name == "stop":
+        from mcp_server_codex.cli.stop import run_stop
+
+        return run_stop(arguments)
     if name == "install":
         from mcp_server_codex.cli.install import run_install
 

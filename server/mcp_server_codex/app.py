@@ -19,7 +19,8 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.arguments import read_arguments
-from codex_tools.codex.errors import CodexError, fault_for
+from codex_tools.codex.errors import CodexError
+from codex_tools.codex.faults import fault_for
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.record import Record
 from codex_tools.codex.workers import on_disk
@@ -130,6 +131,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                 max_runs=settings.max_runs,
                 max_queue=settings.max_queue,
                 roots=settings.policy.roots,
+                budgets=settings.policy.budgets,
             ) as runs:
                 yield runs
         finally:
@@ -249,7 +251,11 @@ async def _call(
         else None,
         warnings=arguments.warnings,
     )
-    if tool.start is not None and tasks.wants_task(call):
+    # The run of a key may belong to another server, and a dry run is no run.
+    may_be_new = not getattr(request, "idempotency_key", None) and not getattr(
+        request, "dry_run", False
+    )
+    if tool.start is not None and tasks.wants_task(call) and may_be_new:
         try:
             run = await tool.start(request, context)
         except CodexError as error:

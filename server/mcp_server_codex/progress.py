@@ -81,8 +81,8 @@ class ProgressReporter:
     def _headline(self) -> str:
         if not self._runs:
             return "working" if self._doing is None else self._doing()
-        text = " | ".join(clean(run.headline) for run in self._runs)
-        return _cut(text, MESSAGE_LIMIT - 110)
+        room = (MESSAGE_LIMIT - 110 - 3 * (len(self._runs) - 1)) // len(self._runs)
+        return " | ".join(_headline_of(run, room) for run in self._runs)[: MESSAGE_LIMIT - 110]
 
     def _unreported(self) -> list[str]:
         ids: list[str] = []
@@ -91,6 +91,12 @@ class ProgressReporter:
             if run.progress.thread_id is not None:
                 ids += [f"thread_id {run.progress.thread_id}"]
         return [each for each in ids if each not in self._reported]
+
+
+def _headline_of(run: Run, room: int) -> str:
+    """Return a run's headline in *room* characters; its counts are cut last."""
+    counts = "".join(f" · {count}" for count in run.counts)
+    return _cut(_cut(clean(run.doing), max(room - len(counts), room // 2)) + counts, room)
 
 
 def _cut(text: str, limit: int) -> str:

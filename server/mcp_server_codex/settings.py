@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
+from codex_tools.codex.budget import Budgets
 from codex_tools.codex.paths import expand_home
 from codex_tools.codex.sandbox import WIDTH, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
@@ -88,6 +89,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise ValueError("must be at least 1")
+    return value
+
+
+def _usd(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 10**9:
+        raise ValueError("must be a number of US dollars above 0 and below 1,000,000,000")
     return value
 
 
@@ -187,6 +195,22 @@ OPTIONS = (
     Option(
         "--wait-s", _wait, "auto", "seconds that a call waits for its run; auto: by client", "N"
     ),
+    Option("--max-run-tokens", _count, None, "tokens that a run may use; then it is ended", "N"),
+    Option("--max-run-usd", _usd, None, "USD that a run may cost; then it is ended", "N"),
+    Option(
+        "--budget-tokens-day",
+        _count,
+        None,
+        "tokens that all runs of the state folder may use in a day",
+        "N",
+    ),
+    Option(
+        "--budget-usd-day",
+        _usd,
+        None,
+        "USD that all runs of the state folder may cost in a day",
+        "N",
+    ),
     Option(
         "--max-runs", _count, 4, "number of runs at the same time; further runs are queued", "N"
     ),
@@ -279,6 +303,7 @@ def read_settings(
             timeout_s=values["timeout_s"],
             max_timeout_s=values["max_timeout_s"],
             stall_s=values["stall_s"],
+            budgets=Budgets(**{name: values[name] for name in Budgets.__slots__}),
             max_depth=values["max_depth"],
             rules=values["rules"],
             project_config=values["project_config"],

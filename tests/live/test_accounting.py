@@ -464,3 +464,56 @@ async def test_an_unknown_model_has_no_cost(version: str, mode: str) -> None:
     assert report["totals"]["cost_usd_known"] == priced["cost_usd"] == price("gpt-5.4", Usage())
     assert keyed(report)["no-such-model"]["cost_usd_known"] == 0
     assert keyed(report)["gpt-5.4"]["cost_usd"] == priced["cost_usd"]
+
+
+@pytest.mark.parametrize(("tier", "times"), [("fast", 2.5), ("flex", 0.5)])
+async def test_a_run_costs_what_its_service_tier_costs(
+    version: str, mode: str, tier: str, times: float
+) -> None:
+    used = (Usage(9000, 4000, 70, 30), Usage(8000, 6000, 700, 500))
+    with open_lab(version, config=f'service_tier = "{tier}"\n') as lab:
+        lab.script("tier", Reply((Shell("true"),), used[0]), say("done", used[1]))
+        async with connect(mode, real_codex(version), lab) as client:
+            done = await call(client, "codex_run", prompt="tier")
+            report = await told(client, "codex_usage")
+        sent = {seen.body.get("service_tier") for seen in lab.model.requests}
+    name = "priority" if tier == "fast" else tier
+    if version == OLD:  # It knows no tiers.
+        assert (sent, report["notes"]) == ({None}, [])
+        times = 1.0
+    else:
+        assert sent == {name}
+        assert any(f": 2 in {name}." in note for note in report["notes"])
+    now = int(time.time() * 1000)
+    standard = sum(Used(now, "", "", done["model"], "", each).cost(PRICES) for each in used)
+    for cost in (done["cost_usd"], report["totals"]["cost_usd"]):
+        assert cost == pytest.approx(times * standard, abs=2e-6)
+
+
+async def test_the_limits_of_a_model_s_own_bucket_are_told_beside_the_account_s(
+    version: str, mode: str, lab: Lab
+) -> None:
+    def headers(family: str, percent: float) -> tuple[tuple[str, str], ...]:
+        start = f"x-{family}-primary"
+        return (
+            (f"{start}-used-percent", str(percent)),
+            (f"{start}-window-minutes", "300"),
+            (f"{start}-reset-at", "4102444800"),
+        )
+
+    name = (("x-codex-bengalfox-limit-name", "GPT-5.3-Codex-Spark"),)
+    account = Reply((Say("ok"),), headers=headers("codex", 76))
+    spark = Reply((Say("ok"),), headers=headers("codex-bengalfox", 12) + name)
+    lab.script("account", account)
+    lab.script("spark", spark)
+    async with connect(mode, real_codex(version), lab) as client:
+        for prompt in ("account", "spark"):
+            await call(client, "codex_run", prompt=prompt)
+        found = (await told(client, "codex_usage"))["rate_limits"]
+    assert found["primary"]["used_percent"] == 76
+    buckets = [
+        (each["limit_id"], each["limit_name"], each["primary"]["used_percent"])
+        for each in found["other_buckets"]
+    ]
+    known = [("codex_bengalfox", "GPT-5.3-Codex-Spark", 12)]
+    assert buckets == ([] if version == OLD else known)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import anyio
+import pytest
 
 from mcp_server_codex.cli.scripted_model import Call, Shell, Usage, do, say
 from support.codex_versions import real_codex
@@ -232,3 +233,83 @@ async def test_an_old_codex_does_not_damage_a_paginated_thread(mode: str) -> Non
         assert refused["error"]["kind"] == "codex_unsupported"
         assert "0.60.1" in refused["error"]["message"]
         assert lab.rollouts()[0].read_bytes() == before
+
+
+async def test_a_fork_is_a_new_thread_and_leaves_the_old_one_as_it_is(mode: str, lab: Lab) -> None:
+    lab.script("first", say("one", Usage(5000, 100, 70, 30)))
+    lab.script("second", say("two", Usage(300, 20, 7, 3)))
+    async with connect(mode, real_codex("0.163.0"), lab) as client:
+        first = await call(client, "codex_run", prompt="first", sandbox="workspace-write")
+        (rollout,) = lab.rollouts()
+        before, stat = rollout.read_bytes(), rollout.stat()
+        old = first["thread_id"]
+        fork = await call(client, "codex_resume", thread_id=old, prompt="second", fork=True)
+        narrow = await call(
+            client,
+            "codex_resume",
+            thread_id=fork["thread_id"],
+            prompt="second",
+            fork=True,
+            sandbox="read-only",
+        )
+        assert (rollout.read_bytes(), rollout.stat().st_mtime_ns) == (before, stat.st_mtime_ns)
+        third = await call(client, "codex_resume", thread_id=fork["thread_id"], prompt="third")
+    threads = {each["thread_id"] for each in (first, fork, narrow)}
+    assert len(threads) == 3
+    assert third["thread_id"] == fork["thread_id"]
+    assert (fork["status"], fork["sandbox"]) == ("completed", "workspace-write"), fork
+    assert (narrow["status"], narrow["sandbox"]) == ("completed", "read-only"), narrow
+    assert (fork["usage"]["input_tokens"], fork["usage"]["total_tokens"]) == (300, 307)
+    assert narrow["usage"] == fork["usage"]
+    assert "first" in json.dumps(lab.model.requests[1].body["input"])
+    assert fork["thread_id"] in fork["next"]
+
+
+async def test_a_fork_of_a_thread_of_an_old_codex_is_not_taken_for_a_wider_one(
+    mode: str,
+) -> None:
+    with open_lab("0.60.1") as lab:
+        async with connect(mode, real_codex("0.60.1"), lab) as client:
+            first = await call(client, "codex_run", prompt="a", sandbox="workspace-write")
+        async with connect(mode, real_codex("0.163.0"), lab) as client:
+            fork = await call(
+                client,
+                "codex_resume",
+                thread_id=first["thread_id"],
+                prompt="b",
+                fork=True,
+                sandbox="read-only",
+                model="gpt-5.5",
+            )
+        assert (fork["status"], fork["sandbox"]) == ("completed", "read-only"), fork
+        assert fork["usage"]["input_tokens"] == first["usage"]["input_tokens"]
+        assert fork["cost_usd"] == pytest.approx(0.00252)
+
+
+async def test_a_thread_can_be_forked_while_a_run_is_in_it(mode: str, lab: Lab) -> None:
+    async with connect(mode, real_codex("0.163.0"), lab) as client:
+        first = await call(client, "codex_run", prompt="a")
+        lab.script("slow", say("late", delay_s=60))
+        lab.script("b", say("forked"))
+        slow = await call(
+            client, "codex_resume", thread_id=first["thread_id"], prompt="slow", wait_s=0
+        )
+        await until(lambda: len(lab.model.requests) == 2)
+        fork = await call(
+            client, "codex_resume", thread_id=first["thread_id"], prompt="b", fork=True
+        )
+        await client.call_tool("codex_stop", {"run_id": slow["run_id"]})
+    assert fork["status"] == "completed", fork
+    assert fork["thread_id"] != first["thread_id"]
+
+
+async def test_a_codex_that_cannot_fork_says_so(mode: str) -> None:
+    with open_lab("0.60.1") as lab:
+        async with connect(mode, real_codex("0.60.1"), lab) as client:
+            first = await call(client, "codex_run", prompt="a")
+            fork = await call(
+                client, "codex_resume", thread_id=first["thread_id"], prompt="b", fork=True
+            )
+        assert fork["error"]["kind"] == "codex_unsupported", fork
+        assert "0.163.0" in fork["error"]["message"]
+        assert len(lab.rollouts()) == len(lab.model.requests) == 1

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from mcp import Client
 
-from mcp_server_codex.cli.scripted_model import say
+from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import VERSIONS, number, real_codex
 from support.lab import Json, Lab, call, connect, open_lab, until
 from support.real_home import (
@@ -44,6 +44,13 @@ async def listed(client: Client, **arguments: object) -> list[Json]:
 async def found(client: Client, **arguments: object) -> list[str]:
     """Return the ids of the threads that codex_sessions lists."""
     return [session["thread_id"] for session in await listed(client, **arguments)]
+
+
+async def newest_turn(client: Client, thread_id: str) -> Json:
+    """Return the newest turn of a thread."""
+    result = await client.call_tool("codex_sessions", {"thread_id": thread_id, "turns": 1})
+    assert result.is_error is False, result
+    return cast("Json", result.structured_content)["turns"][0]
 
 
 async def status_of(client: Client, thread_id: str) -> str:
@@ -159,6 +166,52 @@ async def test_a_thread_from_the_terminal_is_found_and_goes_on(
     assert again["final_response"] == "Beige."
     assert "mauve" in str(lab.model.requests[-1].body["input"])
     assert both == [thread]
+
+
+async def test_a_thread_is_told_by_the_request_behind_the_context_of_a_client(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    context = "# Context from my IDE setup:\n\n## Active file: zebra.py\n\n"
+    prompt = f"{context}## My request for Codex:\nPaint the bikeshed"
+    lab.script(prompt, say("It is mauve now."))
+    async with connect(mode, codex, lab) as client:
+        run = await call(client, "codex_run", prompt=prompt)
+        (session,) = await listed(client, query="bikeshed mauve")
+        assert await found(client, query="zebra") == []
+        turn = await newest_turn(client, run["thread_id"])
+    assert session["thread_id"] == run["thread_id"]
+    assert session["title"] == turn["prompt"] == "Paint the bikeshed"
+    assert context in str(lab.model.requests[0].body["input"]).replace("\\n", "\n")
+
+
+@pytest.mark.parametrize("model", [None, "gpt-5", "codex-mini-latest"])
+async def test_a_thread_tells_of_the_commands_and_files_that_its_run_told_of(
+    codex: Path, mode: str, lab: Lab, version: str, model: str | None
+) -> None:
+    """Each model gets another shell tool: 0.60.1 has three, with outputs of two forms."""
+    patch = "*** Begin Patch\n*** Add File: new.txt\n+x\n*** End Patch\nEOF"
+    (lab.project / "sub").mkdir()
+    prompt = lab.script(
+        "work",
+        do(Shell("sleep 0.1; exit 3")),
+        do(Shell("sleep 0.1; echo 'Exit code: 9'")),
+        do(Shell(f"apply_patch <<'EOF'\n{patch}")),
+        do(Shell(f"cd sub && apply_patch <<'EOF'\n{patch}")),
+        say("done"),
+    )
+    given = {} if model is None else {"model": model}
+    async with connect(mode, codex, lab) as client:
+        run = await call(client, "codex_run", prompt=prompt, sandbox="workspace-write", **given)
+        turn = await newest_turn(client, run["thread_id"])
+    files = [(file["path"], file["kind"]) for file in turn["files_changed"]]
+    assert files == [(file["path"], file["kind"]) for file in run["files_changed"]]
+    if (number(version), model) != ((0, 60, 1), None):  # There, only a tool of its own patches.
+        made = (lab.project / "new.txt", lab.project / "sub" / "new.txt")
+        assert files == [(str(path), "add") for path in made]
+    codes = [(command["exit_code"], command["status"]) for command in turn["commands"]]
+    assert codes[:2] == [(3, "failed"), (0, "completed")]
+    if number(version) != (0, 98, 0):  # 0.98 leaves quick commands out of its stream.
+        assert turn["commands"] == run["commands"]
 
 
 async def test_a_run_of_this_server_is_told_as_running(codex: Path, mode: str, lab: Lab) -> None:

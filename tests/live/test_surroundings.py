@@ -11,7 +11,7 @@ import pytest
 
 from codex_tools.engines.environment import SURROUNDINGS
 from mcp_server_codex.cli.scripted_model import Shell, do, say
-from support.codex_versions import cannot_have
+from support.codex_versions import cannot_have, number
 from support.lab import Lab, call, connect
 
 
@@ -128,7 +128,7 @@ async def test_a_path_beyond_ascii_works_in_any_locale(
 
 @pytest.mark.parametrize("locale", ["zh_CN.GBK", "de_DE.ISO-8859-1"])
 async def test_codex_gets_the_locale_of_the_person(
-    codex: Path, mode: str, lab: Lab, locales: Path, locale: str
+    codex: Path, version: str, mode: str, lab: Lab, locales: Path, locale: str
 ) -> None:
     show = do(Shell("env; echo end-of-env"), delay_s=1.0)
     prompt = lab.script("x", show, say("ok"))
@@ -138,4 +138,5 @@ async def test_codex_gets_the_locale_of_the_person(
     seen = json.dumps(lab.model.requests[-1].body["input"])
     assert "end-of-env" in seen
     assert "PYTHON" not in seen
-    assert f"LANG={locale}" in seen
+    is_set_by_codex = (0, 98, 0) <= number(version) < (0, 120, 0)
+    assert f"LANG={'C.UTF-8' if is_set_by_codex else locale}" in seen

@@ -15,7 +15,8 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
-from support.lab import Json, Lab, call, connect, marked, until
+from support.lab import Json, Lab, call, commands, connect, marked, until
+from support.stored_state import json_of
 
 FINISHED = ("f0", "f1", "f2", "f3")
 SILENT = ("s0", "s1", "s2")
@@ -158,17 +159,48 @@ async def test_a_second_server_sees_the_runs_of_the_first_and_waits_for_them(
         runs = await begin(one, ("short", "long"))
         await until(lambda: {"short", "long"} <= {r.prompt for r in lab.model.requests})
         there = await wait(two, runs, 0)
-        refused = await two.call_tool("codex_stop", {"run_id": runs[0]["run_id"]})
         some = await wait(two, runs, until="any")
         all_ = await wait(two, runs)
         here = await wait(one, runs, 0)
     assert [run["status"] for run in there] == ["running", "running"]
     assert all(run["error"] is None for run in there)
-    assert refused.is_error is True
-    assert "another server" in cast("Any", refused.content[0]).text
     assert "completed" in [run["status"] for run in some]
     assert [run["final_response"] for run in all_] == ["short answer", "long answer"]
     assert all_ == here
+
+
+@pytest.mark.parametrize("how", ["codex_stop", "a person"])
+async def test_a_run_in_a_command_is_stopped_from_another_process(
+    codex: Path, lab: Lab, how: str
+) -> None:
+    lab.script("busy", do(Shell("sleep 1000")), say("never said"))
+    lab.script("go on with busy", say("went on"))
+    tag = str(uuid.uuid4())
+    async with connect("auto", codex, lab, env={"FAR_END": tag}) as one:
+        (run,) = await begin(one, ("busy",))
+        await read_of(one, [run], 1)
+        await until(lambda: any("sleep 1000" in each for each in commands(tag)))
+        seen = await anyio.to_thread.run_sync(json_of, lab.state, "runs")
+        if how == "codex_stop":
+            async with connect("legacy", codex, lab) as two:
+                await two.call_tool("codex_stop", {"run_id": run["run_id"]})
+        else:
+            done = await anyio.to_thread.run_sync(json_of, lab.state, "stop", run["run_id"])
+            assert done["outcome"] == "stopped"
+        assert not any("sleep 1000" in each for each in commands(tag))
+        (stopped,) = await wait(one, [run], 0)
+        shown = await anyio.to_thread.run_sync(json_of, lab.state, "show", run["run_id"])
+        resumed = await call(
+            one, "codex_resume", thread_id=stopped["thread_id"], prompt="go on with busy"
+        )
+    by = "through another server process" if how == "codex_stop" else "mcp-server-codex stop"
+    assert by in stopped["error"]["message"]
+    assert stopped["status"] == "cancelled"
+    assert [each["status"] for each in seen["runs"]] == ["running"]
+    assert seen["runs"][0]["doing"] == "running sleep 1000"
+    assert shown["result"] == stopped
+    assert shown["events"][-1]["item"]["type"] == "command_execution"
+    assert resumed["status"] == "completed"
 
 
 async def test_a_second_server_learns_that_the_first_was_killed_while_it_waits(

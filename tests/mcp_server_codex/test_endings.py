@@ -213,6 +213,20 @@ async def test_a_failure_that_only_the_rollout_tells_is_told(
     assert result["error"]["kind"] == "usage_limit", result
 
 
+async def test_what_was_said_before_an_unexplained_failure_is_not_told_as_the_answer(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = (
+        f'{ROLLOUT}{OPENED}begin()\nevent("agent_message", message="I will look.")\nend(None)\n'
+        'sys.stderr.write("the wire is cut\\n")\n'
+    )
+    fake.exit_code = 1
+    async with connect(mode, fake.build(), lab) as client:
+        result = await call(client, "codex_run", prompt="x")
+    assert (result["status"], result["final_response"]) == ("failed", None), result
+    assert "the wire is cut" in result["error"]["message"]
+
+
 @pytest.mark.parametrize("at", ["end", "work"])
 async def test_a_run_whose_server_was_killed_is_what_the_rollout_says(
     at: str, mode: str, lab: Lab, fake: FakeCodex

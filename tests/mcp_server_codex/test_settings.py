@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from codex_tools.codex.budget import Budgets
 from codex_tools.codex.paths import codex_home
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
@@ -31,6 +32,8 @@ def value_of(name: str, settings: Settings) -> Any:
     holder: object = settings if hasattr(settings, name) else settings.policy
     if name in ("pass_env", "deny_env"):
         holder = settings.policy.environment
+    if hasattr(settings.policy.budgets, name):
+        holder = settings.policy.budgets
     value = getattr(
         holder, {"root": "roots", "pass_env": "passed", "deny_env": "denied"}.get(name, name)
     )
@@ -50,6 +53,10 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--max-timeout-s": ("8e3", 8000.0, "9", 9.0),
     "--stall-s": ("20", 20.0, "30", 30.0),
     "--wait-s": ("45.5", 45.5, "auto", "auto"),
+    "--max-run-tokens": ("50000", 50_000, "1", 1),
+    "--max-run-usd": ("2.5", 2.5, "0.01", 0.01),
+    "--budget-tokens-day": ("1000000", 1_000_000, "7", 7),
+    "--budget-usd-day": ("20", 20.0, "1e2", 100.0),
     "--max-runs": ("1", 1, "32", 32),
     "--max-queue": ("0", 0, "400", 400),
     "--max-depth": ("2", 2, "1", 1),
@@ -89,6 +96,7 @@ def test_without_anything_the_defaults_hold() -> None:
             timeout_s=3600,
             max_timeout_s=14400,
             stall_s=600,
+            budgets=Budgets(None, None, None, None),
             max_depth=1,
             rules="ignore",
             project_config="committed",
@@ -219,6 +227,10 @@ BAD = [
     *(("--wait-s", text) for text in ("", "AUTO", "-1", "nan")),
     *(("--max-runs", text) for text in ("", "0", "-4", "1.5", "many")),
     *(("--max-queue", text) for text in ("-1", "1.5", "many")),
+    *(("--max-run-tokens", text) for text in ("", "0", "-1", "1.5", "1e6", "many")),
+    *(("--max-run-usd", text) for text in SECONDS),
+    *(("--budget-tokens-day", text) for text in ("", "0", "-1", "1.5", "many")),
+    *(("--budget-usd-day", text) for text in SECONDS),
     *(("--log-level", text) for text in ("", "DEBUG", "trace")),
     *(("--default-sandbox", text) for text in ("", "none", "Read-Only")),
     *(("--max-sandbox", text) for text in ("", "full", "workspace-write ")),

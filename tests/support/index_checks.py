@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -170,7 +170,9 @@ def cost_of(requests: Iterable[Request], prices: Prices = PRICES) -> float:
     for ms, model, _, tokens in requests:
         price = prices.of(model, ms)
         assert price is not None
-        total += price.cost(tokens.input, tokens.cached, tokens.write, tokens.output)
+        cost = price.cost(tokens.input, tokens.cached, tokens.write, tokens.output)
+        assert cost is not None
+        total += cost
     return total
 
 
@@ -355,6 +357,11 @@ class Rollout:
     ms: int = int(START.timestamp() * 1000)
     meta: Json = field(default_factory=dict[str, Any])
     """More for the session_meta."""
+    segment: int = 0
+    """The number of a later segment's id; 0 for the first."""
+    ending: str = ".jsonl"
+    """The end of the file's name."""
+    sandbox: str = "read-only"
     lines: list[bytes] = field(default_factory=list[bytes])
     total: int = 0
     turn: int = 0
@@ -377,14 +384,35 @@ class Rollout:
 
     @property
     def path(self) -> Path:
-        name = f"rollout-2025-02-20T00-00-00-{self.id}.jsonl"
+        segment = f"_{self.segment_id}" if self.segment else ""
+        name = f"rollout-2025-02-20T00-00-00-{self.id}{segment}{self.ending}"
         if self.archived:
             return self.home / "archived_sessions" / name
         return self.home / "sessions" / "2025" / "02" / "20" / name
 
     @property
+    def segment_id(self) -> str:
+        return thread_id(self.segment or self.number)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return sum(len(line) + 1 for line in self.lines)
+
+    @property
     def turn_id(self) -> str:
-        return thread_id(self.number + 0x1000 + self.turn)
+        return thread_id(self.number + 0x1000 + self.segment + self.turn)
+
+    def next_segment(self, segment: int, end: int | None, **more: Any) -> Rollout:
+        """Return the segment that a person begins who takes the turns after *end* back.
+
+        *end* is an offset in this segment; None if all turns are taken back.
+        """
+        base = {"thread_id": self.segment_id, "end_ordinal_exclusive": 1, "end_byte_offset": end}
+        meta = self.meta | {"history_base": base if end is not None else None}
+        return Rollout(
+            self.home, self.number, True, ms=self.ms + 1000, meta=meta, segment=segment, **more
+        )
 
     def put(self, kind: str, payload: Json) -> Rollout:
         """Add a line."""
@@ -403,7 +431,7 @@ class Rollout:
     def ask(self, prompt: str) -> Rollout:
         """Begin a turn."""
         self.turn += 1
-        context = {"cwd": self.cwd, "model": self.model, "sandbox_policy": {"type": "read-only"}}
+        context = {"cwd": self.cwd, "model": self.model, "sandbox_policy": {"type": self.sandbox}}
         if not self.paginated:
             self.event("user_message", message=prompt, images=[])
             return self.put("turn_context", context)
@@ -414,8 +442,10 @@ class Rollout:
         item: Json = {"type": "UserMessage", "id": "u", "content": [part]}
         return self.event("item_completed", thread_id=self.id, **turn, item=item)
 
-    def use(self, input_: int, output: int = 7, limits: Json | None = None) -> Rollout:
-        """Make a request."""
+    def use(
+        self, input_: int, output: int = 7, limits: Json | None = None, response: str = ""
+    ) -> Rollout:
+        """Make a request; with the id of its *response*, as 0.163 and later record it."""
         self.total += input_
         tokens = Tokens(input_, 0, 0, output, 0)
         self.requests.append(Request(self.ms, self.model, self.cwd, tokens))
@@ -423,6 +453,10 @@ class Rollout:
             "total_token_usage": json.loads(Tokens(self.total, 0, 0, output, 0).old()),
             "last_token_usage": json.loads(tokens.old()),
         }
+        if response:
+            usage = info["last_token_usage"]
+            record: Json = {"thread_id": self.id, "response_id": response, "usage": usage}
+            self.put("token_usage_record", record)
         nothing = {"primary": None, "secondary": None, "credits": None}
         return self.event("token_count", info=info, rate_limits=limits or nothing)
 
@@ -445,7 +479,7 @@ class Rollout:
         return self
 
 
-def name_threads(home: Path, names: dict[str, str]) -> None:
+def name_threads(home: Path, names: Mapping[str, str | None]) -> None:
     """Give threads names, as Codex does."""
     lines = (json.dumps({"id": id_, "thread_name": name}) + "\n" for id_, name in names.items())
     with (home / "session_index.jsonl").open("a") as file:

@@ -21,7 +21,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "mcp_server_codex.cli": (
         *("mcp_server_codex", "mcp_server_codex.cli.checks", "mcp_server_codex.cli.clients"),
         *("codex_tools", "codex_tools.engines", "codex_tools.history", "codex_tools.rollouts"),
-        "codex_tools.pricing",
+        *("codex_tools.pricing", "codex_tools.runs"),
     ),
     "mcp_server_codex.cli.checks": (
         *("mcp_server_codex", "mcp_server_codex.cli", "mcp_server_codex.cli.clients"),

@@ -70,7 +70,9 @@ class Used:
         price = prices.of(self.model, self.at_ms)
         assert price is not None, self.model
         usage = self.usage
-        return price.cost(usage.input_tokens, usage.cached_tokens, 0, usage.output_tokens)
+        cost = price.cost(usage.input_tokens, usage.cached_tokens, 0, usage.output_tokens)
+        assert cost is not None
+        return cost
 
 
 @dataclass(slots=True)

@@ -10,14 +10,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codex_tools.codex.json_object import Json
+from codex_tools.rollouts.files import blocks, ids_of
 from codex_tools.rollouts.line import Counts
-from codex_tools.rollouts.thread_reader import ThreadReader, facts_of
+from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
+from codex_tools.rollouts.turn_reader import Turn, read_turns, segment_of
 
 PARENT = "01a203da-44d3-7691-b0ab-2028070f8cec"
 OLD_TURN = "01a203da-9ef9-7441-827b-ac0c97c81a88"
@@ -34,11 +37,15 @@ class Models:
 
     def __init__(self) -> None:
         self.known: list[tuple[str | None, str | None]] = []
+        self.tiers: list[str | None] = []
 
-    def number(self, model: str | None, cwd: str | None) -> int:
-        if (model, cwd) not in self.known:
-            self.known.append((model, cwd))
-        return self.known.index((model, cwd))
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
+        for number, known in enumerate(zip(self.known, self.tiers, strict=True)):
+            if known == ((model, cwd), tier):
+                return number
+        self.known.append((model, cwd))
+        self.tiers.append(tier)
+        return len(self.known) - 1
 
 
 # Lines as Codex writes them: 0.60.1 unless a comment names another version.
@@ -85,6 +92,14 @@ def tokens(input_: int, write: int | None = None) -> Json:
         | writes
         | {"output_tokens": 7, "reasoning_output_tokens": 3, "total_tokens": input_ + 7}
     )
+
+
+def settings(tier: str | None = None, thread_id: str | None = THREAD, **more: Any) -> Json:
+    """Return what 0.163.0 writes before a turn; without a tier it leaves the field out."""
+    named = {} if tier is None else {"service_tier": tier}
+    applied = {"model": "gpt-5.5", "model_provider_id": "openai"} | named | more
+    thread = {} if thread_id is None else {"thread_id": thread_id}
+    return event("thread_settings_applied", **thread, thread_settings=applied)
 
 
 def limits(percent: float | None) -> Json:
@@ -218,22 +233,26 @@ class Read:
     inputs: list[int]
     requests: list[tuple[int, str | None, str | None, tuple[int, ...]]]
     facts: Json = field(default_factory=dict[str, Any])
+    tiers: list[str | None] = field(default_factory=list[str | None])
+    """The service tier of each request."""
 
 
 FACTS = (
     *("thread_id", "has_meta", "created_ms", "active_ms", "source", "is_subagent"),
     *("parent_id", "forked_id", "cli_version", "git_branch", "is_paginated", "is_damaged"),
-    *("model", "cwd", "title", "turns", "ending", "limits", "limits_ms", "bad_lines"),
+    *("model", "cwd", "title", "turns", "ending", "limits", "limits_ms", "other_limits"),
+    *("bad_lines", "tier"),
     *("offset", "own_offset", "is_readable", "in_own_part"),
 )
 
 
 def told_by(reader: ThreadReader, models: Models, earlier: Sequence[int] | None = None) -> Read:
     requests = [*(earlier or ()), *reader.requests]
-    found = [(ms, *models.known[n], tuple(used)) for ms, n, *used in each_request(requests)]
+    found = [(ms, *models.known[n], tuple(used)) for ms, n, *used, _ in each_request(requests)]
     facts: Json = {name: getattr(reader, name) for name in FACTS}
     facts["limits"] = json.loads(reader.limits or "null")
-    return Read([used[0] for *_, used in found], found, facts)
+    tiers = [models.tiers[n] for _, n, *_ in each_request(requests)]
+    return Read([used[0] for *_, used in found], found, facts, tiers)
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
@@ -279,10 +298,19 @@ def resumed(data: bytes, cut: int) -> Read | None:
     if not first.in_own_part:
         return None
     second = ThreadReader(THREAD, models)
-    second.restore(facts_of(first), first.state(), first.responses)
+    second.restore(first.state(), first.requests, first.marks)
     second.feed(data[first.offset :])
     second.finish()
     return told_by(second, models, first.requests)
+
+
+def turns_in(path: Path, before: int | None, count: int) -> tuple[list[Turn], int]:
+    """Return turns of a thread that has one rollout, which is read whole."""
+    reader = ThreadReader(ids_of(path.name)[0], Models())
+    for block in blocks(path):
+        reader.feed(block)
+    reader.finish()
+    return read_turns([segment_of(path, reader)], before, count)
 
 
 def readings(*lines: Json, thread_id: str = PARENT) -> list[tuple[Counts, Counts]]:

@@ -24,7 +24,7 @@ from codex_tools.codex.events import (
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.codex.record import Usage
-from codex_tools.engines.engine import Keep, TurnRequest
+from codex_tools.engines.engine import Keep, Plan, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 
 USAGE = Usage(
@@ -51,6 +51,9 @@ class ScriptedEngine:
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         self.asked.append(cwd)
         return Program(Path("/no/program"), (1, 2, 3), "1.2.3", None, frozenset({"--ephemeral"}))
+
+    async def plan_turn(self, request: TurnRequest) -> Plan:
+        return Plan(("scripted",), ())
 
     @asynccontextmanager
     async def open_turn(

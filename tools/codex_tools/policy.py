@@ -20,12 +20,13 @@ from codex_tools.caller_config import (
     only_narrows,
     split_config,
 )
+from codex_tools.codex.budget import Budgets
 from codex_tools.codex.errors import InvalidArguments, NotAllowed, TooDeep
 from codex_tools.codex.images import check_image
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.paths import holds, is_same
 from codex_tools.codex.program_places import codex_reasons, own_reasons
-from codex_tools.codex.sandbox import WIDTH, Sandbox
+from codex_tools.codex.sandbox import DANGERS, WIDTH, Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.engines.environment import EnvironmentRules
 
@@ -45,15 +46,6 @@ CONFIG_LIMIT = 32_000
 """Maximum characters of all `config` values; Linux takes 131,071 bytes for an argument."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-
-_DANGERS: dict[Sandbox, str] = {
-    "read-only": "Codex could read your files",
-    "workspace-write": "Codex could change and delete files in that folder and run programs there",
-    "danger-full-access": (
-        "Codex could change or delete any of your files, run any program and use the network,"
-        " with nothing to hold it back"
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +72,7 @@ class Policy:
     timeout_s: float = 3600.0
     max_timeout_s: float = 14400.0
     stall_s: float = 600.0
+    budgets: Budgets = field(default_factory=Budgets)
     max_depth: int = 1
     """Maximum number of nested runs: 1 forbids a run that starts another."""
     rules: Literal["ignore", "keep"] = "ignore"
@@ -136,12 +129,17 @@ class Policy:
             review.writable("add_dirs", folder, sandbox)
         config = review.config(narrowed.others)
         layers = review.layers(options, config, cwd)
+        limits, beyond = self.budgets.of_run(
+            options.max_tokens, options.max_cost_usd, is_ephemeral=ephemeral
+        )
+        review.excesses += beyond
         request = TurnRequest(
             program=program,
             prompt=options.prompt,
             cwd=cwd,
             sandbox=sandbox,
             timeout_s=review.timeout(options.timeout_s),
+            limits=limits,
             stall_s=self.stall_s,
             thread_id=thread.thread_id if thread is not None else None,
             model=options.model or (thread.model if thread is not None else None),
@@ -236,7 +234,7 @@ class _Review:
                         f"sandbox {asked}",
                         f"the widest allowed here is {limit}",
                         "--max-sandbox",
-                        _DANGERS[asked],
+                        DANGERS[asked],
                     )
                 )
             return asked
@@ -412,8 +410,11 @@ class _Review:
                 operator has not allowed the key.
         """
         limit = config.web_search
-        if limit is None or not (asked or settings):
+        if limit is None:
             return asked
+        if not (asked or settings):
+            # 0.98.0 does not read allowed_web_search_modes.
+            return False if limit == "disabled" else asked
         allowed = self.policy.allow_config
         if (excess := exceeds_search_limit(asked, settings, limit, allowed)) is not None:
             raise NotAllowed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from dataclasses import replace
 from uuid import UUID
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from codex_tools.codex.errors import CodexUnsupported, ThreadNotFound
 from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_disk
+from codex_tools.engines.engine import TurnRequest
 from codex_tools.history.thread_list import newest_thread
 from codex_tools.rollouts.files import PACKED
 from codex_tools.rollouts.threads import ThreadState
@@ -30,6 +33,8 @@ class ResumeRequest(TurnOptions):
     """Resume the newest thread of cwd, without thread_id"""
     all_dirs: bool = False
     """With last: newest of any folder"""
+    fork: bool = False
+    """Begin a new thread with its history; the old one stays as it is"""
 
     @field_validator("thread_id")
     @classmethod
@@ -49,8 +54,10 @@ class ResumeRequest(TurnOptions):
         return self
 
 
-async def start(request: ResumeRequest, context: Context) -> Run:
+async def start(request: ResumeRequest, context: Context, run_id: str | None = None) -> Run:
     """Start a turn in an existing thread and return its run.
+
+    *run_id* is an id that was promised for the run.
 
     Codex itself keeps only the conversation. The folder, sandbox, model and effort of a resumed
     turn come from its command line. `Policy.check` takes those that the request does not name from
@@ -63,14 +70,12 @@ async def start(request: ResumeRequest, context: Context) -> Run:
     roots = () if context.runs.in_thread(thread_id) else context.policy.roots
     if roots:  # The lock of a thread outside of them would say whether the thread is in use.
         await on_disk(context.threads.state, thread_id, roots)
-    # Lock the thread before reading it: another run may be about to change it.
-    lock = await context.runs.lock_thread(thread_id)
+    # Lock the thread before reading it: another run may be about to change it. A fork changes
+    # nothing, and takes what is there (0.163.0 forks a thread while a turn is running in it).
+    lock = None if request.fork else await context.runs.lock_thread(thread_id)
     try:
         thread = await on_disk(context.threads.state, thread_id, roots)
-        turn = await context.check(request, thread=thread)
-        warnings = await context.permit(turn)
-        ready = await context.prepare(turn)
-        _check_resumable(thread, ready.program)
+        ready, warnings = await _prepare(request, context, thread)
         return context.runs.start(
             ready,
             output,
@@ -78,15 +83,46 @@ async def start(request: ResumeRequest, context: Context) -> Run:
             lock=lock,
             caller=context.caller,
             warnings=warnings,
+            run_id=run_id,
         )
     except BaseException:
-        await context.runs.unlock_thread(lock)
+        if lock is not None:
+            await context.runs.unlock_thread(lock)
         raise
+
+
+async def _prepare(
+    request: ResumeRequest, context: Context, thread: ThreadState
+) -> tuple[TurnRequest, tuple[str, ...]]:
+    """Return the turn that *request* asks for in *thread*, and warnings."""
+    turn = await context.check(request, thread=thread)
+    warnings = await context.permit(turn, dry_run=request.dry_run)
+    ready = await context.prepare(turn)
+    _check_resumable(thread, ready.program)
+    if request.fork:
+        ready.program.need("exec fork")
+        ready = replace(ready, fork=True)
+    return ready, warnings
+
+
+async def _plan(request: ResumeRequest, context: Context) -> RunResult:
+    context.policy.check_depth(context.depth)
+    output = await make_output(request)
+    thread_id = request.thread_id or await _newest(request, context)
+    thread = await on_disk(context.threads.state, thread_id, context.policy.roots)
+    ready, warnings = await _prepare(request, context, thread)
+    return await context.plan(ready, output, warnings)
 
 
 async def resume(request: ResumeRequest, context: Context) -> RunResult:
     """Run a prompt in an existing thread and return its result."""
-    return await context.follow(await start(request, context), request.wait_s)
+    if request.dry_run:
+        return await _plan(request, context)
+
+    def begin(run_id: str | None) -> Awaitable[Run]:
+        return start(request, context, run_id)
+
+    return await context.run_once("codex_resume", request, begin)
 
 
 async def _newest(request: ResumeRequest, context: Context) -> str:
@@ -138,7 +174,8 @@ RESUME = Tool(
         "Continue an earlier Codex thread. Codex remembers all of it, so send only what is new."
         " Give thread_id, or last: true for the newest thread of cwd."
         " Folder, sandbox, model and effort stay as in the thread's last turn unless given."
-        " A thread allows one run at a time (else thread_busy). Returns the same as codex_run."
+        " A thread allows one run at a time (else thread_busy); fork: true begins a new thread from"
+        " it. Returns the same as codex_run."
     ),
     request=ResumeRequest,
     result=RunResult,

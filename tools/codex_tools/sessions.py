@@ -19,7 +19,7 @@ from codex_tools.history.tables import tokens
 from codex_tools.history.thread_list import COLD_FILES, Page, ThreadList, ThreadQuery, enough_for
 from codex_tools.history.times import instant, iso
 from codex_tools.history.transcript import thread_uri
-from codex_tools.rollouts.turn_reader import Turn as ReadTurn
+from codex_tools.rollouts.turn_builder import Turn as ReadTurn
 from codex_tools.rollouts.turn_reader import read_turns
 from codex_tools.runs.result import RESULT_LIMIT, ChangedFile, RanCommand, RunError, tell_error
 from codex_tools.runs.result_text import Words, words_of_error
@@ -223,14 +223,14 @@ def _one(
     found = listing.one(thread_id.strip().lower(), roots)
     if found is None:
         raise no_thread(thread_id, roots)
-    session, path = found
+    session, segments = found
     before = None
     if request.cursor is not None:
         if not request.cursor.isdecimal() or len(request.cursor) > 9:
             raise InvalidArguments(["cursor: must be the next_cursor of an earlier page"])
         before = int(request.cursor)
     try:
-        turns, left = read_turns(path, before, request.turns)
+        turns, left = read_turns(segments, before, request.turns)
     except OSError as error:
         raise ThreadNotFound(
             f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."

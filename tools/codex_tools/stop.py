@@ -22,8 +22,12 @@ class StopResult(Record):
 
 
 async def stop(request: StopRequest, context: Context) -> StopResult:
-    """Stop a run and return its result; a run that has ended already stays unchanged."""
-    return StopResult(run=await context.runs.stop(request.run_id))
+    """Stop a run and return its result; a run that has ended already stays unchanged.
+
+    A server inside a run stops only its own runs: the model of that run is its caller.
+    """
+    caller = None if context.depth else context.caller
+    return StopResult(run=await context.runs.stop(request.run_id, caller))
 
 
 def refuse(error: CodexError) -> StopResult:

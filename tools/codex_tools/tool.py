@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -12,9 +13,10 @@ from typing import Generic, TypeVar, cast
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import CodexError, InvalidArguments
-from codex_tools.codex.json_object import Json
+from codex_tools.codex.json_object import Json, write_exactly
 from codex_tools.codex.program import NOT_ASKED
 from codex_tools.codex.record import Record
+from codex_tools.codex.turn_result import TurnResult
 from codex_tools.codex.workers import on_disk, on_index
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
@@ -22,9 +24,10 @@ from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.project_config import find_uncommitted
 from codex_tools.runs.register import Runs
-from codex_tools.runs.result import RunResult
+from codex_tools.runs.result import EffectiveSettings, PlannedTurn, RunResult, make_result
 from codex_tools.runs.result_text import Words
 from codex_tools.runs.run import Run, wait_while_called
+from codex_tools.schemas.output_schema import Output
 from codex_tools.turn_options import TurnOptions
 
 ASKED_PROMPT = 300
@@ -98,21 +101,28 @@ class Context:
         excess = await find_uncommitted(turn.request.project_files or {}, turn.request.cwd)
         return turn if excess is None else replace(turn, excesses=(*turn.excesses, excess))
 
-    async def permit(self, turn: CheckedTurn) -> tuple[str, ...]:
+    async def permit(self, turn: CheckedTurn, *, dry_run: bool = False) -> tuple[str, ...]:
         """Permit a turn that is within the limits, or that a person allows this once.
+
+        For a *dry_run* no person is asked; a warning says what a person would be asked for.
 
         Returns:
             Warnings for the caller.
 
         Raises:
+            DayBudgetExhausted: Nothing is left of today's budget.
             NotAllowed: The turn exceeds the limits, and no person has allowed it.
         """
+        await self.runs.ledger.check()
         excesses = turn.excesses
         warnings = (*self.warnings, *turn.warnings)
         if not excesses:
             return warnings
         if self.ask is None:
             raise excesses[0]
+        if dry_run:
+            more = (f"A person would be asked to allow this: {each.what}." for each in excesses)
+            return (*warnings, *more)
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
         try:
             allowed = await self.ask(ask_for(turn), turn)
@@ -147,6 +157,59 @@ class Context:
         """Wait for a run, reporting its progress; return its result, final or so far."""
         self.watch(run)
         return await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
+
+    async def plan(
+        self, request: TurnRequest, output: Output | None, warnings: tuple[str, ...]
+    ) -> RunResult:
+        """Return the result of a dry run: what would be started for *request*."""
+        if output is not None:
+            request = replace(request, output_schema=output.strict.schema)
+        plan = await self.engine.plan_turn(request)
+        return make_result(
+            "planned",
+            turn=TurnResult(thread_id=request.resumed),
+            setting=EffectiveSettings(
+                model=request.model,
+                reasoning_effort=request.reasoning_effort,
+                sandbox=request.sandbox,
+                cwd=str(request.cwd),
+                codex_version=request.program.version_text,
+            ),
+            warnings=(*warnings, *plan.warnings),
+            planned=PlannedTurn(
+                argv=list(plan.argv),
+                environment=list(plan.environment),
+                timeout_s=request.timeout_s,
+                stall_s=request.stall_s,
+            ),
+        )
+
+    async def run_once(
+        self, tool: str, options: TurnOptions, start: Callable[[str | None], Awaitable[Run]]
+    ) -> RunResult:
+        """Start a run and wait for it; with an idempotency key, return the run that has the key.
+
+        Args:
+            tool: The name of the tool.
+            options: The arguments.
+            start: Function that starts the run, under the id that it gets if that is not None.
+        """
+        key = options.idempotency_key
+        if key is None:
+            return await self.follow(await start(None), options.wait_s)
+        asked = options.model_dump(mode="json", exclude={"idempotency_key", "wait_s"})
+        asked |= {"tool": tool, "cwd": options.cwd or str(self.default_cwd)}
+        digest = hashlib.sha256(write_exactly(dict(sorted(asked.items())))).hexdigest()
+        run_id, run = await self.runs.keys.once(key, digest, start, self.runs.is_own)
+        if run is not None:
+            return await self.follow(run, options.wait_s)
+        found = await self.runs.find(run_id)
+        if isinstance(found, Run):
+            self.watch(found)
+        wait_s = self.wait_s if options.wait_s is None else options.wait_s
+        (result,) = await self.runs.wait([run_id], wait_s, "all")
+        note = f"idempotency_key: an earlier call started {run_id}, which is returned again."
+        return result.model_copy(update={"warnings": [*result.warnings, note]})
 
     async def read_history(self, work: Callable[[ThreadIndex, Progress], T]) -> T:
         """Run *work* on the index in a worker thread, and report how many rollouts are read."""
@@ -184,7 +247,8 @@ def ask_for(turn: CheckedTurn) -> str:
     if request.add_dirs:
         lines.append(f"Extra folders: {_shown(', '.join(map(str, request.add_dirs)))}")
     if request.thread_id is not None:
-        lines.append(f"Continues thread: {request.thread_id}")
+        what = "Continues" if request.resumed else "Begins with the history of"
+        lines.append(f"{what} thread: {request.thread_id}")
     start = json.dumps(clean(request.prompt[:ASKED_PROMPT]), ensure_ascii=False)
     left = len(request.prompt) - ASKED_PROMPT
     task = f"The task: {start}" if left <= 0 else f"The task, without its last {left:,} characters"

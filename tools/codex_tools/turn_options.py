@@ -75,8 +75,17 @@ class TurnOptions(Record):
     """Allow cwd outside a git repository"""
     timeout_s: float | None = Field(None, gt=0)
     """Stop the run after this many seconds"""
+    max_tokens: int | None = Field(None, ge=1)
+    """Stop the run when it has used so many"""
+    max_cost_usd: float | None = Field(None, gt=0)
+    """The same for its estimated cost"""
     wait_s: float | None = Field(None, ge=0)
     """Seconds to wait for the result; 0 returns at once, then use codex_wait"""
+
+    idempotency_key: str | None = Field(None, max_length=200)
+    """The same key returns the same run for a day, instead of a second one"""
+    dry_run: bool = False
+    """Start nothing; return the command line and limits"""
 
     @field_validator("prompt")
     @classmethod

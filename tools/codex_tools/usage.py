@@ -57,15 +57,38 @@ class Window(Record):
     """True if reset since"""
 
 
+class Bucket(Record):
+    """Rate limits of some models, apart from the account's."""
+
+    limit_id: str
+    limit_name: str | None
+    observed_at: str
+    age_s: int
+    primary: Window | None
+    secondary: Window | None
+
+
 class RateLimits(Record):
     """The account's rate limits as the provider last reported them to Codex."""
 
     observed_at: str | None
-    age_s: int
+    age_s: int | None
     plan_type: str | None
     primary: Window | None
     secondary: Window | None
     credits_balance: str | None
+    other_buckets: list[Bucket]
+    """Limits of single models"""
+
+
+class Budget(Record):
+    """The operator's budget of the day, and what is left of it."""
+
+    day: str
+    tokens: int | None
+    tokens_left: int | None
+    usd: float | None
+    usd_left: float | None
 
 
 class UsageResult(Record):
@@ -81,6 +104,8 @@ class UsageResult(Record):
     prices: str | None
     """Source of prices"""
     notes: list[str]
+    budget: Budget | None
+    """Of all runs today"""
     error: RunError | None
 
 
@@ -91,7 +116,8 @@ async def usage(request: UsageRequest, context: Context) -> UsageResult:
             history, progress, roots=context.policy.roots, **request.model_dump()
         )
     )
-    return UsageResult.model_validate(found)
+    budget = await context.runs.ledger.left()
+    return UsageResult.model_validate(found | {"budget": budget})
 
 
 def refuse(error: CodexError) -> UsageResult:
@@ -105,6 +131,7 @@ def refuse(error: CodexError) -> UsageResult:
         unreadable=0,
         prices=None,
         notes=[],
+        budget=None,
         error=tell_error(error),
     )
 

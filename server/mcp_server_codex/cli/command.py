@@ -1,4 +1,4 @@
-"""Run the commands `sessions` and `usage`: arguments, index, progress bar, errors.
+"""Run the commands that report something: arguments, index, progress bar, output, errors.
 
 This module imports neither pydantic nor rich nor anyio: importing them takes
 longer than making a report.
@@ -40,56 +40,95 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """A command that gives a person the result of a tool."""
+class Form:
+    """The name of a command and its arguments."""
 
     name: str
     about: str
     arguments: tuple[Argument, ...]
-    """The command's own arguments; it also accepts the server's options."""
+    """The command's own arguments; it also accepts the server's options and --json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Form):
+    """A command that gives a person the result of a tool."""
+
     find: Find
     show: Callable[[Json], None]
     """Prints the result as a table."""
 
 
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """A command line that was read."""
+
+    name: str
+    """The program and the command, for messages."""
+    values: Json
+    """The command's own arguments; those that were left out are missing."""
+    as_json: bool
+    settings: Settings
+
+    def complain(self, error: CodexError) -> int:
+        """Print an error to stderr; return the exit code."""
+        sys.stderr.write(f"{self.name}: {clean_lines(error.message)}\n{clean(error.hint)}\n")
+        return 2 if error.kind == "invalid_arguments" else 1
+
+    def put(self, found: Json, show: Callable[[Json], None]) -> None:
+        """Print a result, as JSON or with *show*."""
+        with quiet_at_closed_pipe():
+            if self.as_json:
+                text = json.dumps(found, indent=2, ensure_ascii=False)
+                sys.stdout.write(clean_json(text) + "\n")
+            else:
+                show(found)
+            sys.stdout.flush()
+
+
 def run_command(command: Command, arguments: list[str]) -> int:
     """Run *command* with *arguments*, the command line after its name; return the exit code."""
-    name = f"mcp-server-codex {command.name}"
+    line = read_command_line(command, arguments)
+    settings = line.settings
+    history = ThreadIndex(local_home(), settings.state_dir, read_prices(settings.prices))
+    try:
+        with _progress_bar() as progress:
+            found = command.find(line.values, history, settings, progress)
+    except CodexError as error:
+        return line.complain(error)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        history.close()
+    line.put(found, command.show)
+    return 0
+
+
+def read_command_line(form: Form, arguments: list[str]) -> CommandLine:
+    """Return what *arguments*, the command line after the command's name, say; else exit with 2."""
+    name = f"mcp-server-codex {form.name}"
 
     def fail(problem: str) -> NoReturn:
         sys.stderr.write(f"{name}: {problem}\nTry '{name} --help'.\n")
         sys.exit(2)
 
-    parser = _parser(name, command)
+    parser = _parser(name, form)
     values = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
     as_json = values.pop("json")
     settings = read_settings(_server_options(values), os.environ, fail)
-    history = ThreadIndex(local_home(), settings.state_dir, read_prices(settings.prices))
+    return CommandLine(name, _typed(form, values, fail), as_json, settings)
+
+
+@contextmanager
+def quiet_at_closed_pipe() -> Generator[None]:
+    """Leave the block quietly once the reader of stdout, for example `head`, has closed it."""
     try:
-        with _progress_bar() as progress:
-            found = command.find(_typed(command, values, fail), history, settings, progress)
-    except CodexError as error:
-        sys.stderr.write(f"{name}: {clean_lines(error.message)}\n{clean(error.hint)}\n")
-        return 2 if error.kind == "invalid_arguments" else 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        history.close()
-    try:
-        if as_json:
-            text = json.dumps(found, indent=2, ensure_ascii=False)
-            sys.stdout.write(clean_json(text) + "\n")
-        else:
-            command.show(found)
-        sys.stdout.flush()
+        yield
     except BrokenPipeError:
-        # The reader, for example `head`, has closed the pipe. With /dev/null in its place, Python
-        # does not report an error at exit either.
+        # With /dev/null in its place, Python does not report an error at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
-def _parser(name: str, command: Command) -> argparse.ArgumentParser:
+def _parser(name: str, command: Form) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
         description=command.about,
@@ -99,9 +138,7 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     for option in OPTIONS:
         parser.add_argument(option.flag, action="append", help=argparse.SUPPRESS)
     add_arguments(parser, command.arguments)
-    parser.add_argument(
-        "--json", action="store_true", help="print the tool's structured result as JSON"
-    )
+    parser.add_argument("--json", action="store_true", help="print the structured result as JSON")
     return parser
 
 
@@ -130,7 +167,7 @@ def _server_options(values: Json) -> list[str]:
     return [word for flag, texts in given.items() for text in texts for word in (flag, text)]
 
 
-def _typed(command: Command, values: Json, fail: Callable[[str], NoReturn]) -> Json:
+def _typed(command: Form, values: Json, fail: Callable[[str], NoReturn]) -> Json:
     """Return the tool's arguments: words joined, numbers parsed, folders made absolute."""
     kinds = {argument.name: argument.kind for argument in command.arguments}
     typed: Json = {}

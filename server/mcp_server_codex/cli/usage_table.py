@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from codex_tools.codex.clean_text import clean
-from codex_tools.usage import Group, RateLimits, Row, UsageResult
+from codex_tools.usage import Bucket, Group, RateLimits, Row, UsageResult
 from mcp_server_codex.cli.command import short
 
 _REST = 68
@@ -40,14 +40,13 @@ def show(found: dict[str, Any]) -> None:
         console.print(table)
     else:
         console.print("No recorded usage.")
-    if result.rate_limits is not None:
-        age = f"Rate limits, {_ago(result.rate_limits.age_s)}:"
-        console.print(Text.assemble((age, "dim"), f" {_limits(result.rate_limits)}"))
-    if result.unpriced_models:
-        models = ", ".join(map(clean, result.unpriced_models))
-        console.print(Text.assemble(("No known price:", "yellow"), f" {models}"))
     for note in result.notes:
         console.print(Text.assemble(("Note:", "yellow"), f" {clean(note)}"))
+    for limits in _buckets(result.rate_limits):
+        is_account = isinstance(limits, RateLimits)
+        of = "" if is_account else f" of {clean(limits.limit_name or limits.limit_id)}"
+        age = f"Rate limits{of}, {_ago(limits.age_s or 0)}:"
+        console.print(Text.assemble((age, "dim"), f" {_limits(limits)}"))
     threads = totals.threads if totals is not None else 0
     console.print(
         f"{threads} of {result.sessions_read} threads read have usage in this report."
@@ -78,7 +77,15 @@ def _bar(value: float, most: float, width: int) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _limits(limits: RateLimits) -> str:
+def _buckets(limits: RateLimits | None) -> list[RateLimits | Bucket]:
+    """Return all buckets with limits, the account's first."""
+    if limits is None:
+        return []
+    account = [limits] if limits.observed_at is not None else []
+    return [*account, *limits.other_buckets]
+
+
+def _limits(limits: RateLimits | Bucket) -> str:
     parts: list[str] = []
     for window in (limits.primary, limits.secondary):
         if window is None or window.used_percent is None:
@@ -87,7 +94,7 @@ def _limits(limits: RateLimits) -> str:
         span = f"{minutes // 1440} d" if minutes >= 1440 else f"{minutes / 60:g} h"
         reset = "since then reset" if window.expired else f"resets at {window.resets_at}"
         parts.append(f"{window.used_percent:g} % of {span} used ({reset})")
-    if limits.credits_balance is not None:
+    if isinstance(limits, RateLimits) and limits.credits_balance is not None:
         parts.append(f"credits {clean(limits.credits_balance)}")
     return " · ".join(parts) or "none recorded"
 

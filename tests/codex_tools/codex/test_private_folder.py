@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from codex_tools.codex.private_folder import StandIn, claim_folder, make_private_folder
+from codex_tools.codex.private_folder import (
+    StandIn,
+    check_folder,
+    claim_folder,
+    make_private_folder,
+)
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 
@@ -51,6 +56,43 @@ def test_a_link_in_place_of_an_inner_folder_is_refused(tmp_path: Path) -> None:
     claim_folder(tmp_path / "link")
     with pytest.raises(OSError, match="link"):
         claim_folder(tmp_path / "link", follow=False)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_a_folder_that_only_this_user_can_write_to_passes_the_check(
+    tmp_path: Path, mode: int
+) -> None:
+    (folder := tmp_path / "ours").mkdir()
+    folder.chmod(mode)
+    check_folder(folder)
+    assert mode_of(folder) == mode
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o1777])
+def test_a_folder_that_others_can_write_to_fails_the_check_and_is_left_as_it_is(
+    tmp_path: Path, mode: int
+) -> None:
+    (folder := tmp_path / "shared").mkdir()
+    folder.chmod(mode)
+    with pytest.raises(PermissionError, match=r"may write to it|shared"):
+        check_folder(folder)
+    assert mode_of(folder) == mode
+
+
+@root
+def test_a_folder_of_another_user_fails_the_check(tmp_path: Path) -> None:
+    (folder := tmp_path / "theirs").mkdir()
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(PermissionError, match="another user"):
+        check_folder(folder)
+
+
+def test_a_missing_folder_and_a_link_fail_the_check(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        check_folder(tmp_path / "none")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="link"):
+        check_folder(tmp_path / "link", follow=False)
 
 
 def test_a_private_folder_is_not_where_sandboxed_commands_can_write() -> None:

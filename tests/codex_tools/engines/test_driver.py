@@ -322,6 +322,13 @@ def test_a_resumed_thread_must_be_the_one_asked_for() -> None:
         check_thread("old", folded(ThreadStartedEvent("")))
 
 
+def test_a_fork_must_be_another_thread_than_its_origin() -> None:
+    check_thread("old", folded(ThreadStartedEvent("new")), fork=True)
+    for opened in (ThreadStartedEvent("old"), ThreadStartedEvent("")):
+        with pytest.raises(WrongThread):
+            check_thread("old", folded(opened), fork=True)
+
+
 @pytest.mark.parametrize(
     ("command", "bare"),
     [

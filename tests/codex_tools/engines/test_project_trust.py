@@ -63,6 +63,25 @@ def test_no_version_trusts_more_than_the_person(
     assert (warning is not None) is (is_armed and has_documents and version == (0, 163, 0))
 
 
+@pytest.mark.parametrize("content", ["", "x", None])
+def test_an_empty_file_that_a_sandbox_has_left_holds_nothing(
+    tmp_path: Path, content: str | None
+) -> None:
+    """The sandbox of 0.120.0 leaves a file `.codex` in each project that it writes to."""
+    if content is None:
+        (tmp_path / ".codex").symlink_to(tmp_path / "elsewhere")
+    else:
+        (tmp_path / ".codex").write_text(content)
+    project = Project(((tmp_path, False),))
+    if content == "":
+        old = codex((0, 120, 0))
+        settings, _ = decide_trust(project, "workspace-write", old, tmp_path / "home")
+        assert levels(settings) == {str(tmp_path): "trusted"}
+        return
+    with pytest.raises(CodexUnsupported):
+        decide_trust(project, "workspace-write", codex((0, 120, 0)), tmp_path / "home")
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_the_person_has_decided_stays(tmp_path: Path, version: Version | None) -> None:
     (tmp_path / ".codex").mkdir()

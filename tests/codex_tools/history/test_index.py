@@ -159,7 +159,7 @@ def test_what_each_thread_cost_is_the_sum_over_its_requests(
 
 def test_files_that_are_no_rollouts_are_told_of(history: ThreadIndex, truth: Truth) -> None:
     told = usage(history)
-    assert told["unreadable"] == len(truth.unreadable) == 3
+    assert told["unreadable"] == len(truth.unreadable) == 2
     copies = sum(1 for session in truth.sessions.values() if session.copy is not None)
     noted = " ".join(told["notes"])
     for path in truth.unreadable:

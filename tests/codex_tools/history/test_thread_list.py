@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import subprocess
@@ -34,6 +35,7 @@ from support.index_checks import (
     rollouts_in,
     sessions,
     thread_id,
+    usage,
 )
 
 
@@ -660,10 +662,22 @@ def test_an_open_turn_without_a_lock_is_running_while_it_is_fresh_if_no_lock_wou
     locks: bool,
     expected: str,
 ) -> None:
-    Rollout(home, paginated=paginated).ask("Go.").use(1).save(mtime_ms=now_ms() - age_s * 1000)
+    at = now_ms() - age_s * 1000
+    Rollout(home, paginated=paginated, ms=at).ask("Go.").use(1).save(mtime_ms=at)
     if locks:
         (home / "thread-writer-locks").mkdir()
     assert status(history, tmp_path / "state") == expected
+
+
+@pytest.mark.parametrize(("paginated", "expected"), [(False, "unknown"), (True, "interrupted")])
+def test_a_copy_of_a_home_runs_no_turn_unless_a_writer_locks_its_thread(
+    home: Path, tmp_path: Path, history: ThreadIndex, paginated: bool, expected: str
+) -> None:
+    rollout = Rollout(home, paginated=paginated).ask("Go.").use(1).save(mtime_ms=now_ms())
+    state = tmp_path / "state"
+    assert status(history, state) == expected
+    with held_elsewhere(home / "thread-writer-locks" / f"{rollout.id}.lock"):
+        assert status(history, state) == "running"
 
 
 # One.
@@ -714,3 +728,129 @@ def test_a_cursor_of_turns_that_is_none_is_refused(
     thread(home, "One.")
     with pytest.raises(InvalidArguments, match="cursor"):
         sessions(history, thread_id=thread_id(1), cursor=cursor)
+
+
+# Names and titles.
+
+IDE = "# Context from my IDE setup:\n\n## Active file: " + "a" * 5000
+MARKER = "\n\n## My request for Codex:\n"
+
+
+@pytest.mark.parametrize("paginated", [False, True])
+def test_a_title_is_the_first_request(home: Path, history: ThreadIndex, paginated: bool) -> None:
+    rollout = Rollout(home, paginated=paginated).ask(f"{IDE}{MARKER}").answer("What?")
+    rollout.ask(f"{IDE}{MARKER} rename\nthe parser ").answer("Renamed.").ask("More.").save()
+    (told,) = sessions(history)["sessions"]
+    assert (told["title"], told["turn_count"]) == ("rename the parser", 3)
+    found = sessions(history, thread_id=rollout.id)["turns"]
+    assert [turn["prompt"] for turn in found] == ["More.", "rename\nthe parser", None]
+    assert found_ids(history, query="parser") == [rollout.id]
+    assert found_ids(history, query="Active") == []
+
+
+@pytest.mark.parametrize("cleared", ["", " ", None])
+def test_a_name_that_was_cleared_is_none(
+    home: Path, history: ThreadIndex, cleared: str | None
+) -> None:
+    rollout = Rollout(home).ask("Go.").save()
+    name_threads(home, {rollout.id: "Old name"})
+    assert sessions(history)["sessions"][0]["name"] == "Old name"
+    name_threads(home, {rollout.id: cleared})
+    assert sessions(history)["sessions"][0]["name"] is None
+    assert found_ids(history, query="Old") == []
+    name_threads(home, {rollout.id: "New name"})
+    assert sessions(history)["sessions"][0]["name"] == "New name"
+
+
+@pytest.mark.parametrize(
+    ("path", "nickname", "name"),
+    [
+        ("/root/timer_audit", "Noether", "/root/timer_audit"),
+        (None, "Noether", "Noether"),
+        ("", "Noether", "Noether"),
+        (None, None, None),
+    ],
+)
+@pytest.mark.parametrize("place", ["spawn", "meta"])
+def test_a_sub_agent_without_a_task_has_the_name_of_its_agent(
+    home: Path,
+    history: ThreadIndex,
+    path: str | None,
+    nickname: str | None,
+    name: str | None,
+    place: str,
+) -> None:
+    agent: Json = {"agent_path": path, "agent_nickname": nickname}
+    spawn = {"parent_thread_id": thread_id(9)} | (agent if place == "spawn" else {})
+    meta = {"source": {"subagent": {"thread_spawn": spawn}}} | (agent if place == "meta" else {})
+    rollout = Rollout(home, paginated=True, meta=meta)
+    rollout.event("task_started", turn_id=rollout.turn_id).answer("Two leaks.").save()
+    given = {"include_subagents": True}
+    (told,) = sessions(history, **given)["sessions"]
+    assert (told["name"], told["title"]) == (name, None)
+    if name is not None:
+        assert found_ids(history, query=name.rpartition("/")[2].upper(), **given) == [rollout.id]
+    name_threads(home, {rollout.id: "Its own"})
+    assert sessions(history, **given)["sessions"][0]["name"] == "Its own"
+
+
+def test_a_sub_agent_with_a_task_is_told_by_it(home: Path, history: ThreadIndex) -> None:
+    spawn = {"parent_thread_id": thread_id(9), "agent_nickname": "Hilbert"}
+    meta = {"source": {"subagent": {"thread_spawn": spawn}}}
+    Rollout(home, meta=meta).ask("Look at it.").save()
+    (told,) = sessions(history, include_subagents=True)["sessions"]
+    assert (told["name"], told["title"]) == (None, "Look at it.")
+
+
+# Old and empty files.
+
+
+def test_a_thread_of_before_september_2025_is_told_with_what_it_holds(
+    home: Path, history: ThreadIndex
+) -> None:
+    id_ = "38b123ff-0000-4dfe-bd12-d42671fcb25f"
+    context = "<environment_context>\n  <cwd>/home/dev/shop</cwd>\n</environment_context>"
+    lines: list[Json] = [
+        {"id": id_, "timestamp": "2025-08-19T08:25:08.000Z", "git": {"branch": "main"}},
+        {"record_type": "state"},
+        *(
+            {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
+            for role, kind, text in (
+                ("user", "input_text", context),
+                ("user", "input_text", "fix the till"),
+                ("assistant", "output_text", "fixed"),
+            )
+        ),
+    ]
+    path = home / "sessions" / "2025" / "08" / "19" / f"rollout-2025-08-19T08-25-08-{id_}.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+    told = sessions(history, thread_id=id_)
+    session, (turn,) = told["session"], told["turns"]
+    assert (session["title"], session["cwd"], session["git_branch"], session["status"]) == (
+        "fix the till", "/home/dev/shop", "main", "completed",
+    )  # fmt: skip
+    assert session["created_at"] == session["last_active_at"] == "2025-08-19T08:25:08.000Z"
+    assert (turn["prompt"], turn["final_response"]) == ("fix the till", "fixed")
+    assert found_ids(history, query="till fixed") == [id_]
+    assert found_ids(history, cwd="/home/dev") == [id_]
+    reported = usage(history)
+    assert (reported["unreadable"], reported["sessions_read"], reported["notes"]) == (0, 1, [])
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_empty_file_is_no_fault_and_no_thread(
+    home: Path, history: ThreadIndex, others: int
+) -> None:
+    for number in range(2, 2 + others):
+        Rollout(home, number).ask("Go.").save()
+    empty = Rollout(home, 1)
+    empty.lines.clear()
+    empty.save()
+    reported = usage(history)
+    assert (reported["unreadable"], reported["sessions_read"], reported["notes"]) == (0, others, [])
+    assert sessions(history)["total"] == others
+    # A run that goes on fills it.
+    Rollout(home, 1).ask("Go.").save()
+    assert sessions(history)["total"] == others + 1
+    assert usage(history)["sessions_read"] == others + 1

@@ -15,8 +15,11 @@ import pytest
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
+from codex_tools.history.rate_limits import BUCKETS_SHOWN
 from codex_tools.history.usage_report import GROUPS_LIMIT, GroupBy, UsageQuery, report
+from codex_tools.usage import UsageResult
 from support.index_checks import (
+    PRICES,
     START,
     Rollout,
     cost_of,
@@ -283,7 +286,9 @@ def window(percent: float, resets_at: object, minutes: int = 300) -> Json:
 
 
 def limits(percent: float, resets_at: object, **more: Any) -> Json:
-    return {"primary": window(percent, resets_at), "secondary": None, "credits": None} | more
+    # Codex writes the ids first, since it has any.
+    ids = {name: more.pop(name) for name in ("limit_id", "limit_name") if name in more}
+    return ids | {"primary": window(percent, resets_at), "secondary": None, "credits": None} | more
 
 
 def test_the_newest_rate_limits_of_all_threads_are_told(tmp_path: Path) -> None:
@@ -319,6 +324,182 @@ def test_the_newest_rate_limits_of_all_threads_are_told(tmp_path: Path) -> None:
         told = usage(history)["rate_limits"]
         assert told["primary"]["used_percent"] == 1
         assert (told["plan_type"], told["secondary"], told["credits_balance"]) == (None, None, None)
+
+
+SPARK: Json = {"limit_id": "codex_bengalfox", "limit_name": "GPT-5.3-Codex-Spark"}
+ACCOUNT: Json = {"limit_id": "codex", "limit_name": None}
+
+
+def percents(history: ThreadIndex) -> tuple[float | None, dict[str, float]]:
+    """Return the used part of the account's limits, and that of each other bucket."""
+    told = usage(history)["rate_limits"]
+    account = told["primary"] and told["primary"]["used_percent"]
+    others = {each["limit_id"]: each["primary"]["used_percent"] for each in told["other_buckets"]}
+    return account, others
+
+
+def test_another_bucket_does_not_hide_the_account_s_limits(tmp_path: Path) -> None:
+    home, now = tmp_path / "home", int(time.time())
+    older = Rollout(home, 1, ms=(now - 900) * 1000).ask("Go.")
+    older.use(1, limits=limits(76, now + 60, **ACCOUNT)).save()
+    spark = Rollout(home, 2, ms=(now - 500) * 1000).ask("Go.")
+    spark.use(1, limits=limits(0, now - 60, **SPARK, secondary=window(1, now + 60, 10_080))).save()
+    with open_index(home, tmp_path / "state") as history:
+        told = usage(history)["rate_limits"]
+        assert told["primary"]["used_percent"] == 76
+        assert 890 <= told["age_s"] <= 930
+        (other,) = told["other_buckets"]
+        assert 490 <= other["age_s"] <= 530
+        assert (other["limit_id"], other["limit_name"]) == tuple(SPARK.values())
+        assert (other["primary"]["used_percent"], other["primary"]["expired"]) == (0, True)
+        assert other["secondary"]["used_percent"] == 1
+        # A file that grows keeps what it had of each bucket.
+        spark.use(2, limits=limits(5, now + 60, **SPARK)).save()
+        assert percents(history) == (76, {"codex_bengalfox": 5})
+        spark.use(3, limits=limits(77, now + 60, **ACCOUNT)).save()
+        assert percents(history) == (77, {"codex_bengalfox": 5})
+        # 0.60.1 names no bucket.
+        Rollout(home, 3, ms=now * 1000).ask("Go.").use(1, limits=limits(78, now + 60)).save()
+        assert percents(history) == (78, {"codex_bengalfox": 5})
+        # The newest of a bucket may be in the older file, and in an archived one.
+        moved = Rollout(home, 4, archived=True, ms=(now - 9000) * 1000).ask("Go.")
+        moved.use(1, limits=limits(9, now + 60, **SPARK | {"limit_id": "codex_other"}))
+        moved.use(2, limits=limits(3, now + 60, **SPARK)).save()
+        assert percents(history) == (78, {"codex_bengalfox": 5, "codex_other": 9})
+        spark.path.unlink()
+        assert percents(history) == (78, {"codex_bengalfox": 3, "codex_other": 9})
+
+
+def test_a_home_may_know_only_other_buckets(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    Rollout(home).ask("Go.").use(1, limits=limits(5, 1795364521, **SPARK)).save()
+    with open_index(home, tmp_path / "state") as history:
+        assert percents(history) == (None, {"codex_bengalfox": 5})
+        told = usage(history)["rate_limits"]
+    assert (told["observed_at"], told["age_s"], told["secondary"]) == (None, None, None)
+    assert UsageResult.model_validate({**usage_of(home, tmp_path), "error": None})
+
+
+def usage_of(home: Path, state: Path) -> Json:
+    with open_index(home, state / "state") as history:
+        return usage(history)
+
+
+def test_only_the_newest_of_many_buckets_are_told(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for number in range(1, 30):
+        many = Rollout(home, number, ms=number * 1_000_000).ask("Go.")
+        for other in range(3):
+            limit_id = f"b{3 * number + other}"
+            many.use(1, limits=limits(5, 1, limit_id=limit_id, limit_name=[limit_id]))
+        many.save()
+    told = usage_of(home, tmp_path)["rate_limits"]["other_buckets"]
+    assert [each["limit_id"] for each in told] == [f"b{89 - n}" for n in range(BUCKETS_SHOWN)]
+    assert {each["limit_name"] for each in told} == {None}
+
+
+# Service tiers and models without a price.
+
+
+def priced(home: Path, number: int, model: str, *tiers: str | None) -> Rollout:
+    """Add a thread with a request of 1,000 tokens in each of *tiers*."""
+    rollout = Rollout(home, number, paginated=True, model=model)
+    for turn, tier in enumerate(tiers, 1):
+        settings: Json = {"model": model} | ({} if tier is None else {"service_tier": tier})
+        rollout.event("thread_settings_applied", thread_id=rollout.id, thread_settings=settings)
+        rollout.ask(f"Turn {turn}.").use(1000, 100).answer("Done.")
+    return rollout.save()
+
+
+def standard_usd(model: str) -> float:
+    price = PRICES.of(model, int(START.timestamp() * 1000))
+    assert price is not None
+    return price.cost(1000, 0, 0, 100) or 0.0
+
+
+@pytest.mark.parametrize("until", [None, (START + timedelta(seconds=890)).isoformat()])
+def test_requests_cost_what_their_service_tier_costs(tmp_path: Path, until: str | None) -> None:
+    home = tmp_path / "home"
+    priced(home, 1, "gpt-5.5", None, "priority", "flex", "default", "priority")
+    one = standard_usd("gpt-5.5")
+    with open_index(home, tmp_path / "state") as history:
+        told = usage(history, until=until)
+        assert told["totals"]["cost_usd"] == pytest.approx(7.5 * one, abs=2e-6)
+        assert told["unpriced_models"] == []
+        (note,) = told["notes"]
+        assert ": 1 in flex and 2 in priority." in note
+        assert "standard price" in note
+        # A tier is no group: the model has one row.
+        assert len(usage(history, group_by="model")["groups"]) == 1
+        # A filter leaves the note out with its requests.
+        priced(home, 2, "gpt-5.4", None)
+        assert usage(history, model="gpt-5.4")["notes"] == []
+        assert usage(history, until="2024-01-01")["notes"] == []
+        session = next(iter(usage(history, group_by="thread", model="gpt-5.5")["groups"]))
+        assert session["cost_usd"] == pytest.approx(7.5 * one, abs=2e-6)
+
+
+def test_a_tier_without_a_known_price_leaves_the_cost_unknown(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    priced(home, 1, "gpt-5.2-codex", None, "priority")
+    priced(home, 2, "gpt-5.5", "zonk", "priority")
+    known = standard_usd("gpt-5.2-codex") + 2.5 * standard_usd("gpt-5.5")
+    told = usage_of(home, tmp_path)
+    assert told["totals"]["cost_usd"] is None
+    assert told["totals"]["cost_usd_known"] == pytest.approx(known, abs=2e-6)
+    assert told["unpriced_models"] == ["gpt-5.2-codex", "gpt-5.5"]
+    unpriced, applied = told["notes"]
+    assert unpriced.startswith(f"Cost: at least ${known:.6f}; no price for ")
+    assert "gpt-5.2-codex in the service tier priority" in unpriced
+    assert "gpt-5.5 in the service tier zonk" in unpriced
+    assert ": 1 in priority." in applied
+
+
+NEW_MODELS = (
+    *("codex-auto-review", "gpt-5.3-codex-spark", "gpt-6.2-astra", "gpt-6.2-sol"),
+    "gpt-daybreak-blue-latest",
+)
+
+
+def test_a_home_with_models_without_a_price_has_its_known_part_in_front(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for number, model in enumerate(NEW_MODELS, 1):
+        priced(home, number, model, None)
+    unknown = usage_of(home, tmp_path)
+    assert (unknown["totals"]["cost_usd"], unknown["totals"]["cost_usd_known"]) == (None, 0)
+    assert unknown["notes"][0].startswith("Cost: unknown; no price for codex-auto-review, ")
+    assert "--prices FILE" in unknown["notes"][0]
+    Rollout(home, 9, model="gpt-5.4").ask("Go.").use(100_000, 1_000_000).save()
+    told = usage_of(home, tmp_path)
+    assert told["totals"]["cost_usd"] is None
+    assert told["notes"][0].startswith("Cost: at least $15.25; no price for ")
+    assert told["unpriced_models"] == list(NEW_MODELS)
+    for number in range(20, 40):
+        priced(home, number, f"acme-{number}", None)
+    assert " and 15 more. To give one, " in usage_of(home, tmp_path)["notes"][0]
+
+
+def test_long_context_and_cache_writes_are_priced_in_the_tier_of_each_request(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    rollout = Rollout(home, paginated=True, model="gpt-5.6-sol")
+    settings = {"model": "gpt-5.6-sol", "service_tier": "priority"}
+    rollout.event("thread_settings_applied", thread_settings=settings).ask("Go.")
+    sizes = ((300_000, 200_000, 50_000), (200_000, 100_000, 90_000), (272_000, 0, 0))
+    for number, (input_, cached, write) in enumerate(sizes):
+        used = {
+            "input_tokens": input_, "cached_input_tokens": cached,
+            "cache_write_input_tokens": write, "output_tokens": 10,
+            "reasoning_output_tokens": 5, "total_tokens": input_ + 10,
+        }  # fmt: skip
+        record = {"thread_id": rollout.id, "response_id": f"r{number}", "usage": used}
+        rollout.put("token_usage_record", record)
+    rollout.save()
+    price = PRICES.of("gpt-5.6-sol", rollout.ms)
+    assert price is not None
+    expected = sum(2 * (price.cost(*size, 10) or 0) for size in sizes)
+    assert usage_of(home, tmp_path)["totals"]["cost_usd"] == pytest.approx(expected, abs=2e-6)
 
 
 def test_limits_whose_line_was_cut_off_leave_those_of_another_thread(tmp_path: Path) -> None:

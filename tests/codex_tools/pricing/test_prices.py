@@ -34,6 +34,7 @@ from genai_prices.types import (
 )
 
 from codex_tools.pricing import catalog as catalog_module
+from codex_tools.pricing import tiers
 from codex_tools.pricing.catalog import FORMAT, Catalog, find_in_library, import_models
 from codex_tools.pricing.price import Price, Timeline
 from codex_tools.pricing.prices import Prices, read_prices
@@ -397,13 +398,12 @@ def test_the_models_compared_are_many_and_have_tiers_and_changing_prices() -> No
 )
 def test_ten_requests_cost_what_was_found_by_hand(model: str, usd: float) -> None:
     price = named(model)
-    total = sum(price.cost(100_000, 90_000, 0, 1_000) for _ in range(10))
-    assert total == pytest.approx(usd, rel=1e-9)
+    assert price.cost(100_000, 90_000, 0, 1_000) == pytest.approx(usd / 10, rel=1e-9)
 
 
 def test_ten_requests_do_not_cost_what_one_of_ten_times_the_length_costs() -> None:
     price = named("gpt-5.4")
-    assert 10 * price.cost(100_000, 90_000, 0, 1_000) == pytest.approx(0.625, rel=1e-9)
+    assert price.cost(100_000, 90_000, 0, 1_000) == pytest.approx(0.0625, rel=1e-9)
     assert price.cost(1_000_000, 900_000, 0, 10_000) == pytest.approx(1.175, rel=1e-9)
 
 
@@ -755,19 +755,21 @@ def test_a_change_of_the_rules_or_of_the_file_comes_with_another_format(
     monkeypatch.setattr(catalog_module, "cache_folder", lambda: cache)
     prices = read_prices(overrides)
     found = [
-        (model, at_ms, prices.of(model, at_ms))
-        for model, at_ms in product(
+        (model, at_ms, tier, prices.of(model, at_ms, tier))
+        for model, at_ms, tier in product(
             (
                 *("one", "one-more", "pair", "two", "TWO ", "two-20260101", "two-2026-02-02"),
                 *("openai/two", "x/two", "three", "night", "gpt-oss-1", "my-model", "gpt-5.2"),
             ),
             (0, ms(datetime(2026, 3, 1, tzinfo=UTC)) - 1, NOW_MS),
+            (None, "priority", "flex"),
         )
     ]
     (file,) = cache.iterdir()
-    assert sum(price is not None for *_, price in found) == 24
-    digest = sha256(repr(found).encode() + file.read_bytes()).hexdigest()[:16]
-    assert (FORMAT, digest) == (1, "b5b71b07f5afff3e")
+    assert sum(price is not None for *_, price in found) == 30
+    factors = repr(tiers._FACTORS)  # pyright: ignore[reportPrivateUsage]
+    digest = sha256((repr(found) + factors).encode() + file.read_bytes()).hexdigest()[:16]
+    assert (FORMAT, digest) == (2, "65cd4f90b81c8e11")
 
 
 def test_a_version_is_found_where_several_are_left_behind(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import zstandard
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import codex_home
 from codex_tools.codex.record import Usage
-from codex_tools.rollouts.files import find_archived, find_rollout
+from codex_tools.rollouts.files import find_archived, find_rollouts
 from codex_tools.rollouts.threads import read_state
 
 THREAD = "01a20661-b445-73e1-b566-c552cde98ccd"  # Made on 2026-11-23, UTC.
@@ -81,17 +81,20 @@ def change_at(path: Path, time: float) -> None:
 def test_a_rollout_is_found_whatever_its_day(tmp_path: Path, day: str) -> None:
     place(tmp_path / "sessions" / DAY, OTHER)
     path = place(tmp_path / "sessions" / day)
-    assert find_rollout(tmp_path, THREAD) == path
+    assert find_rollouts(tmp_path, THREAD) == [path]
 
 
 def test_an_id_that_tells_no_day_is_looked_for_everywhere(tmp_path: Path) -> None:
-    for thread_id in ("ffffffff-ffff-4fff-8fff-ffffffffffff", "not-a-uuid", "00000000-0000"):
+    for thread_id in (
+        "ffffffff-ffff-4fff-8fff-ffffffffffff",
+        "00000000-0000-4000-8000-000000000000",
+    ):
         path = place(tmp_path / "sessions" / "2020/01/01", thread_id)
-        assert find_rollout(tmp_path, thread_id) == path
+        assert find_rollouts(tmp_path, thread_id) == [path]
 
 
 def test_an_unknown_thread_has_no_rollout(tmp_path: Path) -> None:
-    assert find_rollout(tmp_path / "nowhere", THREAD) is None
+    assert find_rollouts(tmp_path / "nowhere", THREAD) == []
     folder = tmp_path / "sessions" / DAY
     place(folder, OTHER)
     place(folder, f"{THREAD}-2")
@@ -99,21 +102,21 @@ def test_an_unknown_thread_has_no_rollout(tmp_path: Path) -> None:
     place(folder, THREAD, ending=".jsonl.tmp")
     (folder / f"notes-{THREAD}.jsonl").touch()
     (folder / f"rollout-{THREAD}.jsonl").mkdir()
-    assert find_rollout(tmp_path, THREAD) is None
+    assert find_rollouts(tmp_path, THREAD) == []
 
 
 def test_a_plain_rollout_is_preferred_to_its_compressed_copy(tmp_path: Path) -> None:
     packed = place(tmp_path / "sessions" / DAY, ending=".jsonl.zst")
-    assert find_rollout(tmp_path, THREAD) == packed
+    assert find_rollouts(tmp_path, THREAD) == [packed]
     plain = place(tmp_path / "sessions" / DAY)
-    assert find_rollout(tmp_path, THREAD) == plain
+    assert find_rollouts(tmp_path, THREAD) == [plain]
 
 
 def test_an_archived_thread_is_not_among_those_to_resume(tmp_path: Path) -> None:
     path = place(tmp_path / "archived_sessions")
-    assert find_rollout(tmp_path, THREAD) is None
-    assert find_archived(tmp_path, THREAD) == path
-    assert find_archived(tmp_path, OTHER) is None
+    assert find_rollouts(tmp_path, THREAD) == []
+    assert find_archived(tmp_path, THREAD) == [path]
+    assert find_archived(tmp_path, OTHER) == []
 
 
 def test_the_state_of_an_old_rollout_is_that_of_its_last_turn(tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_the_state_of_an_old_rollout_is_that_of_its_last_turn(tmp_path: Path) ->
         line("event_msg", {"type": "agent_message", "message": "done"}),
     )
     path = place(tmp_path, data=written(*lines))
-    state = read_state(path)
+    state = read_state([path])
     assert state is not None
     assert (state.thread_id, state.path) == (THREAD, path)
     assert (state.cwd, state.sandbox) == ("/project", "workspace-write")
@@ -162,7 +165,7 @@ def test_the_state_of_a_new_rollout_is_read_as_well(tmp_path: Path) -> None:
         tokens(counts(1200) | {"cache_write_input_tokens": 0}),
         line("token_usage_record", {"thread_id": THREAD, "usage": counts(9)}),
     )  # fmt: skip
-    state = read_state(place(tmp_path, data=written(*lines), ending=".jsonl.zst"))
+    state = read_state([place(tmp_path, data=written(*lines), ending=".jsonl.zst")])
     assert state is not None
     assert state.is_paginated
     assert (state.cwd, state.sandbox, state.model) == ("/project", "danger-full-access", "gpt-5.5")
@@ -172,7 +175,7 @@ def test_the_state_of_a_new_rollout_is_read_as_well(tmp_path: Path) -> None:
 
 def test_counts_without_info_are_passed_over(tmp_path: Path) -> None:
     lines = (meta(), context(), tokens(counts(100)), tokens(None), tokens({"input_tokens": "1"}))
-    state = read_state(place(tmp_path, data=written(*lines)))
+    state = read_state([place(tmp_path, data=written(*lines))])
     assert state is not None
     assert state.usage == usage(100)
 
@@ -181,7 +184,7 @@ def test_counts_without_info_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["many", [1], True, 1.5, None])
 def test_ill_typed_counts_do_no_harm(tmp_path: Path, key: str, value: object) -> None:
     path = place(tmp_path, data=written(meta(), context(), tokens(counts(100) | {key: value})))
-    state = read_state(path)
+    state = read_state([path])
     assert state is not None
     assert state.model == "gpt-5.5"
 
@@ -204,7 +207,7 @@ def test_what_is_no_whole_turn_context_is_passed_over(
     tmp_path: Path, end: bytes, ending: str
 ) -> None:
     data = written(meta(), context(), tokens(counts(100))) + end
-    state = read_state(place(tmp_path, data=data, ending=ending))
+    state = read_state([place(tmp_path, data=data, ending=ending)])
     assert state is not None
     assert state.cwd == "/project"
     assert state.usage == usage(100)
@@ -212,7 +215,7 @@ def test_what_is_no_whole_turn_context_is_passed_over(
 
 def test_a_last_line_without_a_line_feed_counts_when_it_is_whole(tmp_path: Path) -> None:
     data = written(meta(), context(), context(cwd="/last")).rstrip(b"\n")
-    state = read_state(place(tmp_path, data=data))
+    state = read_state([place(tmp_path, data=data)])
     assert state is not None
     assert state.cwd == "/last"
 
@@ -223,7 +226,7 @@ def test_lines_may_cross_the_blocks_in_which_a_file_is_read(tmp_path: Path, fill
     last = context(cwd="/last", instructions="i" * filler)
     lines = (meta(), context(), tokens(counts(100)), *noise, last, *noise)
     path = place(tmp_path, data=written(*lines))
-    state = read_state(path)
+    state = read_state([path])
     assert state is not None
     assert state.cwd == "/last"
     assert state.usage == usage(100)
@@ -232,13 +235,13 @@ def test_lines_may_cross_the_blocks_in_which_a_file_is_read(tmp_path: Path, fill
 def test_any_size_of_the_end_gives_the_same_state(tmp_path: Path) -> None:
     head = written(meta(), context(), tokens(counts(100)))
     for size in range(262_144 - len(head) - 3, 262_144 + 3, 11):
-        state = read_state(place(tmp_path, data=head + b"x" * size + b"\n"))
+        state = read_state([place(tmp_path, data=head + b"x" * size + b"\n")])
         assert state is not None
         assert (state.cwd, state.usage) == ("/project", usage(100))
 
 
 def test_a_thread_without_a_turn_knows_only_where_it_was_made(tmp_path: Path) -> None:
-    state = read_state(place(tmp_path, data=written(meta())))
+    state = read_state([place(tmp_path, data=written(meta()))])
     assert state is not None
     assert state.cwd == "/made/in"
     assert (state.sandbox, state.model, state.usage) == (None, None, None)
@@ -246,7 +249,7 @@ def test_a_thread_without_a_turn_knows_only_where_it_was_made(tmp_path: Path) ->
 
 def test_a_sandbox_of_another_kind_is_not_guessed(tmp_path: Path) -> None:
     for policy in ({"type": "external-sandbox"}, {"type": 1}, "read-only", None):
-        state = read_state(place(tmp_path, data=written(meta(), context(sandbox_policy=policy))))
+        state = read_state([place(tmp_path, data=written(meta(), context(sandbox_policy=policy)))])
         assert state is not None
         assert state.sandbox is None
 
@@ -255,14 +258,14 @@ def test_a_sandbox_of_another_kind_is_not_guessed(tmp_path: Path) -> None:
     "data", [b"", b"\n", b"\xff\n", b"{}\n", b"[]\n", b'{"payload":{"id":1}}\n']
 )
 def test_a_file_that_is_no_rollout_has_no_state(tmp_path: Path, data: bytes) -> None:
-    assert read_state(place(tmp_path, data=data)) is None
+    assert read_state([place(tmp_path, data=data)]) is None
 
 
 def test_a_rollout_that_cannot_be_read_has_no_state(tmp_path: Path) -> None:
-    assert read_state(tmp_path / "rollout-gone.jsonl") is None
+    assert read_state([tmp_path / "rollout-gone.jsonl"]) is None
     damaged = tmp_path / "rollout-damaged.jsonl.zst"
     damaged.write_bytes(b"\x28\xb5\x2f\xfd" + b"garbage" * 10)
-    assert read_state(damaged) is None
+    assert read_state([damaged]) is None
 
 
 def test_codex_home_is_the_environment_s_or_the_user_s(

@@ -8,15 +8,25 @@ from typing import cast
 
 import pytest
 
-from codex_tools.rollouts.thread_reader import LINE_LIMIT, ThreadReader, facts_of
-from codex_tools.rollouts.token_counter import REQUEST_FIELDS
+from codex_tools.rollouts.line import (
+    LINE_LIMIT,
+    RECORD,
+    STRING_LIMIT,
+    lines_of,
+    parse_line,
+    records_in,
+)
+from codex_tools.rollouts.thread_reader import ThreadReader
+from codex_tools.rollouts.turn_tracker import Mark
 from support.rollout_lines import (
     COUNT_LINE,
     FACTS,
     MIXED,
+    NEXT_TURN,
     OLD,
     SAMPLES,
     THREAD,
+    TURN,
     Json,
     Models,
     answered,
@@ -25,6 +35,7 @@ from support.rollout_lines import (
     count,
     counted,
     each_sample,
+    ended,
     event,
     fed,
     item,
@@ -35,6 +46,7 @@ from support.rollout_lines import (
     new_meta,
     no_count,
     output,
+    pieces,
     plain,
     prompted,
     read,
@@ -238,10 +250,78 @@ def test_a_line_after_one_without_a_line_feed_counts_too() -> None:
     assert found.inputs == [101, 102]
 
 
+# A Codex before 0.147 appends to a torn line (seen on 0.60.1 to 0.120.0).
+
+TORN = (
+    *(output("seq 1000"), said("half"), asked("torn"), new_asked("torn"), ended(), context("torn")),
+    *(count(999, 999), record(999), line("compacted", {"message": "m"}), prompted("x")),
+)
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_turn_whose_start_was_appended_to_a_torn_line_is_a_turn(torn: Json) -> None:
+    first = (new_meta(mode="legacy"), started(), context(turn_id=TURN), asked("one"))
+    after = (context(turn_id=NEXT_TURN), asked("two"), record(102), ended(NEXT_TURN))
+    whole = written(*first, torn, started(NEXT_TURN), *after)
+    before, cut_line = len(written(*first)), len(written(*first, torn))
+    rest = whole[cut_line:]
+    for cut in range(before + 1, cut_line - 20):
+        data = whole[:cut] + rest
+        reader = fed(data)
+        assert (reader.turns, reader.ending, reader.title) == (2, "completed", "one"), cut
+        assert [mark.offset for mark in reader.marks][1:] == [cut]
+        found = resumed(data, cut + 5)
+        assert found is not None
+        assert found.facts["turns"] == 2
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_prompt_that_was_appended_to_a_torn_line_begins_a_turn(torn: Json) -> None:
+    first = (meta(), asked("one"), context(), no_count(), count(101, 101))
+    after = (context("gpt-5.4"), no_count(), count(102, 102), said())
+    whole = written(*first, torn, asked("two"), *after)
+    before, cut_line = len(written(*first)), len(written(*first, torn))
+    for cut in range(before + 1, cut_line - 20):
+        found = read(whole[:cut] + whole[cut_line:])
+        assert found.facts["turns"] == 2, whole[before:cut]
+        assert found.facts["title"] == "one"
+        assert found.inputs[-1] == 102
+
+
+def test_the_record_appended_to_a_torn_head_counts() -> None:
+    torn = b'{"timestamp":"2026-11-23T03:10:00.000Z","type":"event_msg","payload":{"type":"us'
+    for cut in range(1, len(torn) + 1):
+        for last in (asked("mine"), record(102), new_count(102, 102)):
+            found = read(written(meta(), context()) + torn[:cut] + written(last))
+            assert (found.inputs, found.facts["title"]) in (([102], None), ([], "mine")), cut
+            assert found.facts["bad_lines"] == 1
+
+
+def test_a_whole_line_is_never_split() -> None:
+    inner = stamped([asked("forged")])[0]
+    whole = plain(stamped([item("tool_search_call", arguments={"a": [inner, inner]})])[0]).encode()
+    assert records_in(whole) == [whole]
+    torn = whole[:-9]
+    assert records_in(torn + whole + b"\n") == [whole + b"\n"]
+    assert [*lines_of([torn + whole + b"\n" + whole])] == [whole + b"\n", whole]
+    assert records_in(whole + whole) == [whole, whole]
+    assert records_in(torn) == [torn]
+    odd = b'{"at":1,"payload":' + plain(inner).encode() + b"}\n"
+    assert records_in(odd) == [odd]
+    # What was torn may end with what looks like a record; it is none of Codex's lines.
+    for last in (context(), no_count()):
+        lines = written(meta(), asked("mine"), context()) + whole + b"\n" + written(last)
+        assert fed(lines).turns == 1
+
+
+def test_a_line_of_many_records_costs_a_bounded_number_of_tries() -> None:
+    assert records_in(RECORD * 100_000) == [RECORD * 100_000]
+
+
 def endless(kind: str = "response_item") -> bytes:
-    """Return a line that is too long even less the block that brings its end."""
-    head = written(line(kind, {"type": "message", "text": ""}))[:-4]
-    return head + b"x" * (LINE_LIMIT + (4 << 20)) + b'"}}\n'
+    """Return a line that is too long even with shortened strings."""
+    head = written(line(kind, {"type": "message", "texts": []}))[:-4]
+    return head + b'"abcdefghijklmnopqrstuvwxyz",' * (LINE_LIMIT // 24) + b'""]}}\n'
 
 
 @pytest.mark.parametrize(
@@ -264,12 +344,55 @@ def test_two_endless_lines_are_left_out_each() -> None:
     assert (found.inputs, found.facts["bad_lines"]) == ([101], 2)
 
 
+LONG = "many words " * (LINE_LIMIT // 11 + 1)
+
+
+@pytest.mark.parametrize("prompt", [asked, new_asked])
+def test_a_prompt_over_the_limit_is_the_title_and_begins_its_turn(
+    prompt: Callable[[str], Json],
+) -> None:
+    first = (new_meta(), started()) if prompt is new_asked else (meta(),)
+    before = written(*first)
+    data = before + written(*first, prompt(LONG), context()).removeprefix(before)
+    for size in (1 << 18, 5_000_001):
+        found = read(data, size)
+        assert found.facts["title"] == LONG[:200].strip()
+        assert (found.facts["turns"], found.facts["bad_lines"]) == (1, 0)
+        assert found.facts["offset"] == len(data)
+
+
+def test_a_prompt_behind_a_long_image_is_the_title() -> None:
+    image = {"type": "image", "image_url": "data:image/png;base64," + "A" * LINE_LIMIT}
+    entry = new_asked("look at this")
+    entry["payload"]["item"]["content"].insert(0, image)
+    assert read(written(new_meta(), started(), entry), 1 << 18).facts["title"] == "look at this"
+
+
+def test_a_turn_with_an_answer_over_the_limit_has_ended_at_its_place() -> None:
+    answer = event("task_complete", turn_id=TURN, last_agent_message=LONG)
+    lines = (new_meta(), started(), answer, started(NEXT_TURN))
+    data = written(*lines)
+    reader = ThreadReader(THREAD, Models())
+    for block in pieces(data, 1 << 18):
+        reader.feed(block)
+    reader.finish()
+    last = len(data) - data[:-1].rfind(b"\n") - 1
+    assert [mark.offset for mark in reader.marks] == [len(written(new_meta())), len(data) - last]
+    assert fed(*pieces(written(*lines[:3]), 1 << 18)).ending == "completed"
+
+
+def test_reading_on_within_a_long_line_tells_the_same() -> None:
+    data = written(new_meta(), started(), new_asked(LONG), record(101), ended())
+    for cut in (LINE_LIMIT // 2, LINE_LIMIT + 2000):
+        assert resumed(data, cut) == read(data)
+
+
 def test_the_rest_of_an_endless_line_is_no_line() -> None:
     # Wherever a block ends: also so that what comes next looks like a line's beginning.
     head = written(new_meta(), started()) + endless()[:-4]
     rest = b'","items":[{"type":"event_msg","payload":{"type":"token_count"}}]}}\n'
     for length in range(20, 40):
-        reader = fed(head, b"y" * length + rest, b"garbage\n")
+        reader = fed(*pieces(head, 1 << 18), b"y" * length + rest, b"garbage\n")
         assert not reader.is_damaged, length
         assert reader.bad_lines == 1
 
@@ -335,8 +458,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
     for lines, _ in SAMPLES.values():
         data = written(*lines)
         models, requests = Models(), list[int]()
-        marks = list[tuple[int, int, int]]()
-        kept: tuple[tuple[object, ...], str, set[bytes]] | None = None
+        kept: tuple[str, list[int], list[Mark]] | None = None
         reader = ThreadReader(THREAD, models)
         for end in range(0, len(data) + 150, 150):
             reader = ThreadReader(THREAD, models)
@@ -346,18 +468,16 @@ def test_reading_on_ever_again_tells_the_same() -> None:
             reader.feed(data[start:end])
             reader.finish()
             if reader.in_own_part:
-                before = len(requests) // REQUEST_FIELDS
-                marks += [(at, ms, before + n) for at, ms, n in reader.marks]
                 requests += reader.requests
-                kept = facts_of(reader), reader.state(), reader.responses
+                kept = reader.state(), [*requests], reader.marks
         assert told_by(reader, models, requests[: -len(reader.requests) or None]) == read(data)
-        assert marks == fed(data).marks
+        assert reader.marks == fed(data).marks
 
 
 def test_a_state_is_a_text_and_comes_back_as_it_was() -> None:
     reader = fed(written(*MIXED))
     again = ThreadReader(THREAD, Models())
-    again.restore(facts_of(reader), reader.state(), reader.responses)
+    again.restore(reader.state(), reader.requests, reader.marks)
     assert again.state() == reader.state()
     assert again.responses == reader.responses
     assert not again.requests
@@ -372,3 +492,47 @@ def test_no_argument_of_a_tool_is_taken_for_a_call_or_an_answer() -> None:
     turn = [meta(), context(), asked("a"), said()]
     assert read(written(*turn, answered(), used("function_call"))).facts["ending"] == "answered"
     assert read(written(*turn, used("message"))).facts["ending"] == "said"
+
+
+# Lines of a bounded length.
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_lines_are_the_same_however_the_blocks_are_cut(size: int, end: bytes) -> None:
+    data = b"one\n\n" + b"x" * 20 + b"\n" + b"y" * 22 + b'\n"z' + end
+    found = [*lines_of(pieces(data, size), 22)]
+    assert found == [b"one\n", b"\n", b"x" * 20 + b"\n", b'"z' + end]
+
+
+@pytest.mark.parametrize("size", [1 << 18, (1 << 18) - 1, 1 << 30])
+def test_a_line_over_the_limit_keeps_all_but_the_rest_of_its_long_strings(size: int) -> None:
+    image, text = "A" * LINE_LIMIT, 'say \\ "hello" \n' * 9
+    content = [{"type": "image", "url": image}, {"type": "text", "text": text}]
+    entry: Json = {"type": "event_msg", "payload": {"content": content, "n": [1, None]}}
+    data = b"before\n" + plain(entry).encode() + b"\nafter\n"
+    before, line, after = lines_of(pieces(data, size))
+    assert (before, after) == (b"before\n", b"after\n")
+    content[0]["url"] = image[:STRING_LIMIT]
+    assert parse_line(line) == entry
+
+
+@pytest.mark.parametrize("text", ["ä", "\U0001f600", "\n", "\\", '\\"', "\\u00e4", "a\\", "\x00"])
+@pytest.mark.parametrize("is_ascii", [True, False])
+def test_a_string_is_cut_between_two_characters(text: str, is_ascii: bool) -> None:
+    length = len(json.dumps(text, ensure_ascii=is_ascii).encode()) - 2
+    for odd in range(13):
+        whole = "x" * odd + text * (STRING_LIMIT // length + 9)
+        data = json.dumps({"a": [whole], "b": whole[:20]}, ensure_ascii=is_ascii).encode()
+        (line,) = lines_of(pieces(data, (1 << 18) - odd), len(data) - 1)
+        found = parse_line(line)
+        assert found is not None, odd
+        assert whole.startswith(found["a"][0])
+        assert len(json.dumps(found["a"][0], ensure_ascii=is_ascii).encode()) > STRING_LIMIT - 12
+        assert found["b"] == whole[:20]
+
+
+def test_a_line_of_many_short_strings_over_the_limit_is_left_out() -> None:
+    line = b'["' + b'ab","' * 1000 + b'"]\n'
+    for size in (10, 10_000):
+        assert [*lines_of(pieces(b"1\n" + line + b"2\n" + line, size), 4000)] == [b"1\n", b"2\n"]

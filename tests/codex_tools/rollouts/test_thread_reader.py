@@ -39,6 +39,7 @@ from support.rollout_lines import (
     readings,
     record,
     resumed,
+    settings,
     spaced,
     stamped,
     started,
@@ -55,6 +56,63 @@ from support.synthetic_home import KINDS, Session, make_home
 @each_sample
 def test_each_request_of_a_thread_counts_once(lines: tuple[Json, ...], inputs: list[int]) -> None:
     assert counted(*lines) == inputs
+
+
+FAST, FLEX, PLAIN = settings("priority"), settings("flex"), settings()
+TURNS = (started(), context(turn_id=TURN)), (started(NEXT_TURN), context(turn_id=NEXT_TURN))
+
+
+@pytest.mark.parametrize("form", [plain, spaced])
+@pytest.mark.parametrize(
+    ("lines", "tiers"),
+    [
+        # A new thread of 0.163.0 and 0.171.0: the settings follow the turn's start.
+        ((*TURNS[0], FAST, record(1), record(2), ended()), ["priority"] * 2),
+        ((*TURNS[0], PLAIN, record(1), ended(), FAST, *TURNS[1], record(2)), [None, "priority"]),
+        # A resumed one: they precede it, and 0.163.0 writes them twice.
+        ((FAST, *TURNS[0], record(1), ended(), PLAIN, PLAIN, *TURNS[1], record(2)),
+         ["priority", None]),
+        ((FAST, *TURNS[0], record(1), ended(), FLEX, *TURNS[1], record(2)), ["priority", "flex"]),
+        # The next turn, without settings of its own, keeps the tier (app-server).
+        ((FAST, *TURNS[0], record(1), ended(), *TURNS[1], record(2)), ["priority"] * 2),
+        # A change while a turn runs is for the next turn.
+        ((*TURNS[0], FAST, record(1), FLEX, record(2), ended(), *TURNS[1], record(3)),
+         ["priority", "priority", "flex"]),
+        ((*TURNS[0], FAST, FLEX, record(1), ended(), *TURNS[1], record(3)), ["priority", "flex"]),
+        ((*TURNS[0], record(1), FLEX, record(2), ended(), *TURNS[1], record(3)),
+         [None, None, "flex"]),
+        # A turn that was killed has no end.
+        ((*TURNS[0], FAST, record(1), PLAIN, *TURNS[1], record(2)), ["priority", None]),
+        # "default" and unknown names are recorded as they are; null is no name.
+        ((settings("default"), *TURNS[0], record(1)), ["default"]),
+        ((settings("zonk"), *TURNS[0], record(1)), ["zonk"]),
+        ((settings(service_tier=None), *TURNS[0], record(1)), [None]),
+        ((settings(service_tier=["priority"]), *TURNS[0], record(1)), [None]),
+        # Without an id, settings are the thread's; those of a parent are not.
+        ((settings("priority", None), *TURNS[0], record(1)), ["priority"]),
+        ((FAST, settings("flex", PARENT), *TURNS[0], record(1)), ["priority"]),
+        # No settings at all: 0.60.1 to 0.147.0.
+        ((*TURNS[0], record(1)), [None]),
+    ],
+)  # fmt: skip
+def test_a_request_has_the_service_tier_of_its_turn(
+    lines: tuple[Json, ...], tiers: list[str | None], form: Callable[[Json], str]
+) -> None:
+    data = written(new_meta(), *lines, form=form)
+    assert read(data).tiers == tiers
+    assert read(data, 50).tiers == tiers
+    ends = [n + 1 for n, byte in enumerate(data) if byte == 0x0A]
+    for cut in ends:
+        found = resumed(data, cut)
+        assert found is not None
+        assert found.tiers == tiers, data[:cut]
+
+
+def test_a_tier_changes_nothing_but_the_context() -> None:
+    lines = (new_meta(), *TURNS[0], record(1), ended(), *TURNS[1], record(2))
+    tiers = read(written(*lines[:1], FAST, *lines[1:]))
+    assert tiers.inputs == read(written(*lines)).inputs
+    assert [request[1:3] for request in tiers.requests] == [("gpt-5.5", "/project")] * 2
 
 
 def test_a_request_is_taken_with_all_its_numbers() -> None:

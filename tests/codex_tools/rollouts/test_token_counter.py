@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 
+from codex_tools.rollouts.token_counter import BUCKETS_KEPT
 from support.rollout_lines import (
     LEGACY_FORK,
     MIXED,
@@ -115,15 +116,15 @@ def test_each_turn_is_marked_where_it_begins() -> None:
         data, entries = written(*lines), stamped(lines)
         reader = fed(data)
         places = [data.index(plain(entries[n]).encode()) for n in prompts]
-        assert [offset for offset, *_ in reader.marks] == places
+        assert [mark.offset for mark in reader.marks] == places
         times = [entries[n]["timestamp"] for n in prompts]
-        assert [ms for _, ms, _ in reader.marks] == [
+        assert [mark.ms for mark in reader.marks] == [
             round(datetime.fromisoformat(time).timestamp() * 1000) for time in times
         ]
         before = [read(data[:place]).inputs for place in places]
         if lines is not LEGACY_FORK:
-            assert [number for *_, number in reader.marks] == [len(each) for each in before]
-    assert [number for *_, number in fed(written(*LEGACY_FORK)).marks] == [0]
+            assert [mark.requests for mark in reader.marks] == [len(each) for each in before]
+    assert [mark.requests for mark in fed(written(*LEGACY_FORK)).marks] == [0]
 
 
 @pytest.mark.parametrize("cut", [0, 40])
@@ -182,6 +183,88 @@ def test_limits_are_known_to_a_later_reader() -> None:
         found = resumed(data + written(more), len(data))
         assert found is not None
         assert found.facts["limits"]["primary"]["used_percent"] == used
+
+
+def bucket(percent: float | None, limit_id: str | None = None, name: str | None = None) -> Json:
+    """Return a token_count of 0.163.0 with the rate limits of a bucket."""
+    told = no_count(percent)
+    told["payload"]["rate_limits"] = {
+        "limit_id": limit_id, "limit_name": name, **told["payload"]["rate_limits"]
+    }  # fmt: skip
+    return told
+
+
+def with_use(total: int, told: Json) -> Json:
+    """Return *told* as the reading of a request."""
+    used = new_count(total, 1)
+    used["payload"]["rate_limits"] = told["payload"]["rate_limits"]
+    return used
+
+
+def buckets(reader_limits: str | None, others: str | None) -> dict[str, float]:
+    found = {"account": json.loads(reader_limits)} if reader_limits else {}
+    found |= {each["limit_id"]: each for _, each in json.loads(others or "[]")}
+    return {name: each["primary"]["used_percent"] for name, each in found.items()}
+
+
+SPARK = "codex_bengalfox"
+
+
+@pytest.mark.parametrize("form", [plain, spaced])
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([bucket(76, "codex"), bucket(1, SPARK)], {"account": 76, SPARK: 1}),
+        ([bucket(1, SPARK), bucket(76, "codex")], {"account": 76, SPARK: 1}),
+        ([bucket(76, "codex"), bucket(1, SPARK), bucket(2, SPARK)], {"account": 76, SPARK: 2}),
+        ([bucket(1, SPARK), bucket(76, "codex"), bucket(2, SPARK), bucket(77, "codex")],
+         {"account": 77, SPARK: 2}),
+        # Nulls, which later turns write, hide nothing.
+        ([bucket(76, "codex"), bucket(1, SPARK), bucket(None, "codex"), bucket(None, SPARK)],
+         {"account": 76, SPARK: 1}),
+        # 0.60.1 names no bucket: it is the account's.
+        ([bucket(76, "codex"), no_count(78.0), bucket(1, SPARK)], {"account": 78, SPARK: 1}),
+        ([bucket(76, None), bucket(1, SPARK)], {"account": 76, SPARK: 1}),
+        ([bucket(76, ""), bucket(1, SPARK)], {"account": 76, SPARK: 1}),
+        ([bucket(1, SPARK)], {SPARK: 1}),
+        ([bucket(1, SPARK), bucket(2, "codex_other"), bucket(3, 'a"b')],
+         {SPARK: 1, "codex_other": 2, 'a"b': 3}),
+        # A bucket whose name begins like the account's is another one.
+        ([bucket(76, "codex"), bucket(1, "codex2")], {"account": 76, "codex2": 1}),
+    ],
+)  # fmt: skip
+def test_the_newest_limits_of_each_bucket_are_kept(
+    lines: list[Json], expected: dict[str, float], form: Callable[[Json], str]
+) -> None:
+    used = [with_use(n + 1, each) for n, each in enumerate(lines)]
+    for told in (lines, used, [lines[0], *used[1:]], [used[0], *lines[1:]]):
+        data = written(new_meta(), context(), *told, form=form)
+        for size in (len(data), 50, 1000):
+            reader = fed(*(data[start : start + size] for start in range(0, len(data), size)))
+            assert buckets(reader.limits, reader.other_limits) == expected
+        for cut in (n + 1 for n, byte in enumerate(data) if byte == 0x0A):
+            found = resumed(data, cut)
+            assert found is not None
+            account = json.dumps(found.facts["limits"]) if found.facts["limits"] else None
+            assert buckets(account, found.facts["other_limits"]) == expected
+
+
+def test_another_bucket_is_kept_with_its_time_and_name() -> None:
+    lines = (bucket(1, SPARK, "GPT-5.3-Codex-Spark"), bucket(76, "codex"))
+    reader = fed(written(new_meta(), context(), *lines))
+    ((ms, limits),) = json.loads(reader.other_limits or "")
+    assert (ms, limits["limit_name"]) == (ms_of(200), "GPT-5.3-Codex-Spark")
+    assert reader.limits_ms == ms_of(300)
+
+
+def test_a_file_with_many_buckets_keeps_some_and_the_account_s() -> None:
+    many = [bucket(n, f"b{n}") for n in range(1, 100)]
+    for lines in ([bucket(76, "codex"), *many], [*many, bucket(76, "codex")]):
+        used = [with_use(n + 1, each) for n, each in enumerate(lines)]
+        for data in (written(new_meta(), context(), *each) for each in (lines, used)):
+            reader = fed(data)
+            assert len(json.loads(reader.other_limits or "")) <= BUCKETS_KEPT
+            assert '"used_percent":76' in (reader.limits or "")
 
 
 # Whose it is.

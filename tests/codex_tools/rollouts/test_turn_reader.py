@@ -11,10 +11,11 @@ import zstandard
 
 from codex_tools.codex.json_object import Json
 from codex_tools.history.index import ThreadIndex
-from codex_tools.rollouts.turn_reader import COMMANDS_KEPT, Turn, read_turns
+from codex_tools.rollouts.turn_builder import COMMANDS_KEPT, Turn
 from codex_tools.runs.result import RESULT_LIMIT
 from codex_tools.sessions import SessionsResult
 from support.index_checks import START, Rollout, open_index, sessions
+from support.rollout_lines import turns_in
 from support.synthetic_home import KINDS, Truth, make_home
 
 
@@ -32,7 +33,7 @@ def history(home: Path, tmp_path: Path) -> Generator[ThreadIndex]:
 def only(rollout: Rollout) -> Turn:
     """Return the one turn of a rollout."""
     rollout.save()
-    (turn,), left = read_turns(rollout.path, None, 5)
+    (turn,), left = turns_in(rollout.path, None, 5)
     assert left == 0
     return turn
 
@@ -72,19 +73,19 @@ def test_turns_come_newest_first_and_page_by_page_while_the_file_grows(
     for n in range(10):
         rollout.ask(f"prompt {n}").use(100 + n, n).answer(f"answer {n}")
     rollout.save()
-    turns, left = read_turns(rollout.path, None, 4)
+    turns, left = turns_in(rollout.path, None, 4)
     assert ([turn.prompt for turn in turns], left) == ([f"prompt {n}" for n in (9, 8, 7, 6)], 6)
     rollout.ask("prompt 10").save()
-    more, left = read_turns(rollout.path, left, 4)
+    more, left = turns_in(rollout.path, left, 4)
     assert ([turn.prompt for turn in more], left) == ([f"prompt {n}" for n in (5, 4, 3, 2)], 2)
     rollout.answer("answer 10").ask("prompt 11").save()
-    rest, left = read_turns(rollout.path, left, 4)
+    rest, left = turns_in(rollout.path, left, 4)
     assert ([turn.prompt for turn in rest], left) == (["prompt 1", "prompt 0"], 0)
     assert [turn.final_response for turn in rest] == ["answer 1", "answer 0"]
     for n, turn in zip(range(9, -1, -1), (*turns, *more, *rest), strict=True):
         assert turn.usage == (100 + n, 0, n, 0)
         assert (turn.model, turn.sandbox) == ("gpt-5.1-codex-max", "read-only")
-    newest, _ = read_turns(rollout.path, None, 2)
+    newest, _ = turns_in(rollout.path, None, 2)
     assert [turn.final_response for turn in newest] == [None, "answer 10"]
 
 
@@ -102,13 +103,13 @@ def test_any_part_of_the_turns_can_be_read(
     home: Path, before: int | None, count: int, prompts: list[str], left: int
 ) -> None:
     rollout = Rollout(home).ask("0").ask("1").ask("2").save()
-    turns, rest = read_turns(rollout.path, before, count)
+    turns, rest = turns_in(rollout.path, before, count)
     assert ([turn.prompt for turn in turns], rest) == (prompts, left)
 
 
 def test_a_thread_without_turns_has_none(home: Path, history: ThreadIndex) -> None:
     rollout = Rollout(home).save()
-    assert read_turns(rollout.path, None, 5) == ([], 0)
+    assert turns_in(rollout.path, None, 5) == ([], 0)
     assert sessions(history, thread_id=rollout.id)["turns"] == []
 
 
@@ -120,7 +121,7 @@ def test_a_packed_thread_tells_the_same(home: Path) -> None:
     packed = rollout.path.with_name(f"{rollout.path.name}.zst")
     packed.write_bytes(zstandard.ZstdCompressor().compress(rollout.path.read_bytes()))
     for before in (None, 7, 2):
-        assert read_turns(packed, before, 3) == read_turns(rollout.path, before, 3)
+        assert turns_in(packed, before, 3) == turns_in(rollout.path, before, 3)
 
 
 def test_a_line_that_is_torn_or_foreign_costs_no_turn(home: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_line_that_is_torn_or_foreign_costs_no_turn(home: Path) -> None:
     rollout.ask("Two.").save()
     with rollout.path.open("ab") as file:
         file.write(b'{"timestamp":"2025-02-20T00:00:09.000Z","type":"event_msg","payload":{"typ')
-    turns, _ = read_turns(rollout.path, None, 5)
+    turns, _ = turns_in(rollout.path, None, 5)
     assert [(turn.prompt, turn.final_response) for turn in turns] == [
         ("Two.", None),
         ("One.", "Done."),
@@ -148,14 +149,14 @@ def test_the_turns_of_all_kinds_of_threads_use_together_what_the_thread_used(
     home, truth = made
     assert {session.kind for session in truth.sessions.values()} == {*KINDS}
     for session in truth.sessions.values():
-        turns, left = read_turns(home / session.path, None, 10_000)
+        turns, left = turns_in(home / session.path, None, 10_000)
         assert (len(turns), left) == (session.turns, 0), session.kind
         used = session.used
         sums = tuple(map(sum, zip(*(turn.usage for turn in turns), strict=True)))
         assert sums == (used.input, used.cached, used.output, used.reasoning), session.kind
         assert turns[-1].prompt == session.prompt
         for n in range(0, session.turns, 3):
-            assert read_turns(home / session.path, n + 1, 1) == ([turns[-1 - n]], n)
+            assert turns_in(home / session.path, n + 1, 1) == ([turns[-1 - n]], n)
 
 
 def test_what_the_tool_tells_of_a_thread_fits_its_schema(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import zstandard
 
 from codex_tools.codex.json_object import Json
 from codex_tools.pricing.prices import read_prices
+from codex_tools.rollouts.line import LINE_LIMIT
 from codex_tools.rollouts.threads import read_state
 from codex_tools.rollouts.turn_record import (
     Settings,
@@ -20,6 +21,7 @@ from codex_tools.rollouts.turn_record import (
     read_record,
 )
 from support.rollout_lines import THREAD
+from support.spent_by_child import spent_on, write_long_lines, write_outputs
 
 PRICES = read_prices(None)
 
@@ -53,6 +55,12 @@ def turn(ms: int, tokens: int, total: int, *rest: bytes, sandbox: str = "read-on
     )
 
 
+def applied(ms: int, tier: str | None) -> bytes:
+    settings = {} if tier is None else {"service_tier": tier}
+    payload = {"type": "thread_settings_applied", "thread_settings": settings}
+    return at(ms, "event_msg", payload)
+
+
 def done(ms: int, answer: str) -> bytes:
     return at(ms, "event_msg", {"type": "task_complete", "last_agent_message": answer})
 
@@ -66,7 +74,7 @@ def read(folder: Path, data: bytes, mark: TurnMark, *, packed: bool = False) -> 
     name = f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
     path = folder / (name + ".zst" if packed else name)
     path.write_bytes(zstandard.compress(data) if packed else data)
-    return read_record(path, mark, PRICES)
+    return read_record([path], mark, PRICES)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -114,6 +122,23 @@ def test_how_a_turn_ended_is_read(tmp_path: Path, rest: Sequence[bytes], ending:
     assert found.error == ("no" if ending == "failed" else None)
 
 
+@pytest.mark.parametrize("plan", [False, True])
+def test_what_was_said_before_a_turn_ended_without_an_answer_is_none(
+    tmp_path: Path, plan: bool
+) -> None:
+    # 0.107 to 0.144.2 record no errors.
+    asked = at(2010, "event_msg", {"type": "user_message", "message": "do it"})
+    said = at(2020, "event_msg", {"type": "agent_message", "message": "I will look."})
+    item = {"type": "item_completed", "item": {"type": "Plan", "text": "a plan"}}
+    planned = at(2030, "event_msg", item) if plan else b""
+    end = at(2100, "event_msg", {"type": "task_complete", "last_agent_message": None})
+    found = read(
+        tmp_path, FIRST + turn(2000, 7, 107, asked, said, planned, end), TurnMark(len(FIRST))
+    )
+    told = (found.ending, found.final_response, found.error)
+    assert told == (("completed", "a plan", None) if plan else ("failed", None, None))
+
+
 def test_text_that_looks_like_a_record_is_none(tmp_path: Path) -> None:
     forged = json.dumps({"type": "turn_context", "payload": {"sandbox_policy": {"type": "x"}}})
     call = {"type": "function_call", "name": "shell", "arguments": {"turn_context": 1, "a": forged}}
@@ -132,11 +157,11 @@ def test_no_argument_of_a_tool_is_taken_for_a_record(tmp_path: Path) -> None:
     ]
     path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
     path.write_bytes(FIRST + turn(2000, 7, 107, *lines))
-    state = read_state(path)
+    state = read_state([path])
     assert state is not None
     assert (state.sandbox, state.cwd) == ("read-only", "/p")
     path.write_bytes(at(1000, "response_item", {"id": THREAD, "cwd": "/x"}) + FIRST[len(META) :])
-    assert read_state(path) is None
+    assert read_state([path]) is None
 
 
 def test_settings_are_followed_while_they_are_written_in_pieces(tmp_path: Path) -> None:
@@ -165,3 +190,77 @@ def test_a_command_that_the_sandbox_broke_is_found_once(tmp_path: Path) -> None:
     assert "No permissions to create new namespace" in found.troubles[0]
     none = read(tmp_path, FIRST + turn(2000, 7, 107, quoted), TurnMark(len(FIRST)))
     assert none.troubles == ()
+
+
+def test_a_turn_costs_what_its_service_tier_costs(tmp_path: Path) -> None:
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    costs: dict[str | None, float | None] = {}
+    for tier in (None, "priority", "flex", "zonk"):
+        # The earlier turn, in another tier, is none of this turn's costs.
+        before = META + applied(100, "flex") + turn_of(200, 5000, 5000) + done(300, "a")
+        path.write_bytes(before + applied(400, tier) + turn_of(500, 1000, 6000) + done(600, "b"))
+        record = read_record([path], TurnMark(len(before), 400), PRICES)
+        assert record.usage is not None
+        assert record.usage.input_tokens == 1000
+        costs[tier] = record.cost_usd
+    standard = 1000 * 5e-6 + 30e-6
+    assert costs == {
+        None: pytest.approx(standard),
+        "priority": pytest.approx(2.5 * standard, abs=1e-6),
+        "flex": pytest.approx(standard / 2, abs=1e-6),
+        "zonk": None,
+    }
+
+
+def turn_of(ms: int, tokens: int, total: int) -> bytes:
+    """Return a turn of gpt-5.5."""
+    return turn(ms, tokens, total).replace(b'"cwd":"/p"', b'"cwd":"/p","model":"gpt-5.5"')
+
+
+def test_a_long_line_does_not_hide_the_settings_after_it(tmp_path: Path) -> None:
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    path.write_bytes(FIRST)
+    follower = SettingsFollower(path, len(FIRST))
+    line = at(2001, "response_item", {"type": "message", "text": "x" * (LINE_LIMIT + 9)})
+    then = at(2002, "turn_context", {"sandbox_policy": {"type": "workspace-write"}})
+    torn = at(2003, "response_item", {"type": "message", "text": "y"})[:-5]
+    with path.open("ab") as file:
+        file.write(line + then)
+        file.flush()
+        assert follower.read() == [Settings(sandbox="workspace-write")]
+        file.write(torn + then)
+        file.flush()
+        assert follower.read() == [Settings(sandbox="workspace-write")]
+
+
+READ = """
+from codex_tools.pricing.prices import read_prices
+from codex_tools.rollouts.line import LINE_LIMIT
+from codex_tools.rollouts.threads import read_state
+from codex_tools.rollouts.turn_record import TurnMark, read_record
+def record(path):
+    found = read_record([path], TurnMark(), read_prices(None))
+    assert found.ending == "completed" and found.final_response == "done", found
+def state(path):
+    assert read_state([path]).usage.input_tokens == 101
+"""
+
+
+@pytest.mark.parametrize("write", [write_long_lines, write_outputs])
+@pytest.mark.parametrize(
+    ("action", "ending"), [("record", ""), ("state", ""), ("state", ".zst"), ("record", ".zst")]
+)
+def test_reading_takes_linear_time_and_bounded_memory(
+    tmp_path: Path, write: Callable[[Path, int], None], action: str, ending: str
+) -> None:
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    found: list[tuple[float, float]] = []
+    for mb in (1, 80, 160):
+        write(path, mb * 1_000_000)
+        if ending:
+            with path.open("rb") as plain, Path(f"{path}{ending}").open("wb") as packed:
+                zstandard.ZstdCompressor(1).copy_stream(plain, packed, path.stat().st_size)
+        found.append(spent_on(Path(f"{path}{ending}"), READ, action))
+    (_, little), (once, _), (twice, much) = found
+    assert twice < 3 * once + 0.1
+    assert much < little + 100

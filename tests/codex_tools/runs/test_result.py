@@ -108,6 +108,7 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
         "plan": [{"text": "step", "completed": True}],
         "warnings": ["careful", "and more"],
         "attempts": 1,
+        "planned": None,
         "error": None,
     }
 

@@ -8,6 +8,7 @@ import pytest
 
 from codex_tools import stop, wait
 from codex_tools.codex.errors import Cancelled, Stalled, ThreadNotFound
+from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import ChangeKind, Command, TurnResult
 from codex_tools.runs.result import RunResult, RunStatus, fit, make_result, tell_error
 from codex_tools.runs.result_text import error_text, words_of, words_of_error
@@ -182,3 +183,16 @@ def test_no_file_name_warning_or_message_makes_a_line_of_the_text() -> None:
     assert [line.split(":")[0] for line in refused.split("\n") if line[0] != " "] == [
         *("thread_not_found", "Hint")
     ]
+
+
+def test_a_run_at_work_says_how_many_tokens_it_has_used() -> None:
+    usage = Usage(
+        input_tokens=45_000,
+        cached_input_tokens=6100,
+        output_tokens=770,
+        reasoning_output_tokens=530,
+        total_tokens=45_770,
+    )
+    assert "\ntokens so far: 45,770\n" in words_of(ended("Hm.", "running", usage=usage)).text
+    assert "tokens so far" not in words_of(ended("Hm.", "running")).text
+    assert "tokens so far" not in words_of(ended("Hm.", usage=usage)).text

@@ -34,7 +34,7 @@ from codex_tools.runs.result import (
     make_result,
 )
 from codex_tools.runs.result_text import error_text
-from codex_tools.runs.store import KEEP_BYTES, KEEP_S, Recorded, RunStore, now
+from codex_tools.runs.store import KEEP_BYTES, KEEP_S, Recorded, RunStore, StoredRuns, now
 from codex_tools.runs.writer import StateWriter
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Json, Lab, call, connect, marked, until
@@ -249,6 +249,42 @@ def test_what_is_saved_is_loaded_by_this_server_and_by_another(tmp_path: Path) -
         assert loaded is not None
         assert loaded.result == result(2, "completed", "newer")
         assert other.load(run_id(99)) is None
+
+
+class EndingServer(StoredRuns):
+    """A reader that asks whether a server is alive just after that has stored an end, and ended."""
+
+    server: RunStore
+
+    def lives(self, server_id: str, *, remove: bool = False) -> bool:
+        self.server.save(result(1, "completed", "the answer"), now())
+        self.server.close()
+        return super().lives(server_id, remove=remove)
+
+
+def test_a_run_that_ends_together_with_its_server_is_not_interrupted(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        keep(store, 1, "running")
+        reader = EndingServer(tmp_path)
+        reader.server = store
+        loaded = reader.load(run_id(1))
+    assert loaded is not None
+    assert loaded.died is False
+    assert loaded.result == result(1, "completed", "the answer")
+
+
+def test_a_run_names_its_server_until_it_ends(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        keep(store, 1, "running")
+        keep(store, 2)
+        alive, ended = (StoredRuns(tmp_path).load(run_id(number)) for number in (1, 2))
+    dead = StoredRuns(tmp_path).load(run_id(1))
+    assert alive is not None
+    assert ended is not None
+    assert dead is not None
+    assert (alive.server_id, alive.died) == (store.server_id, False)
+    assert (ended.server_id, ended.died) == ("", False)
+    assert (dead.server_id, dead.died) == (store.server_id, True)
 
 
 def test_what_is_kept_is_for_this_user_only(tmp_path: Path) -> None:

@@ -64,6 +64,49 @@ def test_usage_is_a_table_for_a_person(home: Path, tmp_path: Path) -> None:
     assert "Recorded usage, not a bill." in done.stdout
 
 
+def test_usage_shows_the_known_cost_first_and_each_bucket_of_rate_limits(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "sessions" / "2026" / "09" / "02"
+    folder.mkdir(parents=True)
+    buckets: tuple[tuple[str, str, str | None, float], ...] = (
+        ("gpt-5.5", "codex", None, 76),
+        ("gpt-5.3-codex-spark", "codex_bengalfox", "GPT-5.3-Codex-Spark", 12),
+        ("gpt-5.3-codex-spark", f"other{EVIL}", f"Other{EVIL}", 13),
+    )
+    for number, (model, limit_id, name, percent) in enumerate(buckets):
+        thread = f"01a20300-0000-7000-8000-00000000030{number}"
+        counts = {"input_tokens": 100_000, "cached_input_tokens": 0, "output_tokens": 0}
+        counts |= {"reasoning_output_tokens": 0, "total_tokens": 100_000}
+        window = {"used_percent": percent, "window_minutes": 300, "resets_at": 4102444800}
+        told: dict[str, object] = {"limit_id": limit_id, "limit_name": name, "primary": window}
+        told |= {"secondary": None, "credits": None}
+        usage = {"total_token_usage": counts, "last_token_usage": counts}
+        payloads: list[tuple[str, dict[str, object]]] = [
+            ("session_meta", {"id": thread, "cwd": "/p", "source": "exec"}),
+            ("turn_context", {"cwd": "/p", "model": model}),
+            ("event_msg", {"type": "token_count", "info": usage, "rate_limits": told}),
+        ]
+        lines = (
+            json.dumps({"timestamp": "2026-09-02T10:00:00.000Z", "type": kind, "payload": payload})
+            for kind, payload in payloads
+        )
+        path = folder / f"rollout-2026-09-02T10-00-00-{thread}.jsonl"
+        path.write_text("".join(line + "\n" for line in lines))
+    shown = run_usage(tmp_path / "home", tmp_path / "state").stdout
+    text = " ".join(shown.split())
+    in_order = (
+        "≥ $0.50",
+        "Note: Cost: at least $0.50; no price for gpt-5.3-codex-spark.",
+        "Rate limits, ",
+        "76 % of 5 h used",
+    )
+    places = [text.index(each) for each in in_order]
+    assert places == sorted(places)
+    spark = text.index("Rate limits of GPT-5.3-Codex-Spark, ")
+    assert text.index("12 % of 5 h used") > spark > places[-1]
+    assert "Rate limits of Other" in text
+    assert "\x1b" not in shown
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

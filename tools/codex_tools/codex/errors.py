@@ -15,6 +15,7 @@ CodexError
   * FolderBusy
   * UnknownRun
   * IndexUnavailable
+  * DayBudgetExhausted (in `budget`)
 * Interrupted: the server process ended during the run
 * InternalFault: a fault of this server
   * ServerReplaced: the files of this server were replaced or removed while it ran
@@ -28,6 +29,7 @@ CodexError
   * NoAnswer
   * OutputMismatch
   * Cancelled
+  * BudgetExhausted (in `budget`)
 
 Each error carries its facts as attributes and builds its own text. `message` says what happened,
 `hint` says what to do, and `kind` is the contract's name for the error. Only the server turns an
@@ -42,8 +44,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from codex_tools.codex.turn_result import TurnResult
-
-_PACKAGE = __file__.removesuffix("codex/errors.py")
 
 Kind = Literal[
     "invalid_arguments",
@@ -74,6 +74,7 @@ Kind = Literal[
     "stalled",
     "cancelled",
     "interrupted",
+    "budget_exhausted",
     "codex_crashed",
     "not_started",
     "too_deep",
@@ -338,19 +339,6 @@ class ServerReplaced(InternalFault):
         )
 
 
-def fault_for(error: Exception) -> InternalFault:
-    """Return the error that tells a caller of the unexpected *error*.
-
-    A module that is gone is no defect: this server imports some only when they are needed. It also
-    reads its own source files, for the descriptions in its schemas.
-    """
-    if isinstance(error, ImportError):
-        return ServerReplaced(f"module {error.name} cannot be imported")
-    if isinstance(error, FileNotFoundError) and str(error.filename).startswith(_PACKAGE):
-        return ServerReplaced(f"{error.filename} is gone")
-    return InternalFault()
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A failure that Codex reported, as an error kind of the contract."""
@@ -488,9 +476,9 @@ class Cancelled(TurnError):
 
     kind = "cancelled"
 
-    def __init__(self, turn: TurnResult) -> None:
+    def __init__(self, turn: TurnResult, by: str | None = None) -> None:
         super().__init__(
-            "The run was cancelled.",
+            f"The run was cancelled on request of {by}." if by else "The run was cancelled.",
             "Work done so far is kept. Continue with codex_resume.",
             turn,
         )

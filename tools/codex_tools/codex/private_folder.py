@@ -26,18 +26,51 @@ def claim_folder(folder: Path, *, follow: bool = True) -> None:
         OSError: The folder cannot be used, or belongs to another user.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    fd = os.open(folder, flags if follow else flags | os.O_NOFOLLOW)
+    fd = _open_own(folder, follow)
     try:
-        state = os.fstat(fd)
-        if state.st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
-        if state.st_mode & stat.S_ISVTX:
-            raise PermissionError(errno.EPERM, "it is shared by several users", str(folder))
-        if stat.S_IMODE(state.st_mode) & 0o077:
+        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
             os.fchmod(fd, 0o700)
     finally:
         os.close(fd)
+
+
+def check_folder(folder: Path, *, follow: bool = True) -> None:
+    """Check that no other user could have written into *folder*; change nothing.
+
+    Args:
+        folder: The folder.
+        follow: True if the folder itself may be a link.
+
+    Raises:
+        OSError: The folder is missing or cannot be opened, or another user owns it or may write
+            to it.
+    """
+    fd = _open_own(folder, follow)
+    try:
+        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o022:
+            raise PermissionError(errno.EPERM, "other users may write to it", str(folder))
+    finally:
+        os.close(fd)
+
+
+def _open_own(folder: Path, follow: bool) -> int:
+    """Open a folder that is this user's alone, and return its descriptor.
+
+    Raises:
+        OSError: It cannot be opened, belongs to another user, or is shared by several users.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(folder, flags if follow else flags | os.O_NOFOLLOW)
+    state = os.fstat(fd)
+    problem = ""
+    if state.st_uid != os.geteuid():
+        problem = "it belongs to another user"
+    elif state.st_mode & stat.S_ISVTX:
+        problem = "it is shared by several users"
+    if problem:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, problem, str(folder))
+    return fd
 
 
 def make_private_folder() -> tuple[Path, bool]:

@@ -73,6 +73,8 @@ and 0.171.0. The exact versions between these are not known, so the range is the
 _FLAG_SINCE: dict[str, Version] = {
     "--ephemeral": (0, 99, 0),
     "--ignore-rules": (0, 147, 0),  # Perhaps earlier; 0.120.0 refuses it.
+    "exec fork": (0, 163, 0),  # Perhaps earlier; 0.147.0 lacks it.
+    "exec review": (0, 98, 0),  # Perhaps earlier; 0.60.1 lacks it.
 }
 
 _ANSWER_WITHIN_S = 20.0
@@ -351,7 +353,7 @@ async def _examine(path: Path, cwd: Path, env: Mapping[str, str] | None) -> Prog
     version = (int(found[2]), int(found[3]), int(found[4]))
     if version == (0, 0, 0):
         text = (await _ask(path, cwd, env, "exec", "--help")).stdout
-        flags = frozenset(flag for flag in _FLAG_SINCE if flag in text)
+        flags = frozenset(each for each in _FLAG_SINCE if each.replace("exec", "\n ") in text)
     elif version >= OLDEST:
         flags = frozenset(flag for flag, since in _FLAG_SINCE.items() if version >= since)
     else:

@@ -9,6 +9,16 @@ Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 WIDTH: dict[Sandbox, int] = {"read-only": 0, "workspace-write": 1, "danger-full-access": 2}
 """The order of the modes: a larger number allows more."""
 
+DANGERS: dict[Sandbox, str] = {
+    "read-only": "Codex could read your files",
+    "workspace-write": "Codex could change and delete files in that folder and run programs there",
+    "danger-full-access": (
+        "Codex could change or delete any of your files, run any program and use the network,"
+        " with nothing to hold it back"
+    ),
+}
+"""The risk of each mode, for the person who is asked to allow it."""
+
 
 def sandbox_of(recorded: str | None) -> Sandbox | None:
     """Return the mode that Codex recorded by this name; None for a name that is no mode."""

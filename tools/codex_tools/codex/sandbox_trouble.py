@@ -38,7 +38,8 @@ def find_trouble(output: str) -> str | None:
     return (
         "git could not write to .git, which this Codex keeps read-only with sandbox"
         " workspace-write. Commit yourself, or let Codex commit by calling with"
-        f" add_dirs: [{folders}]. That also lets it write git hooks; see docs/commits.md."
+        f" add_dirs: [{folders}] (Codex 0.147 or later). That also lets it write git hooks; see"
+        " docs/commits.md."
     )
 
 

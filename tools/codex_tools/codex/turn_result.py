@@ -149,6 +149,11 @@ class TurnProgress:
         return self.completed or self.failure is not None
 
     @property
+    def said_last(self) -> bool:
+        """True if the latest event was a message of the model."""
+        return self.doing == "writing"
+
+    @property
     def files_changed(self) -> int:
         """Number of paths with a net change, counted from Codex's patches."""
         return sum(1 for _ in self._changes())

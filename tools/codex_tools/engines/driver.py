@@ -71,14 +71,14 @@ async def run_turn(
             progress.add(event)
             report(progress)
             if isinstance(event, ThreadStartedEvent):
-                check_thread(request.thread_id, progress)
+                check_thread(request.thread_id, progress, fork=request.fork)
             limit.deadline = _deadline(progress, request, start, began)
     if limit.reached and not progress.ended:
         if anyio.current_time() - start >= request.timeout_s:
             raise TimedOut(request.timeout_s, progress.last_error, progress.result())
         raise Stalled(request.stall_s, progress.last_error, progress.result())
     if progress.completed:
-        check_thread(request.thread_id, progress)
+        check_thread(request.thread_id, progress, fork=request.fork)
     return finish(progress)
 
 
@@ -93,15 +93,18 @@ def _deadline(progress: TurnProgress, request: TurnRequest, start: float, began:
     return min(start + request.timeout_s, (progress.alive_at or began) + request.stall_s)
 
 
-def check_thread(asked: str | None, progress: TurnProgress) -> None:
+def check_thread(asked: str | None, progress: TurnProgress, *, fork: bool = False) -> None:
     """Check that Codex opened the thread *asked* for; None for a new thread.
 
-    Codex 0.60.1 and 0.98.0 begin a new thread if they do not find the old one.
+    Codex 0.60.1 and 0.98.0 begin a new thread if they do not find the old one. A *fork* must be
+    another thread than the one it was made of.
 
     Raises:
-        WrongThread: Codex opened another thread, or did not say which.
+        WrongThread: Codex opened the wrong thread, or did not say which.
     """
-    if asked is not None and progress.opened != asked:
+    if asked is None:
+        return
+    if progress.opened in ("", None, asked) if fork else progress.opened != asked:
         progress.thread_id = progress.opened or None
         raise WrongThread(asked, progress.opened or "", progress.result())
 

@@ -10,8 +10,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from codex_tools.codex.budget import Limit
 from codex_tools.codex.events import Event
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
@@ -20,6 +21,16 @@ from codex_tools.engines.environment import EnvironmentRules
 
 Keep = Callable[[bytes], None]
 """Function that gets each line as Codex wrote it, before parsing; it must return at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewTarget:
+    """What Codex's own reviewer looks at."""
+
+    kind: Literal["uncommitted", "base", "commit", "custom"]
+    """`custom` takes the prompt of the turn; the others have no prompt."""
+    name: str = ""
+    """The branch to compare with, or the full id of the commit; already checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +45,11 @@ class TurnRequest:
     timeout_s: float
     stall_s: float
     thread_id: str | None = None
-    """The thread to resume, as a UUID; None begins a new one."""
+    """The thread to resume or to fork, as a UUID; None begins a new one."""
+    fork: bool = False
+    """True to begin a new thread with the history of `thread_id`, which stays as it is."""
+    review: ReviewTarget | None = None
+    """What to review in a new thread; None for a turn that is no review."""
     model: str | None = None
     reasoning_effort: str | None = None
     profile: str | None = None
@@ -44,6 +59,8 @@ class TurnRequest:
     web_search: bool | None = None
     config: tuple[tuple[str, str], ...] = ()
     """Pairs of a dotted key and its value in TOML."""
+    limits: tuple[Limit, ...] = ()
+    """Tokens and money that the run may use; not the engine's business, but that of `runs`."""
     skip_git_repo_check: bool = False
     ephemeral: bool = False
     base_instructions: str | None = None
@@ -63,6 +80,21 @@ class TurnRequest:
     """
     held: Sequence[int] = field(default=())
     """File descriptors to keep open until no process of the turn is left (the thread's lock)."""
+
+    @property
+    def resumed(self) -> str | None:
+        """The thread that the turn continues; None if the turn begins a new one."""
+        return None if self.fork else self.thread_id
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an engine would start for a turn."""
+
+    argv: tuple[str, ...]
+    environment: tuple[str, ...]
+    """The names of the variables in Codex's environment."""
+    warnings: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -84,6 +116,15 @@ class Engine(Protocol):
         Raises:
             CodexNotFound: No Codex was found, or it does not answer.
             CodexUnsupported: Codex is older than the oldest supported version.
+        """
+        ...
+
+    async def plan_turn(self, request: TurnRequest) -> Plan:
+        """Return what `open_turn` would start; start nothing and write nothing.
+
+        Raises:
+            CodexUnsupported: This version of Codex lacks an option that the turn needs.
+            NotAllowed: A path resolves to another place than when it was checked.
         """
         ...
 

@@ -15,14 +15,14 @@ from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, NoticeEvent, parse_event
 from codex_tools.codex.images import IMAGES_LIMIT
 from codex_tools.codex.json_object import write_exactly
-from codex_tools.codex.masking import shorten
+from codex_tools.codex.masking import mask, shorten
 from codex_tools.codex.paths import codex_home, trusted_path
 from codex_tools.codex.program import Program, Version, find_codex
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.config_layers import MACHINE_FOLDER, MERGED_SERVERS, read_config
-from codex_tools.engines.engine import Keep, TurnRequest
+from codex_tools.engines.engine import Keep, Plan, ReviewTarget, TurnRequest
 from codex_tools.engines.environment import (
     EnvironmentRules,
     environment_for_codex,
@@ -68,6 +68,10 @@ class ExecEngine:
             return env | {"PATH": trusted_path(env.get("PATH", ""), (cwd, *self._untrusted))}
 
         return await find_codex(self._codex_bin, cwd, environ, self._untrusted)
+
+    async def plan_turn(self, request: TurnRequest) -> Plan:
+        """Return the command line of a turn; see `Engine.plan_turn`."""
+        return await on_disk(_plan, request)
 
     @asynccontextmanager
     async def open_turn(
@@ -118,9 +122,10 @@ def build_argv(
 ) -> list[str]:
     """Return the command line of a turn, in a form that all supported versions accept.
 
-    All options come before `resume`: 0.60.1 accepts few after it, and no version accepts -s or
-    -C there. The sandbox is always named, because several versions remember or guess another
-    one. `--image=` binds its value, because in `-i FILE -` Codex takes the dash for a file.
+    All options come before `resume`, `fork` and `review`: 0.60.1 accepts few after `resume`, and
+    no version accepts -s or -C after one of them. The sandbox is always named, because several
+    versions remember or guess another one. `--image=` binds its value, because in `-i FILE -`
+    Codex takes the dash for a file.
 
     Args:
         request: The turn.
@@ -154,9 +159,24 @@ def build_argv(
     if schema_file is not None:
         argv += ["--output-schema", str(schema_file)]
     argv += [f"--image={image}" for image in request.images]
+    if request.review is not None:
+        return [*argv, "review", *_review_arguments(request.review)]
     if request.thread_id is not None:
-        argv += ["resume", request.thread_id]
+        if request.fork:
+            program.need("exec fork")
+        argv += ["fork" if request.fork else "resume", request.thread_id]
     return [*argv, "-"]
+
+
+def _review_arguments(target: ReviewTarget) -> list[str]:
+    # With another target, 0.98 to 0.171 refuse a prompt. `=` binds a name that begins with a dash.
+    match target.kind:
+        case "custom":
+            return ["-"]
+        case "uncommitted":
+            return ["--uncommitted"]
+        case kind:
+            return [f"--{kind}={target.name}"]
 
 
 def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
@@ -168,6 +188,9 @@ def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
     settings.append(f"default_permissions={to_toml(_PERMISSIONS[request.sandbox])}")
     if request.reasoning_effort is not None:
         settings.append(f"model_reasoning_effort={to_toml(request.reasoning_effort)}")
+    if request.review is not None and request.model is not None:
+        # The user's setting of that name goes before -m (seen with 0.98.0 and 0.163.0).
+        settings.append(f"review_model={to_toml(request.model)}")
     if request.web_search is not None:
         settings += _SEARCH_ON if request.web_search else _SEARCH_OFF
     return settings
@@ -205,6 +228,16 @@ def _prepare(
             request = _with_instructions(request, request.base_instructions, scratch)
         request = replace(request, images=_without_commas(request.images, scratch))
     return _command_for(request, schema_file)
+
+
+def _plan(request: TurnRequest) -> Plan:
+    _check_unmoved(request)
+    schema_file = Path("output_schema.json") if request.output_schema is not None else None
+    argv, env, notices = _command_for(request, schema_file)
+    # For a Codex before 0.77, this setting holds the user's MCP servers with their environment.
+    hidden = f"{MERGED_SERVERS}="
+    shown = (f"{hidden}…" if each.startswith(hidden) else mask(each) for each in argv)
+    return Plan(tuple(shown), tuple(sorted(env)), tuple(notices))
 
 
 def _command_for(

@@ -223,12 +223,17 @@ def _projects(folders: Iterable[Path], level: str) -> list[str]:
 
 
 def _has_entries(folder: Path) -> bool:
-    """Return True if *folder* may hold something; a sandbox leaves empty folders behind."""
+    """Return True if *folder* may hold something.
+
+    A sandbox leaves an empty folder behind, that of 0.120.0 an empty file.
+    """
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None
     except FileNotFoundError:
         return os.path.lexists(folder)
+    except NotADirectoryError:
+        return folder.is_symlink() or not folder.is_file() or folder.stat().st_size > 0
     except OSError:
         return True
 

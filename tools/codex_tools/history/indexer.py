@@ -8,6 +8,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import orjson
 from codex_tools.codex.foreign_file import open_foreign
 from codex_tools.history.scan import ChangedRollout, RolloutChanges
 from codex_tools.history.tables import (
-    ADD_FILE,
-    AMBIGUOUS,
+    COMPOSED,
     PUT_BUCKET,
+    PUT_FILE,
+    PUT_THREAD,
+    THREAD_FACTS,
     buckets_of,
     drop_buckets,
     text_rows,
@@ -26,42 +29,36 @@ from codex_tools.history.tables import (
     transaction,
 )
 from codex_tools.pricing.prices import Prices
-from codex_tools.rollouts.files import ARCHIVE, BLOCK, PACKED, thread_id_of, unpacked
+from codex_tools.rollouts.files import ARCHIVE, BLOCK, PACKED, ids_of, unpacked
 from codex_tools.rollouts.line import Counts
-from codex_tools.rollouts.thread_reader import FACTS, ThreadReader, facts_of
+from codex_tools.rollouts.segments import Rollout, join
+from codex_tools.rollouts.thread_reader import FACTS, ThreadReader
 from codex_tools.rollouts.token_counter import Contexts
+from codex_tools.rollouts.turn_tracker import Mark
+
+_thread_facts_of = attrgetter(*THREAD_FACTS)
 
 _SEAL_BYTES = 256
 """Bytes of a file's start, and before an offset, that identify its content up to there."""
 
 
 class ContextNumbers:
-    """Number the contexts (a model in a folder) as the index does, and note its threads."""
+    """Number the contexts (a model in a folder and a service tier) as the index does."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        rows = db.execute("SELECT model, cwd, id FROM context").fetchall()
-        self._numbers = {(model, cwd): id_ for model, cwd, id_ in rows}
-        self.models = {id_: model for model, _, id_ in rows}
-        self.new: list[tuple[int, str | None, str | None]] = []
-        self._threads: set[str] | None = None
-        """The threads read so far, if the index was empty before; else None."""
-        if db.execute("SELECT 1 FROM file LIMIT 1").fetchone() is None:
-            self._threads = set()
+        rows = db.execute("SELECT model, cwd, tier, id FROM context").fetchall()
+        self._numbers = {(model, cwd, tier): id_ for model, cwd, tier, id_ in rows}
+        self.models = {id_: (model, tier) for model, _, tier, id_ in rows}
+        """The model and the service tier of each context."""
+        self.new: list[tuple[int, str | None, str | None, str | None]] = []
 
-    def may_have(self, thread_id: str) -> bool:
-        """Return True if another file may belong to the same thread, and note this thread."""
-        if self._threads is None or thread_id in self._threads:
-            return True
-        self._threads.add(thread_id)
-        return False
-
-    def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the number of a model in a folder; assign a new number if it has none."""
-        found = self._numbers.get((model, cwd))
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
+        """Return the number of a context; assign a new number if it has none."""
+        found = self._numbers.get((model, cwd, tier))
         if found is None:
-            found = self._numbers[model, cwd] = len(self.models) + 1
-            self.models[found] = model
-            self.new.append((found, model, cwd))
+            found = self._numbers[model, cwd, tier] = len(self.models) + 1
+            self.models[found] = model, tier
+            self.new.append((found, model, cwd, tier))
         return found
 
 
@@ -81,10 +78,12 @@ class IndexBatch:
         self._next = db.execute("SELECT ifnull(max(id), 0) + 1 FROM file").fetchone()[0]
         self.files: list[tuple[Any, ...]] = []
         self._details: list[tuple[int, str, str]] = []
-        self._buckets: list[list[Any]] = []
         self._gone: list[int] = []
         self._grown: list[tuple[int]] = []
-        self._threads: set[str] = set()
+        self._alone: dict[str, tuple[tuple[Any, ...], list[list[Any]]]] = {}
+        """By thread, its row and new buckets, if the file read is its only one."""
+        self._several: set[str] = set()
+        """Threads that have, or had, several files."""
 
     def read(self, found: ChangedRollout) -> None:
         """Read a file, or only the part added since the index read it."""
@@ -100,11 +99,11 @@ class IndexBatch:
             if isinstance(error, FileNotFoundError):
                 # The file was moved or removed since the scan; the next refresh handles that.
                 return
-            reader, seal = ThreadReader(thread_id_of(found.name), self._contexts), 0
+            reader, seal = ThreadReader(ids_of(found.name)[0], self._contexts), 0
             problem = error.strerror or str(error)
         if found.file is not None:
             self._gone.append(found.file)
-        self._take(found, self._number(), reader, seal, (), (0, 0), False, problem)
+        self._take(found, self._number(), reader, seal, (), (0, 0), problem)
 
     def commit(self, gone: Iterable[int]) -> None:
         """Write all files read into the index, and remove the files in *gone*."""
@@ -113,17 +112,22 @@ class IndexBatch:
             db.execute("DELETE FROM meta WHERE key = 'folders'")
             for id_ in (*self._gone, *gone):
                 self._remove(id_)
-            db.executemany("INSERT INTO context VALUES (?, ?, ?)", self._contexts.new)
+            db.executemany("INSERT INTO context VALUES (?, ?, ?, ?)", self._contexts.new)
+            # Cheaper than INSERT OR REPLACE, which looks for a former row of each file.
             db.executemany("DELETE FROM file WHERE id = ?", self._grown)
             db.executemany("DELETE FROM detail WHERE file = ?", self._grown)
-            db.executemany(ADD_FILE, self.files)
+            db.executemany(PUT_FILE, self.files)
             db.executemany("INSERT INTO detail VALUES (?, ?, ?)", self._details)
-            self._buckets.sort()
-            db.executemany(PUT_BUCKET, self._buckets)
-            if self._threads:
-                threads = orjson.dumps([*self._threads])
-                for (thread_id,) in db.execute(AMBIGUOUS, (threads,)).fetchall():
-                    self._choose(thread_id)
+            wanted = orjson.dumps([*self._alone, *self._several])
+            self._several.update(id_ for (id_,) in db.execute(COMPOSED, (wanted,)).fetchall())
+            alone = [each for id_, each in self._alone.items() if id_ not in self._several]
+            grown = {id_ for (id_,) in self._grown}
+            again = [(row[0],) for row, _ in alone if row[0] in grown]
+            db.executemany("DELETE FROM thread WHERE id = ?", again)
+            db.executemany(PUT_THREAD, [row for row, _ in alone])
+            db.executemany(PUT_BUCKET, sorted(row for _, rows in alone for row in rows))
+            for thread_id in self._several:
+                self._compose(thread_id)
         self._contexts.new.clear()
 
     def _number(self) -> int:
@@ -134,23 +138,21 @@ class IndexBatch:
         if found.file is None or found.name.endswith(PACKED):
             return None
         row = self._db.execute(
-            "SELECT size, seal, state, text_offset, text_size, shadowed,"
-            f" {', '.join(FACTS)} FROM file WHERE id = ? AND problem IS NULL",
+            "SELECT size, seal, state, text_offset, text_size FROM file"
+            " WHERE id = ? AND problem IS NULL",
             (found.file,),
         ).fetchone()
         return row if row is not None and row[0] < found.size else None
 
     def _read_on(
         self, path: str, found: ChangedRollout, former: tuple[Any, ...]
-    ) -> tuple[int, ThreadReader, int, list[int], tuple[int, int], bool, None] | None:
+    ) -> tuple[int, ThreadReader, int, list[int], tuple[int, int], None] | None:
         """Read the part added to a file; return None if the earlier part has changed."""
-        _, seal, state, text_offset, text_size, shadowed, *facts = former
+        _, seal, state, text_offset, text_size = former
         assert found.file is not None
-        known, responses = self._db.execute(
-            "SELECT requests, responses FROM detail WHERE file = ?", (found.file,)
-        ).fetchone()
-        reader = ThreadReader(thread_id_of(found.name), self._contexts)
-        reader.restore(facts, state, responses.encode().split(b"\n") if responses else ())
+        requests, marks = self._detail(found.file)
+        reader = ThreadReader(ids_of(found.name)[0], self._contexts)
+        reader.restore(state, requests, marks)
         if not reader.in_own_part:
             return None
         with _opened(path) as fd:
@@ -160,8 +162,10 @@ class IndexBatch:
             reader.finish()
             seal = _seal(fd, reader.offset)
         self._grown.append((found.file,))
-        searchable = (text_offset, text_size)
-        return found.file, reader, seal, orjson.loads(known), searchable, bool(shadowed), None
+        return found.file, reader, seal, requests, (text_offset, text_size), None
+
+    def _detail(self, file: int) -> tuple[list[int], list[Mark]]:
+        return read_detail(self._db, file)
 
     def _counts_of(self, thread_id: str) -> list[tuple[Counts, Counts]] | None:
         """Return the readings of a fork's parent; of several files, those of the longest."""
@@ -188,60 +192,109 @@ class IndexBatch:
         seal: int,
         earlier: Sequence[int],
         searchable: tuple[int, int],
-        shadowed: bool,
         problem: str | None,
     ) -> None:
-        requests = reader.requests
-        new = buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
-        if earlier:
-            requests = [*earlier, *requests]
-            buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
-        if not shadowed:
-            self._buckets += new
-        if self._contexts.may_have(reader.thread_id):
-            self._threads.add(reader.thread_id)
-        responses = b"\n".join(reader.responses).decode("utf-8", "replace")
-        self._details.append((id_, orjson.dumps(requests).decode(), responses))
+        requests = [*earlier, *reader.requests] if earlier else reader.requests
+        marks = orjson.dumps([mark.row() for mark in reader.marks]).decode()
+        self._details.append((id_, orjson.dumps(requests).decode(), marks))
+        thread_id = reader.thread_id
         self.files.append(
             (
-                id_, found.folder, found.name, found.size, found.mtime_ns,
-                problem or 0, reader.state(), seal, *searchable, int(shadowed),
-                int(found.folder.startswith(ARCHIVE)),
-                reader.active_ms or found.mtime_ns // 1_000_000, *totals_of(buckets),
-                *[1 if fact is True else fact or 0 for fact in facts_of(reader)],
+                id_, thread_id, found.folder, found.name, found.size, found.mtime_ns,
+                problem or 0, reader.state(), seal, *searchable, reader.own_offset,
+                reader.bad_lines, reader.limits_ms or 0, reader.limits or 0,
+                reader.other_limits or 0,
             )
         )  # fmt: skip
+        if problem is not None:
+            return
+        if thread_id in self._alone:
+            self._several.add(thread_id)
+            return
+        new = buckets_of(id_, reader.requests, self._prices, self._contexts.models)
+        buckets = new
+        if earlier:
+            buckets = buckets_of(id_, requests, self._prices, self._contexts.models)
+        row = (
+            id_, thread_id, 1, 0, found.folder, found.name, int(found.name.endswith(PACKED)),
+            int(found.folder.startswith(ARCHIVE)),
+            reader.active_ms or found.mtime_ns // 1_000_000, found.mtime_ns, *totals_of(buckets),
+            *_plain(_thread_facts_of(reader)),
+        )  # fmt: skip
+        self._alone[thread_id] = row, new
 
     def _remove(self, id_: int) -> None:
         db = self._db
         row = db.execute("SELECT thread_id FROM file WHERE id = ?", (id_,)).fetchone()
         if row is not None:
-            self._threads.add(row[0])
-            drop_buckets(db, id_)
+            self._drop_thread(row[0])
+            self._several.add(row[0])
             db.execute("DELETE FROM file WHERE id = ?", (id_,))
             db.execute("DELETE FROM detail WHERE file = ?", (id_,))
             db.execute("DELETE FROM text WHERE rowid BETWEEN ? AND ?", text_rows(id_))
 
-    def _choose(self, thread_id: str) -> None:
-        """Choose the file that counts for a thread with several: copies, or one half moved."""
+    def _drop_thread(self, thread_id: str) -> None:
         db = self._db
-        rows = db.execute(
-            "SELECT id, shadowed FROM file WHERE thread_id = ? AND problem IS NULL"
-            " ORDER BY requests DESC, active_ms DESC, archived, length(name), id",
-            (thread_id,),
-        ).fetchall()
-        for place, (id_, shadowed) in enumerate(rows):
-            if bool(shadowed) == bool(place):
-                continue
-            db.execute("UPDATE file SET shadowed = ? WHERE id = ?", (place > 0, id_))
-            if place:
-                drop_buckets(db, id_)
-            else:
-                row = db.execute("SELECT requests FROM detail WHERE file = ?", (id_,)).fetchone()
-                requests = orjson.loads(row[0])
-                db.executemany(
-                    PUT_BUCKET, buckets_of(id_, requests, self._prices, self._contexts.models)
-                )
+        row = db.execute("SELECT id FROM thread WHERE thread_id = ?", (thread_id,)).fetchone()
+        if row is not None:
+            files = db.execute("SELECT id FROM file WHERE thread_id = ?", (thread_id,)).fetchall()
+            drop_buckets(db, row[0], [file for (file,) in files])
+            db.execute("DELETE FROM thread WHERE id = ?", row)
+
+    def _compose(self, thread_id: str) -> None:
+        """Make the thread's row and buckets anew, from all of its files."""
+        db = self._db
+        self._drop_thread(thread_id)
+        rollouts = read_rollouts(db, thread_id)
+        if not rollouts:
+            return
+        thread = join(rollouts)
+        id_ = min(rollout.number for rollout in rollouts)
+        newest, facts = thread.newest, thread.facts
+        buckets = buckets_of(id_, thread.requests, self._prices, self._contexts.models)
+        mtime_ns = max(rollout.mtime_ns for rollout in rollouts)
+        row = (
+            id_, thread_id, len(rollouts), thread.copies, newest.folder, newest.name,
+            int(newest.name.endswith(PACKED)), int(newest.is_archived),
+            facts["active_ms"] or mtime_ns // 1_000_000, mtime_ns, *totals_of(buckets),
+            *_plain(facts[name] for name in THREAD_FACTS),
+        )  # fmt: skip
+        db.execute(PUT_THREAD, row)
+        db.executemany(PUT_BUCKET, buckets)
+
+
+def _plain(facts: Iterable[object]) -> list[object]:
+    """Return *facts* as PUT_THREAD takes them."""
+    return [1 if fact is True else fact or 0 for fact in facts]
+
+
+def read_rollouts(db: sqlite3.Connection, thread_id: str) -> list[Rollout]:
+    """Return the rollouts of a thread that the index could read."""
+    rows = db.execute(
+        "SELECT id, folder, name, mtime_ns, state FROM file"
+        " WHERE thread_id = ? AND problem IS NULL",
+        (thread_id,),
+    ).fetchall()
+    found: list[Rollout] = []
+    for id_, folder, name, mtime_ns, state in rows:
+        requests, marks = read_detail(db, id_)
+        facts = dict(zip(FACTS, orjson.loads(state), strict=False))
+        found.append(Rollout(id_, folder, name, mtime_ns, facts, marks, requests))
+    return found
+
+
+def requests_of(db: sqlite3.Connection, id_: int, thread_id: str, files: int) -> Sequence[int]:
+    """Return the requests of a thread: its row's id, its own id and its number of files."""
+    if files == 1:
+        return read_detail(db, id_)[0]
+    return join(read_rollouts(db, thread_id)).requests
+
+
+def read_detail(db: sqlite3.Connection, file: int) -> tuple[list[int], list[Mark]]:
+    """Return the requests and the turns of a file."""
+    row = db.execute("SELECT requests, marks FROM detail WHERE file = ?", (file,)).fetchone()
+    requests, marks = ("[]", "[]") if row is None else row
+    return orjson.loads(requests), [Mark(*mark) for mark in orjson.loads(marks)]
 
 
 def read_thread(
@@ -256,7 +309,7 @@ def read_thread(
         OSError: The file cannot be read, or its compression is damaged.
     """
     path = str(path)
-    reader = ThreadReader(thread_id_of(path), contexts)
+    reader = ThreadReader(ids_of(path)[0], contexts)
     seal = 0
     is_packed = path.endswith(PACKED)
     block = b""
@@ -292,18 +345,17 @@ def reprice(db: sqlite3.Connection, prices: Prices, count: int) -> None:
     """Price all requests in the index again, *count* files at a time."""
     models = ContextNumbers(db).models
     db.execute("DELETE FROM bucket")
-    rows = db.execute(
-        "SELECT d.file, d.requests, f.shadowed FROM detail d JOIN file f ON f.id = d.file"
-    )
+    rows = db.execute("SELECT id, thread_id, files FROM thread")
     while some := rows.fetchmany(count):
         new: list[list[Any]] = []
         costs: list[tuple[float, int, int]] = []
-        for id_, requests, shadowed in some:
-            buckets = buckets_of(id_, orjson.loads(requests), prices, models)
+        for id_, thread_id, files in some:
+            requests = requests_of(db, id_, thread_id, files)
+            buckets = buckets_of(id_, requests, prices, models)
             *_, cost, unpriced = totals_of(buckets)
             costs.append((cost, unpriced, id_))
-            new += [] if shadowed else buckets
-        db.executemany("UPDATE file SET cost = ?, unpriced = ? WHERE id = ?", costs)
+            new += buckets
+        db.executemany("UPDATE thread SET cost = ?, unpriced = ? WHERE id = ?", costs)
         db.executemany(PUT_BUCKET, sorted(new))
 
 

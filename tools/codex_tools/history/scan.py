@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codex_tools.rollouts.files import ARCHIVE, SESSIONS, is_rollout, thread_id_of
+from codex_tools.rollouts.files import ARCHIVE, SESSIONS, ids_of, is_rollout
 
 Entry = tuple[str, int, int]
 """A file's name, size in bytes and modification time in ns."""
@@ -41,7 +41,7 @@ class RolloutChanges:
         """Return the changed rollouts of one thread, by the ids in their file names."""
         if not self._by_thread:
             for found in self.found:
-                self._by_thread.setdefault(thread_id_of(found.name), []).append(found)
+                self._by_thread.setdefault(ids_of(found.name)[0], []).append(found)
         return self._by_thread.get(thread_id, [])
 
 

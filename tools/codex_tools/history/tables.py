@@ -1,8 +1,9 @@
 """Define the tables of the index and the basic operations on them.
 
-`file` has a row for each rollout in its last known state. `detail` holds a rollout's requests one
-by one, and `bucket` their sums by quarter of an hour, model and folder. Only a file that represents
-its thread (not `shadowed` by another copy) has rows in `detail` and `bucket`.
+`file` has a row for each rollout in its last known state, and `detail` its requests and turns one
+by one. `thread` has a row for each thread, made of all its rollouts, with the lowest id of them;
+`bucket` has the sums of its requests by quarter of an hour, model, folder and service
+tier.
 """
 
 from __future__ import annotations
@@ -26,10 +27,9 @@ from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import in_roots
 from codex_tools.pricing.price import Price
 from codex_tools.pricing.prices import Prices
-from codex_tools.rollouts.thread_reader import FACTS
 from codex_tools.rollouts.token_counter import each_request
 
-SCHEMA = 2
+SCHEMA = 4
 """Version of the tables. Raise it with any change of the tables or of the data that the readers
 produce: all rollouts are then read again."""
 
@@ -52,36 +52,42 @@ offset."""
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT);
+CREATE TABLE context (id INTEGER PRIMARY KEY, model TEXT, cwd TEXT, tier TEXT);
 CREATE TABLE file (
-    id INTEGER PRIMARY KEY, folder TEXT NOT NULL, name TEXT NOT NULL,
+    id INTEGER PRIMARY KEY, thread_id TEXT NOT NULL, folder TEXT NOT NULL, name TEXT NOT NULL,
     size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, problem TEXT,
     state TEXT NOT NULL, seal INTEGER NOT NULL,
-    text_offset INTEGER NOT NULL, text_size INTEGER NOT NULL,
-    shadowed INTEGER NOT NULL, archived INTEGER NOT NULL, active_ms INTEGER NOT NULL,
-    requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
-    output INTEGER NOT NULL, reasoning INTEGER NOT NULL, cost REAL NOT NULL,
-    unpriced INTEGER NOT NULL,
-    thread_id TEXT NOT NULL, created_ms INTEGER, cwd TEXT, git_branch TEXT, source TEXT,
-    is_subagent INTEGER NOT NULL, model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT,
-    title TEXT, turns INTEGER NOT NULL, ending TEXT NOT NULL, is_paginated INTEGER NOT NULL,
-    is_damaged INTEGER NOT NULL, own_offset INTEGER NOT NULL, bad_lines INTEGER NOT NULL,
-    limits_ms INTEGER, limits TEXT,
+    text_offset INTEGER NOT NULL, text_size INTEGER NOT NULL, own_offset INTEGER NOT NULL,
+    bad_lines INTEGER NOT NULL, limits_ms INTEGER, limits TEXT,
+    other_limits TEXT,
     UNIQUE (folder, name)
 );
 CREATE INDEX file_thread ON file (thread_id);
-CREATE INDEX file_active ON file (active_ms DESC, thread_id);
 CREATE INDEX file_faulty ON file (id) WHERE problem IS NOT NULL OR bad_lines > 0;
-CREATE INDEX file_used ON file (id) WHERE requests > 0 AND shadowed = 0;
-CREATE INDEX file_copy ON file (id) WHERE shadowed = 1;
 CREATE INDEX file_untold ON file (id) WHERE text_size < size;
 CREATE INDEX file_limits ON file (limits_ms) WHERE limits_ms IS NOT NULL;
-CREATE TABLE detail (file INTEGER PRIMARY KEY, requests TEXT NOT NULL, responses TEXT NOT NULL);
-CREATE TABLE bucket (
-    quarter INTEGER NOT NULL, file INTEGER NOT NULL, context INTEGER NOT NULL,
+CREATE INDEX file_other_limits ON file (other_limits) WHERE other_limits IS NOT NULL;
+CREATE TABLE detail (file INTEGER PRIMARY KEY, requests TEXT NOT NULL, marks TEXT NOT NULL);
+CREATE TABLE thread (
+    id INTEGER PRIMARY KEY, thread_id TEXT NOT NULL UNIQUE, files INTEGER NOT NULL,
+    copies INTEGER NOT NULL, folder TEXT NOT NULL, name TEXT NOT NULL, packed INTEGER NOT NULL,
+    archived INTEGER NOT NULL, active_ms INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
     output INTEGER NOT NULL, reasoning INTEGER NOT NULL, cost REAL NOT NULL,
-    unpriced INTEGER NOT NULL, PRIMARY KEY (quarter, file, context)
+    unpriced INTEGER NOT NULL,
+    created_ms INTEGER, cwd TEXT, git_branch TEXT, source TEXT, is_subagent INTEGER NOT NULL,
+    model TEXT, cli_version TEXT, parent_id TEXT, forked_id TEXT, agent TEXT, title TEXT,
+    turns INTEGER NOT NULL, ending TEXT NOT NULL, is_paginated INTEGER NOT NULL,
+    is_damaged INTEGER NOT NULL
+);
+CREATE INDEX thread_active ON thread (active_ms DESC, thread_id);
+CREATE INDEX thread_used ON thread (id) WHERE requests > 0;
+CREATE INDEX thread_copies ON thread (copies) WHERE copies > 0;
+CREATE TABLE bucket (
+    quarter INTEGER NOT NULL, thread INTEGER NOT NULL, context INTEGER NOT NULL,
+    requests INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL,
+    output INTEGER NOT NULL, reasoning INTEGER NOT NULL, cost REAL NOT NULL,
+    unpriced INTEGER NOT NULL, PRIMARY KEY (quarter, thread, context)
 ) WITHOUT ROWID;
 CREATE TABLE name (
     thread_id TEXT PRIMARY KEY, name TEXT NOT NULL, folded TEXT NOT NULL
@@ -90,23 +96,38 @@ CREATE VIRTUAL TABLE text USING fts5 (words, tokenize = 'unicode61 remove_diacri
 """
 
 _FILE_COLUMNS = (
-    *("id", "folder", "name", "size", "mtime_ns", "problem", "state", "seal", "text_offset"),
-    *("text_size", "shadowed", "archived", "active_ms", "requests", "input", "cached", "output"),
-    *("reasoning", "cost", "unpriced", *FACTS),
+    *("id", "thread_id", "folder", "name", "size", "mtime_ns", "problem", "state", "seal"),
+    *("text_offset", "text_size", "own_offset", "bad_lines", "limits_ms", "limits", "other_limits"),
 )
-_VALUES = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(
+THREAD_FACTS = (
+    *("created_ms", "cwd", "git_branch", "source", "is_subagent", "model", "cli_version"),
+    *("parent_id", "forked_id", "agent", "title", "turns", "ending", "is_paginated", "is_damaged"),
+)
+"""The columns of `thread` that have the names of a reader's facts."""
+_THREAD_COLUMNS = (
+    *("id", "thread_id", "files", "copies", "folder", "name", "packed", "archived", "active_ms"),
+    *("mtime_ns", "requests", "input", "cached", "output", "reasoning", "cost", "unpriced"),
+    *THREAD_FACTS,
+)
+_NULLABLE = frozenset(
     (
         *("problem", "created_ms", "cwd", "git_branch", "source", "model", "cli_version"),
-        *("parent_id", "forked_id", "title", "limits_ms", "limits"),
-    ),
-    "nullif(?, 0)",
+        *("parent_id", "forked_id", "agent", "title", "limits_ms", "limits", "other_limits"),
+    )
 )
-ADD_FILE = f"""
-INSERT INTO file ({", ".join(_FILE_COLUMNS)})
-VALUES ({", ".join(_VALUES.get(column, "?") for column in _FILE_COLUMNS)})
-"""
+
+
+def _put(table: str, columns: Sequence[str]) -> str:
+    values = {"ending": "ifnull(nullif(?, 0), '')"} | dict.fromkeys(_NULLABLE, "nullif(?, 0)")
+    given = ", ".join(values.get(column, "?") for column in columns)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({given})"
+
+
+PUT_FILE = _put("file", _FILE_COLUMNS)
 """Takes only numbers and text; 0 means none. For a value of any other type, even None and bool,
 sqlite3 searches for an adapter, which takes longer than storing the value."""
+PUT_THREAD = _put("thread", _THREAD_COLUMNS)
+"""Takes only numbers and text, as PUT_FILE."""
 PUT_BUCKET = """
 INSERT INTO bucket VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
@@ -124,9 +145,11 @@ WITH RECURSIVE leap (folder) AS (
 )
 SELECT folder FROM leap WHERE folder IS NOT NULL
 """
-AMBIGUOUS = """
-SELECT thread_id FROM file WHERE thread_id IN (SELECT value FROM json_each(CAST(? AS TEXT)))
-GROUP BY thread_id HAVING count(*) > 1 OR max(shadowed)
+COMPOSED = """
+WITH wanted (id) AS (SELECT value FROM json_each(CAST(? AS TEXT)))
+SELECT thread_id FROM file WHERE thread_id IN (SELECT id FROM wanted)
+GROUP BY thread_id HAVING count(*) > 1
+UNION SELECT thread_id FROM thread WHERE thread_id IN (SELECT id FROM wanted) AND files > 1
 """
 """Selects those of the given threads that have, or had, several files."""
 
@@ -137,31 +160,36 @@ def text_rows(file: int) -> tuple[int, int]:
 
 
 def buckets_of(
-    file: int, requests: Iterable[int], prices: Prices, models: Mapping[int, str | None]
+    thread: int,
+    requests: Iterable[int],
+    prices: Prices,
+    models: Mapping[int, tuple[str | None, str | None]],
 ) -> list[list[Any]]:
-    """Return a file's rows of `bucket`."""
+    """Return a thread's rows of `bucket`; *models* are the models and tiers of its contexts."""
     rows: dict[tuple[int, int], list[Any]] = {}
     price_of = prices.of
     row: list[Any] = []
     start, last = inf, -1
     price: Price | None = None
-    for ms, context, input_, cached, write, output, reasoning in each_request(requests):
+    for ms, context, input_, cached, write, output, reasoning, _ in each_request(requests):
         if context != last or not 0 <= ms - start < QUARTER_MS:
             # Prices change only at midnight, so never within a row.
             quarter, last = ms // QUARTER_MS, context
             start = quarter * QUARTER_MS
-            price = price_of(models[context], ms)
-            fresh = [quarter, file, context, 0, 0, 0, 0, 0, 0.0, 0]
+            model, tier = models[context]
+            price = price_of(model, ms, tier)
+            fresh = [quarter, thread, context, 0, 0, 0, 0, 0, 0.0, 0]
             row = rows.setdefault((quarter, context), fresh)
         row[3] += 1
         row[4] += input_
         row[5] += cached
         row[6] += output
         row[7] += reasoning
-        if price is None:
+        cost = None if price is None else price.cost(input_, cached, write, output)
+        if cost is None:
             row[9] += 1
         else:
-            row[8] += price.cost(input_, cached, write, output)
+            row[8] += cost
     return list(rows.values())
 
 
@@ -172,12 +200,14 @@ def totals_of(buckets: list[list[Any]]) -> list[Any]:
     return [sum(column) for column in zip(*buckets, strict=True)][3:] or [0, 0, 0, 0, 0, 0.0, 0]
 
 
-def drop_buckets(db: sqlite3.Connection, id_: int) -> None:
-    """Delete a file's rows of `bucket`; its row of `detail` remains."""
-    row = db.execute("SELECT requests FROM detail WHERE file = ?", (id_,)).fetchone()
-    if row is not None:
-        keys = {(r[0] // QUARTER_MS, id_, r[1]) for r in each_request(orjson.loads(row[0]))}
-        db.executemany("DELETE FROM bucket WHERE quarter = ? AND file = ? AND context = ?", keys)
+def drop_buckets(db: sqlite3.Connection, thread: int, files: Iterable[int]) -> None:
+    """Delete a thread's rows of `bucket`; *files* are those that it was made of."""
+    keys: set[tuple[int, int, int]] = set()
+    for file in files:
+        row = db.execute("SELECT requests FROM detail WHERE file = ?", (file,)).fetchone()
+        if row is not None:
+            keys |= {(r[0] // QUARTER_MS, thread, r[1]) for r in each_request(orjson.loads(row[0]))}
+    db.executemany("DELETE FROM bucket WHERE quarter = ? AND thread = ? AND context = ?", keys)
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import folder_names, in_roots
 from codex_tools.codex.program import Program
 from codex_tools.history.index import Progress, ThreadIndex
+from codex_tools.history.indexer import read_rollouts
 from codex_tools.history.search_text import fold
 from codex_tools.history.tables import judge_roots, tokens
 from codex_tools.history.times import iso
 from codex_tools.history.writer_locks import WriterLocks
-from codex_tools.rollouts.files import PACKED
+from codex_tools.rollouts.segments import join
+from codex_tools.rollouts.turn_reader import Segment
 
 COLD_FILES = 500
 """Number of unread files above which a first page does not wait for all of them."""
@@ -36,10 +38,11 @@ _LATE_MS = 2000
 time."""
 
 _COLUMNS = (
-    "f.thread_id, f.folder, f.name, f.title, f.cwd, f.git_branch, f.source, f.model,"
-    " f.cli_version, f.created_ms, f.active_ms, f.turns, f.ending, f.input, f.cached, f.output,"
-    " f.reasoning, f.cost, f.unpriced, f.parent_id, f.forked_id, f.archived, f.is_paginated,"
-    " f.is_damaged, f.mtime_ns, (SELECT n.name FROM name n WHERE n.thread_id = f.thread_id)"
+    "t.thread_id, t.folder, t.name, t.title, t.cwd, t.git_branch, t.source, t.model,"
+    " t.cli_version, t.created_ms, t.active_ms, t.turns, t.ending, t.input, t.cached, t.output,"
+    " t.reasoning, t.cost, t.unpriced, t.parent_id, t.forked_id, t.archived, t.is_paginated,"
+    " t.is_damaged, t.mtime_ns, t.packed, t.agent,"
+    " (SELECT n.name FROM name n WHERE n.thread_id = t.thread_id)"
 )
 
 
@@ -108,12 +111,12 @@ class ThreadList:
             judge_roots(db, query.roots)
             total = None
             if not left:
-                counted = db.execute(f"SELECT count(*) FROM file f WHERE {where}", values)
+                counted = db.execute(f"SELECT count(*) FROM thread t WHERE {where}", values)
                 total = counted.fetchone()[0]
             after, position = _after(query.cursor)
             rows = db.execute(
-                f"SELECT {_COLUMNS} FROM file f WHERE {where}{after}"
-                " ORDER BY f.active_ms DESC, f.thread_id LIMIT ?",
+                f"SELECT {_COLUMNS} FROM thread t WHERE {where}{after}"
+                " ORDER BY t.active_ms DESC, t.thread_id LIMIT ?",
                 (*values, *position, query.limit + 1),
             ).fetchall()
         shown = rows[: query.limit]
@@ -124,31 +127,35 @@ class ThreadList:
             total=total,
         )
 
-    def one(self, thread_id: str, roots: Sequence[Path]) -> tuple[Json, Path] | None:
-        """Return a thread and its rollout, or None if no thread inside *roots* has that id."""
+    def one(self, thread_id: str, roots: Sequence[Path]) -> tuple[Json, list[Segment]] | None:
+        """Return a thread and its history, or None if no thread inside *roots* has that id."""
         with self._history.opened() as db:
             row = db.execute(
-                f"SELECT {_COLUMNS} FROM file f"
-                " WHERE f.thread_id = ? AND f.shadowed = 0 AND f.problem IS NULL",
-                (thread_id,),
+                f"SELECT {_COLUMNS} FROM thread t WHERE t.thread_id = ?", (thread_id,)
             ).fetchone()
-        if row is None:
-            return None
-        thread = self._thread(row)
-        if not in_roots(thread["cwd"], roots):
-            return None
-        return thread, Path(thread["rollout_path"])
+            if row is None:
+                return None
+            thread = self._thread(row)
+            if not in_roots(thread["cwd"], roots):
+                return None
+            history = join(read_rollouts(db, thread_id)).history
+        home = self._history.home
+        return thread, [
+            Segment(home / each.folder / each.name, each.marks, each.facts["offset"], each.requests)
+            for each in history
+        ]
 
     def _thread(self, row: tuple[Any, ...]) -> Json:
         (
             thread_id, folder, file_name, title, cwd, git_branch, source, model, cli_version,
             created_ms, active_ms, turns, ending, input_, cached, output, reasoning, cost,
-            unpriced, parent_id, forked_id, archived, paginated, damaged, mtime_ns, name,
+            unpriced, parent_id, forked_id, archived, paginated, damaged, mtime_ns, packed,
+            agent, name,
         ) = row  # fmt: skip
-        packed = file_name.endswith(PACKED)
         return {
             "thread_id": thread_id,
-            "name": name,
+            # The task of a sub-agent may be encrypted (0.144.0), and then there is no title.
+            "name": name or (agent if title is None else None),
             "title": None if title is None else title[:120],
             "cwd": cwd,
             "git_branch": git_branch,
@@ -158,7 +165,7 @@ class ThreadList:
             "created_at": iso(created_ms),
             "last_active_at": iso(active_ms),
             "turn_count": turns,
-            "status": self._status(thread_id, ending, mtime_ns),
+            "status": self._status(thread_id, ending, active_ms, mtime_ns),
             "usage": tokens(input_, cached, output, reasoning),
             "cost_usd": None if unpriced else round(cost, 6),
             "parent_thread_id": parent_id,
@@ -168,7 +175,7 @@ class ThreadList:
             "resumable": not archived and not damaged and self._knows(paginated, packed),
         }
 
-    def _status(self, thread_id: str, ending: str, mtime_ns: int) -> str:
+    def _status(self, thread_id: str, ending: str, active_ms: int, mtime_ns: int) -> str:
         if ending in ("completed", "failed", "interrupted"):
             return ending
         if ending == "answered":
@@ -176,7 +183,8 @@ class ThreadList:
         if not ending:
             return "unknown"
         held = self._writers.holds(thread_id)
-        fresh = time.time() - mtime_ns / 1e9 < FRESH_S
+        # A copy of a home has new modification times, but the times in its lines are old.
+        fresh = abs(time.time() - min(active_ms / 1e3, mtime_ns / 1e9)) < FRESH_S
         if held or (fresh and not (ending == "open" and self._writers.are_told)):
             return "running"
         # Codex 0.60.1 records no end of a turn that failed or was killed.
@@ -217,13 +225,13 @@ def newest_thread(
     with index.opened() as db:
         judge_roots(db, roots)
         if cwd is not None:
-            folders = db.execute("SELECT DISTINCT cwd FROM file WHERE cwd IS NOT NULL").fetchall()
+            folders = db.execute("SELECT DISTINCT cwd FROM thread WHERE cwd IS NOT NULL").fetchall()
             aliases = (name for (name,) in folders if os.path.realpath(name) == str(cwd))
             query = replace(query, exact_cwd=(*query.exact_cwd, *aliases))
         where, values = conditions(query)
         row = db.execute(
-            f"SELECT f.thread_id FROM file f WHERE {where}"
-            " ORDER BY f.active_ms DESC, f.thread_id LIMIT 1",
+            f"SELECT t.thread_id FROM thread t WHERE {where}"
+            " ORDER BY t.active_ms DESC, t.thread_id LIMIT 1",
             values,
         ).fetchone()
     if left:
@@ -233,7 +241,7 @@ def newest_thread(
 
 def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
     """Return the WHERE clause for *query*, without its cursor, and the clause's values."""
-    parts = ["f.shadowed = 0 AND f.problem IS NULL"]
+    parts = ["1"]
     values: list[Any] = []
 
     def add(part: str, *some: Any) -> None:
@@ -241,35 +249,38 @@ def conditions(query: ThreadQuery) -> tuple[str, list[Any]]:
         values.extend(some)
 
     if not query.include_archived:
-        add("f.archived = 0")
+        add("t.archived = 0")
     if not query.include_subagents and query.source != "subagent":
-        add("f.is_subagent = 0")
+        add("t.is_subagent = 0")
     if query.cwd:
         below: list[Any] = []
         for folder in (cwd.rstrip("/") for cwd in query.cwd):
             below += [folder or "/", len(folder) + 1, f"{folder}/"]
-        each = " OR ".join(["f.cwd = ? OR substr(f.cwd, 1, ?) = ?"] * len(query.cwd))
+        each = " OR ".join(["t.cwd = ? OR substr(t.cwd, 1, ?) = ?"] * len(query.cwd))
         add(f"({each})", *below)
     if query.exact_cwd:
-        add(f"f.cwd IN ({', '.join('?' * len(query.exact_cwd))})", *query.exact_cwd)
+        add(f"t.cwd IN ({', '.join('?' * len(query.exact_cwd))})", *query.exact_cwd)
     if query.roots:
-        add("in_roots(f.cwd)")
+        add("in_roots(t.cwd)")
     if query.since_ms is not None:
-        add("f.active_ms >= ?", query.since_ms)
+        add("t.active_ms >= ?", query.since_ms)
     if query.until_ms is not None:
-        add("f.active_ms < ?", query.until_ms)
+        add("t.active_ms < ?", query.until_ms)
     if query.model is not None:
-        add("f.model = ? COLLATE NOCASE", query.model)
+        add("t.model = ? COLLATE NOCASE", query.model)
     if query.source is not None:
-        add("f.source = ?", query.source)
+        add("t.source = ?", query.source)
     for word in _words(query.words or ""):
         found, pattern = _match(word)
         add(
-            f"(f.id IN (SELECT rowid >> 20 FROM text WHERE {found}) OR f.thread_id IN"
-            " (SELECT thread_id FROM name WHERE instr(folded, ?)) OR f.thread_id = ?)",
+            f"(t.thread_id IN (SELECT f.thread_id FROM file f WHERE f.id IN"
+            f" (SELECT rowid >> 20 FROM text WHERE {found})) OR t.thread_id IN"
+            " (SELECT thread_id FROM name WHERE instr(folded, ?)) OR t.thread_id = ?"
+            " OR instr(lower(t.agent), ?))",
             pattern,
             fold(word),
             word.lower(),
+            fold(word),
         )
     return " AND ".join(parts), values
 
@@ -287,8 +298,8 @@ def enough_for(query: ThreadQuery) -> Any:
         judge_roots(db, query.roots)
         later_ms = next_mtime_ns // 1_000_000 + _LATE_MS
         (count,) = db.execute(
-            "SELECT count(*) FROM (SELECT 1 FROM file f"
-            f" WHERE {where}{after} AND f.active_ms > ? LIMIT ?)",
+            "SELECT count(*) FROM (SELECT 1 FROM thread t"
+            f" WHERE {where}{after} AND t.active_ms > ? LIMIT ?)",
             (*values, *position, later_ms, query.limit + 1),
         ).fetchone()
         return count > query.limit
@@ -303,7 +314,7 @@ def _after(cursor: str | None) -> tuple[str, tuple[Any, ...]]:
     if found is None:
         raise ValueError("cursor must be the next_cursor of an earlier page")
     at, thread_id = int(found[1]), found[2]
-    return " AND (f.active_ms < ? OR (f.active_ms = ? AND f.thread_id > ?))", (at, at, thread_id)
+    return " AND (t.active_ms < ? OR (t.active_ms = ? AND t.thread_id > ?))", (at, at, thread_id)
 
 
 def _words(text: str) -> list[str]:

@@ -17,7 +17,8 @@ from codex_tools.codex.masking import quote, shorten
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import ThreadList
 from codex_tools.history.times import iso
-from codex_tools.rollouts.turn_reader import Turn, read_turns
+from codex_tools.rollouts.turn_builder import Turn
+from codex_tools.rollouts.turn_reader import read_turns
 
 PAGE_TURNS = 20
 """Turns per page, at most."""
@@ -63,9 +64,9 @@ def read_transcript(
     found = ThreadList(history, state_dir, None).one(thread_id, roots)
     if found is None:
         raise no_thread(thread_id, roots)
-    thread, path = found
+    thread, segments = found
     try:
-        turns, first = read_turns(path, before, PAGE_TURNS)
+        turns, first = read_turns(segments, before, PAGE_TURNS)
     except OSError as error:
         raise ThreadNotFound(
             f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."
@@ -116,6 +117,8 @@ def _turn(number: int, turn: Turn) -> str:
     parts = [" · ".join([f"## Turn {number}", *(clean(fact) for fact in facts if fact)])]
     if turn.prompt is not None:
         parts.append(f"Prompt:\n\n{_quoted(turn.prompt)}")
+    if turn.recorded_prompt is not None:
+        parts.append(f"Prompt as recorded, with its context:\n\n{_quoted(turn.recorded_prompt)}")
     if turn.commands:
         parts.append("\n".join(_command(*command) for command in turn.commands))
     if turn.files:

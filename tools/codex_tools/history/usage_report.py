@@ -7,12 +7,11 @@ quarter, the requests of that quarter are counted one by one.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import orjson
 
@@ -20,15 +19,20 @@ from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import folder_names, is_inside
 from codex_tools.history.index import Progress, ThreadIndex
+from codex_tools.history.indexer import requests_of
+from codex_tools.history.rate_limits import newest_limits
 from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, judge_roots, tokens
-from codex_tools.history.times import Unit, instant, iso, period_of, zone_of
-from codex_tools.rollouts.line import parse_line
+from codex_tools.history.times import Unit, instant, period_of, zone_of
+from codex_tools.pricing.tiers import tier_named
 from codex_tools.rollouts.token_counter import each_request
 
 GroupBy = Literal["day", "week", "month", "model", "cwd", "thread"]
 
 GROUPS_LIMIT = 1000
 """Groups of a report, at most; a home may contain a hundred thousand threads."""
+
+NAMES_SHOWN = 10
+"""Models without a price that a note names, at most."""
 
 _LAST_QUARTER = 2**60
 _UNITS = ("day", "week", "month")
@@ -38,13 +42,13 @@ _SUMMED = (
 )
 
 _SUMS = (
-    "count(DISTINCT b.file), sum(b.requests), sum(b.input), sum(b.cached), sum(b.output),"
+    "count(DISTINCT b.thread), sum(b.requests), sum(b.input), sum(b.cached), sum(b.output),"
     " sum(b.reasoning), sum(b.cost), sum(b.unpriced)"
 )
 _PART_COLUMNS = (
-    "quarter INTEGER, file INTEGER, context INTEGER, requests INTEGER, input INTEGER,"
+    "quarter INTEGER, thread INTEGER, context INTEGER, requests INTEGER, input INTEGER,"
     " cached INTEGER, output INTEGER, reasoning INTEGER, cost REAL, unpriced INTEGER,"
-    " PRIMARY KEY (quarter, file, context)"
+    " PRIMARY KEY (quarter, thread, context)"
 )
 
 
@@ -102,7 +106,7 @@ def find_usage(
     except ValueError as error:
         raise InvalidArguments([str(error)]) from None
     history.refresh(progress)
-    return report(history, query) | {"error": None}
+    return report(history, query) | {"budget": None, "error": None}
 
 
 def report(history: ThreadIndex, query: UsageQuery) -> Json:
@@ -135,13 +139,15 @@ class _Report:
                 groups = list(self._by_kind(notes))
             totals = self._sum(groups) if self._is_whole else self._totals()
             unpriced = self._unpriced() if totals["cost_usd"] is None else []
+            notes[:0] = self._cost_notes(totals["cost_usd_known"], unpriced)
         finally:
             db.execute("DROP TABLE IF EXISTS temp.part")
         inside = "in_roots(cwd)" if query.roots else "1"
-        (files,) = db.execute(f"SELECT count(*) FROM file WHERE {inside}").fetchone()
+        (threads,) = db.execute(f"SELECT count(*) FROM thread WHERE {inside}").fetchone()
         unreadable, bad_lines, copies = _faults(db, inside)
         if unreadable:
-            names = [name for (name,) in db.execute(_UNREADABLE.format(inside)).fetchall()]
+            found = db.execute(_UNREADABLE.format(_in_threads(inside))).fetchall()
+            names = [name for (name,) in found]
             more = ", ..." if unreadable > len(names) else ""
             notes.append(f"{unreadable} files are not readable rollouts: {', '.join(names)}{more}")
         if bad_lines:
@@ -155,8 +161,8 @@ class _Report:
             "totals": totals,
             "groups": groups,
             "rate_limits": newest_limits(db),
-            "unpriced_models": unpriced,
-            "sessions_read": files - unreadable - copies,
+            "unpriced_models": sorted({model for model, _ in unpriced}),
+            "sessions_read": threads,
             "unreadable": unreadable,
             "prices": prices[0] if prices is not None else None,
             "notes": [*notes, *self._history.notes],
@@ -186,17 +192,20 @@ class _Report:
         """Add the requests of a *quarter* that are within the range to the table `part`."""
         since, until = max(since, quarter * QUARTER_MS), min(until, (quarter + 1) * QUARTER_MS)
         db = self._db
-        files = db.execute("SELECT DISTINCT file FROM bucket WHERE quarter = ?", (quarter,))
-        contexts = dict(db.execute("SELECT id, model FROM context").fetchall())
+        threads = db.execute(
+            "SELECT t.id, t.thread_id, t.files FROM thread t"
+            " WHERE t.id IN (SELECT thread FROM bucket WHERE quarter = ?)",
+            (quarter,),
+        ).fetchall()
+        rows = db.execute("SELECT id, model, tier FROM context").fetchall()
+        contexts = {id_: (model, tier) for id_, model, tier in rows}
         put = PUT_BUCKET.replace("INTO bucket", "INTO temp.part")
-        for (file,) in files.fetchall():
-            row = db.execute("SELECT requests FROM detail WHERE file = ?", (file,)).fetchone()
+        for id_, thread_id, files in threads:
             some: list[int] = []
-            for request in each_request(orjson.loads(row[0])):
+            for request in each_request(requests_of(db, id_, thread_id, files)):
                 if since <= request[0] < until:
                     some += request
-            rows = buckets_of(file, some, self._history.prices, contexts)
-            db.executemany(put, rows)
+            db.executemany(put, buckets_of(id_, some, self._history.prices, contexts))
 
     def _conditions(self) -> tuple[str, list[Any]]:
         query, db = self._query, self._db
@@ -212,11 +221,11 @@ class _Report:
             conditions.append("b.context IN (SELECT value FROM json_each(?))")
             values.append(orjson.dumps(wanted).decode())
         if query.thread_id is not None:
-            conditions.append("b.file IN (SELECT id FROM file WHERE thread_id = ?)")
+            conditions.append("b.thread IN (SELECT id FROM thread WHERE thread_id = ?)")
             values.append(query.thread_id)
         if query.roots:
             # What a thread did in another folder, before it came into a root, is not counted.
-            conditions.append("b.file IN (SELECT id FROM file WHERE in_roots(cwd))")
+            conditions.append("b.thread IN (SELECT id FROM thread WHERE in_roots(cwd))")
             conditions.append("b.context IN (SELECT id FROM context WHERE in_roots(cwd))")
         return "".join(f" AND {each}" for each in conditions), values
 
@@ -247,7 +256,7 @@ class _Report:
         """Yield a row for each model, folder or thread, in descending order of tokens."""
         match self._query.group_by:
             case "thread":
-                key, join = "f.thread_id", " JOIN file f ON f.id = b.file"
+                key, join = "t.thread_id", " JOIN thread t ON t.id = b.thread"
             case kind:
                 key, join = f"c.{kind}", " JOIN context c ON c.id = b.context"
         rows = self._db.execute(
@@ -275,9 +284,7 @@ class _Report:
     def _sum(self, groups: list[Json]) -> Json:
         """Return the totals of all *groups*; a thread in several groups counts once."""
         sums = {key: sum(group[key] for group in groups) for key in _SUMMED}
-        (threads,) = self._db.execute(
-            "SELECT count(*) FROM file WHERE requests > 0 AND shadowed = 0"
-        ).fetchone()
+        (threads,) = self._db.execute("SELECT count(*) FROM thread WHERE requests > 0").fetchone()
         known = round(self._cost, 6)
         priced = all(group["cost_usd"] is not None for group in groups)
         return {
@@ -294,43 +301,55 @@ class _Report:
         ).fetchone()
         return _row(*sums)
 
-    def _unpriced(self) -> list[str]:
+    def _unpriced(self) -> list[tuple[str, str]]:
+        """Return the models of requests without a price, and their tiers; "" is the standard."""
         rows = self._db.execute(
-            f"SELECT DISTINCT c.model FROM {self._table} b JOIN context c ON c.id = b.context"
+            "SELECT DISTINCT c.model, c.tier"
+            f" FROM {self._table} b JOIN context c ON c.id = b.context"
             f" WHERE b.unpriced > 0 AND b.quarter >= ? AND b.quarter < ?{self._where}",
             (self._first, self._last, *self._values),
         )
-        return sorted(model or "unknown" for (model,) in rows)
+        return sorted({(model or "unknown", tier_named(tier) or "") for model, tier in rows})
+
+    def _cost_notes(self, known: float, unpriced: list[tuple[str, str]]) -> Iterator[str]:
+        """Yield a note about requests without a price, and one about prices of service tiers."""
+        if unpriced:
+            names = [
+                f"{model} in the service tier {tier}" if tier else model for model, tier in unpriced
+            ]
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            cost = f"at least ${known:,.{2 if known >= 0.1 else 6}f}" if known else "unknown"
+            yield (
+                f"Cost: {cost}; no price for {', '.join(names[:NAMES_SHOWN])}{more}."
+                " To give one, use the option --prices FILE."
+            )
+        tiers = self._priced_tiers()
+        if tiers:
+            counts = " and ".join(f"{count} in {tier}" for tier, count in sorted(tiers.items()))
+            yield (
+                f"Requests with the price of a service tier: {counts}. Codex recorded these tiers;"
+                " a request that the provider served in the standard tier cost the standard price."
+            )
+
+    def _priced_tiers(self) -> dict[str, int]:
+        """Return the number of priced requests in each service tier but the standard one."""
+        counts: dict[str, int] = {}
+        db = self._db
+        tiers = db.execute("SELECT DISTINCT tier FROM context WHERE tier IS NOT NULL").fetchall()
+        for tier in (tier for (tier,) in tiers if tier_named(tier) is not None):
+            (count,) = db.execute(
+                f"SELECT sum(b.requests - b.unpriced) FROM {self._table} b"
+                " WHERE b.context IN (SELECT id FROM context WHERE tier = ?)"
+                f" AND b.quarter >= ? AND b.quarter < ?{self._where}",
+                (tier, self._first, self._last, *self._values),
+            ).fetchone()
+            if count:
+                name = tier_named(tier) or ""
+                counts[name] = counts.get(name, 0) + count
+        return counts
 
 
-_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL AND {} ORDER BY id LIMIT 3"
-
-
-def newest_limits(db: sqlite3.Connection) -> Json | None:
-    """Return the newest rate limits that Codex recorded in any thread; None if there are none."""
-    rows = db.execute(
-        "SELECT limits_ms, limits FROM file WHERE limits_ms IS NOT NULL ORDER BY limits_ms DESC"
-    )
-    for at_ms, text in rows:
-        limits = parse_line(text) or {}
-        if isinstance(limits.get("primary"), dict):
-            return _limits(limits, at_ms)
-    return None
-
-
-def _limits(limits: Json, at_ms: int) -> Json:
-    now = time.time()
-    account: object = limits.get("credits")
-    return {
-        "observed_at": iso(at_ms),
-        "age_s": max(0, round(now - at_ms / 1000)),
-        "plan_type": limits.get("plan_type") if isinstance(limits.get("plan_type"), str) else None,
-        "primary": _window(limits.get("primary"), now),
-        "secondary": _window(limits.get("secondary"), now),
-        "credits_balance": str(cast(Json, account)["balance"])
-        if isinstance(account, dict) and cast(Json, account).get("balance") is not None
-        else None,
-    }
+_UNREADABLE = "SELECT name FROM file WHERE problem IS NOT NULL AND size > 0{} ORDER BY id LIMIT 3"
 
 
 def _row(
@@ -353,29 +372,25 @@ def _row(
     }
 
 
-def _window(window: object, now: float) -> Json | None:
-    if not isinstance(window, dict):
-        return None
-    used, minutes, resets = (
-        cast(Json, window).get(key) for key in ("used_percent", "window_minutes", "resets_at")
-    )
-    known = resets if isinstance(resets, int | float) and 0 <= resets < 10**12 else None
-    return {
-        "used_percent": float(used) if isinstance(used, int | float) else None,
-        "window_minutes": int(minutes) if isinstance(minutes, int | float) else None,
-        "resets_at": None if known is None else iso(round(known * 1000)),
-        "expired": known is not None and known <= now,
-    }
-
-
 def _faults(db: sqlite3.Connection, inside: str) -> tuple[int, int, int]:
     """Return the number of unreadable files, of bad lines in the others, and of copies.
 
-    *inside* is the condition of SQL for the files that may be counted.
+    *inside* is the condition of SQL for the threads that may be counted.
     """
+    where = _in_threads(inside)
     unreadable, bad_lines = db.execute(
+        # A run that is cancelled at once leaves an empty file (0.171.0).
         "SELECT count(problem), sum(CASE WHEN problem IS NULL THEN bad_lines END) FROM file"
-        f" WHERE (problem IS NOT NULL OR bad_lines > 0) AND {inside}"
+        f" WHERE (problem IS NOT NULL AND size > 0 OR bad_lines > 0){where}"
     ).fetchone()
-    (copies,) = db.execute(f"SELECT count(*) FROM file WHERE shadowed = 1 AND {inside}").fetchone()
+    (copies,) = db.execute(
+        f"SELECT ifnull(sum(copies), 0) FROM thread WHERE copies > 0 AND {inside}"
+    ).fetchone()
     return unreadable, bad_lines or 0, copies
+
+
+def _in_threads(inside: str) -> str:
+    """Return the condition of SQL for the files of the threads that may be counted."""
+    if inside == "1":
+        return ""
+    return f" AND thread_id IN (SELECT thread_id FROM thread WHERE {inside})"

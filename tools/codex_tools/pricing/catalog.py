@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from genai_prices.types import MatchLogic, ModelInfo, ModelPrice, TieredPrices
 
-FORMAT = 1
+FORMAT = 2
 """Number of the rules by which this package finds prices, and of the cache file's format.
 
 Raise it with every change that may give another price for the same request, and

@@ -1,8 +1,9 @@
-"""Find the price of a request: by its model and by the time at which it was made.
+"""Find the price of a request: by its model, its time and its service tier.
 
-The operator's own prices come first, then those of the library genai-prices, for
-OpenAI's models and the standard service tier. Nothing is fetched from the network.
-A model that neither knows has no price; its cost is unknown, never 0.
+The operator's own prices come first, then those of the library genai-prices for
+OpenAI's models. Both are prices of the standard tier; another tier multiplies them
+(`tiers`). Nothing is fetched from the network. A model or a tier that neither knows
+has no price; its cost is unknown, never 0.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, cast
 from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.pricing.catalog import FORMAT, SIZE_LIMIT, Catalog
 from codex_tools.pricing.price import Price, Timeline
+from codex_tools.pricing.tiers import Factor, factor_of, tier_named
 
 _SELLERS = ("openai", "azure", "openrouter")
 """Prefixes (`openai/gpt-5.2`) under which a model costs what OpenAI charges for it."""
@@ -38,14 +40,20 @@ class Prices:
         overrides: The operator's prices by model.
         catalog: The prices of genai-prices.
         overrides_hash: A hash of the file that *overrides* come from.
+        own_factors: The operator's factors by model and service tier.
     """
 
     def __init__(
-        self, overrides: Mapping[str, Price], catalog: Catalog, overrides_hash: str = ""
+        self,
+        overrides: Mapping[str, Price],
+        catalog: Catalog,
+        overrides_hash: str = "",
+        own_factors: Mapping[str, Mapping[str, Factor]] | None = None,
     ) -> None:
         self._overrides, self._catalog = overrides, catalog
         self._overrides_hash = overrides_hash
-        self._found: dict[str | None, Timeline] = {None: ()}
+        self._own_factors = own_factors or {}
+        self._found: dict[tuple[str | None, str | None], Timeline] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -63,7 +71,7 @@ class Prices:
         more = f" with {count} override{'s' * (count != 1)}" if count else ""
         return f"genai-prices {self._catalog.version}{more}"
 
-    def of(self, model: str | None, at_ms: int) -> Price | None:
+    def of(self, model: str | None, at_ms: int, tier: str | None = None) -> Price | None:
         """Return the price of a request to *model*, or None if it is unknown.
 
         The first call for a model without an override reads the cache file of
@@ -72,17 +80,35 @@ class Prices:
         Args:
             model: The model's id as Codex recorded it.
             at_ms: The time of the request, in milliseconds of Unix time.
+            tier: The service tier as Codex recorded it; None for the standard tier.
         """
         try:
-            timeline = self._found[model]
+            timeline = self._found[model, tier]
         except KeyError:
-            timeline = self._found[model] = self._find(cast(str, model))
+            timeline = self._found[model, tier] = self._find(model, tier_named(tier))
         for start_ms, price in timeline:
             if at_ms >= start_ms:
                 return price
         return None
 
-    def _find(self, model: str) -> Timeline:
+    def _find(self, model: str | None, tier: str | None) -> Timeline:
+        timeline = () if model is None else self._standard(model)
+        if model is None or tier is None:
+            return timeline
+        factor = self._factor(model, tier)
+        if factor is None:
+            return ()
+        return tuple((start, price.times(*factor)) for start, price in timeline)
+
+    def _factor(self, model: str, tier: str) -> Factor | None:
+        """Return the factor of *tier* for *model*: the operator's own, or that of the table."""
+        for name in _names(model):
+            if (factor := self._own_factors.get(name, {}).get(tier)) is not None:
+                return factor
+        return next(filter(None, (factor_of(tier, name) for name in _names(model))), None)
+
+    def _standard(self, model: str) -> Timeline:
+        """Return the prices of *model* in the standard tier."""
         for name in _names(model):
             if (price := self._overrides.get(name)) is not None:
                 return ((-inf, price),)
@@ -105,12 +131,12 @@ def read_prices(overrides: Path | None = None) -> Prices:
 
     try:
         content = read_foreign(overrides, SIZE_LIMIT, follow=True)
-        own = _parse(content)
+        own, factors = _parse(content)
     except OSError as error:
         raise ValueError(f"{overrides} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{overrides}: {error}") from error
-    return Prices(own, Catalog(), sha256(content).hexdigest())
+    return Prices(own, Catalog(), sha256(content).hexdigest(), factors)
 
 
 def _names(model: str) -> Iterator[str]:
@@ -128,8 +154,8 @@ def _names(model: str) -> Iterator[str]:
         name = rest
 
 
-def _parse(content: bytes) -> dict[str, Price]:
-    """Return the operator's prices by the names of their models, in lower case.
+def _parse(content: bytes) -> tuple[dict[str, Price], dict[str, dict[str, Factor]]]:
+    """Return the operator's prices, and factors of tiers, by their models' names in lower case.
 
     Raises:
         ValueError: *content* is not TOML, or has an unknown, missing or wrong value.
@@ -138,13 +164,15 @@ def _parse(content: bytes) -> dict[str, Price]:
 
     document = _checked_table(tomllib.loads(content.decode()), "", ("models",))
     prices: dict[str, Price] = {}
+    factors: dict[str, dict[str, Factor]] = {}
     for model, value in _checked_table(document.get("models", {}), "models").items():
         name, where = model.strip().lower(), f'models."{model}"'
         if name in prices:
             raise ValueError(
                 f"{where} is there twice: case and spaces at the ends of a name do not count"
             )
-        table = _checked_table(value, where, (*_RATES, "long_context"))
+        table = _checked_table(value, where, (*_RATES, "long_context", "tiers"))
+        factors[name] = _factors(table.get("tiers", {}), f"{where}.tiers")
         rates, above, beyond = _rates(table, where), inf, None
         if "long_context" in table:
             where += ".long_context"
@@ -155,7 +183,7 @@ def _parse(content: bytes) -> dict[str, Price]:
                     f"{where}.above must be a whole number of tokens from 0 to {_MAX_VALUE:,}"
                 )
         prices[name] = Price(*rates, above, beyond)
-    return prices
+    return prices, factors
 
 
 def _checked_table(
@@ -198,6 +226,22 @@ def _rates(table: dict[str, Any], where: str) -> tuple[float, float, float, floa
             raise ValueError(f"{where}.{key} must be a number from 0 to {_MAX_VALUE:,}")
     plain, cached, cache_write, output = (rate / 1e6 for rate in rates.values())
     return plain, cached, cache_write, output
+
+
+def _factors(value: object, where: str) -> dict[str, Factor]:
+    """Return the operator's factors by the names of their tiers.
+
+    Raises:
+        ValueError: *value* is no table, or one of its values is no number or too large.
+    """
+    factors: dict[str, Factor] = {}
+    for tier, times in _checked_table(value, where).items():
+        if not _is_number(times):
+            raise ValueError(f"{where}.{tier} must be a number from 0 to {_MAX_VALUE:,}")
+        if (name := tier_named(tier)) is None:
+            raise ValueError(f"{where}.{tier} is the standard tier, which costs the rates above")
+        factors[name] = Factor(times)
+    return factors
 
 
 def _is_number(value: object) -> bool:

@@ -1,1 +1,1 @@
-"""Read one rollout: its requests, its turns and the state of its thread."""
+"""Read the rollouts of a thread: its requests, its turns and its state."""

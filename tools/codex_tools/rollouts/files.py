@@ -3,15 +3,21 @@
 A rollout is `$CODEX_HOME/sessions/YYYY/MM/DD/rollout-<local time>-<thread id>.jsonl`, or
 `.jsonl.zst` once Codex has compressed it. `archived_sessions/` has no date folders. Codex
 appends one JSON object per line; only `codex migrate-rollouts` and compression rewrite a file.
-These shapes were seen on 0.60.1 to 0.169.0.
+These shapes were seen on 0.60.1 to 0.171.0.
+
+A thread may have several rollouts, its segments. The name of each later one ends with
+`-<thread id>_<segment id>`; the first segment has the thread's id. Both ids are UUIDs of version
+7, so segments sort by age. Codex begins a segment when a person takes turns back (0.163.0 to
+0.171.0).
 """
 
 from __future__ import annotations
 
-import io
 import os
+import re
 import sys
-from collections.abc import Generator, Iterator
+import tempfile
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,8 +39,12 @@ BLOCK = 256 * 1024
 UNPACKED_LIMIT = 1024 * 1024 * 1024
 """Most bytes of a compressed rollout's content: 32 KB on disk can hold 1 GB."""
 
-_ID_LENGTH = 36
-"""Characters of a UUID."""
+_SPOOLED = 16 * 1024 * 1024
+"""Bytes of a compressed rollout's content that are kept in memory; more goes to a file."""
+
+_UUID = "[0-9A-Za-z]{8}-[0-9A-Za-z]{4}-[0-9A-Za-z]{4}-[0-9A-Za-z]{4}-[0-9A-Za-z]{12}"
+_IDS = re.compile(f"-({_UUID})(?:_({_UUID}))?")
+"""The ids in a rollout's name; a file manager may have added something behind them."""
 _FRAME_HEAD = 18
 """Bytes of the longest zstd frame header."""
 
@@ -49,26 +59,56 @@ def is_rollout(name: str) -> bool:
     return name.startswith("rollout-") and name.endswith(ENDINGS)
 
 
-def thread_id_of(name: str) -> str:
-    """Return the thread id in the file name of a rollout."""
-    return name.partition(".jsonl")[0][-_ID_LENGTH:]
+def ids_of(name: str) -> tuple[str, str]:
+    """Return the ids of the thread and of the segment in a rollout's name; "" if it has none.
+
+    Both are equal for a thread's first segment.
+    """
+    found = _IDS.search(name)
+    return (found[1], found[2] or found[1]) if found else ("", "")
 
 
-def find_rollout(home: Path, thread_id: str) -> Path | None:
-    """Return the path of the rollout of *thread_id* in `sessions`; None if there is none."""
+def find_rollouts(home: Path, thread_id: str) -> list[Path]:
+    """Return one rollout for each segment of *thread_id* in `sessions`, the oldest segment first.
+
+    Of several copies of a segment, it is the one with the shortest name.
+    """
     sessions = home / SESSIONS
-    # A UUID of version 7 contains the day, except for the time zone. Otherwise search all days.
-    for folder in (*_days_of(sessions, thread_id), sessions):
-        found = [path for path in rollouts_below(folder) if _is_of(path, thread_id)]
-        if found:
-            return Path(min(found, key=len))
-    return None
+    # Later segments are in the folders of later days.
+    for folders in (_folders_since(sessions, thread_id), [sessions]):
+        if found := _segments_in(folders, thread_id):
+            return found
+    return []
 
 
-def find_archived(home: Path, thread_id: str) -> Path | None:
-    """Return the path of the rollout of *thread_id* in the archive; Codex cannot resume it."""
-    found = [path for path in rollouts_below(home / ARCHIVE) if _is_of(path, thread_id)]
-    return Path(min(found, key=len)) if found else None
+def rollouts_since(home: Path, thread_id: str) -> Iterator[Path]:
+    """Yield the first rollout of each thread that is newer than *thread_id*, by its id."""
+    for folder in _folders_since(home / SESSIONS, thread_id):
+        for path in map(Path, rollouts_below(folder)):
+            thread, segment = ids_of(path.name)
+            if thread > thread_id and thread == segment:
+                yield path
+
+
+def find_archived(home: Path, thread_id: str) -> list[Path]:
+    """Return the rollouts of *thread_id* in the archive, as `find_rollouts` does.
+
+    Codex 0.171.0 archives all segments of a thread together, and resumes none from there.
+    """
+    return _segments_in([home / ARCHIVE], thread_id)
+
+
+def _segments_in(folders: Iterable[Path], thread_id: str) -> list[Path]:
+    found: dict[str, str] = {}
+    for folder in folders:
+        for path in rollouts_below(folder):
+            name = path.rpartition("/")[2]
+            if thread_id not in name:
+                continue
+            thread, segment = ids_of(name)
+            if thread == thread_id and name.partition(".jsonl")[0].endswith(segment):
+                found[segment] = min(found.get(segment, path), path, key=len)
+    return [Path(found[segment]) for segment in sorted(found)]
 
 
 def rollouts_below(folder: Path) -> Iterator[str]:
@@ -97,7 +137,12 @@ def open_rollout(path: Path) -> Generator[BinaryIO]:
         if path.suffix != ".zst":
             yield file
         else:
-            yield io.BytesIO(b"".join(unpacked(file)))
+            # Codex itself unpacks a rollout to disk when it resumes the thread (seen on 0.169.0).
+            with tempfile.SpooledTemporaryFile(_SPOOLED) as plain:
+                for block in unpacked(file):
+                    plain.write(block)
+                plain.seek(0)
+                yield cast(BinaryIO, plain)
 
 
 def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -180,14 +225,30 @@ def meta_of(line: bytes) -> Json | None:
     return cast(Json, payload) if isinstance(payload, dict) else None
 
 
-def _is_of(path: str, thread_id: str) -> bool:
-    return path.endswith(tuple(f"-{thread_id}{ending}" for ending in ENDINGS))
+def _folders_since(sessions: Path, thread_id: str) -> list[Path]:
+    """Return the day folders that may hold a thread, from the day in its id on.
 
-
-def _days_of(sessions: Path, thread_id: str) -> Iterator[Path]:
+    Empty if the id contains no day.
+    """
     try:
         created = datetime.fromtimestamp(int(thread_id.replace("-", "")[:12], 16) / 1000, tz=UTC)
-        for days in (0, 1, -1):
-            yield sessions / (created + timedelta(days=days)).strftime("%Y/%m/%d")
+        first = (created - timedelta(days=1)).strftime("%Y/%m/%d")
     except (ValueError, OverflowError, OSError):
-        return  # Not a UUID of version 7.
+        return []  # Not a UUID of version 7.
+    days = [""]
+    for length in (4, 7, 10):
+        days = [
+            f"{day}/{name}".lstrip("/")
+            for day in days
+            for name in _names_in(sessions / day)
+            if f"{day}/{name}".lstrip("/") >= first[:length]
+        ]
+    return [sessions / day for day in sorted(days)]
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.name.isdecimal()]
+    except OSError:
+        return []

@@ -7,8 +7,9 @@ makes no sense is counted in `bad_lines` and left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from operator import attrgetter
 from typing import cast
@@ -26,25 +27,29 @@ from codex_tools.rollouts.line import (
     META,
     NO_HEAD,
     ODD,
+    RECORD,
     SKIP,
     STARTED,
+    THREAD,
     UNNUMBERED,
     Counts,
+    PartialLine,
     classify,
     has_start,
     last_usual,
     ms_at,
     ms_of,
+    parse_line,
+    records_in,
     start_of,
     user_text,
     without_instructions,
 )
-from codex_tools.rollouts.token_counter import REQUEST_FIELDS, TokenCounter
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS, RESPONSE_FIELD
+from codex_tools.rollouts.turn_tracker import UNMARKED, Mark, TurnTracker
+from codex_tools.rollouts.user_request import request_in
 
-TITLE_LIMIT = 200
-LINE_LIMIT = 16 * 1024 * 1024
-"""Bytes of the longest line that is read; longer ones are left out and counted as bad."""
-
+_CWD = re.compile(r"<cwd>([^<\n]+)</cwd>|Current working directory: ([^\n]+)")
 _RESPONSE = b'"type":"response_item"'
 _COMPACTED = b'"type":"compacted"'
 _CALLS = (
@@ -53,65 +58,56 @@ _CALLS = (
     _RESPONSE + b',"payload":{"type":"local_shell_call',
 )
 _ANSWER = _RESPONSE + b',"payload":{"type":"message","role":"assistant"'
+_ANSWERED = b'"last_agent_message":"'
 _HEAD_OF_LINE = 150
 """Bytes of a line that contain the type of its payload."""
-_UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, ODD)
+_SETTINGS = b'"type":"thread_settings_applied"'
+_TIER = b'"service_tier":"'
+_STARTED_LIMIT = 1000
+"""Bytes of a task_started that is not parsed; a longer one may have a record appended to it."""
+_UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, THREAD, ODD)
 """The kinds of lines that often need no parsing."""
-_UNMARKED = ("asked", "said", "answered")
-"""The endings of a Codex that does not mark the end of a turn."""
 
 FACTS = (
     *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
-    *("cli_version", "parent_id", "forked_id", "title", "turns", "ending", "is_paginated"),
-    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits"),
+    *("cli_version", "parent_id", "forked_id", "agent", "title", "turns", "ending", "is_paginated"),
+    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits", "other_limits"),
+    *("active_ms", "has_meta", "base_id", "base_offset", "offset"),
 )
-"""The attributes of a reader that the index has columns for."""
+"""The attributes of a reader that describe its rollout."""
 _STATE = (
-    *("offset", "has_meta", "active_ms", "_in_turn", "_has_copy", "_copy_ended", "_record"),
-    *("_is_record_unsure", "_in_long_line", "_has_prompt", "_added_prompt"),
+    *("_in_turn", "_has_copy", "_copy_ended", "_record", "_is_record_unsure"),
+    *("_has_prompt", "_added_prompt", "_has_context", "_is_answered", "_is_bare"),
+    *("tier", "_next_tier", "_has_settings"),
 )
-"""The attributes in `state`; indexes on disk depend on their order."""
+"""The further attributes in `state`; indexes on disk depend on their order."""
 
 facts_of = attrgetter(*FACTS)
 """Returns the FACTS of a reader."""
-_state_of = attrgetter(*_STATE)
+_state_of = attrgetter(*FACTS, *_STATE)
 
 
 @dataclass(slots=True, eq=False)
-class ThreadReader(TokenCounter):
+class ThreadReader(TurnTracker):
     """One rollout as far as it has been read; its attributes are the results.
 
     Call `feed` with the file's bytes in order, then `finish`. Another reader can continue at
-    `offset` after `restore` with this reader's facts, `state` and `responses`.
+    `offset` after `restore` with this reader's `state`, `requests` and `marks`.
     """
 
     offset: int = 0
     """Bytes read, in whole lines."""
-    own_offset: int = 0
-    """Where the thread's own part begins, after a copy of another thread."""
     active_ms: int | None = None
     is_damaged: bool = False
     """True if an old Codex has written into paginated history: no Codex can resume it."""
-    title: str | None = None
-    """The first prompt."""
-    turns: int = 0
-    ending: str = ""
-    """State of the last turn: open, completed, failed, interrupted. A Codex before 0.98 does not
-    mark the end of a turn; its turns are asked, said or answered."""
-    marks: list[tuple[int, int, int]] = field(default_factory=lambda: [])
-    """Each turn's offset, time (ms) and number of requests before it."""
-    _context_line: bytes = b""
-    """The last turn_context line of the current turn, without its time."""
-    _in_turn: bool = False
-    _has_prompt: bool = False
-    """True if the current turn has its prompt."""
-    _added_prompt: tuple[int, int] | None = None
-    """Time (ms) and offset of the newest prompt that a person added to the current turn."""
-    _answered_at: int = -1
-    """Where the current block has the latest answer of an unmarked turn."""
+    _is_bare: bool = False
+    """True in a rollout of a Codex before September 2025."""
+    _data: bytes = b""
+    """The current block, in whole lines except for the last one."""
     _partial_line: bytes = b""
-    _block_offset: int = 0
-    _in_long_line: bool = False
+    """The incomplete last line, if it began in the last block."""
+    _spanning: PartialLine | None = None
+    """The incomplete last line, if it began in an earlier block."""
 
     @property
     def is_readable(self) -> bool:
@@ -119,32 +115,35 @@ class ThreadReader(TokenCounter):
         return self.has_meta or bool(self.requests)
 
     def state(self) -> str:
-        """Return the text that `restore` needs, together with the facts and the response ids."""
+        """Return the text that `restore` needs: a JSON array that begins with the FACTS."""
         return orjson.dumps((*_state_of(self), self._total.decode("utf-8", "replace"))).decode()
 
-    def restore(self, facts: Sequence[object], state: str, responses: Iterable[bytes]) -> None:
+    def restore(self, state: str, requests: Sequence[int], marks: Iterable[Mark]) -> None:
         """Continue where another reader stopped."""
         *values, total = orjson.loads(state)
-        for name, value in zip((*FACTS, *_STATE), (*facts, *values), strict=True):
+        for name, value in zip((*FACTS, *_STATE), values, strict=True):
             setattr(self, name, value)
         self._total = total.encode()
         self._record = None if self._record is None else cast(Counts, tuple(self._record))
-        self.responses.update(responses)
+        self._requests_before = len(requests) // REQUEST_FIELDS
+        self.responses.update(filter(None, requests[RESPONSE_FIELD::REQUEST_FIELDS]))
+        self.marks.extend(marks)
+        self._context_line = b"unknown" if self._in_turn else b""
 
     def feed(self, block: bytes) -> None:
         """Read the next bytes of the file.
 
         This loop over all lines decides how long a home takes to read.
         """
-        if self._in_long_line:
-            end = block.find(b"\n") + 1
-            self.offset += end or len(block)
-            if not end:
-                return
-            self._in_long_line, block = False, block[end:]
-        data = self._partial_line + block if self._partial_line else block
+        data = block
+        if self._partial_line or self._spanning is not None:
+            if b"\n" not in block:
+                return self._hold(block)
+            spanning = self._spanning
+            data = self._partial_line + block if spanning is None else self._end(spanning, block)
         self._partial_line = b"" if data.endswith(b"\n") else data[data.rfind(b"\n") + 1 :]
         is_torn = bool(self._partial_line)
+        self._data = data
         self._block_offset = self.offset
         self._answered_at = -1
         known = KNOWN_KINDS.get
@@ -166,7 +165,7 @@ class ThreadReader(TokenCounter):
             if kind == COUNT:
                 if self._take_count_text(line):
                     continue
-            elif kind == ITEM and self.title is not None:
+            elif kind == ITEM and self.title is not None and self.is_paginated:
                 continue  # Only a prompt matters, and only as the title.
             pos = lines.tell() - len(line)
             if kind in _UNPARSED and self._take_unparsed(kind, line, place.start, pos):
@@ -188,8 +187,7 @@ class ThreadReader(TokenCounter):
             elif has_start(data, _ANSWER, since):
                 self.ending = "answered"
         self.offset = self._block_offset + len(data) - len(self._partial_line)
-        if len(self._partial_line) > LINE_LIMIT:
-            self._leave_out_line()
+        self._data = b""
 
     def finish(self, parent: Sequence[tuple[Counts, Counts]] | None = None) -> None:
         """Read a last line without a line feed, and count what had to wait for the file's end.
@@ -197,13 +195,13 @@ class ThreadReader(TokenCounter):
         Args:
             parent: The readings of the thread that a legacy fork was copied from.
         """
-        rest = self._partial_line
+        rest = self._partial_line if self._spanning is None else self._spanning.whole()
         # Codex may have been killed before it wrote the line feed of a complete line.
         if rest.rstrip().endswith(b"}") and _is_json(rest):
             self.feed(b"\n")
             self.offset -= 1
         if self._count_lines:
-            self._take_limits(self._count_lines.pop())
+            self._take_kept_limits()
         if self._pending:
             self._count_pending(parent)
 
@@ -212,14 +210,29 @@ class ThreadReader(TokenCounter):
         """The thread whose readings `finish` needs; None if it needs none."""
         return self.forked_id or self.parent_id if self._pending else None
 
-    def _leave_out_line(self) -> None:
-        """Drop a line over LINE_LIMIT; count it as bad if it may have mattered."""
-        head = self._partial_line[:400]
-        if not any(has_start(head, kind, 0) for kind in (_RESPONSE, _COMPACTED)):
+    def _hold(self, block: bytes) -> None:
+        """Keep a block that does not end the incomplete last line."""
+        if self._spanning is None:
+            self._spanning = PartialLine(is_wanted=_may_matter)
+            self._spanning.add(self._partial_line)
+            self._partial_line = b""
+        self._spanning.add(block)
+
+    def _end(self, partial: PartialLine, block: bytes) -> bytes:
+        """Return *block* with the partial line before it; take that line first if it is long."""
+        self._spanning = None
+        if not (head := partial.head):
+            return partial.take() + block
+        end = block.find(b"\n") + 1
+        partial.add(block[:end])
+        after = self.offset + partial.size
+        self.active_ms = ms_at(head) or self.active_ms
+        if line := partial.take():
+            self.feed(line)
+        elif _may_matter(head):
             self.bad_lines += 1
-        self._in_long_line = True
-        self.offset += len(self._partial_line)
-        self._partial_line = b""
+        self.offset = after
+        return block[end:]
 
     def _take_unparsed(self, kind: int, line: bytes, start: int, pos: int) -> bool:
         """Take a line whose kind says enough; return False if it must be parsed.
@@ -231,19 +244,27 @@ class ThreadReader(TokenCounter):
         if kind == CONTEXT:
             # 0.60.1 repeats it before each request.
             former, self._context_line = self._context_line, line[start:]
-            return self._context_line == former
+            if self._context_line == former:
+                return True
+            if former and self._in_turn:
+                self._take_appended(pos)
+            return False
         if kind == AGENT:
-            if self.ending in _UNMARKED and b'"type":"agent_message"' in line[:_HEAD_OF_LINE]:
+            if self.ending in UNMARKED and b'"type":"agent_message"' in line[:_HEAD_OF_LINE]:
                 self.ending, self._answered_at = "said", pos
             return True
+        if kind == THREAD:
+            # The usual one: a turn in the standard tier follows another one.
+            is_usual = self._has_settings and self._next_tier is None and _TIER not in line
+            return is_usual and _SETTINGS in line[:_HEAD_OF_LINE]
         if kind == ODD:
             return line.isspace()
         if not self._counts_directly:
             return False
-        if kind == COMPLETED and b'"error":' not in line:
+        if kind == COMPLETED and _is_plain_end(line):
             self._in_turn, self.ending = False, "completed"
             return True
-        if kind == STARTED and (ms := ms_at(line)):
+        if kind == STARTED and len(line) < _STARTED_LIMIT and (ms := ms_at(line)):
             self._begin_marked_turn(ms, pos)
             return True
         return False
@@ -252,10 +273,18 @@ class ThreadReader(TokenCounter):
         """Parse and take a line; *pos* is its offset in the block."""
         try:
             entry: Json = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            self.bad_lines += 1
+            for record in records_in(line):
+                if len(record) < len(line):
+                    self._take_line(record, pos + line.find(record))
+            return
+        try:
             kind: object = entry["type"]
             payload: Json = entry["payload"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            self.bad_lines += 1
+        except (KeyError, TypeError):
+            if type(entry) is not dict or not self._take_bare(entry, pos):
+                self.bad_lines += 1
             return
         if not isinstance(kind, str) or type(payload) is not dict:
             self.bad_lines += 1
@@ -276,13 +305,53 @@ class ThreadReader(TokenCounter):
             case _:
                 pass
 
-    def _take_context(self, payload: Json, pos: int) -> None:
-        self._check_copy_end(payload, pos)
-        self.model = text_of(payload, "model")
-        self.cwd = text_of(payload, "cwd") or self.cwd
-        self._context = None
-        if self._in_turn and "turn_id" not in payload:
-            self._leave_turn()
+    def _take_bare(self, entry: Json, pos: int) -> bool:
+        """Take a line of a Codex before September 2025; return False for any other line.
+
+        The first line had no type, and items had no envelope and no time.
+        """
+        kind = entry.get("type")
+        if not self.has_meta and kind is None and text_of(entry, "id") and "timestamp" in entry:
+            self._take_meta(entry)
+            self._is_bare, self.active_ms = True, self.created_ms
+            return True
+        if not self._is_bare or "payload" in entry:
+            return False
+        if kind == "message":
+            self._take_bare_message(entry, pos)
+        elif isinstance(kind, str) and kind.endswith("_call") and self.ending:
+            self.ending = "asked"
+        return True
+
+    def _take_bare_message(self, message: Json, pos: int) -> None:
+        text = user_text(message)
+        if message.get("role") == "assistant":
+            self.ending = "answered" if self.ending else ""
+        elif message.get("role") == "user" and text is not None:
+            if request_in(text) is not None:
+                self._take_prompt({"message": text}, self.created_ms or 0, pos)
+            elif self.cwd is None and (found := _CWD.search(text)):
+                self.cwd = found[1] or found[2]
+
+    def _take_appended(self, pos: int) -> None:
+        """Begin the turn whose start was appended to a torn line, if there is one before *pos*.
+
+        Most torn lines are passed over like any line of their kind. To look for this in each of
+        them would take 1.08 times the CPU time of a cold index. Codex 0.120 writes task_started
+        first when it resumes a thread, then a turn_context.
+        """
+        data = self._data
+        since = self.marks[-1].offset - self._block_offset if self.marks else -1
+        at = data.find(RECORD, max(since + 1, 1), pos)
+        while at >= 0:
+            if data[at - 1] != 0x0A:
+                end = data.find(b"\n", at) + 1
+                entry = parse_line(data[at:end]) or {}
+                what = object_of(entry, "payload").get("type")
+                is_whole = parse_line(data[data.rfind(b"\n", 0, at) + 1 : end]) is not None
+                if what in ("task_started", "user_message") and not is_whole:
+                    self._take_line(data[at:end], at)
+            at = data.find(RECORD, at + 1, pos)
 
     def _ms_of(self, time: object) -> int:
         """Return a line's time in ms, or the latest known time if the line has none."""
@@ -291,6 +360,8 @@ class ThreadReader(TokenCounter):
     def _take_message(self, payload: Json, time: object, pos: int) -> None:
         match payload.get("type"):
             case "token_count":
+                if payload.get("info") is None and not self._in_turn:
+                    self._take_appended(pos)  # It is the first count of a process.
                 self._take_count(payload, self._ms_of(time))
             case "task_started":
                 self._check_copy_end(payload, pos)
@@ -298,68 +369,33 @@ class ThreadReader(TokenCounter):
                     self._begin_marked_turn(self._ms_of(time), pos)
             case "task_complete" if self.in_own_part:
                 self._in_turn = False
-                self.ending = "failed" if payload.get("error") else "completed"
+                self.ending = "failed" if self._has_failed(payload) else "completed"
             case "turn_aborted" if self.in_own_part:
                 self._in_turn, self.ending = False, "interrupted"
             case "user_message":
                 self._take_prompt(payload, self._ms_of(time), pos)
-            case "agent_message" if self.ending in _UNMARKED:
+            case "agent_message" if self.ending in UNMARKED:
                 self.ending, self._answered_at = "said", pos
             case "item_completed":
                 self._take_item(payload)
+            case "exited_review_mode":
+                self._is_answered = True
+            case "thread_settings_applied":
+                self._take_settings(payload)
+            case "thread_rolled_back" if self.in_own_part:
+                self._take_back(payload.get("num_turns"))
             case _:
                 pass
 
-    def _check_copy_end(self, payload: Json, pos: int) -> None:
-        """End the copy of another thread if this turn's id is not older than the thread's id."""
-        if self._has_copy and not self._copy_ended:
-            turn_id = text_of(payload, "turn_id")
-            # `codex migrate-rollouts` names turns without an id "rollout-5" and the like.
-            is_uuid = turn_id is not None and len(turn_id) == len(self.thread_id)
-            if turn_id is not None and is_uuid and turn_id >= self.thread_id:
-                self._copy_ended, self.own_offset = True, self._block_offset + pos
-                self._counts_directly = self.counts is None
-                self._pending.clear()
 
-    def _begin_turn(self, ms: int, offset: int) -> None:
-        self.turns += 1
-        self.marks.append((offset, ms, len(self.requests) // REQUEST_FIELDS))
+def _may_matter(head: bytes) -> bool:
+    """Return True unless a line with this start is only what the model reads."""
+    return not any(has_start(head, kind, 0) for kind in (_RESPONSE, _COMPACTED))
 
-    def _begin_marked_turn(self, ms: int, pos: int) -> None:
-        """Begin a turn of a Codex that marks where each turn starts and ends."""
-        self._begin_turn(ms, self._block_offset + pos)
-        self._in_turn, self.ending = True, "open"
-        self._context_line = b""
-        self._has_prompt, self._added_prompt = False, None
 
-    def _take_prompt(self, payload: Json, ms: int, pos: int) -> None:
-        """Take a prompt: the turn's own, or one that a person added while the turn ran."""
-        if not self.in_own_part:
-            return
-        if not self._in_turn:
-            self._begin_turn(ms, self._block_offset + pos)
-            self.ending = "asked"
-        elif self._has_prompt:
-            self._added_prompt = (ms, self._block_offset + pos)
-        else:
-            self._has_prompt = True
-        self._set_title(text_of(payload, "message"))
-
-    def _take_item(self, payload: Json) -> None:
-        item = object_of(payload, "item")
-        if self.in_own_part and item.get("type") == "UserMessage":
-            self._set_title(user_text(item))
-
-    def _leave_turn(self) -> None:
-        """Close a turn that was killed: a Codex without turn ids now continues the thread."""
-        self._in_turn = False
-        if self._added_prompt is not None:
-            self._begin_turn(*self._added_prompt)
-            self.ending, self._added_prompt = "asked", None
-
-    def _set_title(self, prompt: str | None) -> None:
-        if self.title is None and prompt and (words := " ".join(prompt[:4000].split())):
-            self.title = words[:TITLE_LIMIT]
+def _is_plain_end(line: bytes) -> bool:
+    """Return True if a task_complete has an answer, no error, and no record appended to it."""
+    return b'"error":' not in line and _ANSWERED in line and line.find(RECORD, 1) < 0
 
 
 def _is_json(text: bytes) -> bool:

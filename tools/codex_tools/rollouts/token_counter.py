@@ -16,14 +16,17 @@ the request by which the TUI of 0.169 names a thread.
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.rollouts.line import (
+    RECORD,
     Counts,
     counts_in,
     counts_of,
@@ -33,8 +36,11 @@ from codex_tools.rollouts.line import (
     parse_line,
 )
 
-REQUEST_FIELDS = 7
-"""A request in `requests`: time (ms), context, input, cached, cache-write, output, reasoning."""
+REQUEST_FIELDS = 8
+"""A request in `requests`: time (ms), context, input, cached, cache-write, output and reasoning
+tokens, and the number of its response (0 if its id was not recorded)."""
+RESPONSE_FIELD = 7
+"""The place of the response's number in a request."""
 
 _COPY_MS = 1000
 """Milliseconds in which Codex writes the copy of a parent: readings in them are the parent's."""
@@ -45,14 +51,25 @@ _COPY_MS = 1000
 _TOTAL_HEAD = b'"type":"token_count","info":{"total_token_usage":{'
 _LIMITS = b'"primary":{'
 """In a token_count line whose rate limits have values."""
+_BUCKET = b'"limit_id":"'
+"""In the rate limits of a bucket; 0.60.1 writes no ids, 0.163.0 and 0.171.0 write "codex"."""
+_ACCOUNT = b"codex"
+"""The id of the account's own bucket; models such as gpt-5.3-codex-spark have another one."""
+_RATE_LIMITS = b'"rate_limits":'
+_ACCOUNTS = tuple(
+    _RATE_LIMITS + start for start in (b'{"limit_id":"codex"', b'{"limit_id":null', b'{"primary":')
+)
+"""How the account's rate limits begin: 0.163.0 to 0.171.0, and 0.60.1, which writes no ids."""
+BUCKETS_KEPT = 16
+"""Buckets other than the account's that are kept for each file, so that no file can fill memory."""
 _LAST_HEAD = b'"last_token_usage":{'
 
 
 class Contexts(Protocol):
-    """Numbers for the contexts of requests: a context is a model in a folder."""
+    """Numbers for the contexts of requests: a context is a model in a folder and a service tier."""
 
-    def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the number of a model in a folder."""
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
+        """Return the number of a model in a folder and a service tier."""
         ...
 
 
@@ -68,20 +85,30 @@ class TokenCounter:
     source: str | None = None
     is_subagent: bool = False
     parent_id: str | None = None
+    agent: str | None = None
+    """The path of a sub-agent among the agents of its team, else its nickname."""
     forked_id: str | None = None
     cli_version: str | None = None
     git_branch: str | None = None
     is_paginated: bool = False
+    base_id: str | None = None
+    """The segment that this one goes on from, or the thread that this one was forked from."""
+    base_offset: int = 0
+    """Bytes of that segment that belong to this thread's history."""
     model: str | None = None
     cwd: str | None = None
+    tier: str | None = None
+    """The service tier of the current turn, as Codex recorded it."""
     requests: list[int] = field(default_factory=lambda: [])
     """The requests since the last `restore`, REQUEST_FIELDS numbers each."""
-    responses: set[bytes] = field(default_factory=lambda: set())
-    """The ids of the responses counted so far."""
+    responses: set[int] = field(default_factory=lambda: set())
+    """The numbers of the responses counted so far."""
     bad_lines: int = 0
     limits: str | None = None
-    """The newest rate limits with values, as JSON."""
+    """The account's newest rate limits with values, as JSON."""
     limits_ms: int | None = None
+    other_limits: str | None = None
+    """The newest rate limits of each other bucket, as JSON: `[[ms, limits], ...]`, newest last."""
     counts: list[tuple[Counts, Counts]] | None = None
     """All readings (total, last) of `token_count` lines, if `keep_counts` was called."""
     _pending: list[tuple[Counts, Counts, tuple[int, ...] | None]] = field(
@@ -89,7 +116,7 @@ class TokenCounter:
     )
     """Readings of which only the end of the file shows whether they belong to the parent."""
     _context: int | None = None
-    """The number of *model* in *cwd*, once a request needed it."""
+    """The number of *model* in *cwd* and *tier*, once a request needed it."""
     _has_copy: bool = False
     """True if the file starts with a copy of another thread."""
     _copy_ended: bool = False
@@ -102,7 +129,7 @@ class TokenCounter:
     _is_record_unsure: bool = False
     """True if that token_count may be missing, because the totals have restarted."""
     _count_lines: list[bytes] = field(default_factory=lambda: [])
-    """Lines of which the newest with rate limits is still to be found, or was found."""
+    """Lines of which the newest of each bucket is still to be found, or was found."""
 
     @property
     def in_own_part(self) -> bool:
@@ -114,10 +141,15 @@ class TokenCounter:
         self.counts = []
         self._counts_directly = False
 
+    def leave_copy(self) -> None:
+        """Count all that follows as the thread's own part."""
+        self._copy_ended, self._counts_directly = True, self.counts is None
+        self._pending.clear()
+
     def _context_number(self) -> int:
-        """Return the number of the current model in the current folder."""
+        """Return the number of the current model, folder and service tier."""
         if self._context is None:
-            self._context = self._contexts.number(self.model, self.cwd)
+            self._context = self._contexts.number(self.model, self.cwd, self.tier)
         return self._context
 
     def _take_meta(self, payload: Json) -> None:
@@ -143,12 +175,20 @@ class TokenCounter:
             self.source = next(iter(source))
             spawn = object_of(object_of(source, "subagent"), "thread_spawn")
             self.parent_id = self.parent_id or text_of(spawn, "parent_thread_id")
+            self.agent = text_of(spawn, "agent_path") or text_of(spawn, "agent_nickname")
+        self.agent = (
+            self.agent or text_of(payload, "agent_path") or text_of(payload, "agent_nickname")
+        )
         self.is_subagent = self.source == "subagent" or get("thread_source") == "subagent"
         self.forked_id = text_of(payload, "forked_from_id")
         self.cli_version = text_of(payload, "cli_version")
         self.git_branch = text_of(object_of(payload, "git"), "branch")
         self.is_paginated = get("history_mode") == "paginated"
-        self._has_copy = self.forked_id is not None and not get("history_base")
+        base = object_of(payload, "history_base")
+        self.base_id = text_of(base, "thread_id")
+        offset: object = base.get("end_byte_offset")
+        self.base_offset = offset if isinstance(offset, int) else 0
+        self._has_copy = self.forked_id is not None and not base
         self._counts_directly = not self._has_copy and self.counts is None
 
     def _take_record(self, payload: Json, ms: int) -> None:
@@ -160,12 +200,13 @@ class TokenCounter:
         self._record, self._is_record_unsure = usage, False
         if payload.get("thread_id") != self.thread_id:
             return
-        response = (text_of(payload, "response_id") or "").encode()
+        id_ = text_of(payload, "response_id")
+        response = number_of(id_) if id_ else 0
         if response:
             if response in self.responses:
                 return
             self.responses.add(response)
-        self.requests.extend((ms, self._context_number(), *usage))
+        self.requests.extend((ms, self._context_number(), *usage, response))
 
     def _take_count_text(self, line: bytes) -> bool:
         """Take a token_count without parsing the line; return False if it must be parsed."""
@@ -191,9 +232,11 @@ class TokenCounter:
 
     def _take_count(self, payload: Json, ms: int) -> None:
         """Take the payload of a token_count."""
-        if isinstance(object_of(payload, "rate_limits").get("primary"), dict):
-            self.limits, self.limits_ms = orjson.dumps(payload["rate_limits"]).decode(), ms
-            self._count_lines.clear()
+        limits = object_of(payload, "rate_limits")
+        if isinstance(limits.get("primary"), dict):
+            self._keep_newest_limits()
+            self._take_kept_limits()
+            self._put_limits(limits, ms)
         if payload.get("info") is None:
             self._total, self._is_record_unsure = b"", True
             return
@@ -206,22 +249,56 @@ class TokenCounter:
         self._count(orjson.dumps(total), last, ms)
 
     def _keep_newest_limits(self) -> None:
-        """Drop all lines but the newest one whose rate limits have values."""
+        """Drop all lines but the newest one of each bucket whose rate limits have values."""
         lines = self._count_lines
         while lines and _LIMITS not in lines[-1]:
             lines.pop()
-        del lines[:-1]
+        if len(lines) < 2:
+            return
+        kept: list[bytes] = []
+        buckets: set[bytes] = set()
+        while lines:
+            line = lines.pop()
+            start = line.rfind(_RATE_LIMITS)
+            is_account = line.startswith(_ACCOUNTS, start)
+            if _LIMITS in line:
+                bucket = _ACCOUNT if is_account else _bucket_of(line)
+                is_kept = bucket == _ACCOUNT or len(buckets) < BUCKETS_KEPT
+                if is_kept and bucket not in buckets:
+                    buckets.add(bucket)
+                    kept.append(line)
+            if is_account and _ACCOUNT in buckets:
+                # Drop all older lines of the account that end alike. To search for the id in each
+                # line takes 3 % more of the CPU time of a cold index.
+                end = start - len(line)
+                lines = [other for other in lines if not other.startswith(_ACCOUNTS, end)]
+        kept.reverse()
+        self._count_lines = kept
 
-    def _take_limits(self, line: bytes) -> None:
-        """Take the rate limits of a token_count line."""
-        # Codex ends the line with them. Parsing one line of each file costs 3 % of a cold index.
-        _, _, text = line.partition(b'"rate_limits":')
-        if text.endswith(b"}}}\n"):
-            self.limits = text[:-3].decode("utf-8", "replace")
-        else:
-            payload = object_of(parse_line(line) or {}, "payload")
-            self.limits = orjson.dumps(object_of(payload, "rate_limits")).decode()
-        self.limits_ms = ms_at(line)
+    def _take_kept_limits(self) -> None:
+        """Take the rate limits of the lines kept, and drop the lines."""
+        for line in self._count_lines:
+            # Codex ends the line with them. Parsing one line of each file costs 3 % of a cold
+            # index.
+            _, _, text = line.partition(b'"rate_limits":')
+            is_whole = text.endswith(b"}}}\n") and RECORD not in text
+            if is_whole and _bucket_of(line) == _ACCOUNT:
+                self.limits, self.limits_ms = text[:-3].decode("utf-8", "replace"), ms_at(line)
+            else:
+                payload = object_of(parse_line(line) or {}, "payload")
+                self._put_limits(object_of(payload, "rate_limits"), ms_at(line))
+        self._count_lines.clear()
+
+    def _put_limits(self, limits: Json, ms: int) -> None:
+        """Make *limits* the newest ones of their bucket."""
+        bucket = text_of(limits, "limit_id") or _ACCOUNT.decode()
+        if bucket == _ACCOUNT.decode():
+            self.limits, self.limits_ms = orjson.dumps(limits).decode(), ms
+            return
+        others: list[list[Any]] = orjson.loads(self.other_limits or "[]")
+        others = [other for other in others if other[1]["limit_id"] != bucket]
+        others.append([ms, limits])
+        self.other_limits = orjson.dumps(others[-BUCKETS_KEPT:]).decode()
 
     def _count(self, total: bytes, last: Counts, ms: int) -> None:
         """Count one reading, keep it, or do both."""
@@ -229,7 +306,7 @@ class TokenCounter:
         self._total = total
         request: tuple[int, ...] | None = None
         if changed and not self._follows_record(last) and (last[0] or last[3]):
-            request = (ms, self._context_number(), *last)
+            request = (ms, self._context_number(), *last, 0)
         if self._counts_directly:
             if request is not None:
                 self.requests.extend(request)
@@ -274,6 +351,41 @@ class TokenCounter:
         for *_, request in own:
             if request is not None:
                 self.requests.extend(request)
+
+
+def _bucket_of(line: bytes) -> bytes:
+    """Return the id of the bucket in a token_count line."""
+    start = line.find(_BUCKET) + len(_BUCKET)
+    return line[start : line.find(b'"', start)] if start >= len(_BUCKET) else _ACCOUNT
+
+
+def number_of(response_id: str) -> int:
+    """Return a number of 52 bits for the id of a response, the same in every process.
+
+    Two checksums are enough to tell the responses of one thread apart, and cost a quarter of a
+    hash.
+    """
+    data = response_id.encode()
+    return (zlib.crc32(data) << 20 | zlib.adler32(data) & 0xFFFFF) or 1
+
+
+def united(rollouts: Iterable[Iterable[int]]) -> list[int]:
+    """Return the requests of all *rollouts* of one thread, each request once.
+
+    Rollouts may be segments, copies, or the parts of a thread that was moved while Codex wrote it.
+    A request is recognized by its response, or else by its time and its tokens.
+    """
+    requests: list[int] = []
+    known: Counter[object] = Counter()
+    for rollout in rollouts:
+        own: Counter[object] = Counter()
+        for request in each_request(rollout):
+            key = request[RESPONSE_FIELD] or (request[0], *request[2:RESPONSE_FIELD])
+            own[key] += 1
+            if own[key] > known[key]:
+                requests.extend(request)
+        known |= own
+    return requests
 
 
 def each_request(requests: Iterable[int]) -> Iterator[tuple[int, ...]]:

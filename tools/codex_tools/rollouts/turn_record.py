@@ -7,7 +7,7 @@ Codex made of the settings that it was given.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,11 +16,12 @@ from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox_trouble import find_trouble
 from codex_tools.pricing.prices import Prices
-from codex_tools.rollouts.files import PACKED, blocks, parts_of, thread_id_of
-from codex_tools.rollouts.line import parse_line
+from codex_tools.rollouts.files import PACKED, blocks, ids_of, parts_of
+from codex_tools.rollouts.line import LineSplitter, lines_of, parse_line
 from codex_tools.rollouts.thread_reader import ThreadReader
 from codex_tools.rollouts.token_counter import each_request
-from codex_tools.rollouts.turn_reader import read_turns
+from codex_tools.rollouts.turn_builder import UNEXPLAINED
+from codex_tools.rollouts.turn_reader import read_turns, segment_of
 
 Ending = Literal["completed", "failed", "interrupted", "open"]
 
@@ -36,18 +37,17 @@ _ENDINGS: dict[str, Ending] = {
 _HEAD_OF_LINE = 200
 """Bytes at the start of a line that contain its type."""
 
-LINE_LIMIT = 16 * 1024 * 1024
-"""Bytes of the longest line that is kept while a rollout is followed."""
-
 
 @dataclass(frozen=True, slots=True)
 class TurnMark:
-    """Where the records of a turn begin in its thread's rollout."""
+    """Where the records of a turn begin in its thread's rollouts."""
 
     offset: int = 0
-    """Bytes of the rollout, unpacked, before the turn; 0 for a new thread."""
+    """Bytes of the segment, unpacked, before the turn; 0 for a new thread."""
     since_ms: int = 0
     """Time before the turn, in ms since 1970; used where the rollout was written anew."""
+    segment: str = ""
+    """The id of the segment that *offset* belongs to; "" for the thread's first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class TurnRecord:
     final_response: str | None = None
     """The answer of a turn that has completed."""
     error: str | None = None
-    """The message of a turn that has failed."""
+    """The message of a turn that has failed; None if Codex recorded none."""
     troubles: tuple[str, ...] = ()
     """A warning for each command that failed because of the sandbox, without repeats."""
     has_lost_image: bool = False
@@ -106,9 +106,12 @@ class SettingsFollower:
     path: Path
     offset: int
     """Where the next read begins."""
-    _partial: bytes = b""
-    _is_long: bool = False
-    """True within a line that is too long to keep."""
+    newer_than: str = ""
+    """The id of a fork: its rollout may hold copies of earlier turns, whose ids are smaller.
+
+    0.163.0 copies a thread of 0.60.1, whose turns have no ids.
+    """
+    _splitter: LineSplitter = field(default_factory=LineSplitter)
 
     def read(self) -> list[Settings]:
         """Return the settings recorded since the last call; 0.60.1 repeats them in a turn.
@@ -119,15 +122,9 @@ class SettingsFollower:
         found: list[Settings] = []
         for block in parts_of(self.path, self.offset, sys.maxsize):
             self.offset += len(block)
-            if self._is_long and b"\n" not in block:
-                continue
-            self._is_long = False
-            *lines, self._partial = (self._partial + block).split(b"\n")
-            if len(self._partial) > LINE_LIMIT:
-                self._partial = b""  # No turn_context is so long; the rest of it is no JSON.
-                self._is_long = True
-            for line in lines:
-                if (context := _context_in(line)) is not None:
+            for line in self._splitter.feed(block):
+                context = _context_in(line)
+                if context is not None and (text_of(context, "turn_id") or "") >= self.newer_than:
                     found.append(settings_of(context))
         return found
 
@@ -143,64 +140,96 @@ def _context_in(line: bytes) -> Json | None:
 
 
 @dataclass(slots=True)
-class _Models:
-    """Collect the models of a reader's requests."""
+class Models:
+    """Collect the models of a reader's requests, with their service tiers."""
 
-    names: list[str | None] = field(default_factory=list[str | None])
+    tiers: list[tuple[str | None, str | None]] = field(
+        default_factory=list[tuple[str | None, str | None]]
+    )
 
-    def number(self, model: str | None, cwd: str | None) -> int:
-        """Return the number of *model*."""
-        self.names.append(model)
-        return len(self.names) - 1
+    def number(self, model: str | None, cwd: str | None, tier: str | None) -> int:
+        """Return the number of *model* in *tier*."""
+        self.tiers.append((model, tier))
+        return len(self.tiers) - 1
 
 
-def read_record(path: Path, mark: TurnMark, prices: Prices, *, with_end: bool = True) -> TurnRecord:
-    """Return what the rollout *path* records of the turns since *mark*.
+def read_record(
+    segments: Sequence[Path], mark: TurnMark, prices: Prices, *, with_end: bool = True
+) -> TurnRecord:
+    """Return what rollouts record of the turns since *mark*.
 
     Args:
-        path: The rollout.
+        segments: The rollouts of the mark's segment and of all later segments, the oldest first.
         mark: Where the turns begin.
         prices: The prices of tokens by model and time.
         with_end: False to leave out the answer and the error, which takes half as long.
 
     Raises:
-        OSError: The rollout cannot be read.
+        OSError: A rollout cannot be read.
     """
-    models = _Models()
-    reader = ThreadReader(thread_id_of(path.name), models)
-    requests_before = turns_before = at = 0
-    for block in _blocks_to(path, mark.offset):
-        if at == mark.offset:
-            requests_before, turns_before = len(reader.requests), reader.turns
-        reader.feed(block)
-        at += len(block)
-    if at == mark.offset:
-        requests_before, turns_before = len(reader.requests), reader.turns
-    reader.finish()
-    is_rewritten = at < mark.offset
-    rows = [
-        row
-        for row in each_request(reader.requests[0 if is_rewritten else requests_before :])
-        if not is_rewritten or row[0] >= mark.since_ms
-    ]
+    models = Models()
+    found: list[_Since] = []
+    for path in segments:
+        # A later segment has begun since the mark.
+        is_marked = ids_of(path.name)[1] == (mark.segment or ids_of(path.name)[0])
+        found.append(_read_since(path, mark.offset if is_marked else 0, mark.since_ms, models))
+    rows = [row for each in found for row in each.rows]
     usage, cost = _usage_of(rows), _cost_of(rows, models, prices)
-    if is_rewritten:
-        has_begun = bool(reader.marks) and reader.marks[-1][1] >= mark.since_ms
-        follower = SettingsFollower(path, 0 if has_begun else at)
-    else:
-        has_begun = reader.turns > turns_before
-        follower = SettingsFollower(path, mark.offset)
-    settings = next(reversed(follower.read()), None)
-    if not has_begun:
+    settings = next((each.settings for each in reversed(found) if each.settings), None)
+    begun = [each for each in found if each.has_begun]
+    if not begun:
         return TurnRecord(settings=settings, usage=usage, cost_usd=cost)
-    troubles, has_lost_image = _read_troubles(path, 0 if is_rewritten else mark.offset)
-    ending = _ENDINGS.get(reader.ending, "open")
+    troubles: dict[str, None] = {}
+    has_lost_image = False
+    for each in begun:
+        more, has_lost_another = _read_troubles(each.path, each.start)
+        troubles |= more
+        has_lost_image = has_lost_image or has_lost_another
+    ending = _ENDINGS.get(begun[-1].reader.ending, "open")
     answer: str | None = None
     error: str | None = None
     if with_end and ending in ("completed", "failed"):
-        turns, _ = read_turns(path, None, 1)
+        turns, _ = read_turns([segment_of(begun[-1].path, begun[-1].reader)], None, 1)
         answer, error = turns[0].final_response, turns[0].error
+        error = None if error == UNEXPLAINED else error
     return TurnRecord(settings, ending, usage, cost, answer, error, tuple(troubles), has_lost_image)
+
+
+@dataclass(frozen=True, slots=True)
+class _Since:
+    """What one rollout records since a place in it."""
+
+    path: Path
+    reader: ThreadReader
+    start: int
+    """Where its new records begin."""
+    has_begun: bool
+    """True if a turn has begun since then."""
+    rows: list[tuple[int, ...]]
+    settings: Settings | None
+
+
+def _read_since(path: Path, offset: int, since_ms: int, models: Models) -> _Since:
+    """Read a rollout; if it is shorter than *offset*, it was rewritten, and times decide."""
+    reader = ThreadReader(ids_of(path.name)[0], models)
+    requests_before = turns_before = at = 0
+    for block in _blocks_to(path, offset):
+        if at == offset:
+            requests_before, turns_before = len(reader.requests), len(reader.marks)
+        reader.feed(block)
+        at += len(block)
+    if at == offset:
+        requests_before, turns_before = len(reader.requests), len(reader.marks)
+    reader.finish()
+    if at >= offset:
+        rows = [*each_request(reader.requests[requests_before:])]
+        has_begun, start, settings_start = len(reader.marks) > turns_before, offset, offset
+    else:
+        rows = [row for row in each_request(reader.requests) if row[0] >= since_ms]
+        has_begun = bool(reader.marks) and reader.marks[-1].ms >= since_ms
+        start, settings_start = 0, 0 if has_begun else at
+    settings = next(reversed(SettingsFollower(path, settings_start).read()), None)
+    return _Since(path, reader, start, has_begun, rows, settings)
 
 
 _SIGNS = (b"bwrap: ", b"LandlockRestrict", b": Read-only file system")
@@ -214,24 +243,14 @@ def _read_troubles(path: Path, offset: int) -> tuple[dict[str, None], bool]:
     """Return the warnings of find_trouble from *offset* on, and True if an image was left out."""
     troubles: dict[str, None] = {}
     has_lost_image = False
-    partial = b""
-    for block in parts_of(path, offset, sys.maxsize):
-        end = block.rfind(b"\n") + 1
-        if not end:
-            if len(partial) < LINE_LIMIT:  # Else the line is too long to matter.
-                partial += block
-            continue
-        data, partial = partial + block[:end], block[end:]
-        has_lost_image = has_lost_image or any(sign in data for sign in _LOST_IMAGE)
-        if not any(sign in data for sign in _SIGNS):
-            continue
-        for line in data.split(b"\n"):
-            if b"_call_output" in line[:_HEAD_OF_LINE] and any(sign in line for sign in _SIGNS):
-                payload = object_of(parse_line(line) or {}, "payload")
-                is_output = (text_of(payload, "type") or "").endswith("_call_output")
-                trouble = find_trouble(text_of(payload, "output") or "") if is_output else None
-                if trouble is not None and len(troubles) < _TROUBLES_KEPT:
-                    troubles[trouble] = None
+    for line in lines_of(parts_of(path, offset, sys.maxsize)):
+        has_lost_image = has_lost_image or any(sign in line for sign in _LOST_IMAGE)
+        if b"_call_output" in line[:_HEAD_OF_LINE] and any(sign in line for sign in _SIGNS):
+            payload = object_of(parse_line(line) or {}, "payload")
+            is_output = (text_of(payload, "type") or "").endswith("_call_output")
+            trouble = find_trouble(text_of(payload, "output") or "") if is_output else None
+            if trouble is not None and len(troubles) < _TROUBLES_KEPT:
+                troubles[trouble] = None
     return troubles, has_lost_image
 
 
@@ -267,15 +286,23 @@ def _usage_of(rows: list[tuple[int, ...]]) -> Usage | None:
     )
 
 
-def _cost_of(rows: list[tuple[int, ...]], models: _Models, prices: Prices) -> float | None:
+def _cost_of(rows: list[tuple[int, ...]], models: Models, prices: Prices) -> float | None:
     """Return the cost in USD; None if a request has no known price, or there is none."""
     costs: list[float] = []
-    for ms, context, input_, cached, write, output, _ in rows:
-        price = prices.of(models.names[context], ms)
-        if price is None:
+    for row in rows:
+        cost = cost_of_request(row, models, prices)
+        if cost is None:
             return None
-        costs.append(price.cost(input_, cached, write, output))
+        costs.append(cost)
     return round(sum(costs), 6) if costs else None
+
+
+def cost_of_request(row: tuple[int, ...], models: Models, prices: Prices) -> float | None:
+    """Return the cost of one request in USD; None if its model has no known price."""
+    ms, context, input_, cached, write, output, *_ = row
+    model, tier = models.tiers[context]
+    price = prices.of(model, ms, tier)
+    return None if price is None else price.cost(input_, cached, write, output)
 
 
 def cost_without_rollout(
@@ -284,10 +311,11 @@ def cost_without_rollout(
     """Return the cost in USD of the requests summed up in *usage*, or None if it is unknown.
 
     It is unknown if the model has no price, and if a request may have been so long that its
-    tokens cost more. Then only a price for each request is right.
+    tokens cost more. Then only a price for each request is right. The service tier is taken for
+    the standard one, because only a rollout records it.
     """
     price = prices.of(model, at_ms)
     if usage is None or price is None or usage.input_tokens > price.above:
         return None
     cost = price.cost(usage.input_tokens, usage.cached_input_tokens, 0, usage.output_tokens)
-    return round(cost, 6)
+    return None if cost is None else round(cost, 6)

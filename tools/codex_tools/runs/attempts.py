@@ -18,6 +18,7 @@ from typing import Any
 
 import anyio
 
+from codex_tools.codex.budget import BudgetExhausted
 from codex_tools.codex.errors import (
     Kind,
     NoAnswer,
@@ -38,6 +39,7 @@ from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.runs.ending import BY_ROLLOUT, turn_of
 from codex_tools.runs.run import Run
 from codex_tools.runs.settings_check import SettingsCheck
+from codex_tools.runs.usage_watch import UsageWatch
 
 PASSING: frozenset[Kind] = frozenset({"rate_limited", "overloaded", "network"})
 """The kinds of failure that may be transient."""
@@ -62,7 +64,12 @@ Report = Callable[[TurnProgress], None]
 
 
 async def run_turns(
-    engine: Engine, threads: Threads, run: Run, report: Report, keep: Keep
+    engine: Engine,
+    threads: Threads,
+    run: Run,
+    report: Report,
+    keep: Keep,
+    watch: UsageWatch,
 ) -> tuple[TurnResult, Any]:
     """Run the turns of *run*; return the result of the last one, and its answer as data.
 
@@ -72,6 +79,7 @@ async def run_turns(
         run: The run.
         report: Called after each event with the progress of the turn.
         keep: Called with each line as Codex wrote it.
+        watch: Follows the tokens of the run, and ends it at its limits.
 
     Raises:
         CodexError: The error that `run_turn` raised for the last turn.
@@ -84,12 +92,11 @@ async def run_turns(
     while True:
         run.attempts += 1
         if run.attempts > 1:
-            run.mark = mark_of(before)
+            run.mark = mark_of(before if request.resumed is not None else None)
         check = SettingsCheck(threads, request, run.mark, progress)
         try:
-            turn = await check.run(
-                partial(run_turn, engine, request, report, keep, progress=progress, since=since)
-            )
+            start = partial(run_turn, engine, request, report, keep, progress=progress, since=since)
+            turn = await check.run(partial(watch.run, start))
             _count(run, turn.usage, before)
         except TurnError as error:
             ended = await _ask_rollout(error, run, request, threads)
@@ -112,6 +119,8 @@ async def run_turns(
                 continue
             else:
                 raise
+        if request.review is not None:
+            return turn, await on_cpu(threads.read_review, turn.thread_id)
         if run.output is None:
             return turn, None
         try:
@@ -123,7 +132,9 @@ async def run_turns(
         progress.note(f"An answer did not match output_schema: {'; '.join(found)}")
         repairs -= 1
         tries = 1
-        request = replace(request, prompt=_mend(found), images=(), thread_id=turn.thread_id)
+        request = replace(
+            request, prompt=_mend(found), images=(), thread_id=turn.thread_id, fork=False
+        )
         before = await _state(request, threads)
         progress.begin_turn(turn.thread_id)
         progress.doing = "asking Codex to correct its answer"
@@ -132,7 +143,8 @@ async def run_turns(
 
 def mark_of(before: ThreadState | None) -> TurnMark:
     """Return where the records of a turn begin that starts now, in a thread with state *before*."""
-    return TurnMark(before.size if before is not None else 0, int(time.time() * 1000))
+    now_ms = int(time.time() * 1000)
+    return TurnMark(0, now_ms) if before is None else TurnMark(before.size, now_ms, before.segment)
 
 
 async def _ask_rollout(
@@ -148,7 +160,7 @@ async def _ask_rollout(
     progress = run.progress
     if request.ephemeral or progress.failure is not None:
         return None
-    if not isinstance(error, Stalled | TimedOut | TurnFailed | NoAnswer):
+    if not isinstance(error, Stalled | TimedOut | TurnFailed | NoAnswer | BudgetExhausted):
         return None
     record = await on_cpu(threads.turn_record, progress.thread_id, run.mark, abandon=True)
     if record is None:
@@ -220,9 +232,11 @@ def asked_pause(message: str) -> float | None:
 async def _again(request: TurnRequest, progress: TurnProgress, threads: Threads) -> TurnRequest:
     """Return the request that retries a turn, in the thread that it opened if Codex kept it."""
     opened = progress.thread_id
-    thread_id = opened if await _can_resume(request, opened, threads) else request.thread_id
-    progress.begin_turn(thread_id)
-    return replace(request, thread_id=thread_id)
+    # A review cannot be continued: its thread holds only what the reviewer said.
+    if request.review is None and await _can_resume(request, opened, threads):
+        request = replace(request, thread_id=opened, fork=False)
+    progress.begin_turn(request.resumed)
+    return request
 
 
 async def _can_resume(request: TurnRequest, thread_id: str | None, threads: Threads) -> bool:
@@ -235,6 +249,10 @@ async def _state(request: TurnRequest, threads: Threads) -> ThreadState | None:
 
 def _count(run: Run, reported: Usage | None, before: ThreadState | None) -> None:
     """Add the usage of one turn to *run*; Codex may have reported that of the whole thread."""
+    if run.request.fork or run.request.review is not None:
+        # Codex counts the history of a fork too, and nothing for a review: 0 (both seen with
+        # 0.163.0 and 0.171.0). The rollouts have the right numbers.
+        return
     earlier = before.usage if before is not None else None
     if reported is None or earlier is None or not run.request.program.usage_is_cumulative:
         _add(run, reported)

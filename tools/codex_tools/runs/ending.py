@@ -69,6 +69,8 @@ def find_evidence(run: Run, threads: Threads) -> Evidence:
         usage, at_ms = run.used, run.start.since_ms
         return Evidence(cost_usd=threads.cost_of_usage(usage, run.request.model, at_ms))
     turn = threads.turn_record(thread_id, run.mark, with_end=run.ending is None)
+    if run.request.review is not None:
+        return _evidence_of_review(run, turn, threads)
     whole = turn
     if run.mark != run.start:  # The records of earlier turns of the run count too.
         whole = threads.turn_record(thread_id, run.start, with_end=False)
@@ -77,6 +79,18 @@ def find_evidence(run: Run, threads: Threads) -> Evidence:
         is_elsewhere = run.progress.ended and not threads.is_kept(thread_id)
         return Evidence(turn, is_elsewhere=is_elsewhere)
     return Evidence(turn, whole.usage, whole.cost_usd)
+
+
+def _evidence_of_review(run: Run, turn: TurnRecord | None, threads: Threads) -> Evidence:
+    """Return the facts of a review: the reviewer's own thread has its settings and its usage."""
+    thread_id = run.progress.thread_id
+    found = threads.find_reviewer(thread_id) if thread_id is not None else None
+    work = threads.turn_record(found, TurnMark(), with_end=False)
+    if work is None:
+        is_elsewhere = run.progress.ended and not threads.is_kept(thread_id)
+        return Evidence(turn, is_elsewhere=is_elsewhere)
+    whole = replace(turn or TurnRecord(), settings=work.settings, troubles=work.troubles)
+    return Evidence(whole, work.usage, work.cost_usd)
 
 
 def turn_of(record: TurnRecord, progress: TurnProgress) -> TurnResult | None:
@@ -95,7 +109,7 @@ def revise(stored: StoredRun, threads: Threads) -> StoredRun:
     where, result = stored.recorded, stored.result
     if where is None or result.thread_id is None:
         return stored
-    mark = TurnMark(where.offset, where.since_ms)
+    mark = TurnMark(where.offset, where.since_ms, where.segment)
     record = threads.turn_record(result.thread_id, mark)
     if record is None:
         return stored
@@ -123,8 +137,14 @@ def completed(run: Run, turn: TurnResult, structured_output: Any, evidence: Evid
 
 def faulty(run: Run, fault: InternalFault | None = None) -> RunResult:
     """Return the result of a run with an internal fault, from as little data as possible."""
-    turn = TurnResult(thread_id=run.progress.thread_id)
-    return make_result("failed", run_id=run.run_id, turn=turn, error=fault or InternalFault())
+    return make_result(
+        "failed",
+        run_id=run.run_id,
+        turn=TurnResult(thread_id=run.progress.thread_id),
+        usage=run.spent.usage,
+        cost_usd=run.spent.cost_usd,
+        error=fault or InternalFault(),
+    )
 
 
 def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:
@@ -145,7 +165,7 @@ async def stopped(run: Run, threads: Threads) -> RunResult:
 
     A turn that has completed stays completed, whether stdout or the rollout says so.
     """
-    evidence = Evidence()
+    evidence = Evidence(usage=run.spent.usage, cost_usd=run.spent.cost_usd)
     with anyio.move_on_after(EVIDENCE_WITHIN_S):
         evidence = await on_cpu(find_evidence, run, threads, abandon=True)
     ending = run.ending
@@ -156,7 +176,8 @@ async def stopped(run: Run, threads: Threads) -> RunResult:
         if turn is not None and (turn.final_response or "").strip():
             ending = await _read_output(run, turn)
     if ending is None:
-        ending = Cancelled(run.progress.result()) if run.stopped else Interrupted()
+        turn = run.progress.result()
+        ending = Cancelled(turn, run.stopped_by) if run.stopped else Interrupted()
     if isinstance(ending, CodexError):
         return failed(run, ending, evidence)
     return completed(run, *ending, evidence)

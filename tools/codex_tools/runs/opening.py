@@ -9,11 +9,13 @@ from pathlib import Path
 
 import anyio
 
+from codex_tools.codex.budget import NO_BUDGETS, Budgets
 from codex_tools.codex.private_folder import StandIn
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import Engine
 from codex_tools.rollouts.threads import Threads
-from codex_tools.runs.register import MAX_QUEUE, WRITTEN_WITHIN_S, Runs
+from codex_tools.runs.keys import WRITTEN_WITHIN_S
+from codex_tools.runs.register import MAX_QUEUE, Runs
 from codex_tools.runs.store import RunStore
 from codex_tools.runs.writer import StateWriter
 
@@ -29,6 +31,7 @@ async def open_runs(
     max_runs: int,
     max_queue: int = MAX_QUEUE,
     roots: Sequence[Path] = (),
+    budgets: Budgets = NO_BUDGETS,
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
@@ -69,6 +72,7 @@ async def open_runs(
                 max_runs=max_runs,
                 max_queue=max_queue,
                 roots=roots,
+                budgets=budgets,
                 notes=notes,
             )
             tasks.start_soon(runs.prune)

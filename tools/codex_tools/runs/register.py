@@ -8,7 +8,6 @@ of the server ends all runs at once.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,8 +18,11 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun, fault_for
+from codex_tools.codex.budget import NO_BUDGETS, Budgets
+from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun
+from codex_tools.codex.faults import fault_for
 from codex_tools.codex.masking import is_cut_of, shorten
+from codex_tools.codex.paths import in_roots
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
@@ -28,13 +30,17 @@ from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs import folders
 from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
+from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
+from codex_tools.runs.keys import WRITTEN_WITHIN_S, Keys, new_run_id
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
+from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
+from codex_tools.runs.usage_watch import UsageWatch
 from codex_tools.runs.writer import StateWriter
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import changes_since, explain_unseen, take_snapshot
@@ -62,12 +68,6 @@ ANSWER_LIMIT = 1_000_000
 POLL_EVERY_S = 0.5
 """Polling interval in seconds for runs owned by another server."""
 
-WRITTEN_WITHIN_S = 0.3
-"""Seconds to wait until a record is on disk; a disk that hangs must not delay the result.
-
-Claude Code gives a server 0.5 s in all before it sends SIGKILL.
-"""
-
 
 class Runs:
     """All runs of this server, and the stored runs of other and earlier servers."""
@@ -84,6 +84,7 @@ class Runs:
         max_runs: int,
         max_queue: int = MAX_QUEUE,
         roots: Sequence[Path] = (),
+        budgets: Budgets = NO_BUDGETS,
         notes: tuple[str, ...] = (),
     ) -> None:
         """Create an empty register; *notes* are warnings for the callers of all runs."""
@@ -96,12 +97,15 @@ class Runs:
         self._notes = notes
         self._roots = roots
         self.audit = AuditLog(state_dir, writer)
+        self.ledger = DayLedger(state_dir, writer, store, threads, budgets)
+        self.keys = Keys(state_dir, store, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
         self._unsaved: set[str] = set()
         """Ids of ended runs whose record could not be written yet."""
         self._closing = False
+        self._stops = StopWatch(tasks, store)
         self._changed = anyio.Event()
 
     async def lock_thread(self, thread_id: str) -> ThreadLock:
@@ -142,6 +146,7 @@ class Runs:
         before: ThreadState | None = None,
         lock: ThreadLock | None = None,
         warnings: tuple[str, ...] = (),
+        run_id: str | None = None,
     ) -> Run:
         """Start a run, or queue it; return at once.
 
@@ -152,6 +157,7 @@ class Runs:
             before: The current state of the thread to resume.
             lock: That thread's lock. The run owns the lock, unless this method raises.
             warnings: Warnings for the caller.
+            run_id: An id of `new_run_id` that was promised before; None for a new one.
 
         Raises:
             QueueFull: As many runs are queued as the operator allows.
@@ -162,16 +168,15 @@ class Runs:
         if unfinished >= slots + self._max_queue:
             raise QueueFull(unfinished - slots, self._max_queue)
         folders.check_free(request, self._runs.values())
-        run_id = f"run_{secrets.token_hex(8)}"
+        run_id = run_id or new_run_id()
         if lock is not None:
             request = replace(request, held=(lock.fd,))
         request = replace(request, scratch=self._store.scratch)
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
         run = Run(run_id, request, before, now(), output, caller, (*warnings, *self._notes))
-        run.start = run.mark = mark_of(before)
-        if before is not None:
-            run.progress.thread_id = before.thread_id
+        run.start = run.mark = mark_of(before if request.resumed is not None else None)
+        run.progress.thread_id = request.resumed
         if unfinished < slots:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
@@ -179,6 +184,7 @@ class Runs:
             self._save(run)
             self.audit.write("started", facts_of(run))
             self._tasks.start_soon(self._work, run, lock, name=run_id)
+            self._stops.add(run)
         except BaseException:
             del self._runs[run_id]
             raise
@@ -292,20 +298,27 @@ class Runs:
             with anyio.move_on_after(left_s if mine else min(left_s, POLL_EVERY_S)):
                 await changed.wait()
 
-    async def stop(self, run_id: str) -> RunResult:
+    async def stop(self, run_id: str, caller: str | None = None) -> RunResult:
         """Stop a run, wait until none of its processes is left, and return its result.
 
+        Args:
+            run_id: The id of the run.
+            caller: The client that may stop other servers' runs too; None if it may not.
+
         Raises:
-            UnknownRun: There is no run with that id, or the run belongs to another server.
+            UnknownRun: There is no run with that id, or it is another server's outside the roots.
+            RunElsewhere: The run belongs to another server process, which does not stop it.
         """
         found = await self.find(run_id)
         if isinstance(found, StoredRun):
-            if not _has_ended(found.result):
-                raise UnknownRun(
-                    run_id,
-                    "belongs to another server process; only that process can stop it",
-                )
-            return found.result
+            if _has_ended(found.result):
+                return found.result
+            if not await on_disk(in_roots, found.result.cwd, self._roots):
+                raise UnknownRun(run_id)
+            if caller is None:
+                raise RunElsewhere(run_id)
+            await stop_elsewhere(self._store, found, f"{caller} through another server process")
+            return await self.result(run_id)
         if found.outcome is None:
             found.stop()
             await found.done.wait()
@@ -320,6 +333,8 @@ class Runs:
             alive = [run.run_id for run in self._runs.values() if run.outcome is None]
             try:
                 await on_disk(self._store.prune, alive, abandon=True)
+                await on_disk(self.ledger.prune, abandon=True)
+                await on_disk(self.keys.prune, abandon=True)
             except OSError as error:
                 logger.warning("cannot remove old files: %s", error)
 
@@ -357,6 +372,7 @@ class Runs:
         finally:
             run.ended_at, run.ended = anyio.current_time(), now()
             run.outcome = outcome or faulty(run)
+            self.ledger.end(run.run_id, run.spent, run.outcome.usage, run.outcome.cost_usd)
             answer = run.progress.final_response
             run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer is large.
             self._save(run, answer)
@@ -377,18 +393,24 @@ class Runs:
         def report(progress: TurnProgress) -> None:
             nonlocal known
             run.progress = progress
+            watch.wake()
             if progress.thread_id is not None and not known:
                 known = True
-                if run.before is None:
+                if run.request.resumed is None:
                     self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
                 self._save(run)
 
+        watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
+        self.ledger.begin(run.run_id)
         writes = run.request.sandbox != "read-only"
         before = await take_snapshot(run.request.cwd, self._roots) if writes else None
         identities = await on_disk(folders.identify, run.request)
         with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
-                run.ending = await run_turns(self._engine, self._threads, run, report, log.add)
+                await self.ledger.check()
+                run.ending = await run_turns(
+                    self._engine, self._threads, run, report, log.add, watch
+                )
             except CodexError as error:
                 run.ending = error
         run.seen = await changes_since(before) if before is not None else None

@@ -29,7 +29,8 @@ its first 2 KB.
 FILES_KEPT = 200
 _TEXT_LIMIT = 300
 
-RunStatus = Literal["completed", "failed", "timed_out", "cancelled", "running", "queued"]
+RunStatus = Literal["completed", "failed", "timed_out", "cancelled", "running", "queued", "planned"]
+"""`planned` is the status of a dry run only, and is never stored."""
 
 
 class ChangedFile(Record):
@@ -64,6 +65,15 @@ class PlanStep(Record):
     completed: bool
 
 
+class PlannedTurn(Record):
+    """What a dry run would have started; secrets in it are masked."""
+
+    argv: list[str]
+    environment: list[str]
+    timeout_s: float
+    stall_s: float
+
+
 class RunError(Record):
     """The reason why a run failed, and a hint."""
 
@@ -83,7 +93,7 @@ class RunResult(Record):
     final_response: str | None
     structured_output: Any
     usage: Usage | None
-    """This turn's tokens."""
+    """This turn's tokens, so far while it runs."""
     cost_usd: float | None
     """Estimate; null when unknown"""
     model: str | None
@@ -102,6 +112,8 @@ class RunResult(Record):
     plan: list[PlanStep]
     warnings: list[str]
     attempts: int
+    planned: PlannedTurn | None
+    """With dry_run: what would be started; environment has names only."""
     error: RunError | None
     next: str
     """Next step."""
@@ -132,6 +144,7 @@ def make_result(
     duration_s: float = 0.0,
     attempts: int = 0,
     warnings: Sequence[str] = (),
+    planned: PlannedTurn | None = None,
     error: CodexError | None = None,
 ) -> RunResult:
     """Return the bounded result of a run, or of a request that was refused.
@@ -173,6 +186,7 @@ def make_result(
         plan=[PlanStep(text=_short(text), completed=done) for text, done in turn.plan[:50]],
         warnings=[*turn.warnings, *warnings, *_left_out(files)],
         attempts=attempts,
+        planned=planned,
         error=run_error,
         next=_next(status, run_id, turn.thread_id if setting.can_resume else None, run_error),
     )
@@ -377,6 +391,8 @@ def _next(
     resume = f'codex_resume with thread_id "{thread_id}"' if thread_id else None
     if status in ("running", "queued"):
         return f'Wait for it with codex_wait and run_ids ["{run_id}"], or stop it with codex_stop.'
+    if status == "planned":
+        return "Nothing was started. Call again without dry_run to start it."
     if error is None:
         return f"To continue this thread, call {resume}." if resume else "Nothing is left to do."
     if error.kind in ("wrong_thread", "context_window_exceeded"):

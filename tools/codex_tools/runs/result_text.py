@@ -8,6 +8,7 @@ an error.
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 
 from codex_tools.codex.clean_text import clean, indent_after_first
@@ -70,6 +71,9 @@ def _answer(result: RunResult, room: int) -> str:
         # Not orjson, which fails for integers of more than 64 bits.
         answer = json.dumps(result.structured_output, ensure_ascii=False, separators=(",", ":"))
         return _cut(answer, room, result)
+    if result.planned is not None:
+        command = shlex.join(result.planned.argv)
+        return _cut(f"Dry run: nothing was started. The command would be:\n{command}", room, result)
     said = result.final_response
     if result.status == "completed":
         return "Codex gave no answer." if said is None else _cut(said, room, result)
@@ -84,10 +88,13 @@ def _cut(text: str, room: int, result: RunResult) -> str:
 
 
 def _tail(result: RunResult, limit: int) -> str:
-    """Return the lines below an answer: thread, changed files, warnings and the next step."""
+    """Return the lines below an answer: thread, files, tokens, warnings and the next step."""
     lines = [] if result.thread_id is None else [f"thread_id: {result.thread_id}"]
     so_far = " so far" if result.status in ("running", "queued") else ""
-    lines += [*_files_line(result, so_far, limit), *_warning_lines(result, limit)]
+    lines += _files_line(result, so_far, limit)
+    if so_far and result.usage is not None:
+        lines.append(f"tokens so far: {result.usage.total_tokens:,}")
+    lines += _warning_lines(result, limit)
     return "\n".join([*lines, f"Next: {clean(result.next)}"])
 
 

@@ -16,6 +16,7 @@ from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.rollouts.turn_record import TurnMark
+from codex_tools.rollouts.usage_follower import Spent
 from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
@@ -51,6 +52,8 @@ class Run:
     """The answer in full if the result contains a shortened one; set when the run has ended."""
     used: Usage | None = None
     """Usage of its turns so far, as far as Codex reported it."""
+    spent: Spent = field(default_factory=Spent)
+    """What its turns used so far, as far as the rollout recorded it while they ran."""
     counted: int = 0
     """Number of turns whose usage is in `used`."""
     start: TurnMark = field(default_factory=TurnMark)
@@ -65,11 +68,17 @@ class Run:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     stopped: bool = False
     """True if the run was asked to stop, by codex_stop or by cancelling its call."""
+    stopped_by: str | None = None
+    """The process that asked for it; None if that was a client of this server."""
 
-    def stop(self) -> None:
-        """Stop the run and all that Codex has started for it; `done` is set at its end."""
+    def stop(self, by: str | None = None) -> None:
+        """Stop the run and all that Codex has started for it; `done` is set at its end.
+
+        *by* names another process that asks for it.
+        """
         # A run that the server's end has interrupted already does not become a stopped one.
-        self.stopped = self.stopped or not self.scope.cancel_called
+        if not self.scope.cancel_called:
+            self.stopped, self.stopped_by = True, by
         self.scope.cancel()
 
     def interrupt(self) -> None:
@@ -85,6 +94,8 @@ class Run:
             "queued" if queued else "running",
             run_id=self.run_id,
             turn=self.progress.result(),
+            usage=self.spent.usage,
+            cost_usd=self.spent.cost_usd,
             setting=requested(self),
             duration_s=self.duration_s,
             attempts=self.attempts,
@@ -102,18 +113,40 @@ class Run:
     def recorded(self) -> Recorded:
         """Where the rollout holds the result, for another server if this one dies."""
         start, is_kept = self.start, not self.request.ephemeral
-        return Recorded(start.offset, start.since_ms, self.output is not None, is_kept)
+        has_schema = self.output is not None
+        return Recorded(start.offset, start.since_ms, has_schema, is_kept, start.segment)
 
     @property
     def headline(self) -> str:
         """Current activity as text for people: "running pytest -q · 3 files changed"."""
+        return " · ".join((self.doing, *self.counts))
+
+    @property
+    def doing(self) -> str:
+        """Current activity, or the status, as text for people."""
         if self.outcome is not None:
             return self.outcome.status.replace("_", " ")
         if self.started_at is None:
             return "waiting in the queue: the limit --max-runs is reached"
-        files = self.progress.files_changed
-        changed = f" · {files} file{'s' if files > 1 else ''} changed" if files else ""
-        return mask(self.progress.doing) + changed
+        return mask(self.progress.doing)
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """What the run at work has done so far: "3 files changed", "45k tokens"."""
+        if self.outcome is not None:
+            return ()
+        files, tokens = self.progress.files_changed, self.spent.tokens
+        changed = (f"{files} file{'s' if files > 1 else ''} changed",) if files else ()
+        return (*changed, f"{short_count(tokens)} tokens") if tokens else changed
+
+
+def short_count(number: int) -> str:
+    """Return *number* in at most four characters: 950, 1.2k, 45k, 3.4M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 1000)):
+        if number >= size:
+            tenths = number * 10 // size
+            return f"{tenths // 10}{unit}" if tenths >= 100 else f"{tenths / 10:g}{unit}"
+    return str(number)
 
 
 def requested(run: Run) -> EffectiveSettings:

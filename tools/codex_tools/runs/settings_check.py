@@ -82,11 +82,19 @@ class SettingsCheck:
         if self._excess is None and self._progress.opened:
             await on_disk(self._compare_new, self._progress.opened, abandon=True)
 
+    def _follow(self, thread_id: str) -> SettingsFollower | None:
+        if self._request.review is not None:
+            # The reviewer works in a thread of its own, which alone records settings.
+            reviewer = self._threads.find_reviewer(thread_id)
+            return self._threads.follow_settings(reviewer, TurnMark()) if reviewer else None
+        fork = self._request.fork
+        return self._threads.follow_settings(thread_id, self._mark, is_fork=fork)
+
     def _compare_new(self, thread_id: str) -> None:
         """Read and compare the settings recorded since the last call; accesses the disk."""
         try:
             if self._follower is None:
-                self._follower = self._threads.follow_settings(thread_id, self._mark)
+                self._follower = self._follow(thread_id)
             found = self._follower.read() if self._follower is not None else []
         except OSError:
             return

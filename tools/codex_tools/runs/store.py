@@ -3,6 +3,7 @@
 STATE/runs/<run_id>/run.json        the run's result so far, replaced as a whole
 STATE/runs/<run_id>/answer.txt      its answer in full, if run.json contains a shortened one
 STATE/runs/<run_id>/events.jsonl    its events, byte for byte as Codex wrote them
+STATE/runs/<run_id>/stop.json       another process asks to stop it (see `stop_file`)
 STATE/scratch/<server_id>-<random>  files that Codex reads a part of a turn from, until its end
 STATE/servers/<server_id>.lock      locked as long as that server is alive
 
@@ -22,7 +23,8 @@ import secrets
 import shutil
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -30,7 +32,7 @@ from typing import cast
 from codex_tools.codex.file_lock import is_locked, lock, lock_for_removal, open_lock, show_lock
 from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.codex.json_object import Json, read_exactly, write_exactly
-from codex_tools.codex.private_folder import claim_folder
+from codex_tools.codex.private_folder import check_folder, claim_folder
 from codex_tools.runs.event_log import EventPage, read_page
 from codex_tools.runs.result import RunResult, interrupt, read_result
 
@@ -74,6 +76,8 @@ class Recorded:
     """True if the answer must match a schema, which is not stored."""
     is_kept: bool = True
     """False if Codex keeps no rollout."""
+    segment: str = ""
+    """The id of the segment that *offset* belongs to; see `TurnMark`."""
 
 
 _TRIES = 100
@@ -83,7 +87,152 @@ _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 _SERVER_ID = re.compile(r"[0-9a-f]{16}")
 
 
-class RunStore:
+class StoredRuns:
+    """The stored runs of one state folder, as any process of this user reads them."""
+
+    server_id = ""
+    """The id of this server; empty for a process that is none."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Read and create nothing yet."""
+        self._runs = state_dir / "runs"
+        self._servers = state_dir / "servers"
+
+    @classmethod
+    def open(cls, state_dir: Path) -> StoredRuns:
+        """Return the runs of *state_dir* for reading; there are none if the folder is missing.
+
+        Raises:
+            OSError: The folder, or one in it, cannot be used, or others could have written there.
+        """
+        runs = cls(state_dir)
+        for folder in (state_dir, runs._runs, runs._servers):
+            with suppress(FileNotFoundError):
+                check_folder(folder, follow=folder is state_dir)
+        return runs
+
+    def load(self, run_id: str) -> StoredRun | None:
+        """Return the last stored record of a run; None if there is no run with that id.
+
+        A running or queued run whose server has died is returned as interrupted. So is a run of
+        this server, because the register asks only for runs that are not in its memory.
+        """
+        found = self._read(run_id)
+        if found is None or not found.server_id:
+            return found
+        if self.lives(found.server_id):
+            return replace(found, recorded=None)
+        # Between reading and asking, the server may have stored the end of the run, and ended.
+        found = self._read(run_id) or found
+        if found.result.status not in ("running", "queued"):
+            return found
+        is_kept = found.recorded is None or found.recorded.is_kept
+        return replace(
+            found,
+            result=interrupt(found.result, can_resume=is_kept),
+            recorded=found.recorded if is_kept else None,
+            died=True,
+        )
+
+    def _read(self, run_id: str) -> StoredRun | None:
+        """Return the record of a run as it is stored; None if there is none that can be read."""
+        if _RUN_ID.fullmatch(run_id) is None:
+            return None
+        try:
+            text = read_foreign(self.folder(run_id) / "run.json", RECORD_LIMIT, owned=True)
+            record = cast(Json, read_exactly(text, unique_keys=False))
+            result = read_result(record["result"], run_id)
+            server_id, created_at = record["server_id"], record["created_at"]
+            updated_at = record.get("updated_at", created_at)
+            if not isinstance(created_at, str) or not isinstance(updated_at, str):
+                raise ValueError("a time is not a text")
+            if _SERVER_ID.fullmatch(server_id) is None:
+                raise ValueError("not the record of a server")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
+            return None
+        if result.status not in ("running", "queued"):
+            return StoredRun(result, created_at, updated_at)
+        recorded = _recorded(record.get("recorded"))
+        return StoredRun(result, created_at, updated_at, recorded, server_id)
+
+    def log_path(self, run_id: str) -> Path:
+        """Return the path of the file with the run's events."""
+        return self.folder(run_id) / "events.jsonl"
+
+    def read_events(self, run_id: str, offset: int, room: int) -> EventPage | None:
+        """Return a page of the run's events; None if there is no such run or no stored event.
+
+        Args:
+            run_id: The id of the run.
+            offset: The byte to begin at: `next_offset` of an earlier page.
+            room: Maximum characters of the page.
+        """
+        return read_page(self.log_path(run_id), offset, room)
+
+    def read_answer(self, run_id: str) -> str | None:
+        """Return the run's answer in full; None if its record contains the full answer."""
+        try:
+            answer = read_foreign(self.folder(run_id) / "answer.txt", RECORD_LIMIT, owned=True)
+        except OSError:
+            return None
+        return answer.decode("utf-8", "replace")
+
+    def newest(self, count: int, before: str | None = None) -> list[str]:
+        """Return the ids of up to *count* runs, the newest first.
+
+        Args:
+            count: Maximum number of ids.
+            before: Return only runs last changed before this one, and no run if this one no
+                longer exists.
+        """
+        found: list[tuple[int, str]] = []
+        for entry in os.scandir(self._runs):
+            try:
+                found.append((Path(entry.path, "run.json").stat().st_mtime_ns, entry.name))
+            except OSError:
+                continue  # Another server has just removed the record, or not yet written it.
+        found.sort(reverse=True)
+        names = [name for _, name in found if _RUN_ID.fullmatch(name)]
+        if before is None:
+            return names[:count]
+        start = names.index(before) + 1 if before in names else len(names)
+        return names[start : start + count]
+
+    def ids(self, prefix: str = "") -> list[str]:
+        """Return the ids that begin with *prefix*, in no order."""
+        try:
+            names = [entry.name for entry in os.scandir(self._runs)]
+        except FileNotFoundError:
+            return []
+        return [name for name in names if name.startswith(prefix) and _RUN_ID.fullmatch(name)]
+
+    def folder(self, run_id: str) -> Path:
+        """Return the path of the folder with the run's files."""
+        return self._runs / run_id
+
+    def lives(self, server_id: str, *, remove: bool = False) -> bool:
+        """Return True if another server is alive; with *remove*, delete a dead one's lock file."""
+        if server_id == self.server_id:
+            return False
+        path = self._servers / f"{server_id}.lock"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            if is_locked(fd):
+                return True
+            if remove and lock_for_removal(fd):  # A server may be about to lock its new file.
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+        return False
+
+
+class RunStore(StoredRuns):
     """The stored runs of one state folder, as one server reads and writes them."""
 
     def __init__(self, state_dir: Path) -> None:
@@ -92,8 +241,7 @@ class RunStore:
         Raises:
             OSError: The folder cannot be used, or belongs to another user.
         """
-        self._runs = state_dir / "runs"
-        self._servers = state_dir / "servers"
+        super().__init__(state_dir)
         self._scratch = state_dir / "scratch"
         claim_folder(state_dir)
         for folder in (self._runs, self._servers, self._scratch):
@@ -142,7 +290,7 @@ class RunStore:
         Raises:
             OSError: The record cannot be written.
         """
-        folder = self._folder(result.run_id or "")
+        folder = self.folder(result.run_id or "")
         folder.mkdir(mode=0o700, exist_ok=True)
         record = {
             "version": RECORD_VERSION,
@@ -163,79 +311,6 @@ class RunStore:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
         draft.replace(path)
-
-    def load(self, run_id: str) -> StoredRun | None:
-        """Return the last stored record of a run; None if there is no run with that id.
-
-        A running or queued run whose server has died is returned as interrupted. So is a run of
-        this server, because the register asks only for runs that are not in its memory.
-        """
-        if _RUN_ID.fullmatch(run_id) is None:
-            return None
-        try:
-            text = read_foreign(self._folder(run_id) / "run.json", RECORD_LIMIT, owned=True)
-            record = cast(Json, read_exactly(text, unique_keys=False))
-            result = read_result(record["result"], run_id)
-            server_id, created_at = record["server_id"], record["created_at"]
-            updated_at = record.get("updated_at", created_at)
-            if not isinstance(created_at, str) or not isinstance(updated_at, str):
-                raise ValueError("a time is not a text")
-            if _SERVER_ID.fullmatch(server_id) is None:
-                raise ValueError("not the record of a server")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
-            return None
-        if result.status not in ("running", "queued") or self._lives(server_id):
-            return StoredRun(result, created_at, updated_at)
-        recorded = _recorded(record.get("recorded"))
-        if recorded is not None and not recorded.is_kept:
-            return StoredRun(interrupt(result, can_resume=False), created_at, updated_at)
-        return StoredRun(interrupt(result), created_at, updated_at, recorded)
-
-    def log_path(self, run_id: str) -> Path:
-        """Return the path of the file with the run's events."""
-        return self._folder(run_id) / "events.jsonl"
-
-    def read_events(self, run_id: str, offset: int, room: int) -> EventPage | None:
-        """Return a page of the run's events; None if there is no such run or no stored event.
-
-        Args:
-            run_id: The id of the run.
-            offset: The byte to begin at: `next_offset` of an earlier page.
-            room: Maximum characters of the page.
-        """
-        return read_page(self.log_path(run_id), offset, room)
-
-    def read_answer(self, run_id: str) -> str | None:
-        """Return the run's answer in full; None if its record contains the full answer."""
-        try:
-            answer = read_foreign(self._folder(run_id) / "answer.txt", RECORD_LIMIT, owned=True)
-        except OSError:
-            return None
-        return answer.decode("utf-8", "replace")
-
-    def newest(self, count: int, before: str | None = None) -> list[str]:
-        """Return the ids of up to *count* runs, the newest first.
-
-        Args:
-            count: Maximum number of ids.
-            before: Return only runs last changed before this one, and no run if this one no
-                longer exists.
-        """
-        found: list[tuple[int, str]] = []
-        for entry in os.scandir(self._runs):
-            try:
-                found.append((Path(entry.path, "run.json").stat().st_mtime_ns, entry.name))
-            except OSError:
-                continue  # Another server has just removed the record, or not yet written it.
-        found.sort(reverse=True)
-        names = [name for _, name in found if _RUN_ID.fullmatch(name)]
-        if before is None:
-            return names[:count]
-        start = names.index(before) + 1 if before in names else len(names)
-        return names[start : start + count]
 
     def prune(self, alive: Collection[str] = (), now_s: float | None = None) -> None:
         """Remove the runs older than KEEP_S and the oldest above KEEP_BYTES; keep running ones.
@@ -269,32 +344,17 @@ class RunStore:
                 shutil.rmtree(folder, ignore_errors=True)
         for file in self._servers.glob("*.lock"):
             if file.stem != self.server_id:
-                self._lives(file.stem, remove=True)
+                self.lives(file.stem, remove=True)
         for folder in self._scratch.iterdir():
             owner = folder.name.partition("-")[0]
-            if owner != self.server_id and not self._lives(owner):
+            if owner != self.server_id and not self.lives(owner):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _lives(self, server_id: str, *, remove: bool = False) -> bool:
-        """Return True if another server is alive; with *remove*, delete a dead one's lock file."""
-        if server_id == self.server_id:
-            return False
-        path = self._servers / f"{server_id}.lock"
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return False
-        try:
-            if is_locked(fd):
-                return True
-            if remove and lock_for_removal(fd):  # A server may be about to lock its new file.
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(fd)
-        return False
-
-    def _folder(self, run_id: str) -> Path:
-        return self._runs / run_id
+    def is_alive(self, server_id: str) -> bool:
+        """Return True if that server is alive, which this one is."""
+        return server_id == self.server_id or (
+            _SERVER_ID.fullmatch(server_id) is not None and self.lives(server_id)
+        )
 
 
 def _is_settled(times: Sequence[float], now_s: float) -> bool:
@@ -319,11 +379,19 @@ class StoredRun:
     updated_at: str
     recorded: Recorded | None = None
     """Where to look for what a run came to whose server has died; None for any other run."""
+    server_id: str = ""
+    """The id of the server that has not stored the run's end; empty for a run that has ended."""
+    died: bool = False
+    """True if that server has died."""
 
 
 def _recorded(data: object) -> Recorded | None:
+    if not isinstance(data, dict):
+        return None
+    known = {each.name for each in fields(Recorded)}
     try:
-        return Recorded(**cast(Json, data))
+        # A later build may store more.
+        return Recorded(**{key: value for key, value in cast(Json, data).items() if key in known})
     except TypeError:
         return None  # Of a build that did not store it, or stores something else.
 
