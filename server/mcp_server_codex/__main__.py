@@ -14,6 +14,8 @@ usage: mcp-server-codex [OPTION]... [-- ROOT...]
        mcp-server-codex watch             the same, live, until Ctrl-C
        mcp-server-codex show RUN          show a run's result, its changes and its events
        mcp-server-codex stop RUN          stop a run, also one of another process
+       mcp-server-codex apply RUN         write an isolated run's changes into its folder
+       mcp-server-codex discard RUN       delete an isolated run's copy and its changes
        mcp-server-codex sessions [WORD..] find Codex's threads, or show one of them
        mcp-server-codex usage             show Codex's tokens and cost by day, model or folder
        mcp-server-codex install CLIENT    add this server to a client's configuration
@@ -117,6 +119,14 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.stop import run_stop
 
         return run_stop(arguments)
+    if name == "apply":
+        from mcp_server_codex.cli.apply import run_apply
+
+        return run_apply(arguments)
+    if name == "discard":
+        from mcp_server_codex.cli.apply import run_discard
+
+        return run_discard(arguments)
     if name == "install":
         from mcp_server_codex.cli.install import run_install
 

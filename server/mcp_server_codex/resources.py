@@ -2,15 +2,17 @@
 
 codex://runs/{run_id}             a run's result as JSON, with its full answer
 codex://runs/{run_id}/events      the run's events as Codex's JSON lines, secrets masked
+codex://runs/{run_id}/patch       what an isolated run changed, as `git apply` takes it
 codex://threads/{thread_id}       the transcript of any client's thread, in Markdown
 
-The last two have pages. A second content and `next` in the result's _meta name the next page.
+The last three have pages. A second content and `next` in the result's _meta name the next page.
 """
 
 from __future__ import annotations
 
+import base64
 import threading
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -26,8 +28,10 @@ from codex_tools.codex.workers import on_disk, on_index
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import COLD_FILES, ThreadList, ThreadQuery, enough_for
 from codex_tools.history.transcript import read_transcript, thread_uri
+from codex_tools.runs.applying import RunChangesKept
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import RunResult, run_uri
+from codex_tools.runs.run_changes import patch_uri
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import caller_of
 
@@ -63,6 +67,13 @@ TEMPLATES = (
         uri_template="codex://runs/{run_id}/events{?offset}",
         description="Codex's events as JSON lines: commands with their output, patches.",
         mime_type="application/jsonl",
+    ),
+    types.ResourceTemplate(
+        name="run-patch",
+        title="Diff of an isolated Codex run",
+        uri_template="codex://runs/{run_id}/patch{?offset}",
+        description="All that the run changed in its copy, as git apply takes it.",
+        mime_type="text/x-diff",
     ),
     types.ResourceTemplate(
         name="thread",
@@ -163,6 +174,13 @@ class Resources:
                 at = page.next_offset
                 following = None if at is None else f"{run_uri(run_id)}/events?offset={at}"
                 return _one(uri, "application/jsonl", text, following)
+            case "codex", "runs", [run_id, "patch"]:
+                offset = _number(options, "offset") or 0
+                await self._check_visible(runs, run_id)
+                kept = await on_disk(RunChangesKept, self._state_dir, run_id)
+                patch, at = await on_disk(kept.patch, offset, EVENTS_ROOM)
+                following = None if at is None else f"{patch_uri(run_id)}?offset={at}"
+                return _one(uri, "text/x-diff", patch, following)
             case "codex", "threads", [thread_id] if thread_id:
                 before = _number(options, "before")
                 thread_id = _uuid(thread_id)
@@ -263,15 +281,19 @@ def _number(options: dict[str, list[str]], name: str) -> int | None:
 
 
 def _one(
-    uri: str, mime_type: str, text: str, following: str | None = None
+    uri: str, mime_type: str, text: str | bytes, following: str | None = None
 ) -> types.ReadResourceResult:
-    """Return *text* as the resource's content, with the URI of the next page.
+    """Return *text*, or bytes that may be no UTF-8, as content, with the URI of the next page.
 
     A second content names that URI too, because models see only the contents.
     """
-    contents: list[types.TextResourceContents | types.BlobResourceContents] = [
-        types.TextResourceContents(uri=uri, mime_type=mime_type, text=text)
-    ]
+    contents: list[types.TextResourceContents | types.BlobResourceContents] = []
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        contents.append(types.TextResourceContents(uri=uri, mime_type=mime_type, text=text))
+    except UnicodeDecodeError:
+        blob = base64.b64encode(cast("bytes", text)).decode()
+        contents.append(types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob))
     if following is not None:
         more = f"More: {following}"
         contents.append(

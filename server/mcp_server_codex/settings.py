@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, cast, get_args
 
 from codex_tools.codex.budget import Budgets
 from codex_tools.codex.paths import expand_home
-from codex_tools.codex.sandbox import WIDTH, Sandbox
+from codex_tools.codex.sandbox import WIDTH, Isolation, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
 from codex_tools.pricing.catalog import cache_folder
@@ -168,6 +168,13 @@ OPTIONS = (
     Option(
         "--max-sandbox", _SANDBOX, "workspace-write", "widest sandbox that a caller may use", "MODE"
     ),
+    Option(
+        "--isolation",
+        _one_of(*get_args(Isolation)),
+        "none",
+        "copy: a run whose caller names none works in a copy of the project",
+        "MODE",
+    ),
     Option("--allow-config", str, (), "more config keys that callers may set", "GLOB", many=True),
     Option(
         "--rules",
@@ -298,6 +305,7 @@ def read_settings(
         policy=Policy(
             default_sandbox=values["default_sandbox"],
             max_sandbox=values["max_sandbox"],
+            isolation=values["isolation"],
             roots=values["root"],
             allow_config=values["allow_config"],
             timeout_s=values["timeout_s"],

@@ -34,8 +34,8 @@ class Argument:
 
     name: str
     help: str = ""
-    kind: Literal["text", "number", "flag", "word", "words"] = "text"
-    """"word" and "words" are positional; the others are options."""
+    kind: Literal["text", "number", "flag", "many", "word", "words"] = "text"
+    """"word" and "words" are positional; the others are options. "many" takes several values."""
     choices: tuple[str, ...] | None = None
 
 
@@ -150,6 +150,8 @@ def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[Argument]
             parser.add_argument(argument.name, nargs="*", default=None, help=about)
         elif argument.kind == "word":
             parser.add_argument(argument.name, choices=argument.choices, help=about)
+        elif argument.kind == "many":
+            parser.add_argument(flag, nargs="+", metavar="X", help=about)
         elif argument.kind == "flag":
             parser.add_argument(flag, action="store_true", default=None, help=about)
         else:
@@ -172,7 +174,9 @@ def _typed(command: Form, values: Json, fail: Callable[[str], NoReturn]) -> Json
     kinds = {argument.name: argument.kind for argument in command.arguments}
     typed: Json = {}
     for key, value in values.items():
-        if isinstance(value, list):
+        if kinds[key] == "many":
+            typed[key] = value
+        elif isinstance(value, list):
             if words := cast("list[str]", value):
                 typed[key] = " ".join(_quoted(words))
         elif kinds[key] == "number":

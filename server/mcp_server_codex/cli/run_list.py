@@ -184,7 +184,8 @@ class RunList:
 
     def _local_threads(self) -> Threads:
         if self._threads is None:
-            self._threads = local_threads(read_prices(self._settings.prices))
+            settings = self._settings
+            self._threads = local_threads(read_prices(settings.prices), settings.state_dir)
         return self._threads
 
 

@@ -107,13 +107,13 @@ def test_a_copy_in_use_is_locked_for_other_processes_and_stays(project: Project)
         open_copy(project.shadow, copy.id)
 
 
-def test_cleaning_up_leaves_nothing_of_an_old_project(project: Project) -> None:
+def test_cleaning_up_leaves_only_the_name_of_an_old_project(project: Project) -> None:
     _, copy = project.lay_out()
     copy.close()
     assert any(project.state_dir.glob("trees/*"))
     for _ in range(2):
         clean_up(project.state_dir, -1)
-    assert list(project.state_dir.glob("trees/*")) == []
+    assert [each.name for each in project.state_dir.glob("trees/*/*")] == ["root"]
 
 
 def test_cleaning_up_knows_a_project_that_is_gone(project: Project, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_cleaning_up_knows_a_project_that_is_gone(project: Project, tmp_path: Pa
     project.root.rename(tmp_path / "moved")
     for _ in range(2):
         clean_up(project.state_dir, -1)
-    assert list(project.state_dir.glob("trees/*")) == []
+    assert [each.name for each in project.state_dir.glob("trees/*/*")] == ["root"]
 
 
 def test_cleaning_up_keeps_the_objects_of_a_snapshot_in_use(project: Project) -> None:

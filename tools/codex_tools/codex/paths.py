@@ -107,6 +107,18 @@ def repository_around(cwd: Path) -> Path | None:
     return next(around, None)
 
 
+def project_root(cwd: Path) -> Path:
+    """Return the top of the git work tree around *cwd*; *cwd* itself if there is none.
+
+    An empty .git does not count: a sandboxed Codex leaves one in the system's temporary folder.
+    """
+    for folder in (cwd, *cwd.parents):
+        git = folder / ".git"
+        if git.is_file() or (git / "HEAD").exists():
+            return folder
+    return cwd
+
+
 def is_same(one: Path, other: Path) -> bool:
     """Return True if both paths are the same folder, even by another mount or letter case."""
     try:

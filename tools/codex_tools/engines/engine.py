@@ -16,7 +16,7 @@ from codex_tools.codex.budget import Limit
 from codex_tools.codex.events import Event
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
-from codex_tools.codex.sandbox import Sandbox
+from codex_tools.codex.sandbox import Isolation, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
 
 Keep = Callable[[bytes], None]
@@ -61,6 +61,8 @@ class TurnRequest:
     """Pairs of a dotted key and its value in TOML."""
     limits: tuple[Limit, ...] = ()
     """Tokens and money that the run may use; not the engine's business, but that of `runs`."""
+    isolation: Isolation = "none"
+    """Whether `runs` runs the turn in a copy of the project; `cwd` is the copy's by then."""
     skip_git_repo_check: bool = False
     ephemeral: bool = False
     base_instructions: str | None = None

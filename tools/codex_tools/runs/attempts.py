@@ -67,6 +67,7 @@ async def run_turns(
     engine: Engine,
     threads: Threads,
     run: Run,
+    request: TurnRequest,
     report: Report,
     keep: Keep,
     watch: UsageWatch,
@@ -77,6 +78,7 @@ async def run_turns(
         engine: The engine that runs the turns.
         threads: The threads that the engine can resume.
         run: The run.
+        request: Its first turn, where it works.
         report: Called after each event with the progress of the turn.
         keep: Called with each line as Codex wrote it.
         watch: Follows the tokens of the run, and ends it at its limits.
@@ -85,7 +87,7 @@ async def run_turns(
         CodexError: The error that `run_turn` raised for the last turn.
         OutputMismatch: The answer still does not match the schema.
     """
-    request, progress = run.request, run.progress
+    progress = run.progress
     since = anyio.current_time()
     before = run.before
     tries, repairs = 1, run.output.repairs if run.output is not None else 0

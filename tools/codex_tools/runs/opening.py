@@ -73,6 +73,7 @@ async def open_runs(
                 roots=roots,
                 budgets=budgets,
                 notes=notes,
+                is_kept=not notes,
             )
             tasks.start_soon(runs.prune)
             try:

@@ -115,7 +115,11 @@ def _files_line(result: RunResult, so_far: str, limit: int) -> list[str]:
             break
         shown.append(text)
     more = f" and {len(files) - len(shown)} more" if len(files) > len(shown) else ""
-    return [f"files changed{so_far} ({len(files)}): {', '.join(shown)}{more}"]
+    where = " in the copy" if result.copy_folder is not None else ""
+    lines = [f"files changed{where}{so_far} ({len(files)}): {', '.join(shown)}{more}"]
+    if result.changes is not None and result.changes.patch is not None:
+        lines.append(f"diff: {result.changes.patch}")
+    return lines
 
 
 def _warning_lines(result: RunResult, limit: int) -> list[str]:

@@ -12,15 +12,19 @@ from codex_tools.codex.errors import (
 )
 from codex_tools.codex.masking import mask
 from codex_tools.codex.record import Usage
-from codex_tools.codex.turn_result import TurnProgress, TurnResult
+from codex_tools.codex.turn_result import ChangeKind, TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.rollouts.usage_follower import Spent
+from codex_tools.runs.isolation import RunCopy
 from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
-from codex_tools.worktree.changes import Changes
+from codex_tools.worktree.changes import Changes, SeenBy, merge
+
+Files = tuple[tuple[str, ChangeKind, SeenBy], ...]
+"""Changed files: the path, the kind of the change, and its source."""
 
 
 @dataclass(slots=True)
@@ -44,6 +48,8 @@ class Run:
     progress: TurnProgress = field(default_factory=TurnProgress)
     attempts: int = 0
     """Number of turns started."""
+    copy: RunCopy | None = None
+    """The copy of the project that it works in; None if it is not isolated, or still queued."""
     seen: Changes | None = None
     """Changes of the work tree since the run began; None until they are known."""
     unseen: str | None = None
@@ -97,10 +103,27 @@ class Run:
             usage=self.spent.usage,
             cost_usd=self.spent.cost_usd,
             setting=requested(self),
+            files=self.in_project(merge(self.progress.result().files_changed, None)),
+            copy=self.copy_folder,
             duration_s=self.duration_s,
             attempts=self.attempts,
             warnings=self.warnings,
         )
+
+    @property
+    def copy_folder(self) -> str | None:
+        """The folder of the run's copy."""
+        return None if self.copy is None else str(self.copy.folder)
+
+    def in_project(self, files: Files) -> Files:
+        """Return changed files with those in the run's copy relative to the project.
+
+        They are not in the person's folder, so a path there would be wrong.
+        """
+        if self.copy is None:
+            return files
+        prefix = f"{self.copy.folder}/"
+        return tuple((path.removeprefix(prefix), kind, by) for path, kind, by in files)
 
     @property
     def duration_s(self) -> float:

@@ -102,7 +102,7 @@ def make_plan(shadow: Shadow, changes: Changes, paths: Collection[str] | None = 
         TreeError: One of *paths* is not among the changes, or git failed.
     """
     chosen = choose(changes, paths)
-    applied = applied_paths(shadow, changes.id)
+    applied = applied_paths(shadow.folder, changes.id)
     root_fd = open_root(shadow.root)
     try:
         planned = [
@@ -114,9 +114,9 @@ def make_plan(shadow: Shadow, changes: Changes, paths: Collection[str] | None = 
     return Plan(changes.id, shadow.root, tuple(planned), changes.objects)
 
 
-def applied_paths(shadow: Shadow, changes: str) -> frozenset[str]:
-    """Return the paths of *changes* that were applied before."""
-    content = read_file(str(shadow.folder / "applied" / f"{changes}.json"), 1 << 28)
+def applied_paths(folder: Path, changes: str) -> frozenset[str]:
+    """Return the paths of *changes* that were applied before; *folder* is the project's."""
+    content = read_file(str(folder / "applied" / f"{changes}.json"), 1 << 28)
     try:
         return frozenset(json.loads(content)["paths"]) if content is not None else frozenset()
     except (ValueError, KeyError, TypeError):

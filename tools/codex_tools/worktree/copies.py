@@ -154,7 +154,7 @@ def discard(shadow: Shadow, copy: Copy) -> None:
 def clean_up(state_dir: Path, older_than_s: float) -> None:
     """Delete copies, snapshots and shadow repositories not used for *older_than_s* seconds.
 
-    What another process has locked stays.
+    What another process has locked stays, and so does the name of each project.
     """
     now = time.time()
 
@@ -191,7 +191,10 @@ def clean_up(state_dir: Path, older_than_s: float) -> None:
             if is_old(folder) and not any((folder / "copies").glob("*")):
                 journals = any((folder / "journals").glob("*/journal.json"))
                 if not journals and not is_locked_now(folder / "lock"):
-                    remove_folder(folder)
+                    # The file `root` stays: Codex's records of threads name copies.
+                    for each in folder.iterdir():
+                        if each.name != "root":
+                            remove_folder(each)
                     continue
             prune(shadow, max(older_than_s, 86400))
 

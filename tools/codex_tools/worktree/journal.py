@@ -108,7 +108,8 @@ def recover(shadow: Shadow) -> tuple[Recovered, ...]:
 
 def needs_recovery(shadow: Shadow) -> bool:
     """Return True if there is a journal: a process applies changes now, or was killed."""
-    return any(True for _ in _journals(shadow))
+    # What has no journal yet is being prepared, by a process that holds the lock.
+    return any((shadow.folder / "journals").glob("*/journal.json"))
 
 
 def _journals(shadow: Shadow) -> Iterator[Path]:
@@ -446,6 +447,6 @@ def _old(read: dict[str, Any]) -> Now:
 def _record(shadow: Shadow, changes: str, paths: Iterable[str]) -> None:
     """Record that *paths* were applied, so that it is not done twice."""
     claim_folder(shadow.folder / "applied")
-    known = sorted({*applied_paths(shadow, changes), *paths})
+    known = sorted({*applied_paths(shadow.folder, changes), *paths})
     content = json.dumps({"paths": known, "at": time.time()})
     write_whole(shadow.folder / "applied" / f"{changes}.json", content)
