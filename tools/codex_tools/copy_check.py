@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,6 +52,11 @@ def check_copy(
         warnings.append(
             "isolation: with sandbox danger-full-access, nothing keeps Codex inside its copy."
         )
+    if sandbox == "workspace-write" and state_dir is not None and _is_temporary(state_dir):
+        warnings.append(
+            f"isolation: the copy is in {state_dir}, where commands of runs can write. The operator"
+            " can set another folder with --state-dir."
+        )
     outside = [str(each) for each in add_dirs if not each.is_relative_to(root)]
     if outside and sandbox != "read-only":
         warnings.append(
@@ -63,6 +69,12 @@ def check_copy(
             " relative paths."
         )
     return warnings
+
+
+def _is_temporary(folder: Path) -> bool:
+    """Return True if Codex's sandbox lets commands write in *folder* (0.60.1 to 0.171.0)."""
+    places = ("/tmp", os.environ.get("TMPDIR", ""))
+    return any(each and holds(Path(each), folder) for each in places)
 
 
 def _names(prompt: str, folder: str) -> bool:
