@@ -73,6 +73,7 @@ async def test_the_templates_and_prompts_are_listed(mode: str, lab: Lab) -> None
     assert [template.uri_template for template in templates] == [
         "codex://runs/{run_id}",
         "codex://runs/{run_id}/events{?offset}",
+        "codex://runs/{run_id}/patch{?offset}",
         "codex://threads/{thread_id}{?before}",
     ]
     assert [prompt.name for prompt in prompts] == ["delegate", "review", "second_opinion"]

@@ -46,6 +46,7 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--root": ("/", (Path("/"),), str(Path.home()), (Path.home().resolve(),)),
     "--default-sandbox": ("workspace-write", "workspace-write", "read-only", "read-only"),
     "--max-sandbox": ("danger-full-access", "danger-full-access", "read-only", "read-only"),
+    "--isolation": ("copy", "copy", "none", "none"),
     "--allow-config": ("tools.*", ("tools.*",), "model_provider", ("model_provider",)),
     "--rules": ("keep", "keep", "ignore", "ignore"),
     "--project-config": ("any", "any", "committed", "committed"),
