@@ -262,5 +262,5 @@ def test_reading_takes_linear_time_and_bounded_memory(
                 zstandard.ZstdCompressor(1).copy_stream(plain, packed, path.stat().st_size)
         found.append(spent_on(Path(f"{path}{ending}"), READ, action))
     (_, little), (once, _), (twice, much) = found
-    assert twice < 3 * once + 0.1
+    assert twice < 3 * once + 0.5
     assert much < little + 100

@@ -138,7 +138,8 @@ class IndexBatch:
         if found.file is None or found.name.endswith(PACKED):
             return None
         row = self._db.execute(
-            "SELECT size, seal, state, text_offset, text_size FROM file"
+            "SELECT size, seal, state, text_offset, text_size, limits_ms, limits, other_limits"
+            " FROM file"
             " WHERE id = ? AND problem IS NULL",
             (found.file,),
         ).fetchone()
@@ -148,11 +149,12 @@ class IndexBatch:
         self, path: str, found: ChangedRollout, former: tuple[Any, ...]
     ) -> tuple[int, ThreadReader, int, list[int], tuple[int, int], None] | None:
         """Read the part added to a file; return None if the earlier part has changed."""
-        _, seal, state, text_offset, text_size = former
+        _, seal, state, text_offset, text_size, *last = former
         assert found.file is not None
         requests, marks = self._detail(found.file)
         reader = ThreadReader(ids_of(found.name)[0], self._contexts)
-        reader.restore(state, requests, marks)
+        limits_ms, limits, other_limits = last
+        reader.restore(state, requests, marks, (limits_ms, limits, other_limits))
         if not reader.in_own_part:
             return None
         with _opened(path) as fd:
@@ -202,8 +204,7 @@ class IndexBatch:
             (
                 id_, thread_id, found.folder, found.name, found.size, found.mtime_ns,
                 problem or 0, reader.state(), seal, *searchable, reader.own_offset,
-                reader.bad_lines, reader.limits_ms or 0, reader.limits or 0,
-                reader.other_limits or 0,
+                reader.bad_lines, *(value or 0 for value in reader.all_limits),
             )
         )  # fmt: skip
         if problem is not None:

@@ -32,6 +32,7 @@ from codex_tools.rollouts.line import (
     STARTED,
     THREAD,
     UNNUMBERED,
+    USAGE,
     Counts,
     PartialLine,
     classify,
@@ -45,7 +46,7 @@ from codex_tools.rollouts.line import (
     user_text,
     without_instructions,
 )
-from codex_tools.rollouts.token_counter import REQUEST_FIELDS, RESPONSE_FIELD
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS, RESPONSE_FIELD, Limits
 from codex_tools.rollouts.turn_tracker import UNMARKED, Mark, TurnTracker
 from codex_tools.rollouts.user_request import request_in
 
@@ -65,14 +66,14 @@ _SETTINGS = b'"type":"thread_settings_applied"'
 _TIER = b'"service_tier":"'
 _STARTED_LIMIT = 1000
 """Bytes of a task_started that is not parsed; a longer one may have a record appended to it."""
-_UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, THREAD, ODD)
+_UNPARSED = (COUNT, ITEM, CONTEXT, AGENT, STARTED, COMPLETED, THREAD, ODD)
 """The kinds of lines that often need no parsing."""
 
 FACTS = (
     *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
     *("cli_version", "parent_id", "forked_id", "agent", "title", "turns", "ending", "is_paginated"),
-    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits", "other_limits"),
-    *("active_ms", "has_meta", "base_id", "base_offset", "offset"),
+    *("is_damaged", "own_offset", "bad_lines", "active_ms", "has_meta", "base_id", "base_offset"),
+    "offset",
 )
 """The attributes of a reader that describe its rollout."""
 _STATE = (
@@ -82,8 +83,6 @@ _STATE = (
 )
 """The further attributes in `state`; indexes on disk depend on their order."""
 
-facts_of = attrgetter(*FACTS)
-"""Returns the FACTS of a reader."""
 _state_of = attrgetter(*FACTS, *_STATE)
 
 
@@ -92,7 +91,7 @@ class ThreadReader(TurnTracker):
     """One rollout as far as it has been read; its attributes are the results.
 
     Call `feed` with the file's bytes in order, then `finish`. Another reader can continue at
-    `offset` after `restore` with this reader's `state`, `requests` and `marks`.
+    `offset` after `restore` with this reader's `state`, `requests`, `marks` and `all_limits`.
     """
 
     offset: int = 0
@@ -118,12 +117,15 @@ class ThreadReader(TurnTracker):
         """Return the text that `restore` needs: a JSON array that begins with the FACTS."""
         return orjson.dumps((*_state_of(self), self._total.decode("utf-8", "replace"))).decode()
 
-    def restore(self, state: str, requests: Sequence[int], marks: Iterable[Mark]) -> None:
+    def restore(
+        self, state: str, requests: Sequence[int], marks: Iterable[Mark], limits: Limits
+    ) -> None:
         """Continue where another reader stopped."""
         *values, total = orjson.loads(state)
         for name, value in zip((*FACTS, *_STATE), values, strict=True):
             setattr(self, name, value)
         self._total = total.encode()
+        self.limits_ms, self.limits, self.other_limits = limits
         self._record = None if self._record is None else cast(Counts, tuple(self._record))
         self._requests_before = len(requests) // REQUEST_FIELDS
         self.responses.update(filter(None, requests[RESPONSE_FIELD::REQUEST_FIELDS]))
@@ -163,7 +165,10 @@ class ThreadReader(TurnTracker):
             if is_torn and line[-1] != 0x0A:
                 break
             if kind == COUNT:
-                if self._take_count_text(line):
+                if self._take_count_text(line, place.start):
+                    continue
+            elif kind == USAGE:
+                if self._take_record_text(line, place.start):
                     continue
             elif kind == ITEM and self.title is not None and self.is_paginated:
                 continue  # Only a prompt matters, and only as the title.
@@ -254,9 +259,11 @@ class ThreadReader(TurnTracker):
                 self.ending, self._answered_at = "said", pos
             return True
         if kind == THREAD:
-            # The usual one: a turn in the standard tier follows another one.
-            is_usual = self._has_settings and self._next_tier is None and _TIER not in line
-            return is_usual and _SETTINGS in line[:_HEAD_OF_LINE]
+            return self._take_settings_text(line, start)
+        if kind == COUNT:
+            # Only the first count of a process comes outside of a turn, see `_take_message`.
+            is_usual = self._in_turn or self._has_whole_lines
+            return is_usual and self._take_limits_text(line, start)
         if kind == ODD:
             return line.isspace()
         if not self._counts_directly:
@@ -268,6 +275,22 @@ class ThreadReader(TurnTracker):
             self._begin_marked_turn(ms, pos)
             return True
         return False
+
+    def _take_settings_text(self, line: bytes, start: int) -> bool:
+        """Take settings of the standard tier; return False if the line must be parsed."""
+        head = line[start : start + _HEAD_OF_LINE]
+        if _TIER in line or _SETTINGS not in head:
+            return False
+        if not self._has_settings or self._next_tier is not None:
+            if b'"thread_id":"%b"' % self.thread_id.encode() not in head:
+                return False
+            self._set_tier(None)
+        return True
+
+    @property
+    def _has_whole_lines(self) -> bool:
+        """True if only Codex of 0.147 and later, which completes torn lines, wrote the file."""
+        return self.is_paginated and not self.is_damaged
 
     def _take_line(self, line: bytes, pos: int, is_odd: bool = False) -> None:
         """Parse and take a line; *pos* is its offset in the block."""
@@ -340,6 +363,8 @@ class ThreadReader(TurnTracker):
         them would take 1.08 times the CPU time of a cold index. Codex 0.120 writes task_started
         first when it resumes a thread, then a turn_context.
         """
+        if self._has_whole_lines:
+            return
         data = self._data
         since = self.marks[-1].offset - self._block_offset if self.marks else -1
         at = data.find(RECORD, max(since + 1, 1), pos)
@@ -395,7 +420,7 @@ def _may_matter(head: bytes) -> bool:
 
 def _is_plain_end(line: bytes) -> bool:
     """Return True if a task_complete has an answer, no error, and no record appended to it."""
-    return b'"error":' not in line and _ANSWERED in line and line.find(RECORD, 1) < 0
+    return _ANSWERED in line and b'"error":' not in line and line.rfind(RECORD) <= 0
 
 
 def _is_json(text: bytes) -> bool:

@@ -88,7 +88,11 @@ class TurnTracker(TokenCounter):
         """
         if payload.get("thread_id") not in (None, self.thread_id):
             return
-        self._next_tier = text_of(object_of(payload, "thread_settings"), "service_tier")
+        self._set_tier(text_of(object_of(payload, "thread_settings"), "service_tier"))
+
+    def _set_tier(self, tier: str | None) -> None:
+        """Use *tier* from the next turn on; in a new thread, from the first request on."""
+        self._next_tier = tier
         has_requests = bool(self.marks) and self._requests_read > self.marks[-1].requests
         if not self._in_turn or not (self._has_settings or has_requests):
             self._use_next_tier()
