@@ -118,7 +118,7 @@ class IndexBatch:
             db.executemany("DELETE FROM detail WHERE file = ?", self._grown)
             db.executemany(PUT_FILE, self.files)
             db.executemany("INSERT INTO detail VALUES (?, ?, ?)", self._details)
-            wanted = orjson.dumps([*self._alone, *self._several])
+            wanted = orjson.dumps([*self._alone])
             self._several.update(id_ for (id_,) in db.execute(COMPOSED, (wanted,)).fetchall())
             alone = [each for id_, each in self._alone.items() if id_ not in self._several]
             grown = {id_ for (id_,) in self._grown}
