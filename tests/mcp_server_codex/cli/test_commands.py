@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from mcp_server_codex.cli.usage import USAGE
 from support.lab import server_program
 from support.synthetic_home import make_home
 
+NAME = "mcp-server-codex"
 SLOW = ("pydantic", "rich", "anyio", "asyncio", "mcp", "genai_prices", "importlib.metadata")
 
 
@@ -280,3 +283,39 @@ def test_no_text_of_a_thread_controls_the_terminal(
         assert "m[/x]:smile:" in re.sub(r"\s", "", own) or "…" in own
     if "--thread-id" in command and not refused and "--json" not in command:
         assert not [line for line in own.split("\n") if line.startswith("## ")]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("usag", "unknown command 'usag'; did you mean 'usage'?"),
+        ("sesions", "unknown command 'sesions'; did you mean 'sessions'?"),
+        ("frobnicate", "unknown command 'frobnicate'"),
+    ],
+)
+def test_a_mistyped_command_is_told_with_the_one_that_is_alike(
+    home: Path, word: str, says: str
+) -> None:
+    done = run(home, server_program(), word)
+    assert done.returncode == 2
+    assert f"mcp-server-codex: {says}" in done.stderr.split("\n")
+
+
+def test_the_version_has_a_short_option(home: Path) -> None:
+    assert run(home, server_program(), "-V").stdout == f"mcp-server-codex {version(NAME)}\n"
+
+
+def test_a_server_that_a_person_starts_says_what_it_waits_for(home: Path, tmp_path: Path) -> None:
+    primary, terminal = pty.openpty()
+    environ = os.environ | {"CODEX_HOME": str(home)}
+    command = [server_program(), "--state-dir", str(tmp_path)]
+    with subprocess.Popen(
+        command, env=environ, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as server:
+        os.close(terminal)
+        assert server.stderr is not None
+        assert server.stderr.readline().startswith(b"Waiting for an MCP client on stdin")
+        os.close(primary)
+        out, _ = server.communicate(timeout=60)
+    assert out == b""
+    assert server.returncode == 0
