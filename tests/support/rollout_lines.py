@@ -298,7 +298,7 @@ def resumed(data: bytes, cut: int) -> Read | None:
     if not first.in_own_part:
         return None
     second = ThreadReader(THREAD, models)
-    second.restore(first.state(), first.requests, first.marks)
+    second.restore(first.state(), first.requests, first.marks, first.all_limits)
     second.feed(data[first.offset :])
     second.finish()
     return told_by(second, models, first.requests)

@@ -17,6 +17,7 @@ from codex_tools.rollouts.line import (
     records_in,
 )
 from codex_tools.rollouts.thread_reader import ThreadReader
+from codex_tools.rollouts.token_counter import Limits
 from codex_tools.rollouts.turn_tracker import Mark
 from support.rollout_lines import (
     COUNT_LINE,
@@ -458,7 +459,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
     for lines, _ in SAMPLES.values():
         data = written(*lines)
         models, requests = Models(), list[int]()
-        kept: tuple[str, list[int], list[Mark]] | None = None
+        kept: tuple[str, list[int], list[Mark], Limits] | None = None
         reader = ThreadReader(THREAD, models)
         for end in range(0, len(data) + 150, 150):
             reader = ThreadReader(THREAD, models)
@@ -469,7 +470,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
             reader.finish()
             if reader.in_own_part:
                 requests += reader.requests
-                kept = reader.state(), [*requests], reader.marks
+                kept = reader.state(), [*requests], reader.marks, reader.all_limits
         assert told_by(reader, models, requests[: -len(reader.requests) or None]) == read(data)
         assert reader.marks == fed(data).marks
 
@@ -477,7 +478,7 @@ def test_reading_on_ever_again_tells_the_same() -> None:
 def test_a_state_is_a_text_and_comes_back_as_it_was() -> None:
     reader = fed(written(*MIXED))
     again = ThreadReader(THREAD, Models())
-    again.restore(reader.state(), reader.requests, reader.marks)
+    again.restore(reader.state(), reader.requests, reader.marks, reader.all_limits)
     assert again.state() == reader.state()
     assert again.responses == reader.responses
     assert not again.requests

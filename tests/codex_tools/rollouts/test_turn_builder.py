@@ -55,7 +55,7 @@ def ending_of(*lines: Json) -> str:
         for cut in range(0, len(text), 97):
             first, second = ThreadReader(THREAD, Models()), ThreadReader(THREAD, Models())
             first.feed(text[:cut])
-            second.restore(first.state(), first.requests, first.marks)
+            second.restore(first.state(), first.requests, first.marks, first.all_limits)
             second.feed(text[first.offset :])
             second.finish()
             found.add(second.ending)
@@ -409,7 +409,7 @@ def test_items_without_an_envelope_are_a_thread(count: int, ending: str, turns: 
     for cut in range(0, len(data), 41):
         first, reader = ThreadReader("x", Models()), ThreadReader("x", Models())
         first.feed(data[:cut])
-        reader.restore(first.state(), first.requests, first.marks)
+        reader.restore(first.state(), first.requests, first.marks, first.all_limits)
         reader.feed(data[first.offset :])
         reader.finish()
         assert (reader.thread_id, reader.bad_lines, reader.is_readable) == (THREAD, 0, True)

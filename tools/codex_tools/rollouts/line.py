@@ -332,18 +332,6 @@ def without_instructions(line: bytes) -> bytes:
     return line
 
 
-def flat_object(line: bytes, head: bytes) -> bytes:
-    """Return the text of the JSON object whose brace ends *head*; empty if there is none.
-
-    The object must not contain another one.
-    """
-    start = line.find(head)
-    if start < 0:
-        return b""
-    start += len(head) - 1
-    return line[start : line.find(b"}", start) + 1]
-
-
 def counts_in(text: bytes) -> Counts | None:
     """Return the counts of a usage object in JSON; None if they make no sense."""
     try:

@@ -45,7 +45,7 @@ from codex_tools.rollouts.line import (
     user_text,
     without_instructions,
 )
-from codex_tools.rollouts.token_counter import REQUEST_FIELDS, RESPONSE_FIELD
+from codex_tools.rollouts.token_counter import REQUEST_FIELDS, RESPONSE_FIELD, Limits
 from codex_tools.rollouts.turn_tracker import UNMARKED, Mark, TurnTracker
 from codex_tools.rollouts.user_request import request_in
 
@@ -71,8 +71,8 @@ _UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, THREAD, ODD)
 FACTS = (
     *("thread_id", "created_ms", "cwd", "git_branch", "source", "is_subagent", "model"),
     *("cli_version", "parent_id", "forked_id", "agent", "title", "turns", "ending", "is_paginated"),
-    *("is_damaged", "own_offset", "bad_lines", "limits_ms", "limits", "other_limits"),
-    *("active_ms", "has_meta", "base_id", "base_offset", "offset"),
+    *("is_damaged", "own_offset", "bad_lines", "active_ms", "has_meta", "base_id", "base_offset"),
+    "offset",
 )
 """The attributes of a reader that describe its rollout."""
 _STATE = (
@@ -82,8 +82,6 @@ _STATE = (
 )
 """The further attributes in `state`; indexes on disk depend on their order."""
 
-facts_of = attrgetter(*FACTS)
-"""Returns the FACTS of a reader."""
 _state_of = attrgetter(*FACTS, *_STATE)
 
 
@@ -92,7 +90,7 @@ class ThreadReader(TurnTracker):
     """One rollout as far as it has been read; its attributes are the results.
 
     Call `feed` with the file's bytes in order, then `finish`. Another reader can continue at
-    `offset` after `restore` with this reader's `state`, `requests` and `marks`.
+    `offset` after `restore` with this reader's `state`, `requests`, `marks` and `all_limits`.
     """
 
     offset: int = 0
@@ -118,12 +116,15 @@ class ThreadReader(TurnTracker):
         """Return the text that `restore` needs: a JSON array that begins with the FACTS."""
         return orjson.dumps((*_state_of(self), self._total.decode("utf-8", "replace"))).decode()
 
-    def restore(self, state: str, requests: Sequence[int], marks: Iterable[Mark]) -> None:
+    def restore(
+        self, state: str, requests: Sequence[int], marks: Iterable[Mark], limits: Limits
+    ) -> None:
         """Continue where another reader stopped."""
         *values, total = orjson.loads(state)
         for name, value in zip((*FACTS, *_STATE), values, strict=True):
             setattr(self, name, value)
         self._total = total.encode()
+        self.limits_ms, self.limits, self.other_limits = limits
         self._record = None if self._record is None else cast(Counts, tuple(self._record))
         self._requests_before = len(requests) // REQUEST_FIELDS
         self.responses.update(filter(None, requests[RESPONSE_FIELD::REQUEST_FIELDS]))
@@ -163,7 +164,7 @@ class ThreadReader(TurnTracker):
             if is_torn and line[-1] != 0x0A:
                 break
             if kind == COUNT:
-                if self._take_count_text(line):
+                if self._take_count_text(line, place.start):
                     continue
             elif kind == ITEM and self.title is not None and self.is_paginated:
                 continue  # Only a prompt matters, and only as the title.
@@ -340,6 +341,8 @@ class ThreadReader(TurnTracker):
         them would take 1.08 times the CPU time of a cold index. Codex 0.120 writes task_started
         first when it resumes a thread, then a turn_context.
         """
+        if self.is_paginated and not self.is_damaged:
+            return  # Codex 0.147 and later complete a torn line.
         data = self._data
         since = self.marks[-1].offset - self._block_offset if self.marks else -1
         at = data.find(RECORD, max(since + 1, 1), pos)
@@ -395,7 +398,7 @@ def _may_matter(head: bytes) -> bool:
 
 def _is_plain_end(line: bytes) -> bool:
     """Return True if a task_complete has an answer, no error, and no record appended to it."""
-    return b'"error":' not in line and _ANSWERED in line and line.find(RECORD, 1) < 0
+    return _ANSWERED in line and b'"error":' not in line and line.rfind(RECORD) <= 0
 
 
 def _is_json(text: bytes) -> bool:

@@ -131,7 +131,7 @@ class TurnTracker(TokenCounter):
 
     def _take_back(self, count: object) -> None:
         """Remove the last *count* turns, which a person has taken back; their tokens stay used."""
-        if not isinstance(count, int) or count <= 0:
+        if not isinstance(count, int):
             return
         first = max(0, len(self.marks) - count)
         if first < len(self.marks):
