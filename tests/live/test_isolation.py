@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
-from support.isolated import apply
+from support.codex_versions import number, real_codex
+from support.isolated import COPY, apply
 from support.lab import Lab, call, connect
+from support.stub_server import commit, started, stub, trust
 from support.work_trees import files_in, run_git, state_of
 
 IDENTITY = ("-c", "user.name=A", "-c", "user.email=a@example.com")
@@ -51,6 +54,7 @@ async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
             client, "codex_run", prompt=prompt, sandbox="workspace-write", isolation="copy"
         )
         listed: Any = await client.call_tool("codex_sessions", {"cwd": str(lab.project)})
+        usage: Any = await client.call_tool("codex_usage", {"group_by": "cwd"})
         second = await call(client, "codex_resume", prompt=onward, last=True)
         assert state_of(lab.project) == before
         checked = await apply(client, second["run_id"], "check")
@@ -69,6 +73,7 @@ async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
     assert first["cwd"] == second["cwd"] == str(lab.project)
     (thread,) = listed.structured_content["sessions"]
     assert (thread["thread_id"], thread["cwd"]) == (first["thread_id"], str(lab.project))
+    assert [row["key"] for row in usage.structured_content["groups"]] == [str(lab.project)]
     # The second run continues in the same copy, and has what the first one did.
     assert first["copy"] == second["copy"]
     assert not Path(first["copy"]).is_relative_to(lab.project)
@@ -125,3 +130,64 @@ async def test_what_a_run_commits_in_its_copy_is_a_change_too(
     assert run_git(Path(result["copy"]), "log", "-1", "--format=%s") == "inside\n"
     assert files_in(Path(result["copy"]))["mine.txt"] == ("file", b"the person's own\n")
     assert any("danger-full-access" in each for each in result["warnings"])
+
+
+async def test_the_copy_is_trusted_as_the_project_is_and_a_run_cannot_arm_the_next_one(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    codex_folder = lab.project / ".codex"
+    codex_folder.mkdir()
+    (codex_folder / "config.toml").write_text(stub(lab, "mine"))
+    commit(lab)
+    prompt = lab.script("x", replace(say("ok"), delay_s=1.0))
+    planted = stub(lab, "planted").replace("\n", "\\n").replace("'", "")
+    arm = lab.script("arm", do(Shell(f"printf '{planted}' > .codex/config.toml")), say("ok"))
+    options = ("--max-sandbox", "danger-full-access")
+    async with connect(mode, codex, lab, *options) as client:
+        stranger = await call(client, "codex_run", prompt=prompt, isolation="copy")
+        assert stranger["status"] == "completed", stranger
+        assert started(lab) == set()
+        trust(lab)
+        before = (lab.home / "config.toml").read_bytes()
+        known = await call(client, "codex_run", prompt=prompt, **COPY)
+        assert known["status"] == "completed", known
+        # 0.60.1 loads no .codex of a project.
+        assert started(lab) == ({"mine"} if number(version) >= (0, 98, 0) else set())
+        armed = await call(
+            client,
+            "codex_run",
+            prompt=arm,
+            sandbox="danger-full-access",
+            isolation="copy",
+        )
+        started(lab)
+        again = await call(client, "codex_resume", prompt=prompt, thread_id=armed["thread_id"])
+    assert (lab.home / "config.toml").read_bytes() == before
+    assert "planted" in (Path(armed["copy"]) / ".codex/config.toml").read_text()
+    assert any(".codex/config.toml" in each for each in armed["warnings"])
+    assert again["error"]["kind"] == "not_allowed", again
+    assert started(lab) == set()
+
+
+async def test_a_fork_of_an_isolated_thread_gets_a_copy_of_its_own(mode: str, lab: Lab) -> None:
+    prompt = lab.script("work", do(Shell("echo x > made.txt")), say("done"))
+    lay_project(lab)
+    async with connect(mode, real_codex("0.163.0"), lab) as client:
+        first = await call(client, "codex_run", prompt=prompt, **COPY)
+        onward = lab.script("on", say("done"))
+        fork = await call(
+            client, "codex_resume", prompt=onward, thread_id=first["thread_id"], fork=True
+        )
+        home = await call(
+            client,
+            "codex_resume",
+            prompt=onward,
+            thread_id=first["thread_id"],
+            isolation="none",
+            sandbox="read-only",
+        )
+    assert fork["status"] == home["status"] == "completed", (fork, home)
+    assert fork["copy"] not in (first["copy"], None)
+    assert "made.txt" not in files_in(Path(fork["copy"]))
+    assert any("a fork gets a new copy" in each for each in fork["warnings"])
+    assert (home["copy"], home["cwd"]) == (None, str(lab.project))
