@@ -15,9 +15,9 @@ from measures import HERE
 
 sys.path.insert(0, str(HERE.parent))
 
-from figure import Figure
+from figure import Figure, pair
 
-from codex_tools.worktree.copies import discard, lay_out
+from codex_tools.worktree.copies import Copy, discard, lay_out
 from codex_tools.worktree.shadow import Shadow
 from codex_tools.worktree.snapshot import take_snapshot
 from codex_tools.worktree.tree_changes import changes_of
@@ -103,11 +103,21 @@ def _measure_once(place: Path, big: Path, number: int, timed: Timed) -> None:
     """Measure a copy of the project *big*, and a work tree of git's, with nothing known before."""
     tree, state = place / f"tree{number}", place / f"state{number}"
     _dirty(big, number)
-    timed("worktree", lambda: run_git(big, "worktree", "add", "-q", "-d", str(tree)))
-    run_git(big, "worktree", "remove", "--force", str(tree))
     shadow = Shadow.open(state, big)
     snapshot = timed("snapshot", lambda: take_snapshot(shadow))
-    copy = timed("layout", lambda: lay_out(shadow, snapshot))
+
+    def ours() -> Copy:
+        os.sync()  # What was written before must not be written now.
+        return timed("layout", lambda: lay_out(shadow, snapshot))
+
+    def beside() -> None:
+        os.sync()
+        timed("worktree", lambda: run_git(big, "worktree", "add", "-q", "-d", str(tree)))
+        run_git(big, "worktree", "remove", "--force", str(tree))
+
+    copies: list[Copy] = []
+    pair(number, lambda: copies.append(ours()), beside)
+    (copy,) = copies
     (copy.folder / "0" / "0.py").write_text("changed by a run\n")
     discard(shadow, copy)
     _dirty(big, number + 1)

@@ -20,7 +20,7 @@ from codex_tools.runs import kept_run
 from codex_tools.runs.isolation import KEEP_COPIES_S, remove_old_copies
 from support.fake_codex import FakeCodex
 from support.isolated import COPY, acting_codex, apply
-from support.lab import Json, Lab, call, connect, marked, until
+from support.lab import Json, Lab, call, connect, marked, reads_below, until
 from support.work_trees import files_in, run_git, state_of
 
 
@@ -114,7 +114,11 @@ async def test_a_killed_server_s_run_has_its_changes_in_the_next_server(
         async with connect(mode, acting, lab, env={"FAR_END": tag}) as client:
             run |= await call(client, "codex_run", prompt=prompt, wait_s=0, **COPY)
             await until(lambda: any(lab.state.glob("trees/*/copies/*/project/made.txt")))
-            os.kill(server_of(tag), signal.SIGKILL)
+            server = server_of(tag)
+            # The copy stays locked as long as a process of the run is alive.
+            others = [pid for pid in marked(tag) if pid != server]
+            assert any(reads_below(pid, lab.state / "trees") for pid in others)
+            os.kill(server, signal.SIGKILL)
             await until(lambda: not marked(tag))
     assert state_of(lab.project) == before
     async with connect(mode, acting, lab) as client:

@@ -262,6 +262,7 @@ def _fill(shadow: Shadow, snapshot: Snapshot, place: Path, fd: int) -> Copy:
         left.unlink()
     if top.is_symlink():
         top.unlink()
+    is_new = not top.exists()
     inner = {os.fsencode(part.path) for part in snapshot.parts}
     for part in snapshot.parts:
         folder = top / part.path
@@ -270,7 +271,8 @@ def _fill(shadow: Shadow, snapshot: Snapshot, place: Path, fd: int) -> Copy:
         index = place / "indexes" / key_of(part.path)
         git = shadow.git(os.fspath(folder), index, snapshot.objects, fd)
         git.run("read-tree", "--reset", "-u", part.tree)
-        _remove_rest(shadow, snapshot, part, folder, inner)
+        if not is_new:
+            _remove_rest(shadow, snapshot, part, folder, inner)
         for each in part.folders:
             (folder / each).mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(snapshot.parts):
