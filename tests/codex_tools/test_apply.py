@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mcp_types as types
@@ -122,6 +123,9 @@ async def test_each_action_says_what_comes_next(mode: str, lab: Lab, acting: Pat
         twice = await apply(client, run_id, "apply")
         dropped = await apply(client, run_id, "discard")
         gone = await apply(client, run_id, "apply")
+    audit = [json.loads(line) for line in (lab.state / "audit.jsonl").read_text().splitlines()]
+    done = [each["action"] for each in audit if each["event"] == "applied"]
+    assert done == ["branch", "apply", "apply", "apply", "discard"]
     assert '"apply" makes these changes' in checked["next"]
     assert checked["text"].startswith(f"check {run_id}: not applied\n")
     assert branch["branch"] == "codex/made"

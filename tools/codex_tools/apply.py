@@ -88,7 +88,7 @@ async def apply(request: ApplyRequest, context: Context) -> ApplyResult:
     if result.status in ("running", "queued"):
         raise InvalidArguments([f"run_id: {run_id} is {result.status}; wait with codex_wait first"])
     kept = await on_disk(RunChangesKept, context.state_dir, run_id)
-    paths = kept.paths_of(request.paths)
+    paths = await on_disk(kept.paths_of, request.paths)
     warnings: tuple[str, ...] = ()
     if request.action in ("apply", "branch"):
         warnings = await _permit(request, context, kept, paths)
@@ -96,6 +96,9 @@ async def apply(request: ApplyRequest, context: Context) -> ApplyResult:
         done = await on_disk(act, kept, request.action, paths, request.branch, result)
     except ApplyConflict as error:
         return result_of(request, Applied(error.files), error=error)
+    if request.action != "check":
+        facts = {"run_id": run_id, "action": request.action, "files": len(done.files)}
+        context.runs.audit.write("applied", {"caller": context.caller, **facts})
     return result_of(request, done, warnings=warnings)
 
 

@@ -336,7 +336,7 @@ async def test_records_of_later_and_damaged_builds_are_read_tolerantly(
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"of_a_later_build": 1}))
         (other,) = lab.state.glob(f"trees/*/runs/{two['run_id']}.json")
-        other.write_text("{")
+        other.write_text(json.dumps(json.loads(other.read_text()) | {"version": 2}))
         later = await apply(client, one["run_id"], "check")
         damaged = await apply(client, two["run_id"], "check")
         shutil.rmtree(lab.project)

@@ -27,6 +27,9 @@ from codex_tools.worktree.snapshot import load_snapshot, write_whole
 from codex_tools.worktree.tree_changes import Changes, changes_of
 from codex_tools.worktree.tree_error import CopyBusy, TreeError
 
+VERSION = 1
+"""Version of these files: raise it when the meaning of a field changes, not for a new field."""
+
 RECORD_LIMIT = 1 << 28
 """Maximum bytes of a file that is read; 100,000 changed files take about 20 MB."""
 
@@ -61,6 +64,7 @@ class KeptRun:
     applied_at: float | None = None
     """Time at which all its changes were in the project; None before."""
     is_discarded: bool = False
+    version: int = VERSION
 
 
 def find(state_dir: Path, run_id: str) -> tuple[Path, KeptRun] | None:
@@ -202,4 +206,4 @@ def _read(path: Path) -> KeptRun | None:
         kept = KeptRun(**values)
     except (ValueError, TypeError, AttributeError):
         return None
-    return kept if kept.run_id == path.stem else None
+    return kept if kept.run_id == path.stem and kept.version == VERSION else None

@@ -65,9 +65,11 @@ class WorkPlace:
     def _lay_out(self) -> TurnRequest:
         run = self._run
         place = run.before.copy if run.before is not None else None
+        run.progress.doing = "copying the project"
         # Kept here, in the worker thread: a run that is cancelled meanwhile must release the copy.
         run.copy = open_run_copy(self._state_dir, run.run_id, run.request, place)
         run.warnings = (*run.warnings, *run.copy.warnings)
+        run.progress.doing = "starting Codex"
         return run.copy.request_for(run.request)
 
 
