@@ -104,7 +104,8 @@ async def test_wrong_calls_are_refused_with_the_reason(mode: str, lab: Lab, acti
         before = state_of(lab.project)
         for run_id, action, more, kind, word in cases:
             result = await apply(client, run_id, action, **more)
-            assert (result["error"] or {}).get("kind") == kind, (action, more, result)
+            assert result["error"] is not None, (action, more)
+            assert result["error"]["kind"] == kind, (action, more, result)
             assert word in result["text"], (word, result["text"])
             assert not result["applied"]
         await client.call_tool("codex_stop", {"run_id": run["run_id"]})
