@@ -41,7 +41,7 @@ def check_copy(
     for place, name in guarded:
         if place is not None and holds(root, place):
             raise InvalidArguments(
-                [f"isolation: {root} contains {name}, so it is not copied; give a smaller project"]
+                [f"isolation: {root} contains {name}, so it is not copied; give a cwd in a smaller project"]
             )
     if state_dir is not None and holds(state_dir, root):
         raise InvalidArguments(
