@@ -148,7 +148,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         _own_folder(),
     )
     seals = Seals()
-    resources = Resources(history, settings)
+    resources = Resources(history, settings, surroundings.engine)
     tools = TOOLS if settings.compat == "none" else (*TOOLS, *OLD_TOOLS)
 
     async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:

@@ -60,6 +60,9 @@ Codex itself retries a request that got a 5xx for up to 20 s. Three times that w
 error that the caller gets.
 """
 
+MODELS_NAMED = 12
+"""Maximum number of models that an error names."""
+
 Report = Callable[[TurnProgress], None]
 
 
@@ -107,7 +110,8 @@ async def run_turns(
                 age_s = anyio.current_time() - since
                 pause_s = pause_before_next(error, tries, age_s, request.timeout_s)
                 if pause_s is None:
-                    raise
+                    run.ending = error
+                    raise await _with_models(error, engine, request) from None
                 kind = error.failure.kind.replace("_", " ")
                 progress.note(f"Try {tries} failed ({kind}: {error.message}). Retried.")
                 progress.doing = f"{kind}, retrying in {pause_s:.0f} s"
@@ -196,6 +200,24 @@ def pause_before_next(
     if pause_s > LONGEST_PAUSE_S or age_s + pause_s >= timeout_s:
         return None
     return pause_s
+
+
+async def _with_models(error: TurnFailed, engine: Engine, request: TurnRequest) -> TurnFailed:
+    """Return *error*; for a model that cannot be used, with the names of those that can."""
+    if error.failure.kind != "model_unavailable":
+        return error
+    found = await engine.list_models(request.program, request.environment)
+    if found is None:
+        return error
+    others = [each.name for each in found.models if each.name != request.model]
+    names = ", ".join(others[:MODELS_NAMED])
+    known = (
+        f"For this account, Codex lists {names}."
+        if found.is_of_account
+        else (f"Codex itself lists {names}; the provider may have others.")
+    )
+    hint = f"{error.failure.hint} {known}"
+    return TurnFailed(replace(error.failure, hint=hint), error.turn) if others else error
 
 
 _ASKED = re.compile(
