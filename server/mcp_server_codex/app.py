@@ -132,6 +132,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                 max_queue=settings.max_queue,
                 roots=settings.policy.roots,
                 budgets=settings.policy.budgets,
+                wait_for_limits=settings.wait_for_limits,
             ) as runs:
                 yield runs
         finally:

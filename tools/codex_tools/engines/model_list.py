@@ -20,7 +20,7 @@ import anyio
 
 from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
 from codex_tools.codex.masking import quote
-from codex_tools.codex.paths import codex_home
+from codex_tools.codex.paths import codex_home, file_stamp
 from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.process import open_child
@@ -91,15 +91,7 @@ class ModelLists:
 
 def _stamps() -> list[tuple[int, ...] | None]:
     """Return what changes with the login and with the configured provider."""
-    found: list[tuple[int, ...] | None] = []
-    for name in ("auth.json", "config.toml"):
-        try:
-            stat = (codex_home() / name).stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    return found
+    return [file_stamp(codex_home() / name) for name in ("auth.json", "config.toml")]
 
 
 async def _ask(program: Program, env: Mapping[str, str]) -> ModelList | None:

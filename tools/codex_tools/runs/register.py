@@ -40,6 +40,7 @@ from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
+from codex_tools.runs.usage_limit import Place, UsageLimits
 from codex_tools.runs.usage_watch import UsageWatch
 from codex_tools.runs.writer import WRITTEN_WITHIN_S, StateWriter
 from codex_tools.schemas.output_schema import Output
@@ -85,6 +86,7 @@ class Runs:
         max_queue: int = MAX_QUEUE,
         roots: Sequence[Path] = (),
         budgets: Budgets = NO_BUDGETS,
+        wait_for_limits: bool = False,
         notes: tuple[str, ...] = (),
     ) -> None:
         """Create an empty register; *notes* are warnings for the callers of all runs."""
@@ -100,6 +102,7 @@ class Runs:
         self.ledger = DayLedger(state_dir, writer, store, threads, budgets)
         self.keys = Keys(state_dir, store, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
+        self._limits = UsageLimits(threads.home, waits=wait_for_limits)
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
         self._unsaved: set[str] = set()
@@ -348,9 +351,10 @@ class Runs:
         try:
             with run.scope:
                 try:
-                    async with self._slots:
+                    save = partial(self._save, run)
+                    async with Place(self._slots, self._limits, run, save) as place:
                         run.started_at = anyio.current_time()
-                        outcome = await self._turn(run, locks)
+                        outcome = await self._turn(run, locks, place)
                 except Exception as error:
                     # One of the server's two outer walls (the other: app.call_tool). Without
                     # this one, a fault in one run would end all others.
@@ -387,7 +391,7 @@ class Runs:
             self._changed.set()
             self._changed = anyio.Event()
 
-    async def _turn(self, run: Run, locks: list[ThreadLock]) -> RunResult:
+    async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
         known = False
 
         def report(progress: TurnProgress) -> None:
@@ -403,17 +407,19 @@ class Runs:
         watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
         self.ledger.begin(run.run_id)
         writes = run.request.sandbox != "read-only"
-        before = await take_snapshot(run.request.cwd, self._roots) if writes else None
+        if writes:
+            place.take_snapshot = partial(take_snapshot, run.request.cwd, self._roots)
+        await place.look()
         identities = await on_disk(folders.identify, run.request)
         with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
                 await self.ledger.check()
                 run.ending = await run_turns(
-                    self._engine, self._threads, run, report, log.add, watch
+                    self._engine, self._threads, run, report, log.add, watch, place
                 )
             except CodexError as error:
                 run.ending = error
-        run.seen = await changes_since(before) if before is not None else None
+        run.seen = await changes_since(place.before) if place.before is not None else None
         if writes and run.seen is None:
             run.unseen = await explain_unseen(run.request.cwd)
         await on_disk(folders.ending_in, run, identities)
