@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.loopback import Loopback, QuietHandler
 from mcp_server_codex.cli.scripted_model import api_error, say
 from support.codex_versions import number
-from support.lab import Lab, call, connect, until
+from support.lab import Lab, call, commands, connect, until
 
 NO_MODEL = api_error(404, "The model `gpt-x` does not exist.", "not_found", "model_not_found")
 OWN_LIST = {"0.60.1": "gpt-5.1-codex", "0.163.0": "gpt-6-sol"}
@@ -99,7 +100,8 @@ async def test_a_codex_that_does_not_say_its_models_costs_seconds_and_can_be_sto
 ) -> None:
     lab.script("x", NO_MODEL)
     program = logged(codex, lab, "exec sleep 1000")
-    async with connect(mode, program, lab) as client:
+    tag = str(uuid.uuid4())
+    async with connect(mode, program, lab, env={"FAR_END": tag}) as client:
         result = await call(client, "codex_run", prompt="x")
         error = result["error"]
         assert error["kind"] == "model_unavailable"
@@ -109,6 +111,7 @@ async def test_a_codex_that_does_not_say_its_models_costs_seconds_and_can_be_sto
         stopped = await client.call_tool("codex_stop", {"run_id": begun["run_id"]})
         run = cast("Json", stopped.structured_content)["run"]
         assert (run["status"], run["error"]["kind"]) == ("failed", "model_unavailable")
+        assert not any("sleep 1000" in each for each in commands(tag))
 
 
 class _Provider(QuietHandler):
