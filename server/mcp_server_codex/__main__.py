@@ -33,7 +33,7 @@ def main() -> None:
     if "--help" in arguments or "-h" in arguments:
         _help()
         return
-    if "--version" in arguments:
+    if "--version" in arguments or "-V" in arguments:
         from importlib.metadata import version
 
         sys.stdout.write(f"mcp-server-codex {version('mcp-server-codex')}\n")
@@ -45,6 +45,8 @@ def _serve(arguments: list[str]) -> None:
     import gc
 
     _ensure_utf8()
+    if sys.stdin.isatty():
+        sys.stderr.write("Waiting for an MCP client on stdin; Ctrl-D ends. See also: --help.\n")
     wire = os.dup(1)
     # Stdout carries MCP messages only. What a library prints, even on import, goes to stderr.
     os.dup2(2, 1)
@@ -125,7 +127,12 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.install import run_uninstall
 
         return run_uninstall(arguments)
-    _fail(f"unknown command {name!r}")
+    import difflib
+    import re
+
+    known = re.findall(r"mcp-server-codex ([a-z]+)", _USAGE)
+    alike = difflib.get_close_matches(name, known, n=1)
+    _fail(f"unknown command {name!r}" + (f"; did you mean {alike[0]!r}?" if alike else ""))
 
 
 def _help() -> None:

@@ -70,6 +70,8 @@ META = at(0, "session_meta", {"id": THREAD, "timestamp": "2026-11-23T03:00:00.00
 FIRST = META + turn(1000, 100, 100, done(1100, "one"), sandbox="danger-full-access")
 SECOND = turn(2000, 7, 107, done(2100, "two"))
 
+NEXT_SEGMENT = "01a20661-c445-73e1-b566-c552cde98cd1"
+
 
 def read(folder: Path, data: bytes, mark: TurnMark, *, packed: bool = False) -> TurnRecord:
     name = f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
@@ -88,6 +90,18 @@ def test_only_what_comes_after_the_mark_counts(tmp_path: Path, packed: bool) -> 
     whole = read(tmp_path, FIRST + SECOND, TurnMark(), packed=packed)
     assert whole.usage is not None
     assert whole.usage.input_tokens == 107
+
+
+def test_a_later_segment_is_read_from_its_start(tmp_path: Path) -> None:
+    start = "rollout-2026-11-23T03-00-00-"
+    paths = [tmp_path / f"{start}{THREAD}{ending}.jsonl" for ending in ("", f"_{NEXT_SEGMENT}")]
+    paths[0].write_bytes(FIRST)
+    paths[1].write_bytes(META + SECOND + SECOND)
+    assert paths[1].stat().st_size > len(FIRST) > len(META)
+    found = read_record(paths, TurnMark(len(FIRST)), PRICES)
+    assert (found.ending, found.final_response) == ("completed", "two")
+    assert found.usage is not None
+    assert found.usage.input_tokens == 7
 
 
 def test_a_turn_that_has_not_begun_is_not_the_former_one(tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ class IndexBatch:
         self._gone: list[int] = []
         self._grown: list[tuple[int]] = []
         self._alone: dict[str, tuple[tuple[Any, ...], list[list[Any]]]] = {}
-        """By thread, its row and new buckets, if the file read is its only one."""
+        """By thread, its row and new buckets if the first file read of it is its only one."""
         self._several: set[str] = set()
-        """Threads that have, or had, several files."""
+        """Threads that have several files, or had before a file was removed."""
 
     def read(self, found: ChangedRollout) -> None:
         """Read a file, or only the part added since the index read it."""
@@ -118,7 +118,7 @@ class IndexBatch:
             db.executemany("DELETE FROM detail WHERE file = ?", self._grown)
             db.executemany(PUT_FILE, self.files)
             db.executemany("INSERT INTO detail VALUES (?, ?, ?)", self._details)
-            wanted = orjson.dumps([*self._alone, *self._several])
+            wanted = orjson.dumps([*self._alone])
             self._several.update(id_ for (id_,) in db.execute(COMPOSED, (wanted,)).fetchall())
             alone = [each for id_, each in self._alone.items() if id_ not in self._several]
             grown = {id_ for (id_,) in self._grown}
@@ -138,9 +138,8 @@ class IndexBatch:
         if found.file is None or found.name.endswith(PACKED):
             return None
         row = self._db.execute(
-            "SELECT size, seal, state, text_offset, text_size, limits_ms, limits, other_limits"
-            " FROM file"
-            " WHERE id = ? AND problem IS NULL",
+            "SELECT size, seal, text_offset, text_size, state, limits_ms, limits, other_limits"
+            " FROM file WHERE id = ? AND problem IS NULL",
             (found.file,),
         ).fetchone()
         return row if row is not None and row[0] < found.size else None
@@ -149,11 +148,10 @@ class IndexBatch:
         self, path: str, found: ChangedRollout, former: tuple[Any, ...]
     ) -> tuple[int, ThreadReader, int, list[int], tuple[int, int], None] | None:
         """Read the part added to a file; return None if the earlier part has changed."""
-        _, seal, state, text_offset, text_size, *last = former
+        _, seal, text_offset, text_size, state, limits_ms, limits, other_limits = former
         assert found.file is not None
         requests, marks = self._detail(found.file)
         reader = ThreadReader(ids_of(found.name)[0], self._contexts)
-        limits_ms, limits, other_limits = last
         reader.restore(state, requests, marks, (limits_ms, limits, other_limits))
         if not reader.in_own_part:
             return None
@@ -210,7 +208,6 @@ class IndexBatch:
         if problem is not None:
             return
         if thread_id in self._alone:
-            self._several.add(thread_id)
             return
         new = buckets_of(id_, reader.requests, self._prices, self._contexts.models)
         buckets = new

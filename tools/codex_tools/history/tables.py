@@ -149,9 +149,8 @@ COMPOSED = """
 WITH wanted (id) AS (SELECT value FROM json_each(CAST(? AS TEXT)))
 SELECT thread_id FROM file WHERE thread_id IN (SELECT id FROM wanted)
 GROUP BY thread_id HAVING count(*) > 1
-UNION SELECT thread_id FROM thread WHERE thread_id IN (SELECT id FROM wanted) AND files > 1
 """
-"""Selects those of the given threads that have, or had, several files."""
+"""Selects those of the given threads that have several files."""
 
 
 def text_rows(file: int) -> tuple[int, int]:

@@ -32,7 +32,6 @@ from codex_tools.rollouts.line import (
     STARTED,
     THREAD,
     UNNUMBERED,
-    USAGE,
     Counts,
     PartialLine,
     classify,
@@ -66,7 +65,7 @@ _SETTINGS = b'"type":"thread_settings_applied"'
 _TIER = b'"service_tier":"'
 _STARTED_LIMIT = 1000
 """Bytes of a task_started that is not parsed; a longer one may have a record appended to it."""
-_UNPARSED = (COUNT, ITEM, CONTEXT, AGENT, STARTED, COMPLETED, THREAD, ODD)
+_UNPARSED = (ITEM, CONTEXT, AGENT, STARTED, COMPLETED, THREAD, ODD)
 """The kinds of lines that often need no parsing."""
 
 FACTS = (
@@ -167,9 +166,6 @@ class ThreadReader(TurnTracker):
             if kind == COUNT:
                 if self._take_count_text(line, place.start):
                     continue
-            elif kind == USAGE:
-                if self._take_record_text(line, place.start):
-                    continue
             elif kind == ITEM and self.title is not None and self.is_paginated:
                 continue  # Only a prompt matters, and only as the title.
             pos = lines.tell() - len(line)
@@ -259,11 +255,9 @@ class ThreadReader(TurnTracker):
                 self.ending, self._answered_at = "said", pos
             return True
         if kind == THREAD:
-            return self._take_settings_text(line, start)
-        if kind == COUNT:
-            # Only the first count of a process comes outside of a turn, see `_take_message`.
-            is_usual = self._in_turn or self._has_whole_lines
-            return is_usual and self._take_limits_text(line, start)
+            # The usual one: a turn in the standard tier follows another one.
+            is_usual = self._has_settings and self._next_tier is None and _TIER not in line
+            return is_usual and _SETTINGS in line[:_HEAD_OF_LINE]
         if kind == ODD:
             return line.isspace()
         if not self._counts_directly:
@@ -275,22 +269,6 @@ class ThreadReader(TurnTracker):
             self._begin_marked_turn(ms, pos)
             return True
         return False
-
-    def _take_settings_text(self, line: bytes, start: int) -> bool:
-        """Take settings of the standard tier; return False if the line must be parsed."""
-        head = line[start : start + _HEAD_OF_LINE]
-        if _TIER in line or _SETTINGS not in head:
-            return False
-        if not self._has_settings or self._next_tier is not None:
-            if b'"thread_id":"%b"' % self.thread_id.encode() not in head:
-                return False
-            self._set_tier(None)
-        return True
-
-    @property
-    def _has_whole_lines(self) -> bool:
-        """True if only Codex of 0.147 and later, which completes torn lines, wrote the file."""
-        return self.is_paginated and not self.is_damaged
 
     def _take_line(self, line: bytes, pos: int, is_odd: bool = False) -> None:
         """Parse and take a line; *pos* is its offset in the block."""
@@ -363,8 +341,8 @@ class ThreadReader(TurnTracker):
         them would take 1.08 times the CPU time of a cold index. Codex 0.120 writes task_started
         first when it resumes a thread, then a turn_context.
         """
-        if self._has_whole_lines:
-            return
+        if self.is_paginated and not self.is_damaged:
+            return  # Codex 0.147 and later complete a torn line.
         data = self._data
         since = self.marks[-1].offset - self._block_offset if self.marks else -1
         at = data.find(RECORD, max(since + 1, 1), pos)

@@ -16,7 +16,6 @@ the request by which the TUI of 0.169 names a thread.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,14 +59,6 @@ _ACCOUNT_ID = b'"limit_id":"codex"'
 BUCKETS_KEPT = 16
 """Buckets other than the account's that are kept for each file, so that no file can fill memory."""
 _LAST_HEAD = b',"last_token_usage":{'
-_RECORD_HEAD = b'"type":"token_usage_record","payload":{"thread_id":"'
-_RECORD_TEXT = re.compile(
-    rb'"response_id":"([^"\\{]*+)","usage":\{"input_tokens":(\d{1,15}),'
-    rb'"cached_input_tokens":(\d{1,15}),"cache_write_input_tokens":(\d{1,15}),'
-    rb'"output_tokens":(\d{1,15}),"reasoning_output_tokens":(\d{1,15}),"total_tokens":\d+\}'
-)
-"""The response and its usage, as Codex 0.163.0 and 0.171.0 write them."""
-_NO_INFO = b'"type":"token_count","info":null,"rate_limits":'
 
 
 Limits = tuple[int | None, str | None, str | None]
@@ -214,33 +205,8 @@ class TokenCounter:
         self._record, self._is_record_unsure = usage, False
         if payload.get("thread_id") != self.thread_id:
             return
-        self._count_response((text_of(payload, "response_id") or "").encode(), usage, ms)
-
-    def _take_record_text(self, line: bytes, start: int) -> bool:
-        """Take a token_usage_record without parsing the line; return False if it must be parsed.
-
-        *start* is the offset of its type.
-        """
-        found = _RECORD_TEXT.search(line, start + len(_RECORD_HEAD))
-        if (
-            found is None
-            or not line.startswith(_RECORD_HEAD, start)
-            or line.count(b"{", 0, found.start()) != 2  # It is a field of the payload itself.
-            or not line.endswith(b"}}\n")
-            or line.rfind(RECORD) > 0
-            or not (ms := ms_at(line))
-        ):
-            return False
-        response_id, input_, cached, write, output, reasoning = found.groups()
-        usage = int(input_), int(cached), int(write), int(output), int(reasoning)
-        self._record, self._is_record_unsure = usage, False
-        if line.startswith(self.thread_id.encode() + b'"', start + len(_RECORD_HEAD)):
-            self._count_response(response_id, usage, ms)
-        return True
-
-    def _count_response(self, response_id: bytes, usage: Counts, ms: int) -> None:
-        """Count a response of this thread unless its id was counted before."""
-        response = number_of(response_id) if response_id else 0
+        id_ = text_of(payload, "response_id")
+        response = number_of(id_) if id_ else 0
         if response:
             if response in self.responses:
                 return
@@ -275,15 +241,6 @@ class TokenCounter:
         if last is None or not ms:
             return False
         self._count(total, last, ms)
-        return True
-
-    def _take_limits_text(self, line: bytes, start: int) -> bool:
-        """Take a token_count with rate limits only; return False if it must be parsed."""
-        if not self._counts_directly or not line.startswith(_NO_INFO, start + _TOTAL_PLACE):
-            return False
-        if not line.endswith(b"}}}\n") or line.rfind(RECORD) > 0:
-            return False
-        self._total, self._is_record_unsure = b"", True
         return True
 
     def _take_count(self, payload: Json, ms: int) -> None:
@@ -411,13 +368,14 @@ def _bucket_of(line: bytes) -> bytes:
     return line[start : line.find(b'"', start)] if start >= len(_BUCKET) else _ACCOUNT
 
 
-def number_of(response_id: bytes) -> int:
+def number_of(response_id: str) -> int:
     """Return a number of 52 bits for the id of a response, the same in every process.
 
     Two checksums are enough to tell the responses of one thread apart, and cost a quarter of a
     hash.
     """
-    return (zlib.crc32(response_id) << 20 | zlib.adler32(response_id) & 0xFFFFF) or 1
+    data = response_id.encode()
+    return (zlib.crc32(data) << 20 | zlib.adler32(data) & 0xFFFFF) or 1
 
 
 def united(rollouts: Iterable[Iterable[int]]) -> list[int]:

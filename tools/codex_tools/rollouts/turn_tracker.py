@@ -88,11 +88,7 @@ class TurnTracker(TokenCounter):
         """
         if payload.get("thread_id") not in (None, self.thread_id):
             return
-        self._set_tier(text_of(object_of(payload, "thread_settings"), "service_tier"))
-
-    def _set_tier(self, tier: str | None) -> None:
-        """Use *tier* from the next turn on; in a new thread, from the first request on."""
-        self._next_tier = tier
+        self._next_tier = text_of(object_of(payload, "thread_settings"), "service_tier")
         has_requests = bool(self.marks) and self._requests_read > self.marks[-1].requests
         if not self._in_turn or not (self._has_settings or has_requests):
             self._use_next_tier()
@@ -135,7 +131,7 @@ class TurnTracker(TokenCounter):
 
     def _take_back(self, count: object) -> None:
         """Remove the last *count* turns, which a person has taken back; their tokens stay used."""
-        if not isinstance(count, int) or count <= 0:
+        if not isinstance(count, int):
             return
         first = max(0, len(self.marks) - count)
         if first < len(self.marks):
