@@ -275,6 +275,8 @@ def _about(about: dict[str, Any]) -> str:
 def _default(value: object) -> str:
     if value is None or value == ():
         return ""
+    if value is False:
+        return "`no`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 

@@ -133,6 +133,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                 max_queue=settings.max_queue,
                 roots=settings.policy.roots,
                 budgets=settings.policy.budgets,
+                wait_for_limits=settings.wait_for_limits,
             ) as runs:
                 yield runs
         finally:
@@ -149,7 +150,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         _own_folder(),
     )
     seals = Seals()
-    resources = Resources(history, settings)
+    resources = Resources(history, settings, surroundings.engine)
     tools = TOOLS if settings.compat == "none" else (*TOOLS, *OLD_TOOLS)
 
     async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:

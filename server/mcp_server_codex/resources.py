@@ -3,15 +3,20 @@
 codex://runs/{run_id}             a run's result as JSON, with its full answer
 codex://runs/{run_id}/events      the run's events as Codex's JSON lines, secrets masked
 codex://runs/{run_id}/patch       what an isolated run changed, as `git apply` takes it
+codex://models                    the models that Codex offers, as JSON
 codex://threads/{thread_id}       the transcript of any client's thread, in Markdown
 
-The last three have pages. A second content and `next` in the result's _meta name the next page.
+Events, diffs and transcripts have pages. A second content and `next` in the result's _meta name
+the next page.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
@@ -23,8 +28,12 @@ from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import CodexError, UnknownRun
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import in_roots
+from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_disk, on_index
+from codex_tools.engines.engine import Engine
+from codex_tools.engines.model_list import ModelList
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import COLD_FILES, ThreadList, ThreadQuery, enough_for
 from codex_tools.history.transcript import read_transcript, thread_uri
@@ -85,11 +94,22 @@ TEMPLATES = (
 )
 
 
+MODELS = types.Resource(
+    name="models",
+    title="Models of Codex",
+    uri="codex://models",
+    description="The models that Codex offers, with their reasoning efforts.",
+    mime_type="application/json",
+)
+
+
 class Resources:
     """The resources that one server offers."""
 
-    def __init__(self, history: ThreadIndex, settings: Settings) -> None:
+    def __init__(self, history: ThreadIndex, settings: Settings, engine: Engine) -> None:
         self._history = history
+        self._engine = engine
+        self._environment = settings.policy.environment
         self._state_dir = settings.state_dir
         self._roots = settings.policy.roots
         self._completing = threading.Lock()
@@ -98,7 +118,7 @@ class Resources:
     async def list(
         self, call: Call, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
-        """List the newest runs; all other resources have templates."""
+        """List the models and the newest runs; all other resources have templates."""
         cursor = params.cursor if params is not None else None
         runs = call.lifespan_context
         found = await runs.newest(RUNS_LISTED + 1, cursor)
@@ -106,7 +126,10 @@ class Resources:
         more = len(found) > RUNS_LISTED
         visible = await on_disk(self._visible, shown, runs)
         return types.ListResourcesResult(
-            resources=[_to_resource(result) for result in visible],
+            resources=[
+                *([MODELS] if cursor is None else []),
+                *(_to_resource(result) for result in visible),
+            ],
             next_cursor=shown[-1].run_id if more else None,
         )
 
@@ -138,7 +161,7 @@ class Resources:
         return result
 
     async def complete(self, call: Call, name: str, value: str) -> list[str]:
-        """Return ids that complete *value*, the beginning of the argument *name*.
+        """Return ids or models that complete *value*, the beginning of the argument *name*.
 
         Words of a thread's prompts, answers or name also find its id.
         """
@@ -155,8 +178,19 @@ class Resources:
                 with anyio.move_on_after(COMPLETE_WITHIN_S):
                     return await on_index(self._threads, value.strip(), abandon=True)
                 return []
+            case "model":
+                with anyio.move_on_after(COMPLETE_WITHIN_S), suppress(CodexError):
+                    _, found = await self._models()
+                    names = [each.name for each in found.models] if found is not None else []
+                    return [each for each in names if each.startswith(value)][:COMPLETIONS]
+                return []
             case _:
                 return []
+
+    async def _models(self) -> tuple[Program, ModelList | None]:
+        # No folder is the caller's here, and a program in it must not run.
+        program = await self._engine.prepare(Path("/"), self._environment)
+        return program, await self._engine.list_models(program, self._environment)
 
     async def _read(self, runs: Runs, uri: str) -> types.ReadResourceResult:
         parts = urlsplit(uri)
@@ -190,6 +224,12 @@ class Resources:
                 )
                 earlier = thread_uri(thread_id, left) if left else None
                 return _one(uri, "text/markdown", text, earlier)
+            case "codex", "models", [""] if not options:
+                program, models = await self._models()
+                if models is None:
+                    raise ValueError(f"Codex {program.version_text} does not say which models.")
+                text = json.dumps(_models_data(program, models), indent=2, ensure_ascii=False)
+                return _one(uri, "application/json", text)
             case _:
                 raise ValueError(
                     "Unknown resource: resources/templates/list has the forms of the URIs."
@@ -240,6 +280,22 @@ class Resources:
         if words is None:
             ids = [thread_id for thread_id in ids if thread_id.startswith(value.lower())]
         return ids[:COMPLETIONS]
+
+
+def _models_data(program: Program, found: ModelList) -> Json:
+    return {
+        "codex_version": program.version_text,
+        "of_account": found.is_of_account,
+        "models": [
+            {
+                "model": each.name,
+                "description": each.description,
+                "reasoning_efforts": list(each.efforts),
+                "default": each.is_default,
+            }
+            for each in found.models
+        ],
+    }
 
 
 async def _known(runs: Runs, run_id: str) -> RunResult | None:

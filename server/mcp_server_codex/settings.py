@@ -42,6 +42,8 @@ class Settings:
     wait_s: float | Literal["auto"]
     max_runs: int
     max_queue: int
+    wait_for_limits: bool
+    """True if runs wait in the queue until a usage limit resets."""
     state_dir: Path
     prices: Path | None
     """File with the operator's own prices of models; None for the built-in prices alone."""
@@ -64,6 +66,8 @@ class Option:
     metavar: str
     many: bool = False
     """True if the option may be repeated."""
+    is_flag: bool = False
+    """True if the option alone, without a value, means yes."""
     also: tuple[str, ...] = ()
     """Further environment variables for the option."""
 
@@ -104,6 +108,13 @@ def _count_or_none(text: str) -> int:
     if value < 0:
         raise ValueError("must be at least 0")
     return value
+
+
+def _yes_or_no(text: str) -> bool:
+    known = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    if text.lower() not in known:
+        raise ValueError("must be yes or no")
+    return known[text.lower()]
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -229,6 +240,14 @@ OPTIONS = (
         "N",
     ),
     Option(
+        "--wait-for-limits",
+        _yes_or_no,
+        False,
+        "a run that meets a usage limit waits in the queue until the limit resets",
+        "[yes|no]",
+        is_flag=True,
+    ),
+    Option(
         "--max-depth", _count, 1, "number of nested runs; 1: a run cannot start another run", "N"
     ),
     Option(
@@ -282,7 +301,9 @@ def read_settings(
         arguments = [*arguments[:end], *(f"--root={folder}" for folder in folders)]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in OPTIONS:
-        parser.add_argument(option.flag, action="append" if option.many else "store")
+        action = "append" if option.many else "store"
+        optional: dict[str, Any] = {"nargs": "?", "const": "yes"} if option.is_flag else {}
+        parser.add_argument(option.flag, action=action, **optional)
     try:
         given, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -324,6 +345,7 @@ def read_settings(
         wait_s=values["wait_s"],
         max_runs=values["max_runs"],
         max_queue=values["max_queue"],
+        wait_for_limits=values["wait_for_limits"],
         state_dir=state_dir,
         prices=values["prices"],
         ask=values["ask"],

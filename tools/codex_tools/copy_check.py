@@ -40,9 +40,8 @@ def check_copy(
     root = project_root(cwd)
     for place, name in guarded:
         if place is not None and holds(root, place):
-            raise InvalidArguments(
-                [f"isolation: {root} contains {name}, so it is not copied; give a cwd in a smaller project"]
-            )
+            why = f"{root} contains {name}, so it is not copied; give a cwd in a smaller project"
+            raise InvalidArguments([f"isolation: {why}"])
     if state_dir is not None and holds(state_dir, root):
         raise InvalidArguments(
             [f"isolation: {root} is inside this server's state folder; give the project's folder"]

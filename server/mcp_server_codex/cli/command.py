@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 from codex_tools.codex.clean_text import clean, clean_json, clean_lines
 from codex_tools.codex.errors import CodexError
@@ -148,7 +148,8 @@ def _parser(name: str, command: Form) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for option in OPTIONS:
-        parser.add_argument(option.flag, action="append", help=argparse.SUPPRESS)
+        optional: dict[str, Any] = {"nargs": "?", "const": "yes"} if option.is_flag else {}
+        parser.add_argument(option.flag, action="append", help=argparse.SUPPRESS, **optional)
     add_arguments(parser, command.arguments)
     parser.add_argument("--json", action="store_true", help="print the structured result as JSON")
     if isinstance(command, Command):

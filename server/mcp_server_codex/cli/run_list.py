@@ -133,7 +133,9 @@ class RunList:
             activity = self._activity(result.run_id or "")
             doing, files = activity.doing, activity.files_changed
         elif is_live:
-            doing = "waiting in the queue"
+            sentence = result.next.partition(": ")[0]
+            is_limited = sentence.startswith("Waiting until")
+            doing = sentence.replace("W", "w", 1) if is_limited else "waiting in the queue"
         return {
             "run_id": result.run_id,
             "status": result.status,

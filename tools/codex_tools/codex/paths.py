@@ -23,6 +23,15 @@ def codex_home() -> Path:
     return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
 
 
+def file_stamp(path: Path) -> tuple[int, ...] | None:
+    """Return numbers that change when a file is written or replaced; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def lock_folders(home: Path, state_dir: Path) -> tuple[Path, ...]:
     """Return the folders of this server's locks on the threads of *home*.
 

@@ -30,6 +30,7 @@ from codex_tools.engines.environment import (
     set_empty_in_commands,
 )
 from codex_tools.engines.git_config import HARDENED_GIT, without_repository_programs
+from codex_tools.engines.model_list import ModelList, ModelLists
 from codex_tools.engines.process import Child, open_child
 from codex_tools.engines.project_trust import Project, decide_trust, files_in
 from codex_tools.engines.rules import describe_rules, rules_in, rules_of, switch_rules_off
@@ -61,15 +62,26 @@ class ExecEngine:
         """
         self._codex_bin = codex_bin
         self._untrusted = untrusted
+        self._models = ModelLists()
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
 
         def environ() -> dict[str, str]:
-            env = environment_for_codex(os.environ, rules, read_config(None), depth=1)
-            return env | {"PATH": trusted_path(env.get("PATH", ""), (cwd, *self._untrusted))}
+            return self._environment(rules, (cwd,))
 
         return await find_codex(self._codex_bin, cwd, environ, self._untrusted)
+
+    async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
+        """Return the models that *program* offers; see `Engine.list_models`."""
+        return await self._models.find(program, await on_disk(self._environment, rules))
+
+    def _environment(
+        self, rules: EnvironmentRules, untrusted: Sequence[Path] = ()
+    ) -> dict[str, str]:
+        """Return the environment of a Codex that runs no turn."""
+        env = environment_for_codex(os.environ, rules, read_config(None), depth=1)
+        return env | {"PATH": trusted_path(env.get("PATH", ""), (*untrusted, *self._untrusted))}
 
     async def plan_turn(self, request: TurnRequest) -> Plan:
         """Return the command line of a turn; see `Engine.plan_turn`."""

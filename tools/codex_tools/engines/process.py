@@ -240,7 +240,7 @@ class Child:
 async def open_child(
     argv: Sequence[str],
     *,
-    stdin: bytes,
+    stdin: bytes | IO[bytes],
     cwd: Path,
     env: Mapping[str, str],
     scratch: Path | None = None,
@@ -248,7 +248,8 @@ async def open_child(
 ) -> AsyncGenerator[Child]:
     """Run *argv*; kill it and its process tree when the context manager exits.
 
-    The child reads *stdin* and then end of file. When its process tree is dead, the folder
+    The child reads *stdin* and then end of file; of a pipe, the caller keeps the other end open
+    while more may follow. When its process tree is dead, the folder
     *scratch* is removed and the file descriptors *held* (locks) are released, even if this process
     was killed before.
 
@@ -362,10 +363,11 @@ _become_subreaper = functools.cache(orphans.become_subreaper)
 
 
 async def _spawn(
-    command: Sequence[str], stdin: bytes, env: Mapping[str, str], passed: Sequence[int]
+    command: Sequence[str], stdin: bytes | IO[bytes], env: Mapping[str, str], passed: Sequence[int]
 ) -> Process:
     # Shielded: a process whose start was cancelled half-way would have no owner.
-    with _file_with(stdin) as source, anyio.CancelScope(shield=True):
+    opened = _file_with(stdin) if isinstance(stdin, bytes) else stdin
+    with opened as source, anyio.CancelScope(shield=True):
         return await anyio.open_process(
             command,
             stdin=source,

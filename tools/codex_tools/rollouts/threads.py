@@ -31,7 +31,7 @@ from codex_tools.rollouts.files import (
     meta_of,
     open_rollout,
 )
-from codex_tools.rollouts.line import LINE_LIMIT, parse_line
+from codex_tools.rollouts.line import LINE_LIMIT, parse_line, records_in
 from codex_tools.rollouts.review import find_reviewer, review_in
 from codex_tools.rollouts.turn_record import (
     SettingsFollower,
@@ -178,7 +178,7 @@ class Threads:
         """Return what the rollouts record of a thread's turns since *mark*; None if there is none.
 
         This reads the whole segment of the mark, and all later ones. *with_end* is False to leave
-        out the answer and the error.
+        out the answer, the error and the commands.
         """
         try:
             found = self._segments_since(thread_id, mark)
@@ -262,7 +262,7 @@ def _last_turn(
     file: BinaryIO, end: int, context: Json | None, usage: Usage | None
 ) -> tuple[Json | None, Usage | None]:
     """Return the last turn_context and running total before *end*, where they are still None."""
-    for line in _lines_backwards(file, end):
+    for line in _records_backwards(file, end):
         # The text of a message may contain these words, so a line that does is parsed.
         if context is None and b'"turn_context"' in line:
             entry = parse_line(line) or {}
@@ -276,6 +276,12 @@ def _last_turn(
         if context is not None and usage is not None:
             break
     return context, usage
+
+
+def _records_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
+    """Yield the records before *end*, the last one first; a torn line may hold several."""
+    for line in _lines_backwards(file, end):
+        yield from reversed(records_in(line))
 
 
 def _lines_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:

@@ -73,7 +73,9 @@ def find_evidence(run: Run, threads: Threads) -> Evidence:
     if run.request.ephemeral:
         usage, at_ms = run.used, run.start.since_ms
         return Evidence(cost_usd=threads.cost_of_usage(usage, run.request.model, at_ms))
-    turn = threads.turn_record(thread_id, run.mark, with_end=run.ending is None)
+    is_unfinished = isinstance(run.ending, tuple) and bool(run.ending[0].unfinished)
+    with_end = run.ending is None or is_unfinished
+    turn = threads.turn_record(thread_id, run.mark, with_end=with_end)
     if run.request.review is not None:
         return _evidence_of_review(run, turn, threads)
     whole = turn
@@ -209,6 +211,8 @@ def _ended(
     structured_output: Any = None,
     error: CodexError | None = None,
 ) -> RunResult:
+    if evidence.turn is not None:
+        turn = turn.with_ends(evidence.turn.commands)
     settings, differences = _effective(run, evidence.turn)
     files = run.in_project(merge(turn.files_changed, run.seen))
     changed = [path for path, *_ in files]
@@ -249,6 +253,10 @@ def _remarks(run: Run, turn: TurnResult, evidence: Evidence, changed: Sequence[s
     record = evidence.turn or TurnRecord()
     known = turn.warnings
     remarks = [each for each in record.troubles if quote(each, WARNING_LIMIT) not in known]
+    if killed := turn.unfinished:
+        count = f"{len(killed)} commands were" if len(killed) > 1 else "A command was"
+        names = shorten("; ".join(killed), 200)
+        remarks.append(f"{count} still running when the turn ended, and killed: {names}")
     if record.has_lost_image and run.request.images:
         remarks.append("Codex could not read an image, so the model has not seen it.")
     may_change = run.request.sandbox != "read-only" or run.copy is not None

@@ -41,6 +41,7 @@ from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
 from codex_tools.runs.thread_lock import ThreadLock
 from codex_tools.runs.tracing import span_of
+from codex_tools.runs.usage_limit import Place, UsageLimits
 from codex_tools.runs.usage_watch import UsageWatch
 from codex_tools.runs.work_place import WorkPlace, leave_copy
 from codex_tools.runs.writer import WRITTEN_WITHIN_S, StateWriter
@@ -86,6 +87,7 @@ class Runs:
         max_queue: int = MAX_QUEUE,
         roots: Sequence[Path] = (),
         budgets: Budgets = NO_BUDGETS,
+        wait_for_limits: bool = False,
         notes: tuple[str, ...] = (),
         is_kept: bool = True,
     ) -> None:
@@ -107,6 +109,7 @@ class Runs:
         self.ledger = DayLedger(state_dir, writer, store, threads, budgets)
         self.keys = Keys(state_dir, store, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
+        self._limits = UsageLimits(threads.home, waits=wait_for_limits)
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
         self._unsaved: set[str] = set()
@@ -362,9 +365,10 @@ class Runs:
         try:
             with run.scope:
                 try:
-                    async with self._slots:
+                    save = partial(self._save, run)
+                    async with Place(self._slots, self._limits, run, save) as place:
                         run.started_at = anyio.current_time()
-                        outcome = await self._turn(run, locks)
+                        outcome = await self._turn(run, locks, place)
                 except Exception as error:
                     # One of the server's two outer walls (the other: app.call_tool). Without
                     # this one, a fault in one run would end all others.
@@ -402,7 +406,7 @@ class Runs:
             self._changed.set()
             self._changed = anyio.Event()
 
-    async def _turn(self, run: Run, locks: list[ThreadLock]) -> RunResult:
+    async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
         known = False
 
         def report(progress: TurnProgress) -> None:
@@ -417,9 +421,10 @@ class Runs:
 
         watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
         self.ledger.begin(run.run_id)
-        place = WorkPlace(run, self._state_dir, self._roots, can_copy=self._is_kept)
+        work = WorkPlace(run, self._state_dir, self._roots, can_copy=self._is_kept)
+        place.on_return = work.remember
         try:
-            request = await place.enter()
+            request = await work.enter()
         except CodexError as error:
             return ending.failed(run, error, ending.Evidence())
         if run.copy is not None:
@@ -429,11 +434,11 @@ class Runs:
             try:
                 await self.ledger.check()
                 run.ending = await run_turns(
-                    self._engine, self._threads, run, request, report, log.add, watch
+                    self._engine, self._threads, run, request, report, log.add, watch, place
                 )
             except CodexError as error:
                 run.ending = error
-        await place.look()
+        await work.look()
         await on_disk(folders.ending_in, run, identities)
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
             evidence = await on_cpu(ending.find_evidence, run, self._threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import anyio
@@ -42,6 +43,8 @@ class Run:
     warnings: tuple[str, ...] = ()
     started_at: float | None = None
     """None while the run is queued."""
+    waiting_until: datetime | None = None
+    """When the usage limit resets that the run waits for in the queue; None if it does not."""
     ended_at: float | None = None
     ended: str = ""
     """Time of the end, as ISO 8601 in UTC."""
@@ -95,8 +98,8 @@ class Run:
         """Return the run's result, final or so far."""
         if self.outcome is not None:
             return self.outcome
-        queued = self.started_at is None
-        return make_result(
+        queued = self.started_at is None or self.waiting_until is not None
+        result = make_result(
             "queued" if queued else "running",
             run_id=self.run_id,
             turn=self.progress.result(),
@@ -109,6 +112,10 @@ class Run:
             attempts=self.attempts,
             warnings=self.warnings,
         )
+        if self.waiting_until is None:
+            return result
+        doing = self.doing
+        return result.model_copy(update={"next": f"{doing[0].upper()}{doing[1:]}. {result.next}"})
 
     @property
     def copy_folder(self) -> str | None:
@@ -149,6 +156,8 @@ class Run:
         """Current activity, or the status, as text for people."""
         if self.outcome is not None:
             return self.outcome.status.replace("_", " ")
+        if self.waiting_until is not None:
+            return f"waiting until {_clock(self.waiting_until)}: the usage limit is reached"
         if self.started_at is None:
             return "waiting in the queue: the limit --max-runs is reached"
         return mask(self.progress.doing)
@@ -161,6 +170,13 @@ class Run:
         files, tokens = self.progress.files_changed, self.spent.tokens
         changed = (f"{files} file{'s' if files > 1 else ''} changed",) if files else ()
         return (*changed, f"{short_count(tokens)} tokens") if tokens else changed
+
+
+def _clock(at: datetime) -> str:
+    """Return a time as text, with its date unless it is today: 14:05, Jan 1 2030 14:05."""
+    if at.date() == datetime.now().astimezone().date():
+        return f"{at:%H:%M}"
+    return f"{at:%b} {at.day} {at:%Y %H:%M}"
 
 
 def short_count(number: int) -> str:

@@ -47,9 +47,17 @@ class WorkPlace:
             if not self._can_copy:
                 raise NotIsolated(request.cwd, "the state folder of this server cannot be used")
             return await on_disk(self._lay_out)
-        if request.sandbox != "read-only":
-            self._before = await take_snapshot(request.cwd, self._roots)
+        await self.remember()
         return request
+
+    async def remember(self) -> None:
+        """Remember the work tree as it is before the run can change it; a copy has no other runs.
+
+        Called again when the run has waited, because others may have worked there meanwhile.
+        """
+        request = self._run.request
+        if request.isolation != "copy" and request.sandbox != "read-only":
+            self._before = await take_snapshot(request.cwd, self._roots)
 
     async def look(self) -> None:
         """Find what the run changed."""
