@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -100,7 +99,10 @@ def measure_isolation(runs: int, files: int = FILES) -> list[Figure]:
 
 
 def _measure_once(place: Path, big: Path, number: int, timed: Timed) -> None:
-    """Measure a copy of the project *big*, and a work tree of git's, with nothing known before."""
+    """Measure a copy of the project *big*, and a work tree of git's, with nothing known before.
+
+    Nothing is deleted in between: writing is slow for seconds after a large tree was deleted.
+    """
     tree, state = place / f"tree{number}", place / f"state{number}"
     _dirty(big, number)
     shadow = Shadow.open(state, big)
@@ -113,7 +115,6 @@ def _measure_once(place: Path, big: Path, number: int, timed: Timed) -> None:
     def beside() -> None:
         os.sync()
         timed("worktree", lambda: run_git(big, "worktree", "add", "-q", "-d", str(tree)))
-        run_git(big, "worktree", "remove", "--force", str(tree))
 
     copies: list[Copy] = []
     pair(number, lambda: copies.append(ours()), beside)
@@ -123,7 +124,6 @@ def _measure_once(place: Path, big: Path, number: int, timed: Timed) -> None:
     _dirty(big, number + 1)
     later = take_snapshot(shadow)
     timed("used", lambda: lay_out(shadow, later)).close()
-    shutil.rmtree(state)
 
 
 def _run_once(shadow: Shadow) -> None:
