@@ -85,7 +85,7 @@ async def apply(request: ApplyRequest, context: Context) -> ApplyResult:
         in_roots, result.cwd, context.policy.roots
     ):
         raise UnknownRun(run_id)
-    if result.status in ("running", "queued"):
+    if not result.has_ended:
         raise InvalidArguments([f"run_id: {run_id} is {result.status}; wait with codex_wait first"])
     kept = await on_disk(RunChangesKept, context.state_dir, run_id)
     paths = await on_disk(kept.paths_of, request.paths)

@@ -23,7 +23,7 @@ def refreshed(state_dir: Path, result: RunResult) -> RunResult:
     """
     if result.copy_folder is None or result.run_id is None:
         return result
-    if result.status in ("running", "queued"):
+    if not result.has_ended:
         return result
     found = kept_run.find(state_dir, result.run_id)
     if found is None:

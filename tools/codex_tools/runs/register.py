@@ -39,7 +39,7 @@ from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
 from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
-from codex_tools.runs.thread_lock import ThreadLock
+from codex_tools.runs.thread_lock import ThreadLock, release_all
 from codex_tools.runs.tracing import span_of
 from codex_tools.runs.usage_limit import Place, UsageLimits
 from codex_tools.runs.usage_watch import UsageWatch
@@ -308,7 +308,7 @@ class Runs:
             changed = self._changed
             results = [await self.result(run_id) for run_id in run_ids]
             left_s = until_at - anyio.current_time()
-            if left_s <= 0 or enough(map(_has_ended, results)):
+            if left_s <= 0 or enough(each.has_ended for each in results):
                 return results
             mine = all(map(self.is_own, run_ids))
             with anyio.move_on_after(left_s if mine else min(left_s, POLL_EVERY_S)):
@@ -327,7 +327,7 @@ class Runs:
         """
         found = await self.find(run_id)
         if isinstance(found, StoredRun):
-            if _has_ended(found.result):
+            if found.result.has_ended:
                 return await self.refreshed(found.result)
             if not await on_disk(in_roots, found.result.cwd, self._roots):
                 raise UnknownRun(run_id)
@@ -397,7 +397,7 @@ class Runs:
             self._save(run, answer)
             self.audit.write("ended", ending_of(run))
             # In the writer's thread, because the lock of a new thread may be taken only now.
-            self._writer.put(partial(_release_all, locks))
+            self._writer.put(partial(release_all, locks))
             in_time = await self._writer.flush(WRITTEN_WITHIN_S)
             if not in_time or run.run_id in self._unsaved:
                 self._tasks.start_soon(self._save_later, run)
@@ -467,7 +467,7 @@ class Runs:
             self._store.save(result, run.created_at, run.answer, run.recorded)
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
-            if _has_ended(result):
+            if result.has_ended:
                 self._unsaved.add(run.run_id)
         else:
             run.answer = None
@@ -494,12 +494,3 @@ class Runs:
         ]
         for run_id in ended[:-KEPT_IN_MEMORY]:
             del self._runs[run_id]
-
-
-def _release_all(locks: list[ThreadLock]) -> None:
-    while locks:
-        locks.pop().release()
-
-
-def _has_ended(result: RunResult) -> bool:
-    return result.status not in ("running", "queued")

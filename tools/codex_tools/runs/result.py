@@ -126,6 +126,11 @@ class RunResult(Record):
     next: str
     """Next step."""
 
+    @property
+    def has_ended(self) -> bool:
+        """True if the run is over, or was only planned."""
+        return self.status not in ("running", "queued")
+
 
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
