@@ -11,6 +11,7 @@ from mcp import Client
 from codex_tools.codex.json_object import Json
 from mcp_server_codex.app import make_server
 from mcp_server_codex.settings import read_settings
+from support.lab import until
 from support.scripted_engine import ScriptedEngine
 
 
@@ -50,7 +51,7 @@ async def test_run_resume_wait_and_stop_work_on_any_engine(
         later = await ask(client, "codex_run", prompt="later", cwd=cwd, wait_s=0)
         waited = await ask(client, "codex_wait", run_ids=[later["run_id"]], wait_s=60)
         assert waited["runs"][0]["final_response"] == "LATER"
-        assert engine.open_turns == 1
+        await until(lambda: engine.open_turns == 1)
         stopped = await ask(client, "codex_stop", run_id=hanging["run_id"])
         assert stopped["run"]["status"] == "cancelled"
         assert engine.open_turns == 0

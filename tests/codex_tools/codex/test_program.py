@@ -17,7 +17,7 @@ from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.program import find_codex, native_binary
 from support.codex_versions import VERSIONS, npm_codex, real_codex
 from support.fake_codex import FakeCodex
-from support.lab import until
+from support.lab import marked, until
 
 ARM = platform.machine().lower() in ("arm64", "aarch64")
 DARWIN = sys.platform == "darwin"
@@ -318,6 +318,15 @@ async def test_a_shim_that_hangs_leaves_no_process_when_the_call_is_cancelled(
         tasks.cancel_scope.cancel()
     pid = int((tmp_path / "pid").read_text())
     await until(lambda: not _runs(pid))
+
+
+async def test_a_shim_whose_start_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+    path = program(tmp_path / "codex", "#!/bin/sh\nsleep 300 &\nsleep 300\n")
+    tag = f"shim-{os.getpid()}-{tmp_path.name}"
+    for ms in range(30):
+        with anyio.move_on_after(ms / 1000):
+            await find_codex(str(path), tmp_path, lambda: {**os.environ, "TEST_MARK": tag})
+    await until(lambda: marked(tag) == [])
 
 
 def _runs(pid: int) -> bool:

@@ -401,9 +401,11 @@ async def _ask(path: Path, cwd: Path, env: Mapping[str, str] | None, *arguments:
 
 async def _run(argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None) -> _Answer:
     """Run *argv* to its end; when cancelled, kill it with all processes of its session."""
-    process = await anyio.open_process(
-        argv, stdin=subprocess.DEVNULL, cwd=cwd, env=env, start_new_session=True
-    )
+    # Shielded: if its start were cancelled half-way, only the first process would be killed.
+    with anyio.CancelScope(shield=True):
+        process = await anyio.open_process(
+            argv, stdin=subprocess.DEVNULL, cwd=cwd, env=env, start_new_session=True
+        )
     texts = ["", ""]
 
     async def read(number: int, stream: ByteReceiveStream | None) -> None:
