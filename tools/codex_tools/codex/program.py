@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteReceiveStream
+from anyio.abc import ByteReceiveStream, Process
 
 from codex_tools.codex.errors import CodexNotFound, CodexUnsupported
 from codex_tools.codex.failures import last_words, start_hint
@@ -399,13 +399,18 @@ async def _ask(path: Path, cwd: Path, env: Mapping[str, str] | None, *arguments:
         raise CodexNotFound(f"{path} cannot be run in {cwd}: {error.strerror}.") from error
 
 
-async def _run(argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None) -> _Answer:
-    """Run *argv* to its end; when cancelled, kill it with all processes of its session."""
+async def _start(argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None) -> Process:
     # Shielded: if its start were cancelled half-way, only the first process would be killed.
     with anyio.CancelScope(shield=True):
-        process = await anyio.open_process(
+        return await anyio.open_process(
             argv, stdin=subprocess.DEVNULL, cwd=cwd, env=env, start_new_session=True
         )
+    raise AssertionError("a shielded scope is never left without a result")
+
+
+async def _run(argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None) -> _Answer:
+    """Run *argv* to its end; when cancelled, kill it with all processes of its session."""
+    process = await _start(argv, cwd, env)
     texts = ["", ""]
 
     async def read(number: int, stream: ByteReceiveStream | None) -> None:
