@@ -22,12 +22,7 @@ EXAMPLES = int(os.environ.get("TREE_EXAMPLES", "25"))
 """Random trees of the property test; TREE_EXAMPLES=200 for more."""
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+pytestmark = pytest.mark.usefixtures("private_home")
 
 
 @pytest.fixture

@@ -24,12 +24,7 @@ KILLS = int(os.environ.get("TREE_KILLS", "12"))
 """Processes killed; TREE_KILLS=100 for more."""
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+pytestmark = pytest.mark.usefixtures("private_home")
 
 
 def _make(base: Path) -> Project:

@@ -21,13 +21,7 @@ from codex_tools.worktree.tree_changes import (
 from codex_tools.worktree.tree_error import TreeError
 from support.work_trees import Project, make_torture_tree, run_git, write
 
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+pytestmark = pytest.mark.usefixtures("private_home")
 
 
 @pytest.fixture

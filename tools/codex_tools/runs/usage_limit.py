@@ -121,7 +121,7 @@ class UsageLimits:
         self._known[await self._key_of(run)] = until
 
     async def find(self, run: Run) -> datetime | None:
-        """Return when the limit that holds for *run* resets; None if none is known to hold."""
+        """Return the time at which the limit of *run* resets; None if no limit is known."""
         if not self._known:
             return None
         key = await self._key_of(run)

@@ -194,7 +194,7 @@ def clean_env(*, own_config: bool = False) -> dict[str, str]:
     """Return the environment of a git call.
 
     Args:
-        own_config: True if git may read the person's settings, of which none is run.
+        own_config: True if git may read the person's settings; no program in them is run.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return {**env, **_ENV, **({} if own_config else _NO_CONFIG)}
