@@ -22,6 +22,7 @@ from codex_tools.engines.process import (
     LINE_LIMIT,
     LINE_TAIL,
     STDERR_KEPT,
+    Child,
     LineCutter,
     is_current,
     open_child,
@@ -311,6 +312,7 @@ async def test_what_the_child_starts_last_may_finish_but_delays_nothing(
     os.close(reading)
     (tmp_path / "gate").write_text("go")
     await until(lambda: not marked(tag))
+    await guard_ended(child)
     assert not any("sleep 600" in command for command in left)
     assert any("cat gate" in command for command in left)
     assert (tmp_path / "acted").exists()
@@ -331,6 +333,12 @@ async def test_a_last_act_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     async with open_child([PYTHON, "-I", "-c", code], stdin=b"", cwd=tmp_path, env=env) as child:
         assert await child.wait() == 0
     await until(lambda: not marked(tag))
+    await guard_ended(child)
+
+
+async def guard_ended(child: Child) -> None:
+    """Wait for the guard of a last act; a loop that is closed before warns of a lost process."""
+    await child._process.wait()  # pyright: ignore[reportPrivateUsage] - nobody else needs it
 
 
 OWNER = """
