@@ -262,6 +262,7 @@ async def _call(
             run = await tool.start(request, context)
         except CodexError as error:
             return refuse(error)
+        await runs.stored()
         # A shape that only the extension defines; the SDK sends any object unchanged.
         return cast("types.CallToolResult", tasks.new_task(run))
     wants_progress = (call.meta or {}).get("progress_token") is not None

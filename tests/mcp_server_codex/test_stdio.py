@@ -719,6 +719,44 @@ async def test_a_run_whose_caller_waits_when_the_server_ends_is_interrupted(
     assert "interrupted" in ended.values()
 
 
+SLOW = """\
+import time
+from codex_tools.runs.store import RunStore
+from mcp_server_codex.__main__ import main
+save = RunStore.save
+RunStore.save = lambda *given: (time.sleep(0.5), save(*given))
+main()
+"""
+"""The server with a disk that takes its time for each record."""
+
+TASKS = "io.modelcontextprotocol/tasks"
+
+
+@pytest.mark.parametrize("mode", [*MODES, "tasks"])
+async def test_a_server_killed_after_its_answer_has_kept_the_run(
+    mode: str, lab: Lab, fake: FakeCodex
+) -> None:
+    fake.body = "time.sleep(600)"
+    program = lab.root / "slow.py"
+    program.write_text(SLOW)
+    options = ("--codex-bin", str(fake.build()), "--max-runs", "1")
+    declared = {"io.modelcontextprotocol/clientCapabilities": {"extensions": {TASKS: {}}}}
+    meta = declared if mode == "tasks" else None
+    ids: list[str] = []
+    async with wire(mode, lab, *options, program=[sys.executable, str(program)]) as client:
+        await client.open()
+        for prompt in ("at work", "queued"):
+            call = client.call("codex_run", meta=meta, prompt=prompt, wait_s=0)
+            begun = (await client.ask(call))["result"]
+            ids.append(begun.get("taskId") or begun["structuredContent"]["run_id"])
+        client.process.kill()
+    async with wire(mode, lab, *options) as client:
+        await client.open()
+        waited = await client.ask(client.call("codex_wait", run_ids=ids, wait_s=0))
+    kinds = [run["error"]["kind"] for run in waited["result"]["structuredContent"]["runs"]]
+    assert kinds == ["interrupted", "interrupted"]
+
+
 BLOCKS = """\
 import os, signal, sys, time
 from mcp_server_codex.__main__ import main
@@ -759,7 +797,7 @@ async def test_a_terminal_that_is_closed_ends_the_server(mode: str, lab: Lab) ->
         )
     os.close(theirs)
     async with process:
-        await until(lambda: list((lab.state / "servers").iterdir()) if lab.state.exists() else [])
+        await until(lambda: list(lab.state.glob("servers/*")))
         os.close(ours)
         with anyio.fail_after(HANGS_S):
             assert await process.wait() == 0

@@ -173,6 +173,8 @@ class Context:
         """Wait for a run, reporting its progress; return its result, final or so far."""
         self.watch(run)
         result = await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
+        if not result.has_ended:
+            await self.runs.stored()
         return await self.runs.refreshed(result)
 
     async def plan(

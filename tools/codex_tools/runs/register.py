@@ -44,7 +44,7 @@ from codex_tools.runs.tracing import span_of
 from codex_tools.runs.usage_limit import Place, UsageLimits
 from codex_tools.runs.usage_watch import UsageWatch
 from codex_tools.runs.work_place import WorkPlace, leave_copy
-from codex_tools.runs.writer import WRITTEN_WITHIN_S, StateWriter
+from codex_tools.runs.writer import RECORDED_WITHIN_S, WRITTEN_WITHIN_S, StateWriter
 from codex_tools.schemas.output_schema import Output
 
 logger = logging.getLogger(__name__)
@@ -202,6 +202,13 @@ class Runs:
             run.interrupt()
         return run
 
+    async def stored(self, within_s: float = RECORDED_WITHIN_S) -> None:
+        """Wait until all records so far are on disk, at most *within_s* seconds.
+
+        The id of a run leaves this server only then: this process may be killed the next moment.
+        """
+        await self._writer.flush(within_s)
+
     def close(self) -> None:
         """Interrupt all runs, and all that are started later, because the server ends."""
         self._closing = True
@@ -285,7 +292,7 @@ class Runs:
             UnknownRun: There is no run with that id.
         """
         if isinstance(await self.find(run_id), Run):
-            await self._writer.flush(WRITTEN_WITHIN_S)
+            await self.stored(WRITTEN_WITHIN_S)
         page = await on_disk(self._store.read_events, run_id, offset, room)
         return page or EventPage((), None, 0)
 
@@ -487,10 +494,7 @@ class Runs:
 
     def _forget(self) -> None:
         """Drop the oldest ended runs above KEPT_IN_MEMORY from memory, except unsaved ones."""
-        ended = [
-            run_id
-            for run_id, run in self._runs.items()
-            if run.outcome is not None and run_id not in self._unsaved
-        ]
+        runs = self._runs.items()
+        ended = [id_ for id_, run in runs if run.outcome is not None and id_ not in self._unsaved]
         for run_id in ended[:-KEPT_IN_MEMORY]:
             del self._runs[run_id]

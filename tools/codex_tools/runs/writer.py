@@ -25,6 +25,10 @@ WRITTEN_WITHIN_S = 0.3
 Claude Code gives a server 0.5 s in all before it sends SIGKILL.
 """
 
+RECORDED_WITHIN_S = 3.0
+"""The same for the record of a run that continues when its call returns. Nothing else waits then.
+"""
+
 
 class StateWriter:
     """A queue of writes, and the thread that executes them."""
