@@ -515,9 +515,13 @@ async def test_writing_to_a_child_that_has_ended_is_an_error_and_not_a_wait(
     argv = [PYTHON, "-I", "-c", "import sys; sys.exit(3)"]
     async with open_child(argv, stdin=None, cwd=tmp_path, env=os.environ) as child:
         assert await child.wait() == 3
-        with anyio.fail_after(60), pytest.raises(anyio.BrokenResourceError):
+
+        async def write_on() -> None:
             while True:  # The first writings may still go into the pipe.
                 await child.write(b"x" * 65536)
+
+        with anyio.fail_after(60), pytest.raises(anyio.BrokenResourceError):
+            await write_on()
 
 
 @linux
