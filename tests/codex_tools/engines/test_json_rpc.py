@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import anyio
 import pytest
@@ -165,6 +166,7 @@ get()
 
     async with server(tmp_path, code, decide_tolerantly) as connection:
         seen: list[ServerRequest] = []
+        result: Json = {}
 
         async def answer() -> None:
             async for message in connection.messages():
@@ -177,7 +179,8 @@ get()
             tasks.start_soon(answer)
             result = await connection.request("x", {}, 60)
             tasks.cancel_scope.cancel()
-    replies = {reply["id"]: reply for reply in result["replies"]}
+    given = cast("list[Json]", result["replies"])
+    replies = {reply["id"]: reply for reply in given}
     assert replies[0]["result"] == {"n": 5}
     assert replies[1]["result"] == {"late": True}
     assert replies["one"]["error"]["code"] == NOT_FOUND

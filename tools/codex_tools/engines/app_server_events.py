@@ -8,6 +8,8 @@ lines from the same notifications. Fields that exec does not have are left out, 
 
 from __future__ import annotations
 
+from typing import cast
+
 from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
 from codex_tools.engines.json_rpc import Notification
 
@@ -183,9 +185,7 @@ def _fields(kind: str, item: Json) -> Json:
         case "agentMessage":
             return {"text": text_of(item, "text") or ""}
         case "reasoning":
-            summary: object = item.get("summary")
-            parts = summary if isinstance(summary, list) else []
-            return {"text": "\n".join(each for each in parts if isinstance(each, str))}  # pyright: ignore
+            return {"text": "\n".join(_texts(item.get("summary")))}
         case "commandExecution":
             return {
                 "command": text_of(item, "command") or "",
@@ -215,6 +215,11 @@ def _fields(kind: str, item: Json) -> Json:
             return {"query": text_of(item, "query") or "", "action": item.get("action")}
         case _:
             return {}
+
+
+def _texts(value: object) -> list[str]:
+    parts = cast("list[object]", value) if isinstance(value, list) else []
+    return [each for each in parts if isinstance(each, str)]
 
 
 def _status(item: Json) -> str:
