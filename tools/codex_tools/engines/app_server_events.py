@@ -51,6 +51,9 @@ _STATUSES = {"inProgress": "in_progress", "completed": "completed"}
 
 _WARNINGS = ("warning", "configWarning", "deprecationNotice", "guardianWarning", "model/rerouted")
 
+_UNPRINTED = "Codex could not find bubblewrap on PATH."
+"""Beginning of a warning that exec does not print (0.163.0, 0.171.0); Codex has its own copy."""
+
 _COUNTS = {
     "input_tokens": "inputTokens",
     "cached_input_tokens": "cachedInputTokens",
@@ -145,6 +148,8 @@ class TurnLines:
         else:
             message = text_of(params, "message") or text_of(params, "summary") or ""
             message = _with_details(message, text_of(params, "details"))
+            if message.startswith(_UNPRINTED):
+                return []
         item: Json = {"id": self._number(), "type": "error", "message": message}
         return [{"type": "item.completed", "item": item}]
 

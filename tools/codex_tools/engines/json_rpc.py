@@ -9,7 +9,7 @@ size or shape, responses that nobody asked for, no response at all.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -91,6 +91,12 @@ It may return None and call `Connection.respond` later. It raises LookupError fo
 does not know. It must not wait.
 """
 
+Observe = Callable[[Notification], None]
+"""Function that sees each notification as it arrives, before `messages` yields it."""
+
+Background = Callable[[], Coroutine[object, object, None]]
+"""Function to run while the connection is open."""
+
 
 @dataclass(slots=True)
 class _Waiter:
@@ -102,9 +108,10 @@ class _Waiter:
 class Connection:
     """A JSON-RPC connection to a child; `open_connection` creates it."""
 
-    def __init__(self, child: Child, decide: Decide) -> None:
+    def __init__(self, child: Child, decide: Decide, observe: Observe | None = None) -> None:
         self._child = child
         self._decide = decide
+        self._observe = observe
         self._number = 0
         self._waiters: dict[int, _Waiter] = {}
         self._open_requests: set[RequestId] = set()
@@ -267,7 +274,10 @@ class Connection:
         elif isinstance(request_id, str) or type(request_id) is int:
             self._take_request(ServerRequest(request_id, method, params), len(line))
         else:
-            self._keep(Notification(method, params), len(line))
+            notification = Notification(method, params)
+            if self._observe is not None:
+                self._observe(notification)
+            self._keep(notification, len(line))
 
     def _take_request(self, request: ServerRequest, size: int) -> None:
         self._open_requests.add(request.id)
@@ -305,18 +315,27 @@ class Connection:
 
 
 @asynccontextmanager
-async def open_connection(child: Child, decide: Decide) -> AsyncGenerator[Connection]:
+async def open_connection(
+    child: Child,
+    decide: Decide,
+    observe: Observe | None = None,
+    background: Background | None = None,
+) -> AsyncGenerator[Connection]:
     """Speak JSON-RPC with *child*, whose stdin is open; stop when the context manager exits.
 
     Args:
         child: The child.
         decide: Returns the results of its requests.
+        observe: Sees each notification as it arrives.
+        background: Runs until the context manager exits.
     """
-    connection = Connection(child, decide)
+    connection = Connection(child, decide, observe)
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(connection.read)
         tasks.start_soon(connection.write)
+        if background is not None:
+            tasks.start_soon(background)
         try:
             yield connection
         except Exception as error:  # Raised again below: the task group would wrap it.
