@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codex_tools.codex.errors import CodexError
+from codex_tools.codex.errors import CodexError, TurnFailed
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.engines.driver import run_turn
 from codex_tools.engines.engine import Engine, TurnRequest
@@ -18,7 +18,12 @@ from support.lab import Lab
 async def request_for(engine: Engine, lab: Lab, prompt: str, **more: Any) -> TurnRequest:
     """Return a turn in *lab*'s project, read-only unless *more* says otherwise."""
     program = await engine.prepare(lab.project, EnvironmentRules())
-    values = {"cwd": lab.project, "sandbox": "read-only", "timeout_s": 120.0, "stall_s": 120.0}
+    values: dict[str, Any] = {
+        "cwd": lab.project,
+        "sandbox": "read-only",
+        "timeout_s": 120.0,
+        "stall_s": 120.0,
+    }
     return TurnRequest(program=program, prompt=prompt, **(values | more))
 
 
@@ -32,7 +37,8 @@ class Ran:
 
     @property
     def kind(self) -> str | None:
-        return self.error and self.error.kind
+        error = self.error
+        return error.failure.kind if isinstance(error, TurnFailed) else error and error.kind
 
 
 async def run(

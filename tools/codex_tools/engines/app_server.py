@@ -438,6 +438,8 @@ def _unfitness(request: TurnRequest, *, has_rules: bool, env: dict[str, str]) ->
         return "an app-server with profiles"
     if has_rules and not request.keep_rules:
         return "an app-server that can ignore the rules about commands"
+    if request.output_schema is not None and not _has_plain_integers(request.output_schema):
+        return "an app-server that takes integers of more than 64 bits"
     if env.get(_OTHER_LOGIN):
         return f"an app-server that reads {_OTHER_LOGIN}"
     if request.review is not None and request.sandbox != "read-only":
@@ -464,6 +466,14 @@ def _from_toml(request: TurnRequest, key: str, value: str) -> object:
     except (tomli.TOMLDecodeError, TypeError) as error:
         raise _unfit(request, f"an app-server that takes the setting {key}") from error
     return found
+
+
+def _has_plain_integers(schema: Json) -> bool:
+    try:
+        orjson.dumps(schema)
+    except TypeError:  # An app-server of 0.163.0 refuses the whole turn.
+        return False
+    return True
 
 
 def _is_in_repository(cwd: Path) -> bool:
