@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from codex_tools.codex.json_object import Json
@@ -102,8 +104,9 @@ def test_answers_have_the_shape_of_their_request_and_never_amend_the_rules() -> 
 
 def test_questions_of_any_shape_and_size_are_read_within_limits() -> None:
     for request in ALL:
-        for value in (None, 1, [], {}, [None], "x" * (TEXT_LIMIT + 1)):
-            params = dict.fromkeys(
+        values: tuple[Any, ...] = (None, 1, [], {}, [None], "x" * (TEXT_LIMIT + 1))
+        for value in values:
+            params: Json = dict.fromkeys(
                 ("command", "cwd", "reason", "itemId", "message", "_meta", "questions"), value
             )
             question = read(ServerRequest(1, request.method, params))
