@@ -105,8 +105,6 @@ def replace_ids(line: Json) -> Json:
         item["id"] = ""
         item["action"].pop("queries", None)
     item.pop("aggregated_output", None)  # Codex may leave out that of a quick command.
-    if item.get("type") == "mcp_tool_call":
-        item.pop("result", None)
     return line
 
 
@@ -312,6 +310,46 @@ async def test_a_key_of_the_environment_is_sent_and_not_written(
     assert b"key=[]" in b"".join(ran.lines)
     for file in lab.home.rglob("*"):
         assert not file.is_file() or b"sk-planted-key" not in file.read_bytes(), file
+
+
+MCP_SERVER = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" not in asked:
+        continue
+    result = {}
+    if asked["method"] == "initialize":
+        result = {"protocolVersion": asked["params"]["protocolVersion"]}
+        result |= {"capabilities": {"tools": {}}, "serverInfo": {"name": "lab", "version": "1"}}
+    elif asked["method"] == "tools/list":
+        look = {"name": "look", "inputSchema": {"type": "object"}}
+        look["annotations"] = {"readOnlyHint": True}
+        result = {"tools": [{"name": "change", "inputSchema": {"type": "object"}}, look]}
+    elif asked["method"] == "tools/call":
+        result = {"content": [{"type": "text", "text": "hey"}], "structuredContent": {"x": 1}}
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
+"""
+
+
+async def test_mcp_tools_are_allowed_and_refused_as_by_exec(
+    engine: AppServerEngine, exec_engine: ExecEngine, lab: Lab
+) -> None:
+    (lab.root / "server.py").write_text(MCP_SERVER)
+    config = lab.home / "config.toml"
+    config.write_text(
+        config.read_text()
+        + f'[mcp_servers.lab]\ncommand = "{sys.executable}"\nargs = ["{lab.root}/server.py"]\n'
+    )
+    calls = do(Call("change", {"to": 1}, "mcp__lab")), do(Call("look", {}, "mcp__lab"))
+    for sandbox, changed in (("read-only", "failed"), ("danger-full-access", "completed")):
+        ran = await by_both(engine, exec_engine, lab, sandbox, *calls, say("done"), sandbox=sandbox)
+        ours = facts(ran[0])
+        assert ours == facts(ran[1])
+        assert ours["tool_calls"] == [
+            ("lab", "change", changed),
+            ("lab", "look", "completed"),
+        ]
 
 
 async def test_a_review_comes_back_and_names_its_thread(engine: AppServerEngine, lab: Lab) -> None:

@@ -210,8 +210,15 @@ def _fields(kind: str, item: Json) -> Json:
                 "status": _status(item),
             }
         case "mcpToolCall":
+            result = item.get("result")
+            if isinstance(result, dict):
+                found = cast(Json, result)
+                content = found.get("structuredContent")
+                result = {"content": found.get("content"), "structured_content": content}
             return {
-                **{key: item.get(key) for key in ("server", "tool", "arguments", "error")},
+                **{key: item.get(key) for key in ("server", "tool", "arguments")},
+                "result": result,
+                "error": item.get("error"),
                 "status": _status(item),
             }
         case "collabAgentToolCall":
