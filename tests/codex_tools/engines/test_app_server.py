@@ -13,7 +13,7 @@ import pytest
 from codex_tools.codex.errors import WiderThanAsked
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
-from codex_tools.engines import app_server
+from codex_tools.engines import app_server, app_server_start
 from codex_tools.engines.app_server import AppServerEngine, NoAppServer
 from codex_tools.engines.app_server_sandbox import check_echo, check_turn_echo, sandbox_policy
 from codex_tools.engines.engine import ReviewTarget, TurnRequest
@@ -260,8 +260,10 @@ SILENT = {
 async def test_a_server_that_does_not_start_is_told_apart_from_a_turn_that_fails(
     what: str, server: Fake, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_server, "INITIALIZE_WITHIN_S", 0.5 if what == "initialize" else 60)
-    monkeypatch.setattr(app_server, "ANSWER_WITHIN_S", 0.5)
+    monkeypatch.setattr(
+        app_server_start, "INITIALIZE_WITHIN_S", 0.5 if what == "initialize" else 60
+    )
+    monkeypatch.setattr(app_server_start, "ANSWER_WITHIN_S", 0.5)
     ran = await run(server.engine(SILENT[what]), lab, "x")
     assert isinstance(ran.error, NoAppServer)
     words = {"dead": "no luck today", "refused": "not today"}

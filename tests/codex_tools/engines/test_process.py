@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import py_compile
@@ -537,3 +538,32 @@ async def test_nothing_is_left_of_a_child_with_open_stdin_that_does_not_read_it(
             await child.write(b"x" * 10_000_000)
         assert full.cancelled_caught
     assert marked(tag) == []
+
+
+def is_locked(file: Path) -> bool:
+    with file.open("w") as other:
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+@linux
+@pytest.mark.parametrize("code", ["import time; time.sleep(600)", DAEMONS + "time.sleep(600)"])
+async def test_a_lock_that_is_given_later_is_held_until_nothing_is_left(
+    tmp_path: Path, code: str
+) -> None:
+    tag, env = tagged()
+    files = [tmp_path / f"lock{number}" for number in range(3)]
+    argv = [PYTHON, "-I", "-c", code]
+    async with open_child(argv, stdin=None, cwd=tmp_path, env=env) as child:
+        child.hold([])
+        for file in files:
+            with file.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                child.hold([lock.fileno()])
+        await until(lambda: marked(tag))
+        assert [is_locked(file) for file in files] == [True] * 3
+    assert marked(tag) == []
+    assert [is_locked(file) for file in files] == [False] * 3

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 import orjson
 import tomli
 
@@ -30,8 +29,18 @@ from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.masking import mask
 from codex_tools.codex.program import Program, Version
 from codex_tools.codex.workers import on_disk
-from codex_tools.engines.app_server_events import MUTED, TurnLines
+from codex_tools.engines.app_server_events import TurnLines
 from codex_tools.engines.app_server_sandbox import check_echo, check_turn_echo, sandbox_policy
+from codex_tools.engines.app_server_start import (
+    ANSWER_WITHIN_S,
+    IN_MEMORY,
+    KEY_VARIABLE,
+    AppServer,
+    DidNotStart,
+    describe,
+    read_config,
+    start_app_server,
+)
 from codex_tools.engines.engine import Keep, Plan, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.engines.handle import Handle
@@ -41,7 +50,6 @@ from codex_tools.engines.json_rpc import (
     RequestRefused,
     RequestTimedOut,
     RpcError,
-    open_connection,
 )
 from codex_tools.engines.preparation import (
     check_unmoved,
@@ -49,7 +57,7 @@ from codex_tools.engines.preparation import (
     prepare_turn,
     settings_of,
 )
-from codex_tools.engines.process import Child, open_child
+from codex_tools.engines.spares import Spares, open_spares, spare_key
 
 OLDEST: Version = (0, 163, 0)
 """The oldest Codex that runs turns by this engine.
@@ -57,28 +65,10 @@ OLDEST: Version = (0, 163, 0)
 0.147.0 asks for approval of MCP tools although the policy is `never`, and names turns otherwise.
 """
 
-CLIENT_NAME = "mcp-server-codex"
-"""Name that Codex records as the originator of the threads, whose source is `vscode`."""
-
-INITIALIZE_WITHIN_S = 10.0
-"""Seconds to wait for the first answer; it took up to 0.5 s on a busy machine (0.163.0)."""
-
-ANSWER_WITHIN_S = 30.0
-"""Seconds to wait for the answers that need no model and start nothing."""
-
 THREAD_WITHIN_S = 300.0
 """Seconds to wait for a thread to start, resume or fork, which reads its rollouts."""
 
-LEAVE_WITHIN_S = 0.15
-"""Seconds between the end of its input and the signals of the guard.
-
-0.147.0 to 0.171.0 obey the end of their input in 0.03 to 0.07 s, and close their rollouts.
-"""
-
-_KEY_VARIABLE = "CODEX_API_KEY"
 _OTHER_LOGIN = "CODEX_ACCESS_TOKEN"
-_IN_MEMORY = 'cli_auth_credentials_store="ephemeral"'
-
 _SANDBOX_SETTING = "sandbox_workspace_write"
 """Settings given on the command line, so that `config/read` returns what they change."""
 
@@ -103,10 +93,6 @@ class _Start:
     is_refused: bool
     """True if the folder is in no repository, and must be."""
 
-    @property
-    def api_key(self) -> str | None:
-        return self.env.get(_KEY_VARIABLE) or None
-
 
 class AppServerEngine:
     """Run each turn with an app-server of its own, under a guard."""
@@ -120,6 +106,7 @@ class AppServerEngine:
         """
         self._codex_bin = codex_bin
         self._untrusted = untrusted
+        self._spares: Spares | None = None
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
@@ -167,96 +154,86 @@ class AppServerEngine:
             NotAllowed: A path resolves to another place than when it was checked.
         """
         start = await on_disk(_prepare, request)
-        handle = Handle(asks=asks)
         async with AsyncExitStack() as stack:
+            handle = Handle(asks=asks)
             if start.is_refused:
                 events = _refused(start, _NOT_GIT)
             else:
-                events = await _open(start, handle, keep, stack)
+                server = await self._server_for(start, handle, stack)
+                handle = server.handle
+                events = await _open(start, server, keep)
             yield await stack.enter_async_context(aclosing(events)), handle
 
+    @asynccontextmanager
+    async def keep_spares(self, count: int = 1) -> AsyncGenerator[None]:
+        """Keep *count* app-servers ready for the next turns until the context manager exits.
 
-async def _open(
-    start: _Start, handle: Handle, keep: Keep, stack: AsyncExitStack
-) -> AsyncGenerator[Event]:
-    """Start an app-server and a thread in it; return the events of the turn.
+        The first turn asks for them: without turns, none is started.
+        """
+        async with open_spares(count) as self._spares:
+            try:
+                yield
+            finally:
+                self._spares = None
+
+    async def _server_for(self, start: _Start, handle: Handle, stack: AsyncExitStack) -> AppServer:
+        """Return a spare app-server, or a new one if none is ready for this turn.
+
+        Raises:
+            NoAppServer: It did not start.
+        """
+        request, spares = start.request, self._spares
+        if spares is None:
+            return await self._fresh(start, handle, stack)
+        key = await on_disk(spare_key, start.argv, start.env)
+        spare = spares.take(key)
+        if spare is not None:
+            spares.order(key)
+            stack.push_async_callback(spare.release)
+            with suppress(OSError):  # Its guard was killed.
+                spare.server.child.hold(request.held)
+                spare.server.handle.asks = handle.asks
+                return spare.server
+        server = await self._fresh(start, handle, stack)
+        # Not earlier: in a new CODEX_HOME, one of two app-servers of 0.163.0 that start at the
+        # same time ends, because both make the database (seen).
+        spares.order(key)
+        return server
+
+    async def _fresh(self, start: _Start, handle: Handle, stack: AsyncExitStack) -> AppServer:
+        request = start.request
+        try:
+            return await start_app_server(
+                start.argv, start.env, request.cwd, handle, stack, request.held
+            )
+        except DidNotStart as error:
+            raise _unfit(request, f"a working app-server ({error})") from error
+
+
+async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:
+    """Start a thread in *server*; return the events of the turn.
 
     Raises:
-        NoAppServer: The app-server did not start, or did not take the settings.
+        NoAppServer: The app-server did not take the settings, or has ended.
     """
-    request = start.request
-    child = await stack.enter_async_context(
-        open_child(start.argv, stdin=None, cwd=request.cwd, env=start.env, held=request.held)
-    )
-    connection = await stack.enter_async_context(
-        open_connection(child, handle.decide, handle.observe, handle.expire)
-    )
-    handle.connection = connection
-    stack.push_async_callback(_leave, child)
+    request, connection, handle = start.request, server.connection, server.handle
     try:
-        await _initialize(connection)
         try:
-            config = await _read_config(connection, start)
+            config = await read_config(connection, request.cwd)
         except RequestRefused as error:
             return _refused(start, f"Error loading config.toml: {error.message}")
-        if start.api_key is not None:
-            await _log_in(connection, start.api_key, config)
         try:
             thread = await _open_thread(connection, start, asks=handle.asks)
         except RequestRefused as error:
             return _refused(start, f"Error: {error.message}")
     except RpcError as error:
-        said = child.stderr_end() if connection.has_ended else ""
-        raise _unfit(
-            request, f"a working app-server ({error}) {mask(said[-300:])}".strip()
-        ) from error
+        said = describe(error, server.child, connection)
+        raise _unfit(request, f"a working app-server ({said})") from error
     if (difference := check_echo(request, thread, asks=handle.asks)) is not None:
         raise _unfit(request, f"an app-server that takes the settings of the turn ({difference})")
     handle.thread_id = text_of(object_of(thread, "thread"), "id") or ""
     policy = sandbox_policy(request, object_of(config, _SANDBOX_SETTING))
-    return _events(child, connection, handle, start, policy, keep)
-
-
-async def _initialize(connection: Connection) -> None:
-    """Open the connection.
-
-    Raises:
-        RpcError: The app-server did not answer as it must.
-    """
-    await connection.request(
-        "initialize",
-        {
-            "clientInfo": {"name": CLIENT_NAME, "title": None, "version": "1"},
-            # Without `experimentalApi`, Codex does not say which settings a turn runs with.
-            "capabilities": {"experimentalApi": True, "optOutNotificationMethods": [*MUTED]},
-        },
-        INITIALIZE_WITHIN_S,
-    )
-    connection.notify("initialized")
-
-
-async def _read_config(connection: Connection, start: _Start) -> Json:
-    """Return Codex's own configuration for the folder of the turn, all layers merged.
-
-    Raises:
-        RequestRefused: Codex cannot read it.
-        RpcError: There was no answer.
-    """
-    params = {"cwd": str(start.request.cwd)}
-    return object_of(await connection.request("config/read", params, ANSWER_WITHIN_S), "config")
-
-
-async def _log_in(connection: Connection, key: str, config: Json) -> None:
-    """Give Codex the key of CODEX_API_KEY, which the app-server does not read itself.
-
-    Raises:
-        RpcError: Codex did not take it, or would write it to disk.
-    """
-    # With another store, Codex would write the key into auth.json (0.163.0, 0.171.0).
-    if config.get("cli_auth_credentials_store") != "ephemeral":
-        raise RpcError(f"{_KEY_VARIABLE} would be written to disk")
-    login = {"type": "apiKey", "apiKey": key}
-    await connection.request("account/login/start", login, ANSWER_WITHIN_S)
+    return _events(server, start, policy, keep)
 
 
 async def _open_thread(connection: Connection, start: _Start, *, asks: bool) -> Json:
@@ -337,16 +314,12 @@ def _review_target(request: TurnRequest) -> Json:
 
 
 async def _events(
-    child: Child,
-    connection: Connection,
-    handle: Handle,
-    start: _Start,
-    policy: Json,
-    keep: Keep,
+    server: AppServer, start: _Start, policy: Json, keep: Keep
 ) -> AsyncGenerator[Event]:
     """Send the turn; yield warnings, its events, and an ExitedEvent.
 
     Raises:
+        NotAllowed: A path leads elsewhere than when it was checked.
         WiderThanAsked: Codex took a wider sandbox than it was given.
     """
 
@@ -355,10 +328,13 @@ async def _events(
         keep(data)
         return parse_event(data)
 
+    child, connection, handle = server.child, server.connection, server.handle
     for notice in start.notices:
         yield NoticeEvent(notice)
     lines = TurnLines(handle.thread_id)
     yield read({"type": "thread.started", "thread_id": handle.thread_id})
+    # A spare was started in another folder, so its guard has not checked this one.
+    await on_disk(check_unmoved, start.request)
     try:
         await _begin(connection, handle, start, policy)
     except RequestRefused as error:
@@ -392,14 +368,6 @@ async def _refused(start: _Start, message: str) -> AsyncGenerator[Event]:
     yield ExitedEvent(1, message)
 
 
-async def _leave(child: Child) -> None:
-    """Let the app-server close its files; the guard kills what is left afterwards."""
-    with anyio.CancelScope(shield=True):
-        await child.close_stdin()
-        with anyio.move_on_after(LEAVE_WITHIN_S):
-            await child.wait()
-
-
 def _prepare(request: TurnRequest) -> _Start:
     """Return what is needed to start a turn; accesses the disk.
 
@@ -416,8 +384,8 @@ def _prepare(request: TurnRequest) -> _Start:
     request = prepared.request
     settings = [*settings_of(request, prepared.kept), *prepared.further]
     argv = [str(request.program.path), "app-server"]
-    if prepared.env.get(_KEY_VARIABLE):
-        argv += ["-c", _IN_MEMORY]
+    if prepared.env.get(KEY_VARIABLE):
+        argv += ["-c", IN_MEMORY]
     values: Json = {}
     for setting in settings:
         key, _, value = setting.partition("=")

@@ -165,6 +165,18 @@ class Child:
         elif parts:
             yield b"".join(parts)
 
+    def hold(self, fds: Sequence[int]) -> None:
+        """Keep the descriptors *fds* (locks) open until no process of the child's tree is left.
+
+        It is for those that were not known when the child was started. The caller may close its
+        own at once.
+
+        Raises:
+            OSError: The guard has ended.
+        """
+        if fds:
+            socket.send_fds(self._control, [b"h"], [*fds])
+
     async def write(self, data: bytes) -> None:
         """Write *data* to the child's stdin, which `open_child` must have left open.
 
