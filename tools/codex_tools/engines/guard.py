@@ -172,6 +172,8 @@ def receive(control: int) -> bool:
             end.detach()
     except ImportError:
         return bool(os.read(control, 4096))
+    except OSError:  # The connection was reset: the caller is gone.
+        return False
 
 
 def finish_last_act(child: int, control: int, caller: int, wakeup: tuple[int, int]) -> None:
