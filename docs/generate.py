@@ -42,6 +42,7 @@ from codex_tools.codex.errors import (
 from codex_tools.codex.failures import classify, classify_exit, last_words
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnResult
+from codex_tools.runs.applying import ApplyConflict
 from codex_tools.runs.result import tell_error
 from codex_tools.tool import input_schema
 from mcp_server_codex.app import OLD_TOOLS, TOOLS
@@ -93,6 +94,7 @@ ERRORS: tuple[CodexError, ...] = (
     Cancelled(_NOTHING),
     Interrupted(),
     UnknownRun("run_44acc0d8142fc700"),
+    ApplyConflict("run_44acc0d8142fc700", "prices.py: both changed the same lines"),
     _said("Something that no version has said yet."),
     TurnFailed(classify_exit(-11, "", None, started=True), _NOTHING),
     TurnFailed(
@@ -273,6 +275,8 @@ def _about(about: dict[str, Any]) -> str:
 def _default(value: object) -> str:
     if value is None or value == ():
         return ""
+    if value is False:
+        return "`no`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 

@@ -35,6 +35,8 @@ CALLS: tuple[tuple[str, Json], ...] = (
     ("codex_wait", {"run_ids": ["run_0000000000000000"]}),
     ("codex_stop", {"run_id": "@RUN@"}),
     ("codex_stop", {"run_id": "run_0000000000000000"}),
+    ("codex_apply", {"run_id": "@RUN@", "action": "check"}),
+    ("codex_apply", {"run_id": "run_0000000000000000", "action": "discard"}),
     ("codex_sessions", {}),
     ("codex_sessions", {"thread_id": "01a20661-b445-73e1-b566-c552cde98ccd"}),
     ("codex_usage", {"timezone": "UTC"}),

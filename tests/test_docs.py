@@ -66,6 +66,7 @@ def test_options_that_pages_name_exist(page: Path) -> None:
     others = {
         *("--scope", "--print", "--strict", "--help", "--version"),
         *("--json", "--live", "--thread-id", "--since", "--group-by", "--limit", "--events"),
+        *("--check", "--paths", "--branch"),
     }
     known = {option.flag for option in OPTIONS} | others
     # The table of messages quotes Codex, and so Codex's options.
@@ -79,7 +80,8 @@ def test_the_fields_of_a_result_are_described() -> None:
     table = text.partition("## The result of a run")[2].partition("## Long runs")[0]
     rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert named == list(RunResult.model_fields)
+    fields = RunResult.model_fields.items()
+    assert named == [field.alias or name for name, field in fields]
 
 
 def test_resources_and_prompts_are_described() -> None:

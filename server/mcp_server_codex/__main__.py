@@ -14,6 +14,8 @@ usage: mcp-server-codex [OPTION]... [-- ROOT...]
        mcp-server-codex watch             the same, live, until Ctrl-C
        mcp-server-codex show RUN          show a run's result, its changes and its events
        mcp-server-codex stop RUN          stop a run, also one of another process
+       mcp-server-codex apply RUN         write an isolated run's changes into its folder
+       mcp-server-codex discard RUN       delete an isolated run's copy and its changes
        mcp-server-codex sessions [WORD..] find Codex's threads, or show one of them
        mcp-server-codex usage             show Codex's tokens and cost by day, model or folder
        mcp-server-codex install CLIENT    add this server to a client's configuration
@@ -33,7 +35,7 @@ def main() -> None:
     if "--help" in arguments or "-h" in arguments:
         _help()
         return
-    if "--version" in arguments:
+    if "--version" in arguments or "-V" in arguments:
         from importlib.metadata import version
 
         sys.stdout.write(f"mcp-server-codex {version('mcp-server-codex')}\n")
@@ -45,6 +47,8 @@ def _serve(arguments: list[str]) -> None:
     import gc
 
     _ensure_utf8()
+    if sys.stdin.isatty():
+        sys.stderr.write("Waiting for an MCP client on stdin; Ctrl-D ends. See also: --help.\n")
     wire = os.dup(1)
     # Stdout carries MCP messages only. What a library prints, even on import, goes to stderr.
     os.dup2(2, 1)
@@ -117,6 +121,14 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.stop import run_stop
 
         return run_stop(arguments)
+    if name == "apply":
+        from mcp_server_codex.cli.apply import run_apply
+
+        return run_apply(arguments)
+    if name == "discard":
+        from mcp_server_codex.cli.apply import run_discard
+
+        return run_discard(arguments)
     if name == "install":
         from mcp_server_codex.cli.install import run_install
 
@@ -125,7 +137,12 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.install import run_uninstall
 
         return run_uninstall(arguments)
-    _fail(f"unknown command {name!r}")
+    import difflib
+    import re
+
+    known = re.findall(r"mcp-server-codex ([a-z]+)", _USAGE)
+    alike = difflib.get_close_matches(name, known, n=1)
+    _fail(f"unknown command {name!r}" + (f"; did you mean {alike[0]!r}?" if alike else ""))
 
 
 def _help() -> None:

@@ -18,6 +18,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from codex_tools.apply import APPLY
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.faults import fault_for
@@ -49,7 +50,7 @@ from mcp_server_codex.wire import AnyTool, caller_of, to_result, to_tool
 
 logger = logging.getLogger(__name__)
 
-TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP, SESSIONS, USAGE)
+TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP, APPLY, SESSIONS, USAGE)
 OLD_TOOLS: tuple[AnyTool, ...] = (CODEX, CODEX_REPLY)
 """Offered in addition with `--compat codex-mcp-server`."""
 
@@ -132,13 +133,14 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                 max_queue=settings.max_queue,
                 roots=settings.policy.roots,
                 budgets=settings.policy.budgets,
+                wait_for_limits=settings.wait_for_limits,
             ) as runs:
                 yield runs
         finally:
             history.close()
 
     prices = read_prices(settings.prices)
-    threads = local_threads(prices)
+    threads = local_threads(prices, settings.state_dir)
     history = ThreadIndex(threads.home, settings.state_dir, prices)
     surroundings = _Surroundings(
         settings,
@@ -148,7 +150,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         _own_folder(),
     )
     seals = Seals()
-    resources = Resources(history, settings)
+    resources = Resources(history, settings, surroundings.engine)
     tools = TOOLS if settings.compat == "none" else (*TOOLS, *OLD_TOOLS)
 
     async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:

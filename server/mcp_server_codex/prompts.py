@@ -38,6 +38,10 @@ class Prompt:
     message: Callable[[Mapping[str, str]], str]
 
 
+def _with_model(given: Mapping[str, str]) -> str:
+    return f" Use the model {given['model']}." if given.get("model") else ""
+
+
 def _delegate(given: Mapping[str, str]) -> str:
     task, thread_id, sandbox = (given.get(key) for key in ("task", "thread_id", "sandbox"))
     tool = "codex_run"
@@ -60,23 +64,31 @@ def _delegate(given: Mapping[str, str]) -> str:
     return "\n".join(
         [
             *lines,
-            f"Call {tool}. {mode} While its status is running, call codex_wait with its run_id.",
+            f"Call {tool}. {mode}{_with_model(given)}",
+            "While its status is running, call codex_wait with its run_id.",
             "Then read the files in files_changed yourself and run the check. Report what was done,"
             " what was not done, and the thread_id with which the work can continue.",
         ]
     )
 
 
+_BY_TARGET = (
+    ' {"uncommitted": true}, {"base": "BRANCH"} or {"commit": "SHA"} without a prompt, for anything'
+    " else"
+)
+
+
 def _review(given: Mapping[str, str]) -> str:
     target = given.get("target") or "the uncommitted changes in this folder (git diff HEAD)"
     focus = f" Focus on: {given['focus']}." if given.get("focus") else ""
+    how = "" if focus else _BY_TARGET
     return (
         f"Let Codex review {target}.{focus}\n"
-        "Call codex_run with sandbox read-only. Ask for defects only: wrong results, lost data,"
-        " races, leaks, security holes, broken callers, missing tests. Ask for the file, the line,"
-        " the way it fails and the severity of each defect; ask for no praise and no style notes."
-        " Pass an output_schema for a list of findings with path, line, severity (high, medium,"
-        " low), problem and fix.\n"
+        f"Call codex_run with review, which runs Codex's own reviewer read-only:{how}"
+        ' {"custom": true} and a prompt that says what to look at. In that prompt, ask for defects'
+        " only: wrong results, lost data, races, leaks, security holes, broken callers, missing"
+        f" tests; no praise and no style notes.{_with_model(given)} The findings are in"
+        " structured_output.\n"
         "Check each finding against the code before you report it. Report the confirmed findings,"
         " the worst first. Name the findings that you dropped, each with the reason. Do not change"
         " any file yet."
@@ -87,12 +99,15 @@ def _second_opinion(given: Mapping[str, str]) -> str:
     return (
         f"Get a second opinion from Codex on this:\n\n{given['question']}\n\n"
         "First form your own answer and do not show it to Codex. Then call codex_run with sandbox"
-        " read-only. Give Codex the question, the facts and the files that matter, but not your"
-        " answer and no hint of it. Compare the two answers: where they agree, where they differ,"
-        " and which one has the better evidence in the code. If they differ, call codex_resume"
-        " once with your strongest argument against Codex's answer. Then say what you recommend."
+        f" read-only.{_with_model(given)} Give Codex the question, the facts and the files that"
+        " matter, but not your answer and no hint of it. Compare the two answers: where they agree,"
+        " where they differ, and which one has the better evidence in the code. If they differ,"
+        " call codex_resume once with your strongest argument against Codex's answer. Then say what"
+        " you recommend."
     )
 
+
+_MODEL = Argument("model", "The model for Codex; default: the one that Codex is configured for")
 
 PROMPTS = (
     Prompt(
@@ -103,6 +118,7 @@ PROMPTS = (
             Argument("task", "The task for Codex", required=True),
             Argument("sandbox", "What Codex may change", values=get_args(Sandbox)),
             Argument("thread_id", "The Codex thread to continue; default: a new thread"),
+            _MODEL,
         ),
         _delegate,
     ),
@@ -113,6 +129,7 @@ PROMPTS = (
         (
             Argument("target", "What to review; default: the uncommitted changes"),
             Argument("focus", "What Codex should look at most"),
+            _MODEL,
         ),
         _review,
     ),
@@ -120,7 +137,7 @@ PROMPTS = (
         "second_opinion",
         "Second opinion from Codex",
         "Ask Codex the same question without showing your answer, and compare both answers.",
-        (Argument("question", "The question or decision", required=True),),
+        (Argument("question", "The question or decision", required=True), _MODEL),
         _second_opinion,
     ),
 )

@@ -2,15 +2,22 @@
 
 codex://runs/{run_id}             a run's result as JSON, with its full answer
 codex://runs/{run_id}/events      the run's events as Codex's JSON lines, secrets masked
+codex://runs/{run_id}/patch       what an isolated run changed, as `git apply` takes it
+codex://models                    the models that Codex offers, as JSON
 codex://threads/{thread_id}       the transcript of any client's thread, in Markdown
 
-The last two have pages. A second content and `next` in the result's _meta name the next page.
+Events, diffs and transcripts have pages. A second content and `next` in the result's _meta name
+the next page.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -21,13 +28,19 @@ from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import CodexError, UnknownRun
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import in_roots
+from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_disk, on_index
+from codex_tools.engines.engine import Engine
+from codex_tools.engines.model_list import ModelList
 from codex_tools.history.index import ThreadIndex
 from codex_tools.history.thread_list import COLD_FILES, ThreadList, ThreadQuery, enough_for
 from codex_tools.history.transcript import read_transcript, thread_uri
+from codex_tools.runs.applying import RunChangesKept
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import RunResult, run_uri
+from codex_tools.runs.run_changes import patch_uri
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import caller_of
 
@@ -65,6 +78,13 @@ TEMPLATES = (
         mime_type="application/jsonl",
     ),
     types.ResourceTemplate(
+        name="run-patch",
+        title="Diff of an isolated Codex run",
+        uri_template="codex://runs/{run_id}/patch{?offset}",
+        description="All that the run changed in its copy, as git apply takes it.",
+        mime_type="text/x-diff",
+    ),
+    types.ResourceTemplate(
         name="thread",
         title="Transcript of a Codex thread",
         uri_template="codex://threads/{thread_id}{?before}",
@@ -74,11 +94,22 @@ TEMPLATES = (
 )
 
 
+MODELS = types.Resource(
+    name="models",
+    title="Models of Codex",
+    uri="codex://models",
+    description="The models that Codex offers, with their reasoning efforts.",
+    mime_type="application/json",
+)
+
+
 class Resources:
     """The resources that one server offers."""
 
-    def __init__(self, history: ThreadIndex, settings: Settings) -> None:
+    def __init__(self, history: ThreadIndex, settings: Settings, engine: Engine) -> None:
         self._history = history
+        self._engine = engine
+        self._environment = settings.policy.environment
         self._state_dir = settings.state_dir
         self._roots = settings.policy.roots
         self._completing = threading.Lock()
@@ -87,7 +118,7 @@ class Resources:
     async def list(
         self, call: Call, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
-        """List the newest runs; all other resources have templates."""
+        """List the models and the newest runs; all other resources have templates."""
         cursor = params.cursor if params is not None else None
         runs = call.lifespan_context
         found = await runs.newest(RUNS_LISTED + 1, cursor)
@@ -95,7 +126,10 @@ class Resources:
         more = len(found) > RUNS_LISTED
         visible = await on_disk(self._visible, shown, runs)
         return types.ListResourcesResult(
-            resources=[_to_resource(result) for result in visible],
+            resources=[
+                *([MODELS] if cursor is None else []),
+                *(_to_resource(result) for result in visible),
+            ],
             next_cursor=shown[-1].run_id if more else None,
         )
 
@@ -127,7 +161,7 @@ class Resources:
         return result
 
     async def complete(self, call: Call, name: str, value: str) -> list[str]:
-        """Return ids that complete *value*, the beginning of the argument *name*.
+        """Return ids or models that complete *value*, the beginning of the argument *name*.
 
         Words of a thread's prompts, answers or name also find its id.
         """
@@ -144,8 +178,19 @@ class Resources:
                 with anyio.move_on_after(COMPLETE_WITHIN_S):
                     return await on_index(self._threads, value.strip(), abandon=True)
                 return []
+            case "model":
+                with anyio.move_on_after(COMPLETE_WITHIN_S), suppress(CodexError):
+                    _, found = await self._models()
+                    names = [each.name for each in found.models] if found is not None else []
+                    return [each for each in names if each.startswith(value)][:COMPLETIONS]
+                return []
             case _:
                 return []
+
+    async def _models(self) -> tuple[Program, ModelList | None]:
+        # No folder is the caller's here, and a program in it must not run.
+        program = await self._engine.prepare(Path("/"), self._environment)
+        return program, await self._engine.list_models(program, self._environment)
 
     async def _read(self, runs: Runs, uri: str) -> types.ReadResourceResult:
         parts = urlsplit(uri)
@@ -163,6 +208,13 @@ class Resources:
                 at = page.next_offset
                 following = None if at is None else f"{run_uri(run_id)}/events?offset={at}"
                 return _one(uri, "application/jsonl", text, following)
+            case "codex", "runs", [run_id, "patch"]:
+                offset = _number(options, "offset") or 0
+                await self._check_visible(runs, run_id)
+                kept = await on_disk(RunChangesKept, self._state_dir, run_id)
+                patch, at = await on_disk(kept.patch, offset, EVENTS_ROOM)
+                following = None if at is None else f"{patch_uri(run_id)}?offset={at}"
+                return _one(uri, "text/x-diff", patch, following)
             case "codex", "threads", [thread_id] if thread_id:
                 before = _number(options, "before")
                 thread_id = _uuid(thread_id)
@@ -172,6 +224,12 @@ class Resources:
                 )
                 earlier = thread_uri(thread_id, left) if left else None
                 return _one(uri, "text/markdown", text, earlier)
+            case "codex", "models", [""] if not options:
+                program, models = await self._models()
+                if models is None:
+                    raise ValueError(f"Codex {program.version_text} does not say which models.")
+                text = json.dumps(_models_data(program, models), indent=2, ensure_ascii=False)
+                return _one(uri, "application/json", text)
             case _:
                 raise ValueError(
                     "Unknown resource: resources/templates/list has the forms of the URIs."
@@ -224,6 +282,22 @@ class Resources:
         return ids[:COMPLETIONS]
 
 
+def _models_data(program: Program, found: ModelList) -> Json:
+    return {
+        "codex_version": program.version_text,
+        "of_account": found.is_of_account,
+        "models": [
+            {
+                "model": each.name,
+                "description": each.description,
+                "reasoning_efforts": list(each.efforts),
+                "default": each.is_default,
+            }
+            for each in found.models
+        ],
+    }
+
+
 async def _known(runs: Runs, run_id: str) -> RunResult | None:
     try:
         return await runs.result(run_id)
@@ -263,15 +337,19 @@ def _number(options: dict[str, list[str]], name: str) -> int | None:
 
 
 def _one(
-    uri: str, mime_type: str, text: str, following: str | None = None
+    uri: str, mime_type: str, text: str | bytes, following: str | None = None
 ) -> types.ReadResourceResult:
-    """Return *text* as the resource's content, with the URI of the next page.
+    """Return *text*, or bytes that may be no UTF-8, as content, with the URI of the next page.
 
     A second content names that URI too, because models see only the contents.
     """
-    contents: list[types.TextResourceContents | types.BlobResourceContents] = [
-        types.TextResourceContents(uri=uri, mime_type=mime_type, text=text)
-    ]
+    contents: list[types.TextResourceContents | types.BlobResourceContents] = []
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        contents.append(types.TextResourceContents(uri=uri, mime_type=mime_type, text=text))
+    except UnicodeDecodeError:
+        blob = base64.b64encode(cast("bytes", text)).decode()
+        contents.append(types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob))
     if following is not None:
         more = f"More: {following}"
         contents.append(

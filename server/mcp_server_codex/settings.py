@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, cast, get_args
 
 from codex_tools.codex.budget import Budgets
 from codex_tools.codex.paths import expand_home
-from codex_tools.codex.sandbox import WIDTH, Sandbox
+from codex_tools.codex.sandbox import WIDTH, Isolation, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
 from codex_tools.pricing.catalog import cache_folder
@@ -42,6 +42,8 @@ class Settings:
     wait_s: float | Literal["auto"]
     max_runs: int
     max_queue: int
+    wait_for_limits: bool
+    """True if runs wait in the queue until a usage limit resets."""
     state_dir: Path
     prices: Path | None
     """File with the operator's own prices of models; None for the built-in prices alone."""
@@ -64,6 +66,8 @@ class Option:
     metavar: str
     many: bool = False
     """True if the option may be repeated."""
+    is_flag: bool = False
+    """True if the option alone, without a value, means yes."""
     also: tuple[str, ...] = ()
     """Further environment variables for the option."""
 
@@ -104,6 +108,13 @@ def _count_or_none(text: str) -> int:
     if value < 0:
         raise ValueError("must be at least 0")
     return value
+
+
+def _yes_or_no(text: str) -> bool:
+    known = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    if text.lower() not in known:
+        raise ValueError("must be yes or no")
+    return known[text.lower()]
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -168,6 +179,13 @@ OPTIONS = (
     Option(
         "--max-sandbox", _SANDBOX, "workspace-write", "widest sandbox that a caller may use", "MODE"
     ),
+    Option(
+        "--isolation",
+        _one_of(*get_args(Isolation)),
+        "none",
+        "copy: a run whose caller names none works in a copy of the project",
+        "MODE",
+    ),
     Option("--allow-config", str, (), "more config keys that callers may set", "GLOB", many=True),
     Option(
         "--rules",
@@ -220,6 +238,14 @@ OPTIONS = (
         64,
         "number of queued runs; further runs are refused with queue_full",
         "N",
+    ),
+    Option(
+        "--wait-for-limits",
+        _yes_or_no,
+        False,
+        "a run that meets a usage limit waits in the queue until the limit resets",
+        "[yes|no]",
+        is_flag=True,
     ),
     Option(
         "--max-depth", _count, 1, "number of nested runs; 1: a run cannot start another run", "N"
@@ -275,7 +301,9 @@ def read_settings(
         arguments = [*arguments[:end], *(f"--root={folder}" for folder in folders)]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in OPTIONS:
-        parser.add_argument(option.flag, action="append" if option.many else "store")
+        action = "append" if option.many else "store"
+        optional: dict[str, Any] = {"nargs": "?", "const": "yes"} if option.is_flag else {}
+        parser.add_argument(option.flag, action=action, **optional)
     try:
         given, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -298,6 +326,7 @@ def read_settings(
         policy=Policy(
             default_sandbox=values["default_sandbox"],
             max_sandbox=values["max_sandbox"],
+            isolation=values["isolation"],
             roots=values["root"],
             allow_config=values["allow_config"],
             timeout_s=values["timeout_s"],
@@ -316,6 +345,7 @@ def read_settings(
         wait_s=values["wait_s"],
         max_runs=values["max_runs"],
         max_queue=values["max_queue"],
+        wait_for_limits=values["wait_for_limits"],
         state_dir=state_dir,
         prices=values["prices"],
         ask=values["ask"],

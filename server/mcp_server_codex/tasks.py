@@ -62,6 +62,7 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
     async def get(call: Call, params: TaskParams) -> Json:
         found = await _find(call, params.task_id)
         result = found.result() if isinstance(found, Run) else found.result
+        result = await call.lifespan_context.refreshed(result)
         match result.status:
             case "running" | "queued":
                 return {"resultType": "complete", **_head(found, "working")}

@@ -1,7 +1,7 @@
 """What the bridge costs, measured on this machine, beside the least that it could cost.
 
     .venv/bin/python tests/bench/bench.py [--runs N] [--codex VERSION] [--json]
-                                          [--only NAME] [--huge]
+                                          [--only NAME] [--huge] [--files N]
 
 Whatever is compared is measured in pairs, the two of a pair next to each other
 and each first in every other pair, and judged by the median of what the pairs
@@ -28,6 +28,9 @@ say: a noisy machine disturbs both of a pair alike. One table, one run:
    codex_sessions calls beside a bare scandir and stat of the same files; the
    server's highest memory. Two homes, of 2,000 and 10,000 threads; with --huge
    one of 100,000 as well (6 GB on disk). Both tools' totals stand below.
+6. Isolation: the wall time of the first snapshot of a project, of laying out a copy, and of
+   bringing a used copy to a new state, beside `git worktree add` of the same commit; and all that
+   isolation adds to a run in a small project. 5,000 files, or --files 50000 (540 MB).
 
 Ends with exit code 1 if a limit does not hold. Needs Linux's /proc.
 """
@@ -46,6 +49,7 @@ from typing import cast
 import pytest
 from figure import Figure, Json, spread
 from history_measures import measure_history, measure_huge_home
+from isolation_measures import FILES, measure_isolation
 from measures import CODEX, measure_events, measure_huge_lines, measure_overhead, measure_start_up
 from rich import box
 from rich.console import Console
@@ -101,6 +105,7 @@ def main() -> int:
     parser.add_argument("--codex", default=CODEX, metavar="VERSION")
     parser.add_argument("--only", metavar="NAME", help="one measurement: history, events, ...")
     parser.add_argument("--huge", action="store_true", help="a home of 100,000 threads, too")
+    parser.add_argument("--files", type=int, default=FILES, help="files of an isolated project")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     runs, version = max(1, cast("int", options.runs)), cast("str", options.codex)
@@ -113,6 +118,9 @@ def main() -> int:
         "events": measure_events,
         "start-up": partial(measure_start_up, runs),
         "overhead": partial(measure_overhead, runs, version),
+        "isolation": partial(
+            measure_isolation, min(runs, 5), max(1000, cast("int", options.files))
+        ),
     }
     if options.huge:
         measurements["huge home"] = partial(measure_huge_home, min(runs, 5), notes)

@@ -14,6 +14,7 @@ import pytest
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import number
+from support.fake_codex import wrapped_codex
 from support.lab import PNG, Lab, call, connect
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@example.com")
@@ -63,6 +64,37 @@ async def test_a_command_that_the_turn_s_end_killed_is_said(
     assert len(saying(killed["warnings"], "still running when the turn ended")) == expected
     assert expected == 0 or "sleep 77" in killed["warnings"][-1]
     assert quiet["warnings"] == []
+
+
+async def test_a_command_whose_end_only_the_rollout_has_was_not_killed(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    # 0.120.0 on a busy machine leaves out the last command's item.completed (seen).
+    body = """
+held = None
+for line in lines():
+    if held is not None and b"command_execution" in line:
+        put(held)
+        held = None
+    if b'"item.completed"' in line and b"command_execution" in line:
+        held = line
+    else:
+        put(line)
+sys.exit(codex.wait())
+"""
+    program = wrapped_codex(lab.root / "wrapped", codex, body)
+    steps = (do(Shell("true")), do(Shell("exit 3")), do(Shell("true")), do(Shell("exit 3")))
+    prompt = lab.script("work", *steps, say("ok"))
+    slow = lab.script("slow", do(Shell("true")), do(Shell("sleep 78", 500)), say("ok"))
+    async with connect(mode, program, lab) as client:
+        result = await call(client, "codex_run", prompt=prompt)
+        killed = await call(client, "codex_run", prompt=slow)
+    assert result["warnings"] == []
+    found = [(each["command"], each["exit_code"], each["status"]) for each in result["commands"]]
+    once = [("true", 0, "completed"), ("exit 3", 3, "failed")]
+    assert found == once * 2
+    expected = 0 if number(version) < (0, 98, 0) else 1
+    assert len(saying(killed["warnings"], "still running when the turn ended")) == expected
 
 
 @pytest.mark.parametrize("tree", ["plain", "linked"])

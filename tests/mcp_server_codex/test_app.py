@@ -29,7 +29,7 @@ async def test_the_list_of_tools_is_small_and_complete(mode: str, lab: Lab) -> N
     async with connect(mode, None, lab) as client:
         listed = (await client.list_tools()).tools
     tools = [t.model_dump(by_alias=True, mode="json", exclude_none=True) for t in listed]
-    names = ["run", "resume", "wait", "stop", "sessions", "usage"]
+    names = ["run", "resume", "wait", "stop", "apply", "sessions", "usage"]
     assert [tool["name"] for tool in tools] == [f"codex_{name}" for name in names]
     assert sum(size([t["name"], t["description"], t["inputSchema"]]) for t in tools) < 13_000
     assert size(tools) < 40_000
@@ -50,7 +50,7 @@ async def test_with_everything_on_the_list_is_no_larger(mode: str, lab: Lab) -> 
     async with connect(mode, None, lab, "--compat", "codex-mcp-server") as client:
         listed = (await client.list_tools()).tools
     tools = [t.model_dump(by_alias=True, mode="json", exclude_none=True) for t in listed]
-    assert len(tools) == 8
+    assert len(tools) == 9
     assert sum(size([t["name"], t["description"], t["inputSchema"]]) for t in tools) < 13_000
     assert size(tools) < 40_000
 
@@ -215,12 +215,13 @@ async def test_arguments_left_out_as_null_or_as_an_empty_text_are_left_out_in_ea
     fake.stdout = HELLO
     async with connect(mode, fake.build(), lab, "--compat", "codex-mcp-server") as client:
         listed = {tool.name: tool.input_schema for tool in (await client.list_tools()).tools}
-        run = await call(client, "codex_run", prompt="x")
+        run = await call(client, "codex_run", prompt="x", isolation="copy")
         required: dict[str, Json] = {
             "codex_run": {"prompt": "x"},
             "codex_resume": {"prompt": "x", "thread_id": "01a20000-0000-7000-8000-000000000009"},
             "codex_wait": {"run_ids": [run["run_id"]]},
             "codex_stop": {"run_id": run["run_id"]},
+            "codex_apply": {"run_id": run["run_id"], "action": "check"},
             "codex_sessions": {},
             "codex_usage": {},
             "codex": {"prompt": "x"},

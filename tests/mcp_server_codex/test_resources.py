@@ -69,10 +69,12 @@ async def test_the_templates_and_prompts_are_listed(mode: str, lab: Lab) -> None
     async with connect(mode, None, lab) as client:
         templates = (await client.list_resource_templates()).resource_templates
         prompts = (await client.list_prompts()).prompts
-        assert (await client.list_resources()).resources == []
+        resources = (await client.list_resources()).resources
+    assert [each.uri for each in resources] == ["codex://models"]
     assert [template.uri_template for template in templates] == [
         "codex://runs/{run_id}",
         "codex://runs/{run_id}/events{?offset}",
+        "codex://runs/{run_id}/patch{?offset}",
         "codex://threads/{thread_id}{?before}",
     ]
     assert [prompt.name for prompt in prompts] == ["delegate", "review", "second_opinion"]
@@ -86,7 +88,7 @@ async def test_a_run_is_a_resource_while_its_result_is_kept(
     async with connect(mode, fake.build(), lab) as client:
         result = await call(client, "codex_run", prompt="x")
         del result["text"]
-        (listed,) = (await client.list_resources()).resources
+        _, listed = (await client.list_resources()).resources
         (text,), following = await read(client, listed.uri)
         assert json.loads(text) == result
         assert following is None
@@ -211,8 +213,9 @@ async def test_runs_are_listed_newest_first_page_by_page(
             run_ids.append((await call(client, "codex_run", prompt="x"))["run_id"])
         page = await client.list_resources()
         rest = await client.list_resources(cursor=page.next_cursor)
-        assert [resource.name for resource in [*page.resources, *rest.resources]] == run_ids[::-1]
-        assert len(page.resources) == RUNS_LISTED
+        names = [resource.name for resource in [*page.resources, *rest.resources]]
+        assert names == ["models", *run_ids[::-1]]
+        assert len(page.resources) == 1 + RUNS_LISTED
         assert rest.next_cursor is None
         assert await completed(client, RUN, "run_id", run_ids[0][:8]) == [
             run_id for run_id in run_ids[::-1] if run_id.startswith(run_ids[0][:8])
@@ -228,6 +231,7 @@ async def test_runs_are_listed_newest_first_page_by_page(
         *("file:///etc/passwd", "codex://elsewhere/x", "", "codex:", "://", "codex://[/x"),
         *("codex://runs/run_0000000000000000?x=1", f"codex://threads/{NOWHERE}?before=-1"),
         *(f"codex://threads/{NOWHERE}/more", "codex://runs/a/events?offset=x", "c" * 100_000),
+        *("codex://models?x=1", "codex://models/x"),
     ],
 )
 async def test_what_is_not_there_is_said(mode: str, lab: Lab, uri: str) -> None:
@@ -450,7 +454,7 @@ async def test_roots_bound_what_is_seen_of_other_servers_runs(
     async with connect(mode, fake.build(), lab, *root, elicitation_callback=accept) as client:
         allowed = await run(client, outside)  # This once, by the person.
         listed = [each.name for each in (await client.list_resources()).resources]
-        assert {*listed} == {seen, allowed}
+        assert {*listed} == {"models", seen, allowed}
         assert {*await completed(client, RUN, "run_id", "run_")} == {seen, allowed}
         for uri in (f"codex://runs/{hidden}", f"codex://runs/{hidden}/events"):
             with pytest.raises(MCPError):
@@ -475,7 +479,14 @@ async def test_prompts_hold_what_was_given(mode: str, lab: Lab) -> None:
         assert NOWHERE in again
         assert "git diff HEAD" in await text_of("review")
         assert "src/a.py" in await text_of("review", target="src/a.py", focus="races")
+        assert '"uncommitted": true' in await text_of("review")
+        assert '"uncommitted": true' not in await text_of("review", focus="races")
         assert "Tabs?" in await text_of("second_opinion", question="Tabs?")
+        for name in ("delegate", "review", "second_opinion"):
+            needed = {"task": "x"} if name == "delegate" else {}
+            needed |= {"question": "x"} if name == "second_opinion" else {}
+            assert "Use the model gpt-5.5." in await text_of(name, model="gpt-5.5", **needed)
+            assert "model gpt" not in await text_of(name, **needed)
         for name, arguments, word in (
             ("delegate", {}, "task"),
             ("delegate", {"task": " "}, "task"),
@@ -490,6 +501,7 @@ async def test_prompts_hold_what_was_given(mode: str, lab: Lab) -> None:
         assert await completed(client, ref, "sandbox", "w") == ["workspace-write"]
         assert await completed(client, ref, "thread_id", "") == []
         assert await completed(client, ref, "task", "x") == []
+        assert await completed(client, ref, "model", "x") == []
 
 
 def test_prompts_name_only_tools_and_arguments_that_exist() -> None:

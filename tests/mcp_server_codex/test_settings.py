@@ -46,6 +46,7 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--root": ("/", (Path("/"),), str(Path.home()), (Path.home().resolve(),)),
     "--default-sandbox": ("workspace-write", "workspace-write", "read-only", "read-only"),
     "--max-sandbox": ("danger-full-access", "danger-full-access", "read-only", "read-only"),
+    "--isolation": ("copy", "copy", "none", "none"),
     "--allow-config": ("tools.*", ("tools.*",), "model_provider", ("model_provider",)),
     "--rules": ("keep", "keep", "ignore", "ignore"),
     "--project-config": ("any", "any", "committed", "committed"),
@@ -59,6 +60,7 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--budget-usd-day": ("20", 20.0, "1e2", 100.0),
     "--max-runs": ("1", 1, "32", 32),
     "--max-queue": ("0", 0, "400", 400),
+    "--wait-for-limits": ("yes", True, "no", False),
     "--max-depth": ("2", 2, "1", 1),
     "--ask": ("never", "never", "auto", "auto"),
     "--pass-env": ("ANTHROPIC_*", ("ANTHROPIC_*",), "HF_TOKEN", ("HF_TOKEN",)),
@@ -109,6 +111,7 @@ def test_without_anything_the_defaults_hold() -> None:
         wait_s="auto",
         max_runs=4,
         max_queue=64,
+        wait_for_limits=False,
         state_dir=default_state_dir(),
         prices=None,
         ask="auto",
@@ -219,6 +222,18 @@ def test_the_last_of_a_repeated_option_counts() -> None:
     assert read("--max-runs", "2", "--max-runs", "3").max_runs == 3
 
 
+def test_an_option_that_is_a_switch_needs_no_value() -> None:
+    assert read("--wait-for-limits").wait_for_limits is True
+    assert read("--wait-for-limits", "--max-runs", "3").wait_for_limits is True
+    assert read("--wait-for-limits", "--max-runs", "3").max_runs == 3
+    assert read("--wait-for-limits", "--", "/").policy.roots == (Path("/"),)
+    for text in ("1", "true", "YES"):
+        assert read(MCP_SERVER_CODEX_WAIT_FOR_LIMITS=text).wait_for_limits is True
+    assert (
+        read("--wait-for-limits=no", MCP_SERVER_CODEX_WAIT_FOR_LIMITS="1").wait_for_limits is False
+    )
+
+
 SECONDS = ["", "soon", "0", "-1", "nan", "inf", "1e9", "1,5"]
 BAD = [
     *(("--timeout-s", text) for text in SECONDS),
@@ -227,6 +242,7 @@ BAD = [
     *(("--wait-s", text) for text in ("", "AUTO", "-1", "nan")),
     *(("--max-runs", text) for text in ("", "0", "-4", "1.5", "many")),
     *(("--max-queue", text) for text in ("-1", "1.5", "many")),
+    *(("--wait-for-limits", text) for text in ("", "maybe")),
     *(("--max-run-tokens", text) for text in ("", "0", "-1", "1.5", "1e6", "many")),
     *(("--max-run-usd", text) for text in SECONDS),
     *(("--budget-tokens-day", text) for text in ("", "0", "-1", "1.5", "many")),
@@ -268,6 +284,8 @@ def test_an_unknown_argument_is_named(arguments: list[str]) -> None:
 
 @by_flag
 def test_an_option_without_its_value_is_refused_by_name(option: Option) -> None:
+    if option.is_flag:
+        return  # See test_an_option_that_is_a_switch_needs_no_value.
     with pytest.raises(Refused, match=f"{option.flag}: expected one argument"):
         read(option.flag)
 

@@ -26,6 +26,7 @@ from codex_tools.codex.program import Program
 from codex_tools.codex.record import Usage
 from codex_tools.engines.engine import Keep, Plan, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.engines.model_list import ModelList
 
 USAGE = Usage(
     input_tokens=10,
@@ -54,6 +55,9 @@ class ScriptedEngine:
 
     async def plan_turn(self, request: TurnRequest) -> Plan:
         return Plan(("scripted",), ())
+
+    async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
+        return None
 
     @asynccontextmanager
     async def open_turn(

@@ -25,6 +25,12 @@ USER = {
     "codex": ".codex/config.toml",
     "windsurf": ".codeium/windsurf/mcp_config.json",
     "zed": ".config/zed/settings.json",
+    "gemini-cli": ".gemini/settings.json",
+    "qwen-code": ".qwen/settings.json",
+    "opencode": ".config/opencode/opencode.json",
+    "copilot-cli": ".copilot/mcp-config.json",
+    "cline": ".cline/data/settings/cline_mcp_settings.json",
+    "kiro": ".kiro/settings/mcp.json",
 }
 """Where each client has its own file, below the home folder."""
 
@@ -34,6 +40,10 @@ PROJECT = {
     "vscode": ".vscode/mcp.json",
     "codex": ".codex/config.toml",
     "zed": ".zed/settings.json",
+    "gemini-cli": ".gemini/settings.json",
+    "qwen-code": ".qwen/settings.json",
+    "opencode": "opencode.json",
+    "kiro": ".kiro/settings/mcp.json",
 }
 """And where it has the project's."""
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.sandbox import Sandbox
+from codex_tools.codex.toml import to_toml
+
+CONFIG_LIMIT = 32_000
+"""Maximum characters of all `config` values; Linux takes 131,071 bytes for an argument."""
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 SAFE_CONFIG = (
     "model_reasoning_effort",
@@ -120,3 +127,41 @@ def exceeds_search_limit(
         if limit == "disabled" or (key == "web_search" and value != "cached"):
             return f"config key {key}"
     return "web_search true" if asked and limit == "disabled" else None
+
+
+def checked_config(
+    config: Mapping[str, Any], allowed: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    """Return *config* as pairs of key and TOML value.
+
+    Args:
+        config: The settings.
+        allowed: Globs of keys that the operator allows in addition to SAFE_CONFIG.
+
+    Raises:
+        NotAllowed: A key is neither safe nor allowed by the operator, and its value does
+            not only narrow. No person is asked, because a person cannot judge a key's effects.
+        InvalidArguments: TOML cannot express a key or a value.
+    """
+    pairs: list[tuple[str, str]] = []
+    for key, value in config.items():
+        if _KEY.fullmatch(key) is None:
+            raise InvalidArguments([f"config: {key[:100]!r} is not a dotted key"])
+        if not (
+            key in SAFE_CONFIG
+            or only_narrows(key, value)
+            or any(fnmatchcase(key, glob) for glob in allowed)
+        ):
+            safe = ", ".join(SAFE_CONFIG)
+            raise NotAllowed(
+                f"config key {key[:100]}",
+                f"callers may set only {safe}, and what reduces the rights of a run",
+                "--allow-config",
+            )
+        try:
+            pairs.append((key, to_toml(value)))
+        except (ValueError, TypeError) as error:
+            raise InvalidArguments([f"config.{key[:100]}: {error}"]) from None
+    if sum(len(value) for _, value in pairs) > CONFIG_LIMIT:
+        raise InvalidArguments([f"config: its values have more than {CONFIG_LIMIT:,} characters"])
+    return tuple(pairs)

@@ -7,17 +7,15 @@ exceeds the limits, so that a person can be asked once about all of it. Only a p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from codex_tools.caller_config import (
-    SAFE_CONFIG,
     Narrowing,
+    checked_config,
     exceeds_search_limit,
-    only_narrows,
     split_config,
 )
 from codex_tools.codex.budget import Budgets
@@ -26,8 +24,8 @@ from codex_tools.codex.images import check_image
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.paths import holds, is_same
 from codex_tools.codex.program_places import codex_reasons, own_reasons
-from codex_tools.codex.sandbox import DANGERS, WIDTH, Sandbox
-from codex_tools.codex.toml import to_toml
+from codex_tools.codex.sandbox import DANGERS, WIDTH, Isolation, Sandbox
+from codex_tools.copy_check import check_copy
 from codex_tools.engines.environment import EnvironmentRules
 
 if TYPE_CHECKING:
@@ -41,11 +39,6 @@ if TYPE_CHECKING:
 
 PATH_LIMIT = 4096
 """Maximum characters of a path; the limit of Linux."""
-
-CONFIG_LIMIT = 32_000
-"""Maximum characters of all `config` values; Linux takes 131,071 bytes for an argument."""
-
-_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +58,8 @@ class Policy:
 
     default_sandbox: Sandbox = "read-only"
     max_sandbox: Sandbox = "workspace-write"
+    isolation: Isolation = "none"
+    """Where a run works whose caller names no isolation."""
     roots: tuple[Path, ...] = ()
     """Folders that may contain cwd, add_dirs and images; empty means any folder."""
     allow_config: tuple[str, ...] = ()
@@ -127,8 +122,18 @@ class Policy:
         review.writable("cwd", cwd, sandbox)
         for folder in add_dirs:
             review.writable("add_dirs", folder, sandbox)
-        config = review.config(narrowed.others)
+        config = checked_config(narrowed.others, self.allow_config)
         layers = review.layers(options, config, cwd)
+        isolation = options.isolation or self._isolation_of(thread)
+        if isolation == "copy":
+            review.warnings += check_copy(
+                cwd,
+                sandbox,
+                options.prompt,
+                add_dirs,
+                state_dir=self.state_dir,
+                guarded=review.guarded_folders(),
+            )
         limits, beyond = self.budgets.of_run(
             options.max_tokens, options.max_cost_usd, is_ephemeral=ephemeral
         )
@@ -150,6 +155,7 @@ class Policy:
             add_dirs=add_dirs,
             web_search=review.web_search(options.web_search, narrowed.others, layers),
             config=(*config, *review.mcp_servers(options, narrowed, layers)),
+            isolation=isolation,
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,
             environment=self.environment,
@@ -158,6 +164,24 @@ class Policy:
             depth=depth + 1,
         )
         return CheckedTurn(request, tuple(review.excesses), tuple(review.warnings))
+
+    def _isolation_of(self, thread: ThreadState | None) -> Isolation:
+        """Return the isolation of a turn whose caller names none: a thread stays in its copy."""
+        return "copy" if thread is not None and thread.copy is not None else self.isolation
+
+    def check_apply(self, root: Path, paths: Iterable[Path]) -> tuple[NotAllowed, ...]:
+        """Return the excesses of writing *paths* in the project *root*, as a run would there.
+
+        This accesses the disk: call it in a worker thread.
+        """
+        review = _Review(self)
+        review.sandbox("workspace-write", None)
+        for path in paths:
+            # A link would be refused later: nothing is written through one.
+            if review.outside("path", path.parent.resolve() / path.name) is not None:
+                break
+        review.writable("folder", root, "workspace-write")
+        return tuple(review.excesses)
 
     def check_depth(self, depth: int) -> None:
         """Check that one more run may be nested in the *depth* runs around this server.
@@ -297,7 +321,7 @@ class _Review:
             real = Path(path).resolve()
         except (OSError, UnicodeEncodeError, RuntimeError):  # RuntimeError: a loop of links.
             raise InvalidArguments([f"{name}: {shorten(path, 300)!r} is not {kind}"]) from None
-        excess = self._outside(name, real)
+        excess = self.outside(name, real)
         try:
             found = exists(real)
         except OSError:  # A name longer than the file system allows.
@@ -314,7 +338,7 @@ class _Review:
             ) from None
         return real
 
-    def _outside(self, name: str, path: Path) -> NotAllowed | None:
+    def outside(self, name: str, path: Path) -> NotAllowed | None:
         """Record and return the excess of a resolved *path* outside all roots, or None."""
         roots = self.policy.roots
         if not roots or any(path.is_relative_to(root) for root in roots):
@@ -364,22 +388,21 @@ class _Review:
         ancestors = [folder, *folder.parents]
         if len(ancestors) == 1:
             yield "is the whole file system", folder
-        for place, name in (
-            (self.policy.home, "the home folder"),
-            (self.policy.codex_home, "CODEX_HOME"),
-            *self._own_folders(),
-        ):
+        for place, name in self.guarded_folders():
             if place is not None and holds(folder, place):
                 yield (f"is {name}" if is_same(folder, place) else f"contains {name}"), place
-        for place, name in (
-            (self.policy.codex_home, "CODEX_HOME"),
-            *self._own_folders(),
-        ):
+        for place, name in self.guarded_folders()[1:]:
             if place is not None and any(is_same(each, place) for each in ancestors):
                 yield f"is inside {name}", place
 
-    def _own_folders(self) -> tuple[tuple[Path | None, str], ...]:
+    def guarded_folders(self) -> tuple[tuple[Path | None, str], ...]:
+        """Return the folders that no run may write to, each with its name; the home folder first.
+
+        A run may write to folders inside the home folder.
+        """
         return (
+            (self.policy.home, "the home folder"),
+            (self.policy.codex_home, "CODEX_HOME"),
             (self.policy.state_dir, "this server's state folder"),
             (self.policy.cache_dir, "this server's cache folder"),
         )
@@ -455,40 +478,6 @@ class _Review:
         pairs = without_mcp_servers(config, off)
         if wanted != "all" or narrowed.all_servers_off:
             pairs.append(("features.apps", "false"))
-        return tuple(pairs)
-
-    def config(self, config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-        """Return *config* as pairs of key and TOML value.
-
-        Raises:
-            NotAllowed: A key is neither safe nor allowed by the operator, and its value does
-                not only narrow. No person is asked, because a person cannot judge a key's effects.
-            InvalidArguments: TOML cannot express a key or a value.
-        """
-        pairs: list[tuple[str, str]] = []
-        allowed = self.policy.allow_config
-        for key, value in config.items():
-            if _KEY.fullmatch(key) is None:
-                raise InvalidArguments([f"config: {key[:100]!r} is not a dotted key"])
-            if not (
-                key in SAFE_CONFIG
-                or only_narrows(key, value)
-                or any(fnmatchcase(key, glob) for glob in allowed)
-            ):
-                safe = ", ".join(SAFE_CONFIG)
-                raise NotAllowed(
-                    f"config key {key[:100]}",
-                    f"callers may set only {safe}, and what reduces the rights of a run",
-                    "--allow-config",
-                )
-            try:
-                pairs.append((key, to_toml(value)))
-            except (ValueError, TypeError) as error:
-                raise InvalidArguments([f"config.{key[:100]}: {error}"]) from None
-        if sum(len(value) for _, value in pairs) > CONFIG_LIMIT:
-            raise InvalidArguments(
-                [f"config: its values have more than {CONFIG_LIMIT:,} characters"]
-            )
         return tuple(pairs)
 
 

@@ -130,7 +130,8 @@ RUN = Tool(
         " Continue the thread with codex_resume and the thread_id of the result."
         " Cancelling a waiting call stops its run. With wait_s: 0 the call returns at once and the"
         " run continues. To run several in parallel, start each that way, then call codex_wait"
-        " once with all run_ids."
+        " once with all run_ids. With isolation: copy, each works in its own copy of the project,"
+        " and codex_apply takes its changes."
     ),
     request=RunRequest,
     result=RunResult,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.clean_text import clean
-from codex_tools.codex.errors import CodexError, InvalidArguments
+from codex_tools.codex.errors import CodexError, InvalidArguments, NotAllowed
 from codex_tools.codex.json_object import Json, write_exactly
 from codex_tools.codex.program import NOT_ASKED
 from codex_tools.codex.record import Record
@@ -71,11 +71,11 @@ class Context:
     """The client's name and version, for the audit log."""
     depth: int
     """Number of runs that this server is nested in."""
-    ask: Callable[[str, CheckedTurn], Awaitable[bool]] | None
-    """Ask the person a question about a turn and return True if accepted; None if no person can be
-    asked.
+    ask: Callable[[str, object], Awaitable[bool]] | None
+    """Ask the person a question about a matter, such as a turn, and return True if accepted; None
+    if no person can be asked.
 
-    The answer is good for exactly this turn. Raises `AskTimeout` if there is no answer in time.
+    The answer is good for exactly this matter. Raises `AskTimeout` if there is no answer in time.
     """
     warnings: tuple[str, ...] = ()
     """What the caller must know of its arguments."""
@@ -123,17 +123,33 @@ class Context:
         if dry_run:
             more = (f"A person would be asked to allow this: {each.what}." for each in excesses)
             return (*warnings, *more)
+        return (*warnings, *await self.grant(excesses, ask_for(turn), turn))
+
+    async def grant(
+        self, excesses: Sequence[NotAllowed], question: str, matter: object
+    ) -> tuple[str, ...]:
+        """Let a person allow *excesses* this once, and return warnings that say so.
+
+        Args:
+            excesses: What exceeds the limits, at least one thing.
+            question: The question to the person.
+            matter: A frozen value that names all that the answer is good for.
+
+        Raises:
+            NotAllowed: No person has allowed it.
+        """
+        if self.ask is None:
+            raise excesses[0]
         facts = {"caller": self.caller, "asked_for": [excess.what for excess in excesses]}
         try:
-            allowed = await self.ask(ask_for(turn), turn)
+            allowed = await self.ask(question, matter)
         except AskTimeout as error:
             self.runs.audit.write("unanswered", facts)
             raise excesses[0].unanswered(error.within_s) from None
         self.runs.audit.write("granted" if allowed else "declined", facts)
         if not allowed:
             raise excesses[0].declined()
-        granted = (f"The person allowed this once: {excess.what}." for excess in excesses)
-        return (*warnings, *granted)
+        return tuple(f"The person allowed this once: {excess.what}." for excess in excesses)
 
     async def prepare(self, turn: CheckedTurn) -> TurnRequest:
         """Return the turn with the Codex that runs in its folder.
@@ -156,7 +172,8 @@ class Context:
     async def follow(self, run: Run, wait_s: float | None) -> RunResult:
         """Wait for a run, reporting its progress; return its result, final or so far."""
         self.watch(run)
-        return await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
+        result = await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
+        return await self.runs.refreshed(result)
 
     async def plan(
         self, request: TurnRequest, output: Output | None, warnings: tuple[str, ...]
@@ -164,6 +181,8 @@ class Context:
         """Return the result of a dry run: what would be started for *request*."""
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
+        if request.isolation == "copy":
+            warnings += ("isolation: the run would work in a copy, with the copy's path as -C.",)
         plan = await self.engine.plan_turn(request)
         return make_result(
             "planned",
@@ -239,10 +258,7 @@ def ask_for(turn: CheckedTurn) -> str:
     text in it passes for a line of the question.
     """
     request = turn.request
-    lines = ["Another agent asks for more than this server may allow without you:"]
-    for excess in turn.excesses:
-        lines.append(f"- {_shown(excess.what)} ({_shown(excess.limit)}).")
-        lines.append(f"  Risk: {_shown(excess.danger)}.")
+    lines = lines_of(turn.excesses)
     lines += [f"Folder: {_shown(str(request.cwd))}", f"Sandbox: {request.sandbox}"]
     if request.add_dirs:
         lines.append(f"Extra folders: {_shown(', '.join(map(str, request.add_dirs)))}")
@@ -257,6 +273,15 @@ def ask_for(turn: CheckedTurn) -> str:
         task if left <= 0 else f"{task}: {start}",
     ]
     return "\n".join(lines)
+
+
+def lines_of(excesses: Sequence[NotAllowed]) -> list[str]:
+    """Return the first lines of a question to a person: what is asked for, and its risks."""
+    lines = ["Another agent asks for more than this server may allow without you:"]
+    for excess in excesses:
+        lines.append(f"- {_shown(excess.what)} ({_shown(excess.limit)}).")
+        lines.append(f"  Risk: {_shown(excess.danger)}.")
+    return lines
 
 
 def _shown(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from codex_tools.codex.record import Folder, Record
-from codex_tools.codex.sandbox import Sandbox
+from codex_tools.codex.sandbox import Isolation, Sandbox
 from codex_tools.codex.workers import on_cpu
 from codex_tools.schemas.output_schema import Output
 
@@ -52,6 +52,8 @@ class TurnOptions(Record):
     """Absolute path of the folder to work in"""
     sandbox: Sandbox | None = None
     """What Codex may change"""
+    isolation: Isolation | None = None
+    """copy: work in a copy of the project, which changes only by codex_apply"""
     model: Model | None = None
     """Leave out for the user's default"""
     reasoning_effort: Effort | None = None

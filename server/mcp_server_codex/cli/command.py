@@ -7,13 +7,14 @@ longer than making a report.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 from codex_tools.codex.clean_text import clean, clean_json, clean_lines
 from codex_tools.codex.errors import CodexError
@@ -23,6 +24,9 @@ from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.files import local_home
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
+
+_METAVARS = {"since": "TIME", "until": "TIME", "timezone": "ZONE", "cwd": "DIR"}
+"""What the value of an option is, where its name does not say it."""
 
 Find = Callable[[Json, ThreadIndex, Settings, Progress], Json]
 """Function that returns the tool's structured result for the given arguments."""
@@ -34,8 +38,8 @@ class Argument:
 
     name: str
     help: str = ""
-    kind: Literal["text", "number", "flag", "word", "words"] = "text"
-    """"word" and "words" are positional; the others are options."""
+    kind: Literal["text", "number", "flag", "many", "word", "words"] = "text"
+    """"word" and "words" are positional; the others are options. "many" takes several values."""
     choices: tuple[str, ...] | None = None
 
 
@@ -56,6 +60,8 @@ class Command(Form):
     find: Find
     show: Callable[[Json], None]
     """Prints the result as a table."""
+    rows: str
+    """The list in the result of which --csv prints each member as a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class CommandLine:
     values: Json
     """The command's own arguments; those that were left out are missing."""
     as_json: bool
+    as_csv: bool
     settings: Settings
 
     def complain(self, error: CodexError) -> int:
@@ -99,7 +106,12 @@ def run_command(command: Command, arguments: list[str]) -> int:
         return 130
     finally:
         history.close()
-    line.put(found, command.show)
+    if line.as_csv:
+        with quiet_at_closed_pipe():
+            _write_csv(found.get(command.rows) or [])
+            sys.stdout.flush()
+    else:
+        line.put(found, command.show)
     return 0
 
 
@@ -113,9 +125,9 @@ def read_command_line(form: Form, arguments: list[str]) -> CommandLine:
 
     parser = _parser(name, form)
     values = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
-    as_json = values.pop("json")
+    as_json, as_csv = values.pop("json"), values.pop("csv", False)
     settings = read_settings(_server_options(values), os.environ, fail)
-    return CommandLine(name, _typed(form, values, fail), as_json, settings)
+    return CommandLine(name, _typed(form, values, fail), as_json, as_csv, settings)
 
 
 @contextmanager
@@ -136,9 +148,12 @@ def _parser(name: str, command: Form) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for option in OPTIONS:
-        parser.add_argument(option.flag, action="append", help=argparse.SUPPRESS)
+        optional: dict[str, Any] = {"nargs": "?", "const": "yes"} if option.is_flag else {}
+        parser.add_argument(option.flag, action="append", help=argparse.SUPPRESS, **optional)
     add_arguments(parser, command.arguments)
     parser.add_argument("--json", action="store_true", help="print the structured result as JSON")
+    if isinstance(command, Command):
+        parser.add_argument("--csv", action="store_true", help=f"print the {command.rows} as CSV")
     return parser
 
 
@@ -150,11 +165,37 @@ def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[Argument]
             parser.add_argument(argument.name, nargs="*", default=None, help=about)
         elif argument.kind == "word":
             parser.add_argument(argument.name, choices=argument.choices, help=about)
+        elif argument.kind == "many":
+            parser.add_argument(flag, nargs="+", metavar="X", help=about)
         elif argument.kind == "flag":
             parser.add_argument(flag, action="store_true", default=None, help=about)
         else:
-            metavar = None if argument.choices else "X"
+            number = "N" if argument.kind == "number" else argument.name.split("_")[-1].upper()
+            metavar = None if argument.choices else _METAVARS.get(argument.name, number)
             parser.add_argument(flag, metavar=metavar, choices=argument.choices, help=about)
+
+
+def _write_csv(rows: Sequence[Json]) -> None:
+    """Write *rows* with one column for each value, also of objects in them, and a heading."""
+    if not rows:
+        return
+    flat = [dict(_values_of(row)) for row in rows]
+    names = sorted(flat[0], key=lambda name: name != "key")  # What is summed comes first.
+    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+
+
+def _values_of(row: Json, before: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _values_of(cast(Json, value), f"{before}{name}.")
+        elif isinstance(value, str):
+            text = clean(value)
+            # A spreadsheet would compute a text that begins like a formula.
+            yield before + name, f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+        else:
+            yield before + name, value
 
 
 def _flag(name: str) -> str:
@@ -172,7 +213,9 @@ def _typed(command: Form, values: Json, fail: Callable[[str], NoReturn]) -> Json
     kinds = {argument.name: argument.kind for argument in command.arguments}
     typed: Json = {}
     for key, value in values.items():
-        if isinstance(value, list):
+        if kinds[key] == "many":
+            typed[key] = value
+        elif isinstance(value, list):
             if words := cast("list[str]", value):
                 typed[key] = " ".join(_quoted(words))
         elif kinds[key] == "number":

@@ -24,7 +24,13 @@ from mcp_server_codex.cli.clients.claude_code import (
 from mcp_server_codex.cli.clients.config_error import ConfigError
 from mcp_server_codex.cli.clients.config_file import ConfigFile
 from mcp_server_codex.cli.clients.formats import at_path
-from mcp_server_codex.cli.clients.known import CLIENTS, NAME, Client, client_named
+from mcp_server_codex.cli.clients.known import (
+    CLIENTS,
+    NAME,
+    Client,
+    client_named,
+    command_of,
+)
 from mcp_server_codex.cli.clients.launch import find_command, read_options
 from mcp_server_codex.cli.command import Argument, add_arguments
 
@@ -269,13 +275,14 @@ def _put(
 def _merged(entry: Json | None, wanted: Json) -> Json:
     """Return *wanted* with the keys and values that a person has added to *entry*."""
     merged = (entry or {}) | wanted
+    value: object
     for name, value in wanted.items():
-        old = (entry or {}).get(name)
-        if name == "env" and isinstance(old, dict):
-            merged[name] = cast("Json", old) | value
+        old: object = (entry or {}).get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            merged[name] = _merged(cast("Json", old), cast("Json", value))
         elif name == "env_vars" and isinstance(old, list):
-            kept = cast("list[Any]", old)
-            merged[name] = [*kept, *(each for each in value if each not in kept)]
+            kept, more = cast("list[Any]", old), cast("list[Any]", value)
+            merged[name] = [*kept, *(each for each in more if each not in kept)]
     return merged
 
 
@@ -303,7 +310,7 @@ def _print_commands(place: _Place, commands: list[list[str]], *, missing: bool) 
 def _print_notes(place: _Place, entry: Json, *, known: bool) -> None:
     """Print the start command, the time limit and what a person must still do."""
     client = place.client
-    _say(f"  starts: {shlex.join([str(entry['command']), *map(str, entry['args'])])}")
+    _say(f"  starts: {shlex.join(command_of(entry) or [])}")
     _say(f"  calls:  {client.limits}")
     notes = [client.note] if client.note else []
     if entry.get("enabled") is False or entry.get("disabled") is True:
@@ -323,7 +330,7 @@ def _codex_hint(client: Client, entry: Json) -> str | None:
     codex = shutil.which("codex")
     if codex is None or client.shell_path or find_spec("codex_cli_bin"):
         return None
-    if any(str(each).startswith("--codex-bin") for each in entry["args"]):
+    if any(each.startswith("--codex-bin") for each in command_of(entry) or []):
         return None
     return (
         f"{client.title} may not have this shell's PATH. If the server does not find codex, run:"

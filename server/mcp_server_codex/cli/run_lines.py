@@ -6,6 +6,7 @@ rich's markup is off.
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -42,6 +43,11 @@ class PlainConsole(Console):
         raise  # rich calls this while it handles the error
 
     @property
+    def limit(self) -> int:
+        """Columns that a line can have."""
+        return self.width if self.is_terminal else sys.maxsize
+
+    @property
     def room(self) -> int:
         """Columns of the terminal; as many as needed if stdout is none."""
         return self.width if self.is_terminal else WIDE
@@ -51,6 +57,10 @@ class PlainConsole(Console):
         if self.is_terminal:
             text.truncate(self.width, overflow="ellipsis")
         self.print(text, soft_wrap=True)
+
+    def say(self, text: Text) -> None:
+        """Print a paragraph: on a terminal in lines of its width, else on one line."""
+        self.print(text, soft_wrap=not self.is_terminal)
 
     def block(self, text: Text, indent: int = 2) -> None:
         """Print lines indented, so that none of them can pass for a line of the command."""

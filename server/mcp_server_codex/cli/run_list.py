@@ -1,7 +1,8 @@
 """Read the runs of a state folder for the commands `runs`, `watch`, `show` and `stop`.
 
 Runs of all server processes are there. A run is live if its server process is; what it does now is
-read from its events. Nothing is written here.
+read from its events. Nothing is written here, except what an isolated run has changed whose server
+died.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.threads import Threads, local_threads
 from codex_tools.runs.activity import Activity
 from codex_tools.runs.ending import revise
+from codex_tools.runs.kept_result import refreshed
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.store import StoredRun, StoredRuns
 from mcp_server_codex.settings import Settings
@@ -112,8 +114,8 @@ class RunList:
         return found
 
     def whole(self, run: StoredRun) -> RunResult:
-        """Return the result of a run with its answer in full."""
-        result = run.result
+        """Return the result of a run with its answer in full, and the state of its changes."""
+        result = refreshed(self._settings.state_dir, run.result)
         answer = self.store.read_answer(result.run_id or "")
         if answer is None or not is_cut_of(result.final_response or "", answer):
             return result
@@ -131,7 +133,9 @@ class RunList:
             activity = self._activity(result.run_id or "")
             doing, files = activity.doing, activity.files_changed
         elif is_live:
-            doing = "waiting in the queue"
+            sentence = result.next.partition(": ")[0]
+            is_limited = sentence.startswith("Waiting until")
+            doing = sentence.replace("W", "w", 1) if is_limited else "waiting in the queue"
         return {
             "run_id": result.run_id,
             "status": result.status,
@@ -184,7 +188,8 @@ class RunList:
 
     def _local_threads(self) -> Threads:
         if self._threads is None:
-            self._threads = local_threads(read_prices(self._settings.prices))
+            settings = self._settings
+            self._threads = local_threads(read_prices(settings.prices), settings.state_dir)
         return self._threads
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import anyio
-from rich import box
-from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
@@ -22,6 +21,8 @@ from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.sessions import SESSIONS, Session, SessionsResult, Turn, find_sessions
 from codex_tools.tool import Tool
 from mcp_server_codex.cli.command import Argument, Command, run_command, short
+from mcp_server_codex.cli.run_lines import PlainConsole
+from mcp_server_codex.cli.table import Column, print_table
 from mcp_server_codex.settings import Settings
 
 _COLOURS = {"completed": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
@@ -35,6 +36,7 @@ def run_sessions(arguments: list[str]) -> int:
         arguments=arguments_of(SESSIONS, words="query"),
         find=_find,
         show=_show,
+        rows="sessions",
     )
     return run_command(command, arguments)
 
@@ -72,49 +74,52 @@ def _show(found: Json) -> None:
     Prompts, titles and paths are foreign text: `clean` removes control characters, and rich's
     markup is off.
     """
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = PlainConsole()
     result = SessionsResult.model_validate(found)
     if result.session is not None:
         _show_one(console, result.session, result.turns or [])
     else:
         _show_list(console, result.sessions or [], result.total)
     for note in result.notes:
-        console.print(Text.assemble(("Note:", "yellow"), f" {clean(note)}"))
+        console.say(Text.assemble(("Note:", "yellow"), f" {clean(note)}"))
     if result.next_cursor is not None:
         console.print(f"For the next page: --cursor {result.next_cursor}", style="dim")
 
 
-def _show_list(console: Console, sessions: list[Session], total: int | None) -> None:
+def _show_list(console: PlainConsole, sessions: list[Session], total: int | None) -> None:
     if not sessions:
         console.print("No threads found.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("last active", no_wrap=True)
-    table.add_column("thread", min_width=36)
-    room = max(36, console.width - 48)
-    for heading in ("turns", "tokens", "cost"):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
-    for each in sessions:
-        branch = f" ({clean(each.git_branch)})" if each.git_branch else ""
-        where = f"{_home(each.cwd)}{branch}"
-        title = clean(each.name or each.title or "(no prompt)")
-        table.add_row(
-            Text.assemble(
-                f"{_local(each.last_active_at)}\n", (each.status, _COLOURS.get(each.status, "dim"))
-            ),
-            Text.assemble(
-                f"{title[:room]}\n", (f"{clean(each.thread_id)}\n{where[-room:]}", "dim")
-            ),
-            str(each.turn_count),
-            short(each.usage.total_tokens),
-            _dollars(each.cost_usd),
-        )
-    console.print(table)
+
+    def column(heading: str, cells: Iterable[str], rank: int) -> Column:
+        return Column(heading, [Text(cell) for cell in cells], rank=rank)
+
+    columns = (
+        Column("last active", [_when(each) for each in sessions], is_figure=False, least=16),
+        Column("thread", [_what(each) for each in sessions], is_figure=False, least=36),
+        column("turns", (str(each.turn_count) for each in sessions), 3),
+        column("tokens", (short(each.usage.total_tokens) for each in sessions), 2),
+        column("cost", (_dollars(each.cost_usd) for each in sessions), 1),
+    )
+    print_table(console, columns, advice="--csv and --json have all columns.")
     count = f"{len(sessions)} of {total}" if total is not None else f"The newest {len(sessions)}"
     console.print(f"{count} threads. To show one with its turns: --thread-id ID", style="dim")
 
 
-def _show_one(console: Console, session: Session, turns: list[Turn]) -> None:
+def _when(session: Session) -> Text:
+    status = (session.status, _COLOURS.get(session.status, "dim"))
+    return Text.assemble(f"{_local(session.last_active_at)}\n", status)
+
+
+def _what(session: Session) -> Text:
+    """Return a thread's title, its id and where it worked."""
+    title = clean(session.name or session.title or "(no prompt)")
+    branch = f" ({clean(session.git_branch)})" if session.git_branch else ""
+    where = f"{clean(session.thread_id)}\n{_home(session.cwd)}{branch}"
+    return Text.assemble(f"{title}\n", (where, "dim"))
+
+
+def _show_one(console: PlainConsole, session: Session, turns: list[Turn]) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     for name, value in session.model_dump(mode="json").items():

@@ -48,4 +48,5 @@ USAGE = Command(
     ),
     find=_find,
     show=_show,
+    rows="groups",
 )

@@ -2,57 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from codex_tools.codex.clean_text import clean
 from codex_tools.usage import Bucket, Group, RateLimits, Row, UsageResult
 from mcp_server_codex.cli.command import short
+from mcp_server_codex.cli.run_lines import PlainConsole
+from mcp_server_codex.cli.table import Column, print_table
 
-_REST = 68
-"""Width in characters of all columns except the bars."""
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def show(found: dict[str, Any]) -> None:
     """Print the data of a UsageResult."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = PlainConsole()
     result = UsageResult.model_validate(found)
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=(0, 1))
     totals = result.totals
-    footer = _cells(totals) if totals is not None else [Text()] * 6
-    table.add_column("", footer=Text("total", "bold"), no_wrap=True)
-    headings = ("requests", "input", "cached", "output", "total", "cost")
-    for heading, cell in zip(headings, footer, strict=True):
-        table.add_column(heading, footer=cell, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    by_cost = any(group.cost_usd_known for group in result.groups)
-    width = max(4, min(30, console.width - _REST))
-    most = max((_height(group, by_cost) for group in result.groups), default=0.0)
-    for group in result.groups:
-        bar = _bar(_height(group, by_cost), most, width)
-        table.add_row(Text(clean(group.key)), *_cells(group), Text(bar, "cyan"))
-    if result.groups:
-        console.print(table)
+    if result.groups and totals is not None:
+        _print_groups(console, result.groups, totals)
     else:
         console.print("No recorded usage.")
     for note in result.notes:
-        console.print(Text.assemble(("Note:", "yellow"), f" {clean(note)}"))
+        console.say(Text.assemble(("Note:", "yellow"), f" {clean(note)}"))
     for limits in _buckets(result.rate_limits):
         is_account = isinstance(limits, RateLimits)
         of = "" if is_account else f" of {clean(limits.limit_name or limits.limit_id)}"
         age = f"Rate limits{of}, {_ago(limits.age_s or 0)}:"
-        console.print(Text.assemble((age, "dim"), f" {_limits(limits)}"))
+        console.say(Text.assemble((age, "dim"), f" {_limits(limits)}"))
     threads = totals.threads if totals is not None else 0
-    console.print(
+    end = (
         f"{threads} of {result.sessions_read} threads read have usage in this report."
-        f" Prices: {clean(str(result.prices))}. Recorded usage, not a bill.",
-        style="dim",
+        f" Prices: {clean(str(result.prices))}. Recorded usage, not a bill."
     )
+    console.say(Text(end, "dim"))
+
+
+def _print_groups(console: PlainConsole, groups: Sequence[Group], totals: Row) -> None:
+    keys = [Text(clean(group.key), no_wrap=False) for group in groups]
+    longest = max(len(key) for key in keys)
+    figures = zip(
+        ("requests", "input", "cached", "output", "total", "cost"),
+        zip(*(_cells(group) for group in groups), strict=True),
+        _cells(totals),
+        (4, 2, 3, 1, 0, 0),
+        strict=True,
+    )
+    columns = [
+        # A day or a month is not folded; a folder or a model can be.
+        Column("", keys, Text("total", "bold"), is_figure=False, least=min(longest, 36)),
+        *(Column(*column[:3], rank=column[3]) for column in figures),
+    ]
+    by_cost = any(group.cost_usd_known for group in groups)
+    heights = [_height(group, by_cost) for group in groups]
+
+    def bars(width: int) -> list[str]:
+        return [_bar(height, max(heights), width) for height in heights]
+
+    print_table(console, columns, bars, "--csv and --json have all columns.")
 
 
 def _cells(row: Row) -> list[Text]:

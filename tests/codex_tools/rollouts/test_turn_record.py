@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,8 @@ META = at(0, "session_meta", {"id": THREAD, "timestamp": "2026-11-23T03:00:00.00
 FIRST = META + turn(1000, 100, 100, done(1100, "one"), sandbox="danger-full-access")
 SECOND = turn(2000, 7, 107, done(2100, "two"))
 
+NEXT_SEGMENT = "01a20661-c445-73e1-b566-c552cde98cd1"
+
 
 def read(folder: Path, data: bytes, mark: TurnMark, *, packed: bool = False) -> TurnRecord:
     name = f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
@@ -87,6 +90,18 @@ def test_only_what_comes_after_the_mark_counts(tmp_path: Path, packed: bool) -> 
     whole = read(tmp_path, FIRST + SECOND, TurnMark(), packed=packed)
     assert whole.usage is not None
     assert whole.usage.input_tokens == 107
+
+
+def test_a_later_segment_is_read_from_its_start(tmp_path: Path) -> None:
+    start = "rollout-2026-11-23T03-00-00-"
+    paths = [tmp_path / f"{start}{THREAD}{ending}.jsonl" for ending in ("", f"_{NEXT_SEGMENT}")]
+    paths[0].write_bytes(FIRST)
+    paths[1].write_bytes(META + SECOND + SECOND)
+    assert paths[1].stat().st_size > len(FIRST) > len(META)
+    found = read_record(paths, TurnMark(len(FIRST)), PRICES)
+    assert (found.ending, found.final_response) == ("completed", "two")
+    assert found.usage is not None
+    assert found.usage.input_tokens == 7
 
 
 def test_a_turn_that_has_not_begun_is_not_the_former_one(tmp_path: Path) -> None:
@@ -231,6 +246,26 @@ def test_a_long_line_does_not_hide_the_settings_after_it(tmp_path: Path) -> None
         file.write(torn + then)
         file.flush()
         assert follower.read() == [Settings(sandbox="workspace-write")]
+
+
+@pytest.mark.parametrize("kind", ["turn_context", "token_count"])
+def test_a_record_that_was_appended_to_a_torn_one_is_part_of_the_state(
+    tmp_path: Path, kind: str
+) -> None:
+    # 0.120.0 and earlier append to what a killed Codex left of a record (seen).
+    path = tmp_path / f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
+    whole = next(line for line in FIRST.splitlines() if kind.encode() in line)
+    begun, *then = turn(2000, 7, 107, sandbox="workspace-write").splitlines(keepends=True)
+    for cut in (*range(30, len(whole), 7), len(whole) - 1):
+        path.write_bytes(FIRST + whole[:cut] + begun + b"".join(then))
+        state = read_state([path])
+        assert state is not None
+        assert (state.sandbox, state.usage and state.usage.input_tokens) == ("workspace-write", 107)
+        # The record itself may be what was appended.
+        place = next(at for at, line in enumerate(then) if kind.encode() in line)
+        then_torn = [*then[:place], whole[:cut] + then[place], *then[place + 1 :]]
+        path.write_bytes(FIRST + begun + b"".join(then_torn))
+        assert read_state([path]) == replace(state, size=path.stat().st_size)
 
 
 READ = """

@@ -14,9 +14,9 @@ from codex_tools.runs.attempts import (
     LONGEST_PAUSE_S,
     PASSING,
     TRIES,
-    asked_pause,
     pause_before_next,
 )
+from codex_tools.runs.usage_limit import asked_pause
 from support.fake_codex import events
 from support.lab import Json
 

@@ -98,6 +98,8 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
             {"path": "/p/a", "kind": "add", "seen_by": "patch"},
             {"path": "/p/b", "kind": "delete", "seen_by": "patch"},
         ],
+        "changes": None,
+        "copy": None,
         "commands": [
             {"command": "make", "exit_code": 0, "status": "completed"},
             {"command": "sleep 9", "exit_code": None, "status": "in_progress"},

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from mcp_server_codex.cli.usage import USAGE
 from support.lab import server_program
 from support.synthetic_home import make_home
 
+NAME = "mcp-server-codex"
 SLOW = ("pydantic", "rich", "anyio", "asyncio", "mcp", "genai_prices", "importlib.metadata")
 
 
@@ -137,6 +141,71 @@ def test_usage_as_json_imports_nothing_slow(home: Path, tmp_path: Path) -> None:
     assert set(done.stderr.split()).isdisjoint(SLOW), done.stderr
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200, None])
+@pytest.mark.parametrize("group_by", ["day", "model", "cwd", "thread"])
+def test_no_width_cuts_a_figure_or_a_heading_of_usage(
+    home: Path, tmp_path: Path, group_by: str, width: int | None
+) -> None:
+    words = ("usage", "--group-by", group_by, "--state-dir", str(tmp_path))
+    env = ["env", "TERM=xterm", *(() if width is None else ("FORCE_COLOR=1", f"COLUMNS={width}"))]
+    groups = json.loads(run_usage(home, tmp_path, "--group-by", group_by, "--json").stdout)[
+        "groups"
+    ]
+    printed = run(home, *env, server_program(), *words).stdout
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    assert "…" not in text
+    shown = re.sub(r"\s", "", text)
+    for group in groups:
+        assert f"${group['cost_usd_known']:,.2f}" in text
+        assert group["key"] in shown or width in (40, 60)
+    headings = ["requests", "input", "cached", "output", "total", "cost"]
+    left_out = re.search(r"No room for: ([a-z, ]+)", " ".join(text.split()))
+    missing = left_out[1].split(", ") if left_out is not None else []
+    heading = next(line for line in text.split("\n") if "cost" in line)
+    assert heading.split() == [name for name in headings if name not in missing]
+    if width is None:
+        assert missing == []
+        assert "█" in text
+    else:
+        assert all(len(line) <= width for line in text.split("\n"))
+    if missing:
+        assert "█" not in text
+
+
+@pytest.mark.parametrize(("width", "missing"), [(60, 3), (80, 0), (200, 0), (None, 0)])
+def test_no_width_cuts_an_id_a_date_or_a_figure_of_sessions(
+    home: Path, tmp_path: Path, width: int | None, missing: int
+) -> None:
+    words = ("sessions", "--state-dir", str(tmp_path))
+    env = ["env", "TERM=xterm", *(() if width is None else ("FORCE_COLOR=1", f"COLUMNS={width}"))]
+    found = json.loads(run(home, server_program(), *words, "--json").stdout)["sessions"]
+    printed = run(home, *env, server_program(), *words).stdout
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    assert "…" not in text
+    for session in found:
+        assert session["thread_id"] in text
+        assert session["last_active_at"][:16].replace("T", " ") in text
+        if not missing:
+            assert f"${session['cost_usd']:,.2f}" in text
+    names = ["turns", "tokens", "cost"]
+    assert f"No room for: {', '.join(names)}." in text if missing else "No room" not in text
+    if width is not None:
+        assert all(len(line) <= width for line in text.split("\n"))
+
+
+def test_csv_has_a_line_for_each_group_and_each_thread(home: Path, tmp_path: Path) -> None:
+    groups = json.loads(run_usage(home, tmp_path, "--json").stdout)["groups"]
+    rows = list(csv.DictReader(run_usage(home, tmp_path, "--csv").stdout.splitlines()))
+    assert [row["key"] for row in rows] == [group["key"] for group in groups]
+    assert [int(row["total_tokens"]) for row in rows] == [g["total_tokens"] for g in groups]
+    words = (server_program(), "sessions", "--state-dir", tmp_path)
+    sessions = json.loads(run(home, *words, "--json").stdout)["sessions"]
+    lines = list(csv.DictReader(run(home, *words, "--csv").stdout.splitlines()))
+    used = [str(session["usage"]["total_tokens"]) for session in sessions]
+    assert [line["usage.total_tokens"] for line in lines] == used
+    assert run_usage(home, tmp_path, "--csv", "--since", "2099-01-01").stdout == ""
+
+
 EVIL = (
     "\x1b]0;owned\x07\x1b]52;c;ZXZpbA==\x07\x1b[2J\x1b]8;;http://evil\x07\x9b2J\x9d0;x\x9c"
     "\u202ecod\u2066\u200b\u2028\u2029[/dim][bold]m[/x]:smile:\\" + "a" + "\u0301" * 200
@@ -188,6 +257,8 @@ EVIL_ID = "01a20661-b445-73e1-b566-c552cde98ccd"
         ("sessions", "--json"),
         ("sessions", "--thread-id", EVIL_ID, "--json"),
         ("usage", "--group-by", "model", "--json"),
+        ("sessions", "--csv"),
+        ("usage", "--group-by", "cwd", "--csv"),
         ("sessions", "--thread-id", f"no {EVIL}"),
         ("usage", "--timezone", f"no {EVIL}"),
     ],
@@ -206,7 +277,45 @@ def test_no_text_of_a_thread_controls_the_terminal(
     assert [letter for letter in own if not letter.isprintable() and letter != "\n"] == []
     if "--json" in command:
         json.loads(done.stdout)
+    elif "--csv" in command:
+        assert len(done.stdout.split("\n")) == 3
     elif not refused and command[-1] not in ("day", "thread"):
         assert "m[/x]:smile:" in re.sub(r"\s", "", own) or "…" in own
     if "--thread-id" in command and not refused and "--json" not in command:
         assert not [line for line in own.split("\n") if line.startswith("## ")]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("usag", "unknown command 'usag'; did you mean 'usage'?"),
+        ("sesions", "unknown command 'sesions'; did you mean 'sessions'?"),
+        ("frobnicate", "unknown command 'frobnicate'"),
+    ],
+)
+def test_a_mistyped_command_is_told_with_the_one_that_is_alike(
+    home: Path, word: str, says: str
+) -> None:
+    done = run(home, server_program(), word)
+    assert done.returncode == 2
+    assert f"mcp-server-codex: {says}" in done.stderr.split("\n")
+
+
+def test_the_version_has_a_short_option(home: Path) -> None:
+    assert run(home, server_program(), "-V").stdout == f"mcp-server-codex {version(NAME)}\n"
+
+
+def test_a_server_that_a_person_starts_says_what_it_waits_for(home: Path, tmp_path: Path) -> None:
+    primary, terminal = pty.openpty()
+    environ = os.environ | {"CODEX_HOME": str(home)}
+    command = [server_program(), "--state-dir", str(tmp_path)]
+    with subprocess.Popen(
+        command, env=environ, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as server:
+        os.close(terminal)
+        assert server.stderr is not None
+        assert server.stderr.readline().startswith(b"Waiting for an MCP client on stdin")
+        os.close(primary)
+        out, _ = server.communicate(timeout=60)
+    assert out == b""
+    assert server.returncode == 0

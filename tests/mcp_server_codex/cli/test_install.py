@@ -12,6 +12,7 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
+from mcp_server_codex.cli.clients.known import command_of, environment_of
 from support.lab import server_program
 from support.user_home import CASES, OPTIONS, PLACES, USER, Desk, make_desk
 
@@ -97,9 +98,8 @@ def test_without_a_file_or_folder_both_are_made_and_unmade(
     data = tomllib.loads(text) if client == "codex" else json.loads(text)
     (servers,) = data.values()
     entry = servers["codex"]
-    assert entry["command"] == server_program()
-    assert entry["args"] == []
-    assert entry["env"] == {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
+    assert command_of(entry) == [server_program()]
+    assert environment_of(entry) == {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
     assert text.endswith("\n")
     assert "already" in desk.change("install", client, "--scope", scope)
     desk.change("uninstall", client, "--scope", scope)

@@ -16,6 +16,9 @@ CodexError
   * UnknownRun
   * IndexUnavailable
   * DayBudgetExhausted (in `budget`)
+  * NotIsolated (in `runs.isolation`)
+  * ApplyConflict (in `runs.applying`)
+* NotApplied (in `runs.applying`)
 * Interrupted: the server process ended during the run
 * InternalFault: a fault of this server
   * ServerReplaced: the files of this server were replaced or removed while it ran
@@ -77,6 +80,7 @@ Kind = Literal[
     "budget_exhausted",
     "codex_crashed",
     "not_started",
+    "apply_conflict",
     "too_deep",
     "unknown_run",
     "internal",

@@ -23,6 +23,15 @@ def codex_home() -> Path:
     return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
 
 
+def file_stamp(path: Path) -> tuple[int, ...] | None:
+    """Return numbers that change when a file is written or replaced; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def lock_folders(home: Path, state_dir: Path) -> tuple[Path, ...]:
     """Return the folders of this server's locks on the threads of *home*.
 
@@ -105,6 +114,18 @@ def repository_around(cwd: Path) -> Path | None:
     """Return the nearest of *cwd* and the folders above that has an entry .git."""
     around = (folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git"))
     return next(around, None)
+
+
+def project_root(cwd: Path) -> Path:
+    """Return the top of the git work tree around *cwd*; *cwd* itself if there is none.
+
+    An empty .git does not count: a sandboxed Codex leaves one in the system's temporary folder.
+    """
+    for folder in (cwd, *cwd.parents):
+        git = folder / ".git"
+        if git.is_file() or (git / "HEAD").exists():
+            return folder
+    return cwd
 
 
 def is_same(one: Path, other: Path) -> bool:

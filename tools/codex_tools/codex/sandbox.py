@@ -6,6 +6,9 @@ from typing import Literal
 
 Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 
+Isolation = Literal["none", "copy"]
+"""Where a run works: `none` for the person's folder, `copy` for a copy of the project."""
+
 WIDTH: dict[Sandbox, int] = {"read-only": 0, "workspace-write": 1, "danger-full-access": 2}
 """The order of the modes: a larger number allows more."""
 

@@ -62,13 +62,17 @@ _NAMES = re.compile(
     (?=[\w-]*?(?:key|token|secret|pass|pwd|cred|auth|sig|bearer))
     (?P<name>\w[\w-]*+)
     (?P<gap>\\*["'`]?[ \t]{0,3}(?:=>|:=|[:=])[ \t]{0,3}
-        | (?(option)(?:[ \t]{1,3}|\\*["'],\s{0,3})|(?!)))
+        | (?(option)\\*["'],\s{0,3}|(?!))
+        | [ \t]{1,3})
     (?P<quote>(?P<escaped>\\+)?["'`])?
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 """A name that may be a secret's, and all that separates it from its value."""
 
+_ELEMENTS = re.compile(
+    r"<(?P<name>[\w:.-]{1,80}+)>(?P<value>[^<>\s]++)(?=</(?P=name)>)", re.IGNORECASE
+)
 _COMMANDS = re.compile(
     r"(?<![\w-])(?P<program>curl|wget|https?|mysql\w*|mariadb[\w-]*|sshpass|redis-cli|docker|podman)"
     r"(?=\s)(?:[^\n;|&]|&(?!&)|[;|](?!\s))*+"
@@ -149,6 +153,7 @@ _NO_SECRET = re.compile(
 )
 """Variables, placeholders, URLs and expressions."""
 _PATH = re.compile(r"(?:~|\.{1,2})?/[\w.@~/-]*+")
+_FILE = re.compile(r"[\w./@~-]*\.[a-z]\w{0,4}")
 _NUMBER = re.compile(r"[-+]?[\d.,_:]+")
 _HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}(?::\d+)?")
 _TIME_OR_VERSION = re.compile(r"v?\d+(?:\.\d+)+[\w.-]*|\d{4}-\d\d-\d\d[T\d:.Z+-]*")
@@ -161,6 +166,7 @@ def mask_patterns(text: str) -> str:
     """Return *text* with [secret] in place of all secrets that these patterns find."""
     text = _SHAPES.sub(MASK, text)
     text = _HEADERS.sub(_mask_header, text)
+    text = _ELEMENTS.sub(_mask_element, text)
     return _COMMANDS.sub(_mask_command, _mask_named(text))
 
 
@@ -183,6 +189,14 @@ def _mask_header(found: re.Match[str]) -> str:
         return found["cookie"] + MASK if is_secret else whole
     # "machine learning login page password field" is not a line of .netrc.
     return found["netrc"] + MASK if re.search(r"[.\n]", found["netrc"]) else whole
+
+
+def _mask_element(found: re.Match[str]) -> str:
+    name, value = found["name"], found["value"]
+    rank = rank_of(name.rpartition(":")[2])
+    if not rank or not is_secret(value[:_SAMPLE], rank, quoted=True, given=False):
+        return found[0]
+    return f"<{name}>{MASK}"
 
 
 def _mask_command(found: re.Match[str]) -> str:
@@ -213,12 +227,17 @@ def _mask_named(text: str) -> str:
         rank = rank_of(found["name"])
         if not rank:
             continue
+        is_apart = found["option"] is None and found["gap"].isspace()
+        if is_apart and not (found["name"].isupper() and "_" in found["name"]):
+            continue  # Words; only a variable's name is followed by its value: ENV API_KEY ...
         quote, at = found["quote"], found.end()
         pattern = _UNQUOTED if quote is None else _QUOTED[bool(found["escaped"])][quote[-1]]
         sample = pattern.match(text, at, at + _SAMPLE)
         if sample is None or not sample[0]:
             continue
         value = sample[0] if quote is not None else _trimmed(sample[0])
+        if is_apart and (not _looks_random(value, 12) or _FILE.fullmatch(value)):
+            continue
         if not is_secret(
             value,
             rank,

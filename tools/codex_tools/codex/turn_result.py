@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Literal, TypeVar
 
@@ -33,7 +33,7 @@ from codex_tools.codex.events import (
     UnreadableEvent,
     WebSearchItem,
 )
-from codex_tools.codex.masking import mask, quote, shorten
+from codex_tools.codex.masking import mask, quote
 from codex_tools.codex.record import Usage
 
 COMMANDS_KEPT = 50
@@ -76,6 +76,33 @@ class TurnResult:
     warnings: tuple[str, ...] = ()
     touched: bool = False
     """True if the turn had effects that a retry would repeat."""
+    unfinished: tuple[str, ...] = ()
+    """The commands of a completed turn whose end Codex did not report."""
+
+    def with_ends(self, recorded: Sequence[tuple[str, int | None, str]]) -> TurnResult:
+        """Return the result with the ends of commands that only the rollout has.
+
+        0.120.0 on a busy machine leaves out the end of a turn's last command (seen).
+
+        Args:
+            recorded: The turn's commands in the rollout: command, exit code, status.
+        """
+        commands, left = list(self.commands), list[str]()
+        ends = [(mask(text[:COMMAND_LIMIT]), code) for text, code, _ in recorded]
+        for name in self.unfinished:
+            reported = sum(c.command == name and c.exit_code is not None for c in commands)
+            codes = [code for text, code in ends if text == name and code is not None]
+            open_ones = [
+                at
+                for at, c in enumerate(commands)
+                if c.command == name and c.exit_code is None and c.status != "failed"
+            ]
+            if len(codes) <= reported or not open_ones:
+                left.append(name)
+                continue
+            code = codes[-1]
+            commands[open_ones[-1]] = Command(name, code, "failed" if code else "completed")
+        return replace(self, commands=tuple(commands), unfinished=tuple(left))
 
 
 _HARMLESS = (AgentMessageItem, ReasoningItem, TodoListItem, ErrorItem)
@@ -203,10 +230,6 @@ class TurnProgress:
         warnings = [
             w for w in self._warnings.values() if w != quote(self.failure or "", WARNING_LIMIT)
         ]
-        if self.completed and (killed := self._unfinished()):
-            count = f"{len(killed)} commands were" if len(killed) > 1 else "A command was"
-            names = shorten("; ".join(killed), 200)
-            warnings.append(f"{count} still running when the turn ended, and killed: {names}")
         if self._unread:
             warnings.append(f"{self._unread} lines of Codex's output could not be read.")
         return TurnResult(
@@ -221,6 +244,7 @@ class TurnProgress:
             plan=self._plan,
             warnings=tuple(warnings),
             touched=self._touched,
+            unfinished=tuple(self._unfinished()) if self.completed else (),
         )
 
     def _unfinished(self) -> list[str]:

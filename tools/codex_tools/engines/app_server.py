@@ -51,9 +51,11 @@ from codex_tools.engines.json_rpc import (
     RequestTimedOut,
     RpcError,
 )
+from codex_tools.engines.model_list import ModelList, ModelLists
 from codex_tools.engines.preparation import (
     check_unmoved,
     find_program,
+    plain_environment,
     prepare_turn,
     settings_of,
 )
@@ -106,11 +108,17 @@ class AppServerEngine:
         """
         self._codex_bin = codex_bin
         self._untrusted = untrusted
+        self._models = ModelLists()
         self._spares: Spares | None = None
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
         return await find_program(self._codex_bin, self._untrusted, cwd, rules)
+
+    async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
+        """Return the models that *program* offers; see `Engine.list_models`."""
+        env = await on_disk(plain_environment, rules, self._untrusted)
+        return await self._models.find(program, env)
 
     async def plan_turn(self, request: TurnRequest) -> Plan:
         """Return the command line of the app-server of a turn; see `Engine.plan_turn`.

@@ -16,8 +16,9 @@ from codex_tools.codex.budget import Limit
 from codex_tools.codex.events import Event
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
-from codex_tools.codex.sandbox import Sandbox
+from codex_tools.codex.sandbox import Isolation, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.engines.model_list import ModelList
 
 Keep = Callable[[bytes], None]
 """Function that gets each line as Codex wrote it, before parsing; it must return at once."""
@@ -61,6 +62,8 @@ class TurnRequest:
     """Pairs of a dotted key and its value in TOML."""
     limits: tuple[Limit, ...] = ()
     """Tokens and money that the run may use; not the engine's business, but that of `runs`."""
+    isolation: Isolation = "none"
+    """Whether `runs` runs the turn in a copy of the project; `cwd` is the copy's by then."""
     skip_git_repo_check: bool = False
     ephemeral: bool = False
     base_instructions: str | None = None
@@ -125,6 +128,15 @@ class Engine(Protocol):
         Raises:
             CodexUnsupported: This version of Codex lacks an option that the turn needs.
             NotAllowed: A path resolves to another place than when it was checked.
+        """
+        ...
+
+    async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
+        """Return the models that *program* offers; None if it does not say so in a few seconds.
+
+        Args:
+            program: The Codex to ask, as `prepare` returned it.
+            rules: The operator's rules for its environment.
         """
         ...
 

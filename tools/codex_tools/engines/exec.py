@@ -19,9 +19,11 @@ from codex_tools.codex.workers import on_disk
 from codex_tools.engines.config_layers import MERGED_SERVERS
 from codex_tools.engines.engine import Keep, Plan, ReviewTarget, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.engines.model_list import ModelList, ModelLists
 from codex_tools.engines.preparation import (
     check_unmoved,
     find_program,
+    plain_environment,
     prepare_turn,
     settings_of,
 )
@@ -41,10 +43,16 @@ class ExecEngine:
         """
         self._codex_bin = codex_bin
         self._untrusted = untrusted
+        self._models = ModelLists()
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
         return await find_program(self._codex_bin, self._untrusted, cwd, rules)
+
+    async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
+        """Return the models that *program* offers; see `Engine.list_models`."""
+        env = await on_disk(plain_environment, rules, self._untrusted)
+        return await self._models.find(program, env)
 
     async def plan_turn(self, request: TurnRequest) -> Plan:
         """Return the command line of a turn; see `Engine.plan_turn`."""

@@ -57,10 +57,20 @@ async def find_program(
     """
 
     def environ() -> dict[str, str]:
-        env = environment_for_codex(os.environ, rules, read_config(None), depth=1)
-        return env | {"PATH": trusted_path(env.get("PATH", ""), (cwd, *untrusted))}
+        return plain_environment(rules, (cwd, *untrusted))
 
     return await find_codex(codex_bin, cwd, environ, untrusted)
+
+
+def plain_environment(rules: EnvironmentRules, untrusted: Sequence[Path]) -> dict[str, str]:
+    """Return the environment of a Codex that runs no turn; accesses the disk.
+
+    Args:
+        rules: The operator's rules.
+        untrusted: Folders that are taken off PATH.
+    """
+    env = environment_for_codex(os.environ, rules, read_config(None), depth=1)
+    return env | {"PATH": trusted_path(env.get("PATH", ""), untrusted)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,7 +274,7 @@ class Child:
 async def open_child(
     argv: Sequence[str],
     *,
-    stdin: bytes | None,
+    stdin: bytes | IO[bytes] | None,
     cwd: Path,
     env: Mapping[str, str],
     scratch: Path | None = None,
@@ -282,9 +282,10 @@ async def open_child(
 ) -> AsyncGenerator[Child]:
     """Run *argv*; kill it and its process tree when the context manager exits.
 
-    The child reads *stdin* and then end of file; with None, it reads what `Child.write` writes.
-    When its process tree is dead, the folder *scratch* is removed and the file descriptors *held*
-    (locks) are released, even if this process was killed before.
+    The child reads *stdin* and then end of file; of a pipe, the caller keeps the other end open
+    while more may follow. With None, it reads what `Child.write` writes. When its process tree is
+    dead, the folder *scratch* is removed and the file descriptors *held* (locks) are released, even
+    if this process was killed before.
 
     Raises:
         OSError: The child could not be started.
@@ -396,7 +397,10 @@ _become_subreaper = functools.cache(orphans.become_subreaper)
 
 
 async def _spawn(
-    command: Sequence[str], stdin: bytes | None, env: Mapping[str, str], passed: Sequence[int]
+    command: Sequence[str],
+    stdin: bytes | IO[bytes] | None,
+    env: Mapping[str, str],
+    passed: Sequence[int],
 ) -> Process:
     # Shielded: a process whose start was cancelled half-way would have no owner.
     with _input_of(stdin) as source, anyio.CancelScope(shield=True):
@@ -412,9 +416,11 @@ async def _spawn(
     raise AssertionError("a shielded scope is never left without a result")
 
 
-def _input_of(data: bytes | None) -> AbstractContextManager[IO[bytes] | int]:
-    """Return the stdin of a process: a file that holds *data*, or a pipe for None."""
-    return nullcontext(subprocess.PIPE) if data is None else _file_with(data)
+def _input_of(stdin: bytes | IO[bytes] | None) -> AbstractContextManager[IO[bytes] | int]:
+    """Return the stdin of a process: *stdin*, a file that holds it, or a new pipe for None."""
+    if stdin is None:
+        return nullcontext(subprocess.PIPE)
+    return _file_with(stdin) if isinstance(stdin, bytes) else stdin
 
 
 def _file_with(data: bytes) -> IO[bytes]:

@@ -424,7 +424,7 @@ class ThreadIndex:
         enough: Enough | None,
     ) -> int:
         total = len(changes.found)
-        contexts = ContextNumbers(db)
+        contexts = ContextNumbers(db, self._shared_folder.parent)
         done = 0
         progress(0, total)
         while done < total or changes.gone:

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from codex_tools.codex.copy_paths import project_folder
 from codex_tools.codex.foreign_file import open_foreign
 from codex_tools.history.scan import ChangedRollout, RolloutChanges
 from codex_tools.history.tables import (
@@ -37,6 +38,7 @@ from codex_tools.rollouts.token_counter import Contexts
 from codex_tools.rollouts.turn_tracker import Mark
 
 _thread_facts_of = attrgetter(*THREAD_FACTS)
+_CWD = THREAD_FACTS.index("cwd")
 
 _SEAL_BYTES = 256
 """Bytes of a file's start, and before an offset, that identify its content up to there."""
@@ -45,7 +47,8 @@ _SEAL_BYTES = 256
 class ContextNumbers:
     """Number the contexts (a model in a folder and a service tier) as the index does."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, state_dir: Path | None = None) -> None:
+        self._state_dir = state_dir
         rows = db.execute("SELECT model, cwd, tier, id FROM context").fetchall()
         self._numbers = {(model, cwd, tier): id_ for model, cwd, tier, id_ in rows}
         self.models = {id_: (model, tier) for model, _, tier, id_ in rows}
@@ -56,10 +59,17 @@ class ContextNumbers:
         """Return the number of a context; assign a new number if it has none."""
         found = self._numbers.get((model, cwd, tier))
         if found is None:
+            cwd = self.folder_of(cwd)
+            found = self._numbers.get((model, cwd, tier))
+        if found is None:
             found = self._numbers[model, cwd, tier] = len(self.models) + 1
             self.models[found] = model, tier
             self.new.append((found, model, cwd, tier))
         return found
+
+    def folder_of(self, cwd: str | None) -> str | None:
+        """Return the folder that the index has for *cwd*: that of the project, if it is a copy."""
+        return project_folder(self._state_dir, cwd)
 
 
 class IndexBatch:
@@ -118,7 +128,7 @@ class IndexBatch:
             db.executemany("DELETE FROM detail WHERE file = ?", self._grown)
             db.executemany(PUT_FILE, self.files)
             db.executemany("INSERT INTO detail VALUES (?, ?, ?)", self._details)
-            wanted = orjson.dumps([*self._alone, *self._several])
+            wanted = orjson.dumps([*self._alone])
             self._several.update(id_ for (id_,) in db.execute(COMPOSED, (wanted,)).fetchall())
             alone = [each for id_, each in self._alone.items() if id_ not in self._several]
             grown = {id_ for (id_,) in self._grown}
@@ -217,9 +227,14 @@ class IndexBatch:
             id_, thread_id, 1, 0, found.folder, found.name, int(found.name.endswith(PACKED)),
             int(found.folder.startswith(ARCHIVE)),
             reader.active_ms or found.mtime_ns // 1_000_000, found.mtime_ns, *totals_of(buckets),
-            *_plain(_thread_facts_of(reader)),
+            *self._facts(_thread_facts_of(reader)),
         )  # fmt: skip
         self._alone[thread_id] = row, new
+
+    def _facts(self, facts: tuple[Any, ...]) -> Iterable[Any]:
+        """Return the values of a thread's row for *facts*, which are in the order THREAD_FACTS."""
+        cwd = self._contexts.folder_of(facts[_CWD])
+        return _plain((*facts[:_CWD], cwd, *facts[_CWD + 1 :]))
 
     def _remove(self, id_: int) -> None:
         db = self._db
@@ -255,7 +270,7 @@ class IndexBatch:
             id_, thread_id, len(rollouts), thread.copies, newest.folder, newest.name,
             int(newest.name.endswith(PACKED)), int(newest.is_archived),
             facts["active_ms"] or mtime_ns // 1_000_000, mtime_ns, *totals_of(buckets),
-            *_plain(facts[name] for name in THREAD_FACTS),
+            *self._facts(tuple(facts[name] for name in THREAD_FACTS)),
         )  # fmt: skip
         db.execute(PUT_THREAD, row)
         db.executemany(PUT_BUCKET, buckets)

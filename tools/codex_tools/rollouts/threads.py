@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from codex_tools.codex.copy_paths import CopyPlace, find_copy
 from codex_tools.codex.errors import ThreadNotFound, no_thread
 from codex_tools.codex.events import read_usage
 from codex_tools.codex.json_object import Json, object_of, text_of
@@ -30,7 +31,7 @@ from codex_tools.rollouts.files import (
     meta_of,
     open_rollout,
 )
-from codex_tools.rollouts.line import LINE_LIMIT, parse_line
+from codex_tools.rollouts.line import LINE_LIMIT, parse_line, records_in
 from codex_tools.rollouts.review import find_reviewer, review_in
 from codex_tools.rollouts.turn_record import (
     SettingsFollower,
@@ -61,6 +62,8 @@ class ThreadState:
     """The thread's running total; newer versions of Codex continue counting from this total."""
     size: int
     """Bytes of the newest segment's content, unpacked."""
+    copy: CopyPlace | None = None
+    """The copy that its last turn worked in; `cwd` is then the folder in the project."""
 
     @property
     def segment(self) -> str:
@@ -71,10 +74,17 @@ class ThreadState:
 class Threads:
     """The threads of one Codex home. Each method reads files: never call it on the event loop."""
 
-    def __init__(self, home: Path, prices: Prices) -> None:
-        """*home* is CODEX_HOME, *prices* are what tokens cost."""
+    def __init__(self, home: Path, prices: Prices, state_dir: Path | None = None) -> None:
+        """Read nothing yet.
+
+        Args:
+            home: CODEX_HOME.
+            prices: What tokens cost.
+            state_dir: The folder with the copies of isolated runs; None if there are none.
+        """
         self.home = home
         self._prices = prices
+        self._state_dir = state_dir
 
     def state(self, thread_id: str, roots: Sequence[Path] = ()) -> ThreadState:
         """Return the state of a thread that Codex can resume, and whose folder is inside *roots*.
@@ -85,7 +95,7 @@ class Threads:
             ThreadNotFound: There is no such thread, or it is archived.
         """
         state = self.find_state(thread_id)
-        archived = read_state(find_archived(self.home, thread_id))
+        archived = self._at_home(read_state(find_archived(self.home, thread_id)))
         # A newer segment in the archive means that Codex has archived the thread, not only a part.
         if archived is not None and (state is None or archived.segment > state.segment):
             if in_roots(archived.cwd, roots):
@@ -99,7 +109,7 @@ class Threads:
 
     def find_state(self, thread_id: str | None) -> ThreadState | None:
         """Return the state of a thread, or None if there is no such thread to resume."""
-        state = read_state(self._segments(thread_id))
+        state = self._at_home(read_state(self._segments(thread_id)))
         if state is None or state.thread_id != thread_id:
             return None
         reviewer = find_reviewer(self.home, state.thread_id) if state.sandbox is None else None
@@ -109,6 +119,15 @@ class Threads:
         # A review records its settings only in the thread in which the reviewer works.
         effort = work.reasoning_effort
         return replace(state, sandbox=work.sandbox, model=work.model, reasoning_effort=effort)
+
+    def _at_home(self, state: ThreadState | None) -> ThreadState | None:
+        """Return *state* with the folder in the project if the thread worked in a copy."""
+        found = find_copy(self._state_dir, state.cwd) if state is not None else None
+        return (
+            state
+            if state is None or found is None
+            else replace(state, cwd=str(found.cwd), copy=found)
+        )
 
     def is_kept(self, thread_id: str | None) -> bool:
         """Return True if Codex has written a rollout for the thread."""
@@ -159,7 +178,7 @@ class Threads:
         """Return what the rollouts record of a thread's turns since *mark*; None if there is none.
 
         This reads the whole segment of the mark, and all later ones. *with_end* is False to leave
-        out the answer and the error.
+        out the answer, the error and the commands.
         """
         try:
             found = self._segments_since(thread_id, mark)
@@ -180,9 +199,9 @@ class Threads:
         return cost_without_rollout(usage, model, at_ms, self._prices)
 
 
-def local_threads(prices: Prices) -> Threads:
+def local_threads(prices: Prices, state_dir: Path) -> Threads:
     """Return the threads of this machine: those of CODEX_HOME, by default ~/.codex."""
-    return Threads(local_home(), prices)
+    return Threads(local_home(), prices, state_dir)
 
 
 def read_state(segments: Sequence[Path]) -> ThreadState | None:
@@ -243,7 +262,7 @@ def _last_turn(
     file: BinaryIO, end: int, context: Json | None, usage: Usage | None
 ) -> tuple[Json | None, Usage | None]:
     """Return the last turn_context and running total before *end*, where they are still None."""
-    for line in _lines_backwards(file, end):
+    for line in _records_backwards(file, end):
         # The text of a message may contain these words, so a line that does is parsed.
         if context is None and b'"turn_context"' in line:
             entry = parse_line(line) or {}
@@ -257,6 +276,12 @@ def _last_turn(
         if context is not None and usage is not None:
             break
     return context, usage
+
+
+def _records_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
+    """Yield the records before *end*, the last one first; a torn line may hold several."""
+    for line in _lines_backwards(file, end):
+        yield from reversed(records_in(line))
 
 
 def _lines_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:

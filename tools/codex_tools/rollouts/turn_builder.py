@@ -65,6 +65,11 @@ class Turn:
         default_factory=list[tuple[str, int | None, str]]
     )
     """Command, exit code, status; the newest COMMANDS_KEPT."""
+    commands_at_end: list[tuple[str, int | None, str]] | None = None
+    """The commands as they were when the turn ended; None if no end is recorded.
+
+    0.163.0 and 0.171.0 kill a command that still runs then, and record its end afterwards.
+    """
     files: dict[str, str] = field(default_factory=dict[str, str])
     """How each path was changed: add, update or delete."""
     error: str | None = None
@@ -198,6 +203,7 @@ class TurnBuilder:
             turn.error = text_of(object_of(payload, "error"), "message") or str(error)
         elif not is_answered and asks_model and not is_new and not records_errors(payload):
             turn.error = UNEXPLAINED
+        turn.commands_at_end = turn.commands[-COMMANDS_KEPT:]
         self._take_duration(payload)
 
     def _add_prompt(self, text: str | None) -> None:

@@ -85,6 +85,8 @@ class TurnRecord:
     """A warning for each command that failed because of the sandbox, without repeats."""
     has_lost_image: bool = False
     """True if Codex gave the model a text in place of an image."""
+    commands: tuple[tuple[str, int | None, str], ...] = ()
+    """Command, exit code and status of the latest turn's commands at its end, if that was read."""
 
 
 def settings_of(context: Json) -> Settings:
@@ -162,7 +164,8 @@ def read_record(
         segments: The rollouts of the mark's segment and of all later segments, the oldest first.
         mark: Where the turns begin.
         prices: The prices of tokens by model and time.
-        with_end: False to leave out the answer and the error, which takes half as long.
+        with_end: False to leave out the answer, the error and the commands, which takes half as
+            long.
 
     Raises:
         OSError: A rollout cannot be read.
@@ -188,11 +191,16 @@ def read_record(
     ending = _ENDINGS.get(begun[-1].reader.ending, "open")
     answer: str | None = None
     error: str | None = None
+    commands: tuple[tuple[str, int | None, str], ...] = ()
     if with_end and ending in ("completed", "failed"):
         turns, _ = read_turns([segment_of(begun[-1].path, begun[-1].reader)], None, 1)
         answer, error = turns[0].final_response, turns[0].error
         error = None if error == UNEXPLAINED else error
-    return TurnRecord(settings, ending, usage, cost, answer, error, tuple(troubles), has_lost_image)
+        at_end = turns[0].commands_at_end
+        commands = tuple(turns[0].commands if at_end is None else at_end)
+    return TurnRecord(
+        settings, ending, usage, cost, answer, error, tuple(troubles), has_lost_image, commands
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ retries requests, but not turns.
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,6 +38,7 @@ from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.runs.ending import BY_ROLLOUT, turn_of
 from codex_tools.runs.run import Run
 from codex_tools.runs.settings_check import SettingsCheck
+from codex_tools.runs.usage_limit import Place, asked_pause, reset_of
 from codex_tools.runs.usage_watch import UsageWatch
 
 PASSING: frozenset[Kind] = frozenset({"rate_limited", "overloaded", "network"})
@@ -60,6 +60,9 @@ Codex itself retries a request that got a 5xx for up to 20 s. Three times that w
 error that the caller gets.
 """
 
+MODELS_NAMED = 12
+"""Maximum number of models that an error names."""
+
 Report = Callable[[TurnProgress], None]
 
 
@@ -67,9 +70,11 @@ async def run_turns(
     engine: Engine,
     threads: Threads,
     run: Run,
+    request: TurnRequest,
     report: Report,
     keep: Keep,
     watch: UsageWatch,
+    place: Place,
 ) -> tuple[TurnResult, Any]:
     """Run the turns of *run*; return the result of the last one, and its answer as data.
 
@@ -77,15 +82,17 @@ async def run_turns(
         engine: The engine that runs the turns.
         threads: The threads that the engine can resume.
         run: The run.
+        request: Its first turn, where it works.
         report: Called after each event with the progress of the turn.
         keep: Called with each line as Codex wrote it.
         watch: Follows the tokens of the run, and ends it at its limits.
+        place: The run's place among those at work.
 
     Raises:
         CodexError: The error that `run_turn` raised for the last turn.
         OutputMismatch: The answer still does not match the schema.
     """
-    request, progress = run.request, run.progress
+    progress = run.progress
     since = anyio.current_time()
     before = run.before
     tries, repairs = 1, run.output.repairs if run.output is not None else 0
@@ -105,9 +112,18 @@ async def run_turns(
             elif isinstance(error, TurnFailed):
                 _count(run, error.turn.usage, before)
                 age_s = anyio.current_time() - since
+                if await place.wait(error, age_s):
+                    progress.note(
+                        f"Try {run.attempts} failed (usage limit: {error.message}). Waited until"
+                        " the limit was reset, and retried."
+                    )
+                    request = await _again(request, progress, threads)
+                    before = await _state(request, threads)
+                    continue
                 pause_s = pause_before_next(error, tries, age_s, request.timeout_s)
                 if pause_s is None:
-                    raise
+                    run.ending = error
+                    raise await _explained(error, engine, request) from None
                 kind = error.failure.kind.replace("_", " ")
                 progress.note(f"Try {tries} failed ({kind}: {error.message}). Retried.")
                 progress.doing = f"{kind}, retrying in {pause_s:.0f} s"
@@ -198,35 +214,23 @@ def pause_before_next(
     return pause_s
 
 
-_ASKED = re.compile(
-    r"(?:try again|retry(?:ing)?)\s+(?:in|after)\s+(?:about\s+)?((?:\d+(?:\.\d+)?\s*[a-z]+\s*)+)",
-    re.IGNORECASE,
-)
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)", re.IGNORECASE)
-_UNITS = {"ms": 0.001, "millisecond": 0.001, "s": 1, "sec": 1, "second": 1} | {
-    "m": 60,
-    "min": 60,
-    "minute": 60,
-    "h": 3600,
-    "hour": 3600,
-    "d": 86400,
-    "day": 86400,
-}
-
-
-def asked_pause(message: str) -> float | None:
-    """Return the seconds of a provider's request to wait, such as "Please try again in 1m2.5s"."""
-    found = _ASKED.search(message)
-    if found is None:
-        return None
-    seconds = 0.0
-    for number, unit in _PART.findall(found[1]):
-        unit = unit.lower()
-        size = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
-        if size is None:
-            break  # The next sentence begins here.
-        seconds += float(number) * size
-    return seconds or None
+async def _explained(error: TurnFailed, engine: Engine, request: TurnRequest) -> TurnFailed:
+    """Return *error* with what the caller cannot know: other models, or when a limit resets."""
+    hint = ""
+    if error.failure.kind == "model_unavailable":
+        found = await engine.list_models(request.program, request.environment)
+        others = [each.name for each in found.models if each.name != request.model] if found else []
+        names = ", ".join(others[:MODELS_NAMED])
+        if found is not None and names:
+            hint = (
+                f" For this account, Codex lists {names}."
+                if found.is_of_account
+                else f" Codex itself lists {names}; the provider may have others."
+            )
+    elif (until := reset_of(error)) is not None:
+        hint = f" The limit resets at {until.isoformat(timespec='minutes')}."
+    failure = replace(error.failure, hint=error.failure.hint + hint)
+    return TurnFailed(failure, error.turn) if hint else error
 
 
 async def _again(request: TurnRequest, progress: TurnProgress, threads: Threads) -> TurnRequest:

@@ -116,6 +116,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         "thread_id": request.thread_id,
         "cwd": str(request.cwd),
         "sandbox": request.sandbox,
+        "isolation": request.isolation,
         "add_dirs": [str(folder) for folder in request.add_dirs],
         "images": len(request.images),
         "model": request.model,

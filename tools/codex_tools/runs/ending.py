@@ -34,12 +34,17 @@ from codex_tools.runs.result import (
     make_result,
 )
 from codex_tools.runs.run import Run, requested
+from codex_tools.runs.run_changes import RunChanges, changes_in_place, changes_of_copy, shown
 from codex_tools.runs.settings_check import find_differences, known_sandbox
 from codex_tools.runs.store import StoredRun
 from codex_tools.worktree.changes import merge
+from codex_tools.worktree.tree_changes import Changes
 
 BY_ROLLOUT = "But Codex's rollout says that the turn was completed: the answer is from there."
 
+
+_NAMED = 5
+"""Maximum number of files that a warning names."""
 
 EVIDENCE_WITHIN_S = 0.3
 """Maximum seconds to read a rollout when the run was cancelled or the server ends."""
@@ -68,7 +73,9 @@ def find_evidence(run: Run, threads: Threads) -> Evidence:
     if run.request.ephemeral:
         usage, at_ms = run.used, run.start.since_ms
         return Evidence(cost_usd=threads.cost_of_usage(usage, run.request.model, at_ms))
-    turn = threads.turn_record(thread_id, run.mark, with_end=run.ending is None)
+    is_unfinished = isinstance(run.ending, tuple) and bool(run.ending[0].unfinished)
+    with_end = run.ending is None or is_unfinished
+    turn = threads.turn_record(thread_id, run.mark, with_end=with_end)
     if run.request.review is not None:
         return _evidence_of_review(run, turn, threads)
     whole = turn
@@ -204,8 +211,10 @@ def _ended(
     structured_output: Any = None,
     error: CodexError | None = None,
 ) -> RunResult:
+    if evidence.turn is not None:
+        turn = turn.with_ends(evidence.turn.commands)
     settings, differences = _effective(run, evidence.turn)
-    files = merge(turn.files_changed, run.seen)
+    files = run.in_project(merge(turn.files_changed, run.seen))
     changed = [path for path, *_ in files]
     if evidence.is_elsewhere:
         settings = replace(settings, can_resume=False)
@@ -218,6 +227,8 @@ def _ended(
         structured_output=structured_output,
         setting=settings,
         files=files,
+        changes=_changes(run),
+        copy=run.copy_folder,
         duration_s=run.duration_s,
         attempts=run.attempts,
         warnings=(*run.warnings, *differences, *_remarks(run, turn, evidence, changed)),
@@ -225,18 +236,38 @@ def _ended(
     )
 
 
+def _changes(run: Run) -> RunChanges | None:
+    """Return what the run changed in its project; None if nobody could look."""
+    if run.copy is not None:
+        found = run.copy.changes
+        if found is None:
+            return None
+        return changes_of_copy(found, run.copy.left_out, run.run_id, applied=False)
+    if run.request.sandbox == "read-only" or run.started_at is None:
+        return changes_in_place(())
+    return None if run.seen is None else changes_in_place(sorted(run.seen.kinds.items()))
+
+
 def _remarks(run: Run, turn: TurnResult, evidence: Evidence, changed: Sequence[str]) -> list[str]:
     """Return warnings about what did not work although it made no turn fail."""
     record = evidence.turn or TurnRecord()
     known = turn.warnings
     remarks = [each for each in record.troubles if quote(each, WARNING_LIMIT) not in known]
+    if killed := turn.unfinished:
+        count = f"{len(killed)} commands were" if len(killed) > 1 else "A command was"
+        names = shorten("; ".join(killed), 200)
+        remarks.append(f"{count} still running when the turn ended, and killed: {names}")
     if record.has_lost_image and run.request.images:
         remarks.append("Codex could not read an image, so the model has not seen it.")
-    if run.request.sandbox != "read-only" and run.seen is None and run.started_at is not None:
+    may_change = run.request.sandbox != "read-only" or run.copy is not None
+    if may_change and run.seen is None and run.started_at is not None:
         reason = run.unseen or "the run was stopped before they could be compared"
         remarks.append(
-            f"files_changed has only what Codex's patches changed, not its commands: {reason}."
+            "changes is null, and files_changed has only what Codex's patches changed, not its"
+            f" commands: {reason}."
         )
+    if run.copy is not None and run.copy.changes is not None:
+        remarks += _acting(run.copy.changes)
     if warning := describe_config(changed):
         remarks.append(warning)
     if evidence.is_elsewhere:
@@ -245,6 +276,15 @@ def _remarks(run: Run, turn: TurnResult, evidence: Evidence, changed: Sequence[s
             " find it. Perhaps a wrapper around Codex sets another CODEX_HOME."
         )
     return remarks
+
+
+def _acting(changes: Changes) -> list[str]:
+    """Return a warning if applying *changes* brings files that act by themselves."""
+    acting = [f"{shown(each.path)} ({each.warning})" for each in changes.files if each.warning]
+    if not acting:
+        return []
+    more = f" and {len(acting) - _NAMED} more" if len(acting) > _NAMED else ""
+    return [f"Once applied, these files act by themselves: {', '.join(acting[:_NAMED])}{more}."]
 
 
 def _effective(run: Run, record: TurnRecord | None) -> tuple[EffectiveSettings, Sequence[str]]:
@@ -258,6 +298,6 @@ def _effective(run: Run, record: TurnRecord | None) -> tuple[EffectiveSettings, 
         model=recorded.model or asked.model,
         reasoning_effort=recorded.reasoning_effort or asked.reasoning_effort,
         sandbox=known_sandbox(recorded.sandbox) or asked.sandbox,
-        cwd=recorded.cwd or asked.cwd,
+        cwd=asked.cwd if run.copy is not None else recorded.cwd or asked.cwd,
     )
     return settings, find_differences(run.request, recorded)

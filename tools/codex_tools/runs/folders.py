@@ -63,11 +63,16 @@ def ending_in(run: Run, before: Identities) -> None:
 
 
 def _pairs(one: TurnRequest, other: TurnRequest) -> Iterator[tuple[Path, Path]]:
-    return ((mine, theirs) for mine in _written(one) for theirs in _written(other))
+    return ((mine, theirs) for mine in _shared(one) for theirs in _shared(other))
 
 
 def _written(request: TurnRequest) -> tuple[Path, ...]:
     return request.cwd, *request.add_dirs
+
+
+def _shared(request: TurnRequest) -> tuple[Path, ...]:
+    """Return the folders that *request* writes to and that other runs may have too."""
+    return request.add_dirs if request.isolation == "copy" else _written(request)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

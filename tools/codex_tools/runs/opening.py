@@ -31,6 +31,7 @@ async def open_runs(
     max_queue: int = MAX_QUEUE,
     roots: Sequence[Path] = (),
     budgets: Budgets = NO_BUDGETS,
+    wait_for_limits: bool = False,
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
@@ -72,7 +73,9 @@ async def open_runs(
                 max_queue=max_queue,
                 roots=roots,
                 budgets=budgets,
+                wait_for_limits=wait_for_limits,
                 notes=notes,
+                is_kept=not notes,
             )
             tasks.start_soon(runs.prune)
             try:

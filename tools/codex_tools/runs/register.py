@@ -27,23 +27,25 @@ from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.rollouts.threads import Threads, ThreadState
-from codex_tools.runs import folders
+from codex_tools.runs import ending, folders
 from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.day_ledger import DayLedger
-from codex_tools.runs.ending import completed, failed, faulty, find_evidence, revise, stopped
 from codex_tools.runs.event_log import EventLog, EventPage
+from codex_tools.runs.isolation import remove_old_copies
+from codex_tools.runs.kept_result import refreshed
 from codex_tools.runs.keys import Keys, new_run_id
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
 from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
-from codex_tools.runs.thread_lock import ThreadLock
+from codex_tools.runs.thread_lock import ThreadLock, release_all
 from codex_tools.runs.tracing import span_of
+from codex_tools.runs.usage_limit import Place, UsageLimits
 from codex_tools.runs.usage_watch import UsageWatch
+from codex_tools.runs.work_place import WorkPlace, leave_copy
 from codex_tools.runs.writer import WRITTEN_WITHIN_S, StateWriter
 from codex_tools.schemas.output_schema import Output
-from codex_tools.worktree.changes import changes_since, explain_unseen, take_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +87,15 @@ class Runs:
         max_queue: int = MAX_QUEUE,
         roots: Sequence[Path] = (),
         budgets: Budgets = NO_BUDGETS,
+        wait_for_limits: bool = False,
         notes: tuple[str, ...] = (),
+        is_kept: bool = True,
     ) -> None:
-        """Create an empty register; *notes* are warnings for the callers of all runs."""
+        """Create an empty register.
+
+        *notes* are warnings for the callers of all runs. *is_kept* is False if *state_dir* is
+        temporary.
+        """
         self._tasks = tasks
         self._store = store
         self._writer = writer
@@ -95,11 +103,13 @@ class Runs:
         self._engine = engine
         self._threads = threads
         self._notes = notes
+        self._is_kept = is_kept
         self._roots = roots
         self.audit = AuditLog(state_dir, writer)
         self.ledger = DayLedger(state_dir, writer, store, threads, budgets)
         self.keys = Keys(state_dir, store, writer)
         self._slots = anyio.CapacityLimiter(max_runs)
+        self._limits = UsageLimits(threads.home, waits=wait_for_limits)
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
         self._unsaved: set[str] = set()
@@ -214,7 +224,7 @@ class Runs:
         if found is None:
             raise UnknownRun(run_id)
         if isinstance(found, StoredRun) and found.recorded is not None:
-            found = await on_cpu(revise, found, self._threads)
+            found = await on_cpu(ending.revise, found, self._threads)
             self._writer.put(partial(self._write_revised, found))
         return found
 
@@ -225,7 +235,13 @@ class Runs:
             UnknownRun: There is no run with that id.
         """
         found = await self.find(run_id)
-        return found.result() if isinstance(found, Run) else found.result
+        return await self.refreshed(found.result() if isinstance(found, Run) else found.result)
+
+    async def refreshed(self, result: RunResult) -> RunResult:
+        """Return the result of an isolated run with what has become of its changes."""
+        if result.copy_folder is None:
+            return result
+        return await on_disk(refreshed, self._state_dir, result)
 
     async def newest(self, count: int, before: str | None = None) -> list[RunResult]:
         """Return the results of up to *count* runs older than *before*, the newest first.
@@ -252,7 +268,7 @@ class Runs:
             UnknownRun: There is no run with that id.
         """
         found = await self.find(run_id)
-        result = found.result() if isinstance(found, Run) else found.result
+        result = await self.result(run_id)
         # The answer stays in memory until the writer's thread has written it to disk.
         answer = found.answer or found.progress.final_response if isinstance(found, Run) else None
         if answer is None:
@@ -292,7 +308,7 @@ class Runs:
             changed = self._changed
             results = [await self.result(run_id) for run_id in run_ids]
             left_s = until_at - anyio.current_time()
-            if left_s <= 0 or enough(map(_has_ended, results)):
+            if left_s <= 0 or enough(each.has_ended for each in results):
                 return results
             mine = all(map(self.is_own, run_ids))
             with anyio.move_on_after(left_s if mine else min(left_s, POLL_EVERY_S)):
@@ -311,8 +327,8 @@ class Runs:
         """
         found = await self.find(run_id)
         if isinstance(found, StoredRun):
-            if _has_ended(found.result):
-                return found.result
+            if found.result.has_ended:
+                return await self.refreshed(found.result)
             if not await on_disk(in_roots, found.result.cwd, self._roots):
                 raise UnknownRun(run_id)
             if caller is None:
@@ -322,7 +338,7 @@ class Runs:
         if found.outcome is None:
             found.stop()
             await found.done.wait()
-        return found.result()
+        return await self.refreshed(found.result())
 
     async def prune(self) -> None:
         """Remove old files every PRUNE_EVERY_S seconds, until cancelled."""
@@ -335,6 +351,7 @@ class Runs:
                 await on_disk(self._store.prune, alive, abandon=True)
                 await on_disk(self.ledger.prune, abandon=True)
                 await on_disk(self.keys.prune, abandon=True)
+                await on_disk(remove_old_copies, self._state_dir, abandon=True)
             except OSError as error:
                 logger.warning("cannot remove old files: %s", error)
 
@@ -348,14 +365,15 @@ class Runs:
         try:
             with run.scope:
                 try:
-                    async with self._slots:
+                    save = partial(self._save, run)
+                    async with Place(self._slots, self._limits, run, save) as place:
                         run.started_at = anyio.current_time()
-                        outcome = await self._turn(run, locks)
+                        outcome = await self._turn(run, locks, place)
                 except Exception as error:
                     # One of the server's two outer walls (the other: app.call_tool). Without
                     # this one, a fault in one run would end all others.
                     logger.exception("internal fault in run %s", run.run_id)
-                    outcome = faulty(run, fault_for(error))
+                    outcome = ending.faulty(run, fault_for(error))
         finally:
             # This runs also when the server ends: everything awaited here must be short.
             with anyio.CancelScope(shield=True):
@@ -364,21 +382,22 @@ class Runs:
     async def _end(self, run: Run, outcome: RunResult | None, locks: list[ThreadLock]) -> None:
         """Set a run's result, store it, unlock its thread, and wake the calls that wait for it."""
         try:
+            await leave_copy(run)
             if outcome is None:
-                outcome = await stopped(run, self._threads)
+                outcome = await ending.stopped(run, self._threads)
         except Exception:
             logger.exception("internal fault at the end of run %s", run.run_id)
-            outcome = faulty(run)
+            outcome = ending.faulty(run)
         finally:
             run.ended_at, run.ended = anyio.current_time(), now()
-            run.outcome = outcome or faulty(run)
+            run.outcome = outcome or ending.faulty(run)
             self.ledger.end(run.run_id, run.spent, run.outcome.usage, run.outcome.cost_usd)
             answer = run.progress.final_response
             run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer is large.
             self._save(run, answer)
             self.audit.write("ended", ending_of(run))
             # In the writer's thread, because the lock of a new thread may be taken only now.
-            self._writer.put(partial(_release_all, locks))
+            self._writer.put(partial(release_all, locks))
             in_time = await self._writer.flush(WRITTEN_WITHIN_S)
             if not in_time or run.run_id in self._unsaved:
                 self._tasks.start_soon(self._save_later, run)
@@ -387,7 +406,7 @@ class Runs:
             self._changed.set()
             self._changed = anyio.Event()
 
-    async def _turn(self, run: Run, locks: list[ThreadLock]) -> RunResult:
+    async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
         known = False
 
         def report(progress: TurnProgress) -> None:
@@ -402,26 +421,30 @@ class Runs:
 
         watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
         self.ledger.begin(run.run_id)
-        writes = run.request.sandbox != "read-only"
-        before = await take_snapshot(run.request.cwd, self._roots) if writes else None
-        identities = await on_disk(folders.identify, run.request)
+        work = WorkPlace(run, self._state_dir, self._roots, can_copy=self._is_kept)
+        place.on_return = work.remember
+        try:
+            request = await work.enter()
+        except CodexError as error:
+            return ending.failed(run, error, ending.Evidence())
+        if run.copy is not None:
+            self._save(run)
+        identities = await on_disk(folders.identify, request)
         with EventLog(self._store.log_path(run.run_id), self._writer) as log:
             try:
                 await self.ledger.check()
                 run.ending = await run_turns(
-                    self._engine, self._threads, run, report, log.add, watch
+                    self._engine, self._threads, run, request, report, log.add, watch, place
                 )
             except CodexError as error:
                 run.ending = error
-        run.seen = await changes_since(before) if before is not None else None
-        if writes and run.seen is None:
-            run.unseen = await explain_unseen(run.request.cwd)
+        await work.look()
         await on_disk(folders.ending_in, run, identities)
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
-            evidence = await on_cpu(find_evidence, run, self._threads)
+            evidence = await on_cpu(ending.find_evidence, run, self._threads)
             if isinstance(run.ending, CodexError):
-                return failed(run, run.ending, evidence)
-            return completed(run, *run.ending, evidence)
+                return ending.failed(run, run.ending, evidence)
+            return ending.completed(run, *run.ending, evidence)
         raise AssertionError("a shielded scope is not cancelled")
 
     def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
@@ -444,7 +467,7 @@ class Runs:
             self._store.save(result, run.created_at, run.answer, run.recorded)
         except (OSError, TypeError) as error:
             logger.warning("cannot write the record of %s: %s", run.run_id, error)
-            if _has_ended(result):
+            if result.has_ended:
                 self._unsaved.add(run.run_id)
         else:
             run.answer = None
@@ -471,12 +494,3 @@ class Runs:
         ]
         for run_id in ended[:-KEPT_IN_MEMORY]:
             del self._runs[run_id]
-
-
-def _release_all(locks: list[ThreadLock]) -> None:
-    while locks:
-        locks.pop().release()
-
-
-def _has_ended(result: RunResult) -> bool:
-    return result.status not in ("running", "queued")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from codex_tools.codex.errors import CodexError, Interrupted, TurnFailed
 from codex_tools.codex.json_object import Json, write_exactly
@@ -14,6 +14,7 @@ from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.record import Record, Usage
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.turn_result import ChangeKind, TurnResult
+from codex_tools.runs.run_changes import RunChanges, shorten_changes
 from codex_tools.worktree.changes import SeenBy, merge
 
 RESPONSE_LIMIT = 40_000
@@ -86,6 +87,9 @@ class RunError(Record):
 class RunResult(Record):
     """The result of a run, final or so far."""
 
+    # pydantic's own `copy` must not be the name of an attribute.
+    model_config = ConfigDict(serialize_by_alias=True)
+
     run_id: str | None
     status: RunStatus
     thread_id: str | None
@@ -104,6 +108,10 @@ class RunResult(Record):
     duration_s: float
     files_changed: list[ChangedFile] = Field(max_length=FILES_KEPT)
     """Net, without the user's own earlier changes."""
+    changes: RunChanges | None
+    """Null while it runs, and where nobody could look."""
+    copy_folder: str | None = Field(alias="copy")
+    """The folder that an isolated run worked in."""
     commands: list[RanCommand]
     """The newest 50."""
     command_count: int
@@ -117,6 +125,11 @@ class RunResult(Record):
     error: RunError | None
     next: str
     """Next step."""
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the run is over, or was only planned."""
+        return self.status not in ("running", "queued")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +154,8 @@ def make_result(
     structured_output: Any = None,
     setting: EffectiveSettings | None = None,
     files: Sequence[tuple[str, ChangeKind, SeenBy]] | None = None,
+    changes: RunChanges | None = None,
+    copy: str | None = None,
     duration_s: float = 0.0,
     attempts: int = 0,
     warnings: Sequence[str] = (),
@@ -174,6 +189,8 @@ def make_result(
             ChangedFile(path=path, kind=kind, seen_by=seen_by)
             for path, kind, seen_by in files[:FILES_KEPT]
         ],
+        changes=changes,
+        copy=copy,
         commands=[
             RanCommand(command=_short(c.command), exit_code=c.exit_code, status=c.status)
             for c in turn.commands
@@ -188,9 +205,20 @@ def make_result(
         attempts=attempts,
         planned=planned,
         error=run_error,
-        next=_next(status, run_id, turn.thread_id if setting.can_resume else None, run_error),
+        next="",
     )
+    result = with_next(result, can_resume=setting.can_resume)
     return _fitted(result, turn.final_response)
+
+
+def with_next(result: RunResult, *, can_resume: bool = True) -> RunResult:
+    """Return *result* with the next step that its other fields call for."""
+    thread_id = result.thread_id if can_resume else None
+    following = _next(result.status, result.run_id, thread_id, result.error)
+    changes = result.changes
+    if result.copy_folder is not None and changes is not None and changes.files:
+        following = f"{_next_of_copy(result.run_id, is_applied=changes.applied)} {following}"
+    return result.model_copy(update={"next": following.removesuffix(" " + NOTHING_LEFT)})
 
 
 def refused(error: CodexError) -> RunResult:
@@ -208,29 +236,22 @@ def interrupt(result: RunResult, *, can_resume: bool = True) -> RunResult:
 
     *can_resume* is False if Codex kept no rollout of the run's thread.
     """
-    thread_id = result.thread_id if can_resume else None
-    run_error = tell_error(Interrupted())
-    return result.model_copy(
-        update={
-            "status": "failed",
-            "error": run_error,
-            "next": _next("failed", result.run_id, thread_id, run_error),
-        }
-    )
+    found = result.model_copy(update={"status": "failed", "error": tell_error(Interrupted())})
+    return with_next(found, can_resume=can_resume)
 
 
 def complete(result: RunResult, answer: str) -> RunResult:
     """Return *result* of an interrupted run, changed to one that completed with *answer*."""
     note = "The server process of this run ended. Codex's rollout says that the turn was completed."
-    return result.model_copy(
+    found = result.model_copy(
         update={
             "status": "completed",
             "error": None,
             "final_response": shorten(answer, RESPONSE_LIMIT),
             "warnings": [*result.warnings, note],
-            "next": _next("completed", result.run_id, result.thread_id, None),
         }
     )
+    return with_next(found)
 
 
 def read_result(data: object, run_id: str) -> RunResult:
@@ -327,6 +348,7 @@ def _fitted(result: RunResult, response: str | None, limit: int = RESULT_LIMIT) 
     """
     if _size(result) <= limit:
         return result
+    result = result.model_copy(update={"changes": shorten_changes(result.changes, limit // 8)})
     if result.structured_output is not None and response is not None:
         response = "(see structured_output)"  # The same answer; keep the parsed one.
         result = result.model_copy(update={"final_response": response})
@@ -381,6 +403,9 @@ def tell_error(error: CodexError) -> RunError:
     )
 
 
+NOTHING_LEFT = "Nothing is left to do."
+"""The next step after a run that cannot be continued."""
+
 FOLLOW_HINT = "Follow the hint of the error."
 """The next step after an error that says what to do."""
 
@@ -394,7 +419,7 @@ def _next(
     if status == "planned":
         return "Nothing was started. Call again without dry_run to start it."
     if error is None:
-        return f"To continue this thread, call {resume}." if resume else "Nothing is left to do."
+        return f"To continue this thread, call {resume}." if resume else NOTHING_LEFT
     if error.kind in ("wrong_thread", "context_window_exceeded"):
         return "Begin a new thread with codex_run, as the hint of the error says."
     if resume is None and "codex_resume" in error.hint:
@@ -409,3 +434,14 @@ def _next(
     ):
         return FOLLOW_HINT
     return f"Follow the hint of the error; to continue this thread, call {resume}."
+
+
+def _next_of_copy(run_id: str | None, *, is_applied: bool) -> str:
+    """Return the next step for the changes of an isolated run."""
+    call = f'codex_apply with run_id "{run_id}" and action'
+    if is_applied:
+        return f'The changes are applied. {call} "discard" deletes the copy.'
+    return (
+        f'The changes are in a copy only. {call} "check" shows what applying them would do, "apply"'
+        ' does it, "discard" drops them.'
+    )

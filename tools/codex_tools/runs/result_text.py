@@ -90,7 +90,7 @@ def _cut(text: str, room: int, result: RunResult) -> str:
 def _tail(result: RunResult, limit: int) -> str:
     """Return the lines below an answer: thread, files, tokens, warnings and the next step."""
     lines = [] if result.thread_id is None else [f"thread_id: {result.thread_id}"]
-    so_far = " so far" if result.status in ("running", "queued") else ""
+    so_far = "" if result.has_ended else " so far"
     lines += _files_line(result, so_far, limit)
     if so_far and result.usage is not None:
         lines.append(f"tokens so far: {result.usage.total_tokens:,}")
@@ -115,7 +115,11 @@ def _files_line(result: RunResult, so_far: str, limit: int) -> list[str]:
             break
         shown.append(text)
     more = f" and {len(files) - len(shown)} more" if len(files) > len(shown) else ""
-    return [f"files changed{so_far} ({len(files)}): {', '.join(shown)}{more}"]
+    where = " in the copy" if result.copy_folder is not None else ""
+    lines = [f"files changed{where}{so_far} ({len(files)}): {', '.join(shown)}{more}"]
+    if result.changes is not None and result.changes.patch is not None:
+        lines.append(f"diff: {result.changes.patch}")
+    return lines
 
 
 def _warning_lines(result: RunResult, limit: int) -> list[str]:

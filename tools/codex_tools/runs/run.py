@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import anyio
@@ -12,15 +13,19 @@ from codex_tools.codex.errors import (
 )
 from codex_tools.codex.masking import mask
 from codex_tools.codex.record import Usage
-from codex_tools.codex.turn_result import TurnProgress, TurnResult
+from codex_tools.codex.turn_result import ChangeKind, TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.rollouts.usage_follower import Spent
+from codex_tools.runs.isolation import RunCopy
 from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
-from codex_tools.worktree.changes import Changes
+from codex_tools.worktree.changes import Changes, SeenBy, merge
+
+Files = tuple[tuple[str, ChangeKind, SeenBy], ...]
+"""Changed files: the path, the kind of the change, and its source."""
 
 
 @dataclass(slots=True)
@@ -38,12 +43,16 @@ class Run:
     warnings: tuple[str, ...] = ()
     started_at: float | None = None
     """None while the run is queued."""
+    waiting_until: datetime | None = None
+    """When the usage limit resets that the run waits for in the queue; None if it does not."""
     ended_at: float | None = None
     ended: str = ""
     """Time of the end, as ISO 8601 in UTC."""
     progress: TurnProgress = field(default_factory=TurnProgress)
     attempts: int = 0
     """Number of turns started."""
+    copy: RunCopy | None = None
+    """The copy of the project that it works in; None if it is not isolated, or still queued."""
     seen: Changes | None = None
     """Changes of the work tree since the run began; None until they are known."""
     unseen: str | None = None
@@ -89,18 +98,39 @@ class Run:
         """Return the run's result, final or so far."""
         if self.outcome is not None:
             return self.outcome
-        queued = self.started_at is None
-        return make_result(
+        queued = self.started_at is None or self.waiting_until is not None
+        result = make_result(
             "queued" if queued else "running",
             run_id=self.run_id,
             turn=self.progress.result(),
             usage=self.spent.usage,
             cost_usd=self.spent.cost_usd,
             setting=requested(self),
+            files=self.in_project(merge(self.progress.result().files_changed, None)),
+            copy=self.copy_folder,
             duration_s=self.duration_s,
             attempts=self.attempts,
             warnings=self.warnings,
         )
+        if self.waiting_until is None:
+            return result
+        doing = self.doing
+        return result.model_copy(update={"next": f"{doing[0].upper()}{doing[1:]}. {result.next}"})
+
+    @property
+    def copy_folder(self) -> str | None:
+        """The folder of the run's copy."""
+        return None if self.copy is None else str(self.copy.folder)
+
+    def in_project(self, files: Files) -> Files:
+        """Return changed files with those in the run's copy relative to the project.
+
+        They are not in the person's folder, so a path there would be wrong.
+        """
+        if self.copy is None:
+            return files
+        prefix = f"{self.copy.folder}/"
+        return tuple((path.removeprefix(prefix), kind, by) for path, kind, by in files)
 
     @property
     def duration_s(self) -> float:
@@ -126,6 +156,8 @@ class Run:
         """Current activity, or the status, as text for people."""
         if self.outcome is not None:
             return self.outcome.status.replace("_", " ")
+        if self.waiting_until is not None:
+            return f"waiting until {_clock(self.waiting_until)}: the usage limit is reached"
         if self.started_at is None:
             return "waiting in the queue: the limit --max-runs is reached"
         return mask(self.progress.doing)
@@ -138,6 +170,13 @@ class Run:
         files, tokens = self.progress.files_changed, self.spent.tokens
         changed = (f"{files} file{'s' if files > 1 else ''} changed",) if files else ()
         return (*changed, f"{short_count(tokens)} tokens") if tokens else changed
+
+
+def _clock(at: datetime) -> str:
+    """Return a time as text, with its date unless it is today: 14:05, Jan 1 2030 14:05."""
+    if at.date() == datetime.now().astimezone().date():
+        return f"{at:%H:%M}"
+    return f"{at:%b} {at.day} {at:%Y %H:%M}"
 
 
 def short_count(number: int) -> str:

@@ -207,7 +207,7 @@ def _take_all(folders: Sequence[Path], server_id: str) -> dict[str, str]:
 
 def _has_ended(store: StoredRuns, run_id: str) -> bool:
     found = store.load(run_id)
-    return found is None or found.result.status not in ("running", "queued")
+    return found is None or found.result.has_ended
 
 
 def _read(path: Path) -> Json | None:

@@ -124,7 +124,7 @@ class StoredRuns:
             return replace(found, recorded=None)
         # Between reading and asking, the server may have stored the end of the run, and ended.
         found = self._read(run_id) or found
-        if found.result.status not in ("running", "queued"):
+        if found.result.has_ended:
             return found
         is_kept = found.recorded is None or found.recorded.is_kept
         return replace(
@@ -153,7 +153,7 @@ class StoredRuns:
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the record of %s cannot be read: %s", run_id, type(error).__name__)
             return None
-        if result.status not in ("running", "queued"):
+        if result.has_ended:
             return StoredRun(result, created_at, updated_at)
         recorded = _recorded(record.get("recorded"))
         return StoredRun(result, created_at, updated_at, recorded, server_id)
@@ -334,7 +334,7 @@ class RunStore(StoredRuns):
             if folder.name in alive:
                 continue
             stored = self.load(folder.name)
-            if stored is None or stored.result.status not in ("running", "queued"):
+            if stored is None or stored.result.has_ended:
                 ended.append((changed, size, folder))
         kept = 0
         settled = _is_settled(times, now_s)

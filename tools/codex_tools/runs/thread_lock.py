@@ -96,6 +96,12 @@ class ThreadLock:
             os.close(self.fd)
 
 
+def release_all(locks: list[ThreadLock]) -> None:
+    """Release *locks* and empty the list."""
+    while locks:
+        locks.pop().release()
+
+
 def _check_old_lock(path: Path, thread_id: str) -> None:
     """Check that no server of an earlier build, still running after an upgrade, holds *path*.
 

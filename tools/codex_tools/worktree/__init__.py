@@ -1,1 +1,1 @@
-"""Find the files of a git work tree that changed during a turn."""
+"""Find what changed in a work tree; take snapshots of it, lay out copies, apply changes."""

@@ -7,13 +7,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import expand_home
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.context import CheckContext
-from mcp_server_codex.cli.clients.known import CLIENTS, Client, ConfigError
+from mcp_server_codex.cli.clients.known import (
+    CLIENTS,
+    Client,
+    ConfigError,
+    command_of,
+    environment_of,
+)
 from mcp_server_codex.settings import read_settings
 
 _TIMEOUT_KEYS = ("timeout", "tool_timeout_sec")
@@ -33,9 +39,7 @@ class Entry:
     @property
     def command(self) -> str:
         """The program that the client starts."""
-        command = self.data.get("command")
-        # Zed used a table here until 2025.
-        return str(cast("Json", command).get("path") if isinstance(command, dict) else command)
+        return (command_of(self.data) or [""])[0]
 
     @property
     def reinstall(self) -> str:
@@ -115,12 +119,10 @@ def _is_missing(command: str, environ: Mapping[str, str]) -> bool:
 
 def _option_error(entry: Entry) -> str | None:
     """Return the server's error for the options of *entry*, or None if they are valid."""
-    words = entry.data.get("args", [])
-    if Path(entry.command).name != "mcp-server-codex" or not isinstance(words, list):
+    program, *arguments = command_of(entry.data) or [""]
+    if Path(program).name != "mcp-server-codex":
         return None
-    env = entry.data.get("env")
-    given = cast("Json", env) if isinstance(env, dict) else {}
-    arguments = [str(word) for word in cast("list[Any]", words)]
+    given = environment_of(entry.data)
     variables = {name: value for name, value in given.items() if isinstance(value, str)}
     if "$" in "".join([*arguments, *variables.values()]):
         return None

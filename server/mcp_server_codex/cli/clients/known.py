@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.clients.config_error import ConfigError
@@ -48,8 +48,10 @@ class Client:
     programs: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     """Paths of the application on macOS."""
-    typed: bool = False
-    """True if an entry must contain `"type": "stdio"`."""
+    kind: str = ""
+    """The `type` that an entry must contain, if any."""
+    shape: Literal["flat", "list", "nested"] = "flat"
+    """How an entry holds the command: as command, args and env; as one list; in `transport`."""
     settings: Json = field(default_factory=dict[str, Any])
     """Further keys of an entry, after command, arguments and environment."""
     note: str = ""
@@ -107,35 +109,60 @@ class Client:
 
     def entry(self, command: str, arguments: list[str]) -> Json:
         """Return the entry with which this client starts *command*."""
-        kind: Json = {"type": "stdio"} if self.typed else {}
-        started = {"command": command, "args": arguments, "env": dict(ENVIRONMENT)}
-        return kind | started | self.settings
+        kind: Json = {"type": self.kind} if self.kind else {}
+        env = dict(ENVIRONMENT)
+        if self.shape == "list":
+            return kind | {"command": [command, *arguments], "environment": env} | self.settings
+        started = kind | {"command": command, "args": arguments, "env": env}
+        return ({"transport": started} if self.shape == "nested" else started) | self.settings
 
 
 def starts_this_server(entry: Any) -> bool:
     """Return True if *entry* starts this server, directly or through uvx or a similar program."""
-    if not isinstance(entry, dict):
+    words = command_of(entry)
+    if words is None:
         return False
-    table = cast("Json", entry)
-    command, arguments = table.get("command"), table.get("args")
-    if isinstance(command, dict):  # Zed used a table here until 2025.
-        older = cast("Json", command)
-        command, arguments = older.get("path"), older.get("args")
-    words = [str(each) for each in cast("list[Any]", arguments)] if _is_list(arguments) else []
-    if not isinstance(command, str):
-        return False
-    if Path(command).name == "mcp-server-codex":
+    if Path(words[0]).name == "mcp-server-codex":
         return True
     return any(
         _PROGRAM.fullmatch(word)
         or word == "mcp_server_codex"
         or word.endswith("/bin/mcp-server-codex")
-        for word in words
+        for word in words[1:]
     )
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
+def command_of(entry: Any) -> list[str] | None:
+    """Return the program and the arguments of an entry of any client; None if it has none."""
+    table = _unfolded(entry)
+    command, arguments = table.get("command"), table.get("args")
+    if isinstance(command, dict):  # Zed used a table here until 2025.
+        older = cast("Json", command)
+        command, arguments = older.get("path"), older.get("args")
+    if not isinstance(command, str):
+        return None
+    words = cast("list[Any]", arguments) if isinstance(arguments, list) else []
+    return [command, *map(str, words)]
+
+
+def environment_of(entry: Any) -> Json:
+    """Return the environment variables that an entry of any client sets."""
+    found = _unfolded(entry).get("env")
+    return cast("Json", found) if isinstance(found, dict) else {}
+
+
+def _unfolded(entry: Any) -> Json:
+    """Return *entry* with the keys command, args and env, whatever its shape is."""
+    if not isinstance(entry, dict):
+        return {}
+    table = cast("Json", entry)
+    if isinstance(table.get("transport"), dict):
+        return cast("Json", table["transport"])
+    command: object = table.get("command")
+    if table.get("type") == "local" and isinstance(command, list) and command:
+        words = [str(word) for word in cast("list[Any]", command)]
+        return table | {"command": words[0], "args": words[1:], "env": table.get("environment")}
+    return table
 
 
 def client_named(name: str) -> Client:
@@ -206,6 +233,21 @@ def _windsurf(home: Path, cwd: Path, environ: Mapping[str, str]) -> dict[str, Pa
     return {"user": folder / "mcp_config.json"}
 
 
+def _in_folder(folder: str, name: str, *, project: bool = True) -> Paths:
+    """Return the paths of a client whose file has the same place in home and in a project."""
+
+    def paths(home: Path, cwd: Path, environ: Mapping[str, str]) -> dict[str, Path]:
+        user = {"user": home / folder / name}
+        return user | ({"project": cwd / folder / name} if project else {})
+
+    return paths
+
+
+def _opencode(home: Path, cwd: Path, environ: Mapping[str, str]) -> dict[str, Path]:
+    folder = _config_home(home, environ) / "opencode"
+    return {"user": folder / "opencode.json", "project": cwd / "opencode.json"}
+
+
 def _zed(home: Path, cwd: Path, environ: Mapping[str, str]) -> dict[str, Path]:
     folder = home / ".config" if _is_mac() else _config_home(home, environ)
     return {"user": folder / "zed" / "settings.json", "project": cwd / ".zed" / "settings.json"}
@@ -221,7 +263,7 @@ CLIENTS = (
         " that is silent for 30 minutes; this server's progress messages prevent that.",
         _claude_code,
         programs=("claude",),
-        typed=True,
+        kind="stdio",
         settings={"timeout": 7_200_000},
         shell_path=True,
     ),
@@ -260,7 +302,7 @@ CLIENTS = (
         _vscode,
         programs=("code",),
         places=("/Applications/Visual Studio Code.app",),
-        typed=True,
+        kind="stdio",
         note="VS Code asks once, at the first start, whether you trust the server.",
     ),
     Client(
@@ -310,6 +352,83 @@ CLIENTS = (
         programs=("zed", "zeditor"),
         places=("/Applications/Zed.app",),
         settings={"timeout": 7200},
+    ),
+    Client(
+        "gemini-cli",
+        "Gemini CLI",
+        JSONC,
+        ("mcpServers",),
+        # Measured on 0.61.0: a call of 331 s that sends progress is not aborted.
+        "Limits a call to `timeout` milliseconds, ten minutes if not set; progress messages extend"
+        " this time.",
+        _in_folder(".gemini", "settings.json"),
+        programs=("gemini",),
+        settings={"timeout": 7_200_000},
+        note="Gemini CLI asks before each call; its command /mcp shows the server's state.",
+        shell_path=True,
+    ),
+    Client(
+        "qwen-code",
+        "Qwen Code",
+        JSONC,
+        ("mcpServers",),
+        "Limits a call to `timeout` milliseconds; a call of 331 s was not aborted (0.24.4).",
+        _in_folder(".qwen", "settings.json"),
+        programs=("qwen",),
+        settings={"timeout": 7_200_000},
+        shell_path=True,
+    ),
+    Client(
+        "opencode",
+        "opencode",
+        JSONC,
+        ("mcp",),
+        "Does not abort a call of 331 s that sends progress (1.18.33).",
+        _opencode,
+        programs=("opencode",),
+        kind="local",
+        shape="list",
+        settings={"enabled": True},
+        shell_path=True,
+    ),
+    Client(
+        "copilot-cli",
+        "GitHub Copilot CLI",
+        JSON,
+        ("mcpServers",),
+        "Does not abort a call of 331 s that sends progress (1.0.102).",
+        _in_folder(".copilot", "mcp-config.json", project=False),
+        programs=("copilot",),
+        kind="local",
+        settings={"tools": ["*"]},
+        shell_path=True,
+    ),
+    Client(
+        "cline",
+        "Cline CLI",
+        JSON,
+        ("mcpServers",),
+        "Was not seen to abort a call within 45 s (3.0.65); leave --wait-s at auto.",
+        _in_folder(".cline/data/settings", "cline_mcp_settings.json", project=False),
+        programs=("cline",),
+        kind="stdio",
+        shape="nested",
+        note=(
+            "Cline starts servers from a background process, which keeps them and their runs alive"
+            " when Cline itself is killed."
+        ),
+        shell_path=True,
+    ),
+    Client(
+        "kiro",
+        "Kiro",
+        JSON,
+        ("mcpServers",),
+        # The place of the file is from kiro.dev/docs/mcp; not seen on the client.
+        "Documents no time limit for a call; leave --wait-s at auto.",
+        _in_folder(".kiro/settings", "mcp.json"),
+        programs=("kiro", "kiro-cli"),
+        places=("/Applications/Kiro.app",),
     ),
 )
 """All known clients; a person types the name."""

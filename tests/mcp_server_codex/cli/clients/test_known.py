@@ -31,6 +31,9 @@ OURS: list[dict[str, Any]] = [
     {"command": "python3", "args": ["-m", "mcp_server_codex"]},
     {"command": "nice", "args": ["/venv/bin/mcp-server-codex"]},
     {"command": {"path": "/venv/bin/mcp-server-codex", "args": []}},
+    {"type": "local", "command": ["/venv/bin/mcp-server-codex", "--ask", "never"]},
+    {"type": "local", "command": ["uvx", "mcp-server-codex"], "environment": {}},
+    {"transport": {"type": "stdio", "command": "uvx", "args": ["mcp-server-codex"]}},
 ]
 
 OTHERS: list[Any] = [
@@ -40,6 +43,8 @@ OTHERS: list[Any] = [
     {"command": "mcp-server-codex-like"},
     {"url": "https://example.com/mcp-server-codex"},
     {"command": ["mcp-server-codex"]},
+    {"type": "local", "command": []},
+    {"transport": {"type": "sse", "url": "https://example.com/mcp-server-codex"}},
     {},
     "mcp-server-codex",
     None,
@@ -146,6 +151,12 @@ def test_on_macos_applications_have_their_files_elsewhere(
         "codex": ".codex/config.toml",
         "windsurf": ".codeium/windsurf/mcp_config.json",
         "zed": ".config/zed/settings.json",
+        "gemini-cli": ".gemini/settings.json",
+        "qwen-code": ".qwen/settings.json",
+        "opencode": ".config/opencode/opencode.json",
+        "copilot-cli": ".copilot/mcp-config.json",
+        "cline": ".cline/data/settings/cline_mcp_settings.json",
+        "kiro": ".kiro/settings/mcp.json",
     }
 
 

@@ -1,0 +1,194 @@
+"""Isolated runs of the real Codex: the person's folder changes by codex_apply alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
+from support.codex_versions import number, real_codex
+from support.isolated import COPY, apply
+from support.lab import Lab, call, connect
+from support.stub_server import commit, started, stub, trust
+from support.work_trees import files_in, run_git, state_of
+
+IDENTITY = ("-c", "user.name=A", "-c", "user.email=a@example.com")
+
+
+def lay_project(lab: Lab) -> None:
+    """Make a project with a commit, changes that are not committed, and an ignored file."""
+    for name in ("a.txt", "old.txt", "mine.txt", "src/deep.txt"):
+        path = lab.project / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("one\ntwo\nthree\n")
+    (lab.project / ".gitignore").write_text("*.log\n")
+    run_git(lab.project, "add", ".")
+    run_git(lab.project, *IDENTITY, "commit", "-qm", "first")
+    (lab.project / "mine.txt").write_text("the person's own\n")
+    (lab.project / "untracked.txt").write_text("as well\n")
+    (lab.project / "ignored.log").write_text("not copied\n")
+
+
+def bytes_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return mode and content of all below *folder*.
+
+    Without a sandbox, git in the copy may set the mtime of an object of the person's that it is
+    asked to write again (git 2.39.5).
+    """
+    return {path: (mode, content) for path, (mode, _, content) in state_of(folder).items()}
+
+
+async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    lay_project(lab)
+    before = state_of(lab.project)
+    patch = Patch("*** Add File: patched.txt\n+one")
+    shell = "echo more >> a.txt; rm old.txt; printf '\\000\\001\\377' > blob.bin; cat mine.txt"
+    prompt = lab.script("work", do(patch), do(Shell(shell)), say("done"))
+    onward = lab.script("more", do(Shell("cat patched.txt blob.bin > seen.bin")), say("done"))
+    options = ("--root", str(lab.project))
+    async with connect(mode, codex, lab, *options) as client:
+        first = await call(
+            client, "codex_run", prompt=prompt, sandbox="workspace-write", isolation="copy"
+        )
+        listed: Any = await client.call_tool("codex_sessions", {"cwd": str(lab.project)})
+        usage: Any = await client.call_tool("codex_usage", {"group_by": "cwd"})
+        second = await call(client, "codex_resume", prompt=onward, last=True)
+        assert state_of(lab.project) == before
+        checked = await apply(client, second["run_id"], "check")
+        assert state_of(lab.project) == before
+        applied = await apply(client, second["run_id"], "apply")
+        again = await apply(client, second["run_id"], "apply")
+        waited: Any = await client.call_tool("codex_wait", {"run_ids": [second["run_id"]]})
+        dropped = await apply(client, second["run_id"], "discard")
+        third = await call(
+            client,
+            "codex_resume",
+            prompt=lab.script("last", say("-")),
+            thread_id=first["thread_id"],
+        )
+    assert first["status"] == second["status"] == "completed", (first, second)
+    assert first["cwd"] == second["cwd"] == str(lab.project)
+    (thread,) = listed.structured_content["sessions"]
+    assert (thread["thread_id"], thread["cwd"]) == (first["thread_id"], str(lab.project))
+    assert [row["key"] for row in usage.structured_content["groups"]] == [str(lab.project)]
+    # The second run continues in the same copy, and has what the first one did.
+    assert first["copy"] == second["copy"]
+    assert not Path(first["copy"]).is_relative_to(lab.project)
+    kinds = {each["path"]: each["kind"] for each in first["files_changed"]}
+    expected = {"a.txt": "update", "blob.bin": "add", "old.txt": "delete", "patched.txt": "add"}
+    assert kinds == expected
+    assert [each["path"] for each in second["files_changed"]] == ["seen.bin"]
+    changes = second["changes"]
+    assert {each["path"]: each["kind"] for each in changes["files"]} == expected | {
+        "seen.bin": "add"
+    }
+    lines = {each["path"]: (each["insertions"], each["deletions"]) for each in changes["files"]}
+    assert lines["a.txt"] == (1, 0)
+    assert lines["blob.bin"] == (None, None)
+    assert "+more" in changes["text"]
+    assert {"path": "ignored.log", "reason": "ignored"} in changes["left_out"]
+    assert changes["applied"] is False
+    assert not checked["applied"]
+    assert {each["action"] for each in checked["files"]} == {"write", "delete"}
+    assert applied["applied"]
+    assert (lab.project / "seen.bin").read_bytes() == b"one\n\0\1\xff"
+    assert not (lab.project / "old.txt").exists()
+    assert (lab.project / "mine.txt").read_text() == "the person's own\n"
+    assert "applied before" in again["next"]
+    assert waited.structured_content["runs"][0]["changes"]["applied"] is True
+    # The index and all else of .git is as before.
+    inside = f"{lab.project}/.git/"
+    assert {path: each for path, each in state_of(lab.project).items() if inside in path} == {
+        path: each for path, each in before.items() if inside in path
+    }
+    assert dropped["error"] is None
+    assert not any("changed the same files" in each for each in second["warnings"])
+    # A thread whose copy is gone works in a new one of the project as it is now.
+    assert third["status"] == "completed", third
+    assert third["cwd"] == str(lab.project)
+    assert files_in(Path(third["copy"]))["seen.bin"] == ("file", b"one\n\0\1\xff")
+    assert third["changes"]["files"] == []
+    assert any("works in a new copy" in each for each in third["warnings"])
+
+
+async def test_what_a_run_commits_in_its_copy_is_a_change_too(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    lay_project(lab)
+    before = bytes_of(lab.project)
+    commit = f"echo more >> src/deep.txt; git add -A; git {' '.join(IDENTITY)} commit -qm inside"
+    prompt = lab.script("work", do(Shell(f"cd .. && {commit} && git log --oneline")), say("done"))
+    options = ("--max-sandbox", "danger-full-access", "--isolation", "copy")
+    async with connect(mode, codex, lab, *options, cwd=lab.project / "src") as client:
+        result = await call(client, "codex_run", prompt=prompt, sandbox="danger-full-access")
+    assert result["status"] == "completed", result
+    assert bytes_of(lab.project) == before
+    assert result["cwd"] == str(lab.project / "src")
+    assert [each["path"] for each in result["changes"]["files"]] == ["src/deep.txt"]
+    assert run_git(Path(result["copy"]), "log", "-1", "--format=%s") == "inside\n"
+    assert files_in(Path(result["copy"]))["mine.txt"] == ("file", b"the person's own\n")
+    assert any("danger-full-access" in each for each in result["warnings"])
+
+
+async def test_the_copy_is_trusted_as_the_project_is_and_a_run_cannot_arm_the_next_one(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    codex_folder = lab.project / ".codex"
+    codex_folder.mkdir()
+    (codex_folder / "config.toml").write_text(stub(lab, "mine"))
+    commit(lab)
+    prompt = lab.script("x", replace(say("ok"), delay_s=1.0))
+    planted = stub(lab, "planted").replace("\n", "\\n").replace("'", "")
+    arm = lab.script("arm", do(Shell(f"printf '{planted}' > .codex/config.toml")), say("ok"))
+    options = ("--max-sandbox", "danger-full-access")
+    async with connect(mode, codex, lab, *options) as client:
+        stranger = await call(client, "codex_run", prompt=prompt, isolation="copy")
+        assert stranger["status"] == "completed", stranger
+        assert started(lab) == set()
+        trust(lab)
+        before = (lab.home / "config.toml").read_bytes()
+        known = await call(client, "codex_run", prompt=prompt, **COPY)
+        assert known["status"] == "completed", known
+        # 0.60.1 loads no .codex of a project.
+        assert started(lab) == ({"mine"} if number(version) >= (0, 98, 0) else set())
+        armed = await call(
+            client,
+            "codex_run",
+            prompt=arm,
+            sandbox="danger-full-access",
+            isolation="copy",
+        )
+        started(lab)
+        again = await call(client, "codex_resume", prompt=prompt, thread_id=armed["thread_id"])
+    assert (lab.home / "config.toml").read_bytes() == before
+    assert "planted" in (Path(armed["copy"]) / ".codex/config.toml").read_text()
+    assert any(".codex/config.toml" in each for each in armed["warnings"])
+    assert again["error"]["kind"] == "not_allowed", again
+    assert started(lab) == set()
+
+
+async def test_a_fork_of_an_isolated_thread_gets_a_copy_of_its_own(mode: str, lab: Lab) -> None:
+    prompt = lab.script("work", do(Shell("echo x > made.txt")), say("done"))
+    lay_project(lab)
+    async with connect(mode, real_codex("0.163.0"), lab) as client:
+        first = await call(client, "codex_run", prompt=prompt, **COPY)
+        onward = lab.script("on", say("done"))
+        fork = await call(
+            client, "codex_resume", prompt=onward, thread_id=first["thread_id"], fork=True
+        )
+        home = await call(
+            client,
+            "codex_resume",
+            prompt=onward,
+            thread_id=first["thread_id"],
+            isolation="none",
+            sandbox="read-only",
+        )
+    assert fork["status"] == home["status"] == "completed", (fork, home)
+    assert fork["copy"] not in (first["copy"], None)
+    assert "made.txt" not in files_in(Path(fork["copy"]))
+    assert any("a fork gets a new copy" in each for each in fork["warnings"])
+    assert (home["copy"], home["cwd"]) == (None, str(lab.project))

@@ -1,0 +1,77 @@
+"""Add to the result of an isolated run what has become of its changes since it ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codex_tools.runs import kept_run
+from codex_tools.runs.kept_run import KeptRun
+from codex_tools.runs.result import FILES_KEPT, ChangedFile, RunResult, with_next
+from codex_tools.runs.run_changes import changes_of_copy, shown
+from codex_tools.worktree.tree_changes import Changes
+from codex_tools.worktree.tree_error import TreeError
+
+_NAMED = 5
+"""Maximum number of common files, and of other runs, that a result names."""
+
+
+def refreshed(state_dir: Path, result: RunResult) -> RunResult:
+    """Return *result* with the present state of its changes; any other result as it is.
+
+    The changes may have been applied, discarded, or met by those of another run. If the server of
+    the run died, they are looked for now. This function waits for the disk and for git.
+    """
+    if result.copy_folder is None or result.run_id is None:
+        return result
+    if not result.has_ended:
+        return result
+    found = kept_run.find(state_dir, result.run_id)
+    if found is None:
+        return result
+    folder, kept = found
+    warnings = list(result.warnings)
+    if result.changes is None and not kept.is_discarded:
+        try:
+            if kept.has_changes:
+                changes = kept_run.load_changes(folder, kept)
+            else:
+                kept, changes = kept_run.collect(state_dir, folder, kept)
+            result = _with_changes(result, kept, changes)
+        except (TreeError, OSError) as error:
+            warnings.append(f"changes is null: {error}.")
+    if result.changes is not None and result.changes.applied != (kept.applied_at is not None):
+        applied = result.changes.model_copy(update={"applied": kept.applied_at is not None})
+        result = result.model_copy(update={"changes": applied})
+    if kept.is_discarded:
+        warnings.append("The copy and the changes in it were discarded with codex_apply.")
+        changes = result.changes and result.changes.model_copy(update={"patch": None})
+        result = result.model_copy(update={"copy_folder": None, "changes": changes})
+    warnings += _overlaps(folder, kept)
+    result = result.model_copy(update={"warnings": warnings})
+    return with_next(result, can_resume="codex_resume" in result.next)
+
+
+def _with_changes(result: RunResult, kept: KeptRun, changes: Changes) -> RunResult:
+    made = changes_of_copy(changes, kept.left_out, kept.run_id, applied=False)
+    files = [
+        ChangedFile(path=shown(each.path), kind=each.kind, seen_by="git")
+        for each in changes.files[:FILES_KEPT]
+    ]
+    return result.model_copy(update={"changes": made, "files_changed": files})
+
+
+def _overlaps(folder: Path, kept: KeptRun) -> list[str]:
+    """Return a warning for each other run that changed files which this one changed."""
+    warnings: list[str] = []
+    for other in kept_run.others(folder, kept):
+        common = [shown(path) for path in kept_run.common_paths(kept, other)]
+        if not common:
+            continue
+        if len(warnings) == _NAMED:
+            return [*warnings, "More runs changed the same files."]
+        more = f" and {len(common) - _NAMED} more" if len(common) > _NAMED else ""
+        warnings.append(
+            f"{other.run_id} changed the same files: {', '.join(common[:_NAMED])}{more}. After one"
+            " of the two is applied, look at the other with codex_apply, action check."
+        )
+    return warnings

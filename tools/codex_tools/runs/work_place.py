@@ -1,0 +1,96 @@
+"""Decide where a run works, and find what it changed there: in the person's folder or in a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from codex_tools.codex.workers import on_disk
+from codex_tools.engines.engine import TurnRequest
+from codex_tools.runs.isolation import NotIsolated, open_run_copy
+from codex_tools.runs.run import Run
+from codex_tools.worktree.changes import Snapshot, changes_since, explain_unseen, take_snapshot
+
+STOPPED_WITHIN_S = 20.0
+"""Maximum seconds to look at the copy of a run that was stopped; 50,000 files take about 1 s."""
+
+INTERRUPTED_WITHIN_S = 0.5
+"""Maximum seconds for that when the server ends; the next server looks at the copy otherwise."""
+
+
+class WorkPlace:
+    """Where one run works."""
+
+    def __init__(self, run: Run, state_dir: Path, roots: Sequence[Path], *, can_copy: bool) -> None:
+        """Prepare nothing yet.
+
+        Args:
+            run: The run.
+            state_dir: The folder for copies.
+            roots: Folders outside of which no work tree is looked at.
+            can_copy: False if *state_dir* is temporary, so that no copy would be kept.
+        """
+        self._run, self._state_dir, self._roots = run, state_dir, roots
+        self._can_copy = can_copy
+        self._before: Snapshot | None = None
+
+    async def enter(self) -> TurnRequest:
+        """Make the place ready, and return the run's turn in it.
+
+        Raises:
+            NotIsolated: No copy could be made.
+        """
+        request = self._run.request
+        if request.isolation == "copy":
+            if not self._can_copy:
+                raise NotIsolated(request.cwd, "the state folder of this server cannot be used")
+            return await on_disk(self._lay_out)
+        await self.remember()
+        return request
+
+    async def remember(self) -> None:
+        """Remember the work tree as it is before the run can change it; a copy has no other runs.
+
+        Called again when the run has waited, because others may have worked there meanwhile.
+        """
+        request = self._run.request
+        if request.isolation != "copy" and request.sandbox != "read-only":
+            self._before = await take_snapshot(request.cwd, self._roots)
+
+    async def look(self) -> None:
+        """Find what the run changed."""
+        run = self._run
+        if run.copy is not None:
+            await on_disk(_finish, run)
+        elif run.request.sandbox != "read-only":
+            if self._before is not None:
+                run.seen = await changes_since(self._before)
+            if run.seen is None:
+                run.unseen = await explain_unseen(run.request.cwd)
+
+    def _lay_out(self) -> TurnRequest:
+        run = self._run
+        place = run.before.copy if run.before is not None else None
+        run.progress.doing = "copying the project"
+        # Kept here, in the worker thread: a run that is cancelled meanwhile must release the copy.
+        run.copy = open_run_copy(self._state_dir, run.run_id, run.request, place)
+        run.warnings = (*run.warnings, *run.copy.warnings)
+        run.progress.doing = "starting Codex"
+        return run.copy.request_for(run.request)
+
+
+async def leave_copy(run: Run) -> None:
+    """Look at the copy of a run that was stopped or interrupted, as far as there is time."""
+    if run.copy is None or run.seen is not None:
+        return
+    with anyio.move_on_after(STOPPED_WITHIN_S if run.stopped else INTERRUPTED_WITHIN_S):
+        await on_disk(_finish, run, abandon=True)
+
+
+def _finish(run: Run) -> None:
+    assert run.copy is not None
+    run.copy.finish()
+    run.seen = run.copy.seen
+    run.unseen = run.copy.problem if run.seen is None else None
