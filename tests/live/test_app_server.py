@@ -352,6 +352,28 @@ async def test_mcp_tools_are_allowed_and_refused_as_by_exec(
         ]
 
 
+async def test_the_work_of_sub_agents_is_told_as_by_exec(
+    engine: AppServerEngine, exec_engine: ExecEngine, lab: Lab
+) -> None:
+    config = lab.home / "config.toml"
+    config.write_text("features.multi_agent = true\n" + config.read_text())
+    lab.script("kid", do(Shell("echo kid")), say("kid done"))
+    spawn = do(Call("spawn_agent", {"message": "kid"}, "multi_agent_v1"))
+    steps = (spawn, do(Shell("sleep 1")), say("parent done"))
+    ran = await by_both(engine, exec_engine, lab, "agents", *steps)
+    ours, theirs = facts(ran[0]), facts(ran[1])
+    for lines in (ours["lines"], theirs["lines"]):
+        for item in (line.get("item", {}) for line in lines):
+            if item.get("type") == "collab_tool_call":
+                # The ids are new each time, and so is how far the agent has come.
+                item["sender_thread_id"] = ""
+                item["receiver_thread_ids"] = len(item["receiver_thread_ids"])
+                item["agents_states"] = len(item["agents_states"])
+    assert ours == theirs
+    assert ours["tool_calls"] == [(None, "spawn_agent", "completed")]
+    assert len(ours["commands"]) == 1
+
+
 async def test_a_review_comes_back_and_names_its_thread(engine: AppServerEngine, lab: Lab) -> None:
     lab.model.default = (say("Nothing to remark."),)
     ran = await run(engine, lab, "", review=ReviewTarget("uncommitted"))

@@ -222,7 +222,21 @@ def _fields(kind: str, item: Json) -> Json:
                 "status": _status(item),
             }
         case "collabAgentToolCall":
-            return {"tool": _snake_case(text_of(item, "tool") or ""), "status": _status(item)}
+            states = object_of(item, "agentsStates")
+            return {
+                "tool": _snake_case(text_of(item, "tool") or ""),
+                "sender_thread_id": item.get("senderThreadId"),
+                "receiver_thread_ids": _texts(item.get("receiverThreadIds")),
+                "prompt": item.get("prompt"),
+                "agents_states": {
+                    agent: {
+                        "status": _snake_case(text_of(object_of(states, agent), "status") or ""),
+                        "message": object_of(states, agent).get("message"),
+                    }
+                    for agent in states
+                },
+                "status": _status(item),
+            }
         case "webSearch":
             return {"query": text_of(item, "query") or "", "action": item.get("action")}
         case _:
