@@ -125,16 +125,19 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     @asynccontextmanager
     async def lifespan(_: Server[Runs]) -> AsyncGenerator[Runs]:
         try:
-            async with open_runs(
-                settings.state_dir,
-                engine=surroundings.engine,
-                threads=surroundings.threads,
-                max_runs=settings.max_runs,
-                max_queue=settings.max_queue,
-                roots=settings.policy.roots,
-                budgets=settings.policy.budgets,
-                wait_for_limits=settings.wait_for_limits,
-            ) as runs:
+            async with (
+                surroundings.engine.opened(),
+                open_runs(
+                    settings.state_dir,
+                    engine=surroundings.engine,
+                    threads=surroundings.threads,
+                    max_runs=settings.max_runs,
+                    max_queue=settings.max_queue,
+                    roots=settings.policy.roots,
+                    budgets=settings.policy.budgets,
+                    wait_for_limits=settings.wait_for_limits,
+                ) as runs,
+            ):
                 yield runs
         finally:
             history.close()
@@ -144,7 +147,13 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     history = ThreadIndex(threads.home, settings.state_dir, prices)
     surroundings = _Surroundings(
         settings,
-        engine or choose_engine(settings.codex_bin, settings.policy.projects(_own_folder())),
+        engine
+        or choose_engine(
+            settings.codex_bin,
+            settings.policy.projects(_own_folder()),
+            choice=settings.engine,
+            spares=settings.spares,
+        ),
         threads,
         history,
         _own_folder(),

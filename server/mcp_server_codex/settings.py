@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, cast, get_args
 from codex_tools.codex.budget import Budgets
 from codex_tools.codex.paths import expand_home
 from codex_tools.codex.sandbox import WIDTH, Isolation, Sandbox
+from codex_tools.engines.choose import DEFAULT_ENGINE, EngineChoice
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
 from codex_tools.pricing.catalog import cache_folder
@@ -38,6 +39,9 @@ class Settings:
     """The operator's settings of this server."""
 
     codex_bin: str | None
+    engine: EngineChoice
+    spares: int
+    """Number of app-servers that wait for a run."""
     policy: Policy
     wait_s: float | Literal["auto"]
     max_runs: int
@@ -160,6 +164,20 @@ OPTIONS = (
         "path of the Codex to use; default: codex on PATH, then openai-codex-cli-bin",
         "PATH",
         also=("CODEX_BIN",),
+    ),
+    Option(
+        "--engine",
+        _one_of(*get_args(EngineChoice)),
+        DEFAULT_ENGINE,
+        "program that runs turns; auto: codex app-server where it can, else codex exec",
+        "NAME",
+    ),
+    Option(
+        "--spares",
+        _count_or_none,
+        1,
+        "app-servers kept ready for the next runs, after a first",
+        "N",
     ),
     Option(
         "--root",
@@ -323,6 +341,8 @@ def read_settings(
     state_dir = values["state_dir"] or default_state_dir()
     return Settings(
         codex_bin=values["codex_bin"],
+        engine=values["engine"],
+        spares=values["spares"],
         policy=Policy(
             default_sandbox=values["default_sandbox"],
             max_sandbox=values["max_sandbox"],

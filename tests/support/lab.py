@@ -97,6 +97,10 @@ def open_lab(version: str = PINNED[1], *, config: str = "") -> Generator[Lab]:
         assert not blocks, blocks
 
 
+ENGINE = os.environ.get("CODEX_ENGINE", "")
+"""The --engine of the servers under test; "" for the default one."""
+
+
 @asynccontextmanager
 async def connect(
     mode: str,
@@ -154,7 +158,7 @@ def environment(lab: Lab) -> dict[str, str]:
         "CODEX_HOME": str(lab.home),
         "LANG": "C.UTF-8",
         VARIABLE: str(lab.blocks),
-    }
+    } | ({"MCP_SERVER_CODEX_ENGINE": ENGINE} if ENGINE else {})
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> Json:

@@ -44,7 +44,7 @@ class SessionsRequest(Record):
     until: str | None = None
     model: str | None = None
     source: str | None = None
-    """exec, cli, vscode, subagent"""
+    """exec, mcp-server-codex, cli, vscode, subagent"""
     include_archived: bool = False
     include_subagents: bool = False
     limit: int = Field(20, ge=1, le=100)

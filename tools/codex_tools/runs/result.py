@@ -105,6 +105,8 @@ class RunResult(Record):
     sandbox: Sandbox | None
     cwd: str | None
     codex_version: str | None
+    engine: str | None
+    """exec or app-server"""
     duration_s: float
     files_changed: list[ChangedFile] = Field(max_length=FILES_KEPT)
     """Net, without the user's own earlier changes."""
@@ -184,6 +186,7 @@ def make_result(
         sandbox=setting.sandbox,
         cwd=setting.cwd,
         codex_version=setting.codex_version,
+        engine=turn.engine,
         duration_s=round(duration_s, 3),
         files_changed=[
             ChangedFile(path=path, kind=kind, seen_by=seen_by)
