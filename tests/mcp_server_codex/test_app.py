@@ -37,7 +37,6 @@ async def test_the_list_of_tools_is_small_and_complete(mode: str, lab: Lab) -> N
         Draft202012Validator.check_schema(tool["inputSchema"])
         Draft202012Validator.check_schema(tool["outputSchema"])
         assert tool["inputSchema"]["type"] == tool["outputSchema"]["type"] == "object"
-        assert tool["inputSchema"]["additionalProperties"] is False
         hints = tool["annotations"]
         read_only = tool["name"] in ("codex_wait", "codex_sessions", "codex_usage")
         assert hints["readOnlyHint"] is read_only
@@ -65,7 +64,7 @@ async def test_no_schema_has_what_makes_a_provider_refuse_the_whole_list(
         for schema in (tool.input_schema, cast("Json", tool.output_schema)):
             for node in nodes(schema):
                 assert not node.keys() & {"exclusiveMinimum", "exclusiveMaximum", "const"}, node
-                assert node.get("additionalProperties") is not True, node
+                assert not isinstance(node.get("additionalProperties"), bool), node
                 assert "enum" not in node or "type" in node, (tool.name, node)
         assert "$ref" not in json.dumps(tool.input_schema)
         for about in tool.input_schema["properties"].values():
