@@ -162,6 +162,8 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         tool = next((tool for tool in tools if tool.name == params.name), None)
         if tool is None:
             raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
+        if not call.session.can_send_request:  # Else no question came as a result.
+            seals.check(params.request_state)
         try:
             return await _call(tool, call, params, surroundings, seals)
         except Unanswered as question:

@@ -95,8 +95,14 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
 
 
 async def _find(call: Call, task_id: str) -> Run | StoredRun:
-    if not wants_task(call):
+    if call.protocol_version != VERSION:
         raise MCPError(code=types.METHOD_NOT_FOUND, message="Method not found", data=call.method)
+    if not wants_task(call):
+        raise MCPError(
+            code=types.MISSING_REQUIRED_CLIENT_CAPABILITY,
+            message=f"{call.method} needs the client capability extensions.{EXTENSION}",
+            data={"requiredCapabilities": {"extensions": {EXTENSION: {}}}},
+        )
     try:
         return await call.lifespan_context.find(task_id)
     except UnknownRun:
