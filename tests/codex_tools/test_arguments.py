@@ -200,7 +200,13 @@ def read_target_of(review: object) -> object:
 
 @pytest.mark.parametrize("empty", [{}, {"base": "", "commit": None}, {"uncommitted": False}])
 def test_an_empty_review_is_as_if_left_out(empty: Json) -> None:
-    arguments = {"prompt": "x", "review": empty, "output_schema": {}, "config": {}, "images": []}
+    arguments: Json = {
+        "prompt": "x",
+        "review": empty,
+        "output_schema": {},
+        "config": {},
+        "images": [],
+    }
     request = read_arguments(RunRequest, arguments).request
     assert (request.review, request.output_schema) == (None, None)
 
@@ -225,6 +231,6 @@ def test_each_argument_may_be_the_empty_value_of_its_type(model: type[Record]) -
     plain = {"thread_id": "01a20000-0000-7000-8000-000000000009"}
     given = arguments | (plain if model is ResumeRequest else {})
     request = read_arguments(model, empty | given).request
-    neutral = {"images": [], "add_dirs": [], "config": {}, "web_search": False}
+    neutral: Json = {"images": [], "add_dirs": [], "config": {}, "web_search": False}
     wanted = read_arguments(model, given | {k: neutral[k] for k in neutral.keys() & empty}).request
     assert request.model_dump() == wanted.model_dump()

@@ -30,7 +30,9 @@ def test_a_seal_is_good_for_its_question_and_once() -> None:
     assert seals.breaks(other, "May it?")
 
 
-@pytest.mark.parametrize("change", ["", ".", "0.0", "é.x", "cut", "longer", "upper", "other server"])
+@pytest.mark.parametrize(
+    "change", ["", ".", "0.0", "é.x", "cut", "longer", "upper", "other server"]
+)
 def test_an_altered_seal_is_refused_and_not_used_up(change: str) -> None:
     seals = Seals()
     seal = seals.seal("May it?")
