@@ -6,9 +6,9 @@ import json
 import urllib.request
 from typing import cast
 
-import conformance
 import pytest
 
+import conformance
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.http_bridge import serve_over_http
 from support.lab import Json, Lab, environment, server_program

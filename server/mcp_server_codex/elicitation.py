@@ -91,7 +91,7 @@ class Seals:
             raise MCPError(code=types.INVALID_PARAMS, message=problem)
 
     def breaks(self, seal: str | None, matter: str) -> bool:
-        """Use up *seal*, which was checked; return True if it belongs to *matter* and was unused."""
+        """Use up a checked *seal*; return True if it belongs to *matter* and was unused."""
         number, _, rest = (seal or "").partition(".")
         if not self._is(rest.partition(".")[0], number, matter) or number not in self._open:
             return False
