@@ -92,8 +92,13 @@ def run_uninstall(arguments: list[str]) -> int:
     """Run the command; return the exit code."""
     about = (
         "Remove this server from a client's configuration. If nothing else in the file has changed"
-        " since the install, the file is again byte for byte as it was before."
+        " since the install, the file is again byte for byte as it was before. With --state instead"
+        " of a client, delete what this server keeps on disk; see uninstall --state --help."
     )
+    if "--state" in arguments:
+        from mcp_server_codex.cli.remove_state import remove_state
+
+        return remove_state([word for word in arguments if word != "--state"])
     return _run("uninstall", about, SHARED, arguments, [], _uninstall)
 
 

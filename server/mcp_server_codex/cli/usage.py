@@ -14,6 +14,9 @@ from codex_tools.history.usage_report import GroupBy, find_usage
 from mcp_server_codex.cli.command import Argument, Command, run_command
 from mcp_server_codex.settings import Settings
 
+MODELS = Argument("models", "Show the models of each group below it", "flag")
+"""The only argument that codex_usage does not have."""
+
 
 def run_usage(arguments: list[str]) -> int:
     """Run the command; return the exit code."""
@@ -21,7 +24,23 @@ def run_usage(arguments: list[str]) -> int:
 
 
 def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Progress) -> Json:
-    return find_usage(history, progress, roots=settings.policy.roots, **values)
+    by_model = values.pop("models", False)
+    asked = values | {"roots": settings.policy.roots}
+    found = find_usage(history, progress, **asked)
+    if by_model:
+        models = find_usage(history, progress, **asked | {"group_by": "model"})["groups"]
+        parts = {
+            each["key"]: find_usage(history, progress, **asked | {"model": each["key"]})["groups"]
+            for each in models
+        }
+        for group in found["groups"]:
+            group["models"] = [
+                part | {"key": model}
+                for model, rows in parts.items()
+                for part in rows
+                if part["key"] == group["key"]
+            ]
+    return found
 
 
 def _show(found: Json) -> None:
@@ -45,6 +64,7 @@ USAGE = Command(
         Argument("cwd", "That folder and below"),
         Argument("model"),
         Argument("thread_id"),
+        MODELS,
     ),
     find=_find,
     show=_show,
