@@ -6,7 +6,8 @@ pydantic, so this module repeats the arguments; a test compares both.
 
 from __future__ import annotations
 
-from typing import get_args
+import functools
+from typing import Any, get_args
 
 from codex_tools.codex.json_object import Json
 from codex_tools.history.index import Progress, ThreadIndex
@@ -25,14 +26,12 @@ def run_usage(arguments: list[str]) -> int:
 
 def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Progress) -> Json:
     by_model = values.pop("models", False)
-    asked = values | {"roots": settings.policy.roots}
-    found = find_usage(history, progress, **asked)
+    find = functools.partial(find_usage, history, progress, roots=settings.policy.roots)
+    found = find(**values)
     if by_model:
-        models = find_usage(history, progress, **asked | {"group_by": "model"})["groups"]
-        parts = {
-            each["key"]: find_usage(history, progress, **asked | {"model": each["key"]})["groups"]
-            for each in models
-        }
+        parts: dict[str, list[Json]] = {}
+        for each in find(**_with(values, "group_by", "model"))["groups"]:
+            parts[each["key"]] = find(**_with(values, "model", each["key"]))["groups"]
         for group in found["groups"]:
             group["models"] = [
                 part | {"key": model}
@@ -41,6 +40,10 @@ def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Prog
                 if part["key"] == group["key"]
             ]
     return found
+
+
+def _with(values: Json, name: str, value: Any) -> Json:
+    return {**values, name: value}
 
 
 def _show(found: Json) -> None:

@@ -718,8 +718,8 @@ def enable_plugin(setup: Setup, name: str, *commands: str, enabled: bool = True)
         (place / "commands" / f"{command}.md").write_text("x")
     entry = {"scope": "user", "installPath": str(place), "version": "1.0.0"}
     file, settings = folder / "installed_plugins.json", setup.root / ".claude" / "settings.json"
-    installed = json.loads(file.read_text())["plugins"] if file.exists() else {}
-    switches = json.loads(settings.read_text())["enabledPlugins"] if settings.exists() else {}
+    installed: Json = json.loads(file.read_text())["plugins"] if file.exists() else {}
+    switches: Json = json.loads(settings.read_text())["enabledPlugins"] if settings.exists() else {}
     file.write_text(json.dumps({"version": 2, "plugins": installed | {name: [entry]}}))
     settings.write_text(json.dumps({"enabledPlugins": switches | {name: enabled}}))
 

@@ -27,6 +27,9 @@ Claude Code saves a tool result of more than 50,000 characters elsewhere and sho
 its first 2 KB.
 """
 
+SAID_TWICE = 1000
+"""Characters of an answer from which a result has only its parsed form, not its text as well."""
+
 FILES_KEPT = 200
 _TEXT_LIMIT = 300
 
@@ -346,12 +349,12 @@ def _fitted(result: RunResult, response: str | None, limit: int = RESULT_LIMIT) 
 
     Structured output is never cut, because the caller asked for it.
     """
+    if result.structured_output is not None and len(response or "") > SAID_TWICE:
+        response = "(see structured_output)"
+        result = result.model_copy(update={"final_response": response})
     if _size(result) <= limit:
         return result
     result = result.model_copy(update={"changes": shorten_changes(result.changes, limit // 8)})
-    if result.structured_output is not None and response is not None:
-        response = "(see structured_output)"  # The same answer; keep the parsed one.
-        result = result.model_copy(update={"final_response": response})
     note = "Lists were cut to fit."
     lists = {name: list(getattr(result, name)) for name in _KEPT_END}
     sizes = {name: len(_json(items)) for name, items in lists.items()}
