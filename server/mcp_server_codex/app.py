@@ -54,16 +54,27 @@ TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP, APPLY, SESSIONS, USAGE)
 OLD_TOOLS: tuple[AnyTool, ...] = (CODEX, CODEX_REPLY)
 """Offered in addition with `--compat codex-mcp-server`."""
 
-WAIT_S: dict[str, float] = {"claude-code": float("inf")}
-"""Seconds that a call waits for its run, by the client's name; WAIT_S_ELSE for other clients.
+WAIT_S: dict[str, float] = {
+    "claude-code": float("inf"),
+    "gemini-cli-mcp-client": 300.0,
+    "qwen-cli-mcp-client-": 300.0,
+    "opencode": 300.0,
+    "copilot-cli": 300.0,
+}
+"""Seconds that a call waits for its run, by the client's name or, with a "-" last, its beginning.
 
 Claude Code 2.1.330 lets a call take hours while it receives progress. A call outlived 330 s of
-silence there, and each message resets the idle limit of 30 minutes (both measured). Codex ends a
-call after 60 s unless `tool_timeout_sec` is set. So do clients on the TypeScript SDK by default.
+silence there, and each message resets the idle limit of 30 minutes (both measured). Gemini CLI
+0.61.0, Qwen Code 0.24.4, opencode 1.18.33 and Copilot CLI 1.0.102 were seen to wait 331 s for a
+call that sends progress; longer was not measured.
 """
 
 WAIT_S_ELSE = 45.0
-"""Seconds that a call waits with any other client: less than the 60 s of Codex and the SDK."""
+"""Seconds that a call waits with any other client, or if it did not ask for progress.
+
+Less than the 60 s of Codex without `tool_timeout_sec`, of Continue 1.5.47 and of clients on the
+TypeScript SDK. The frameworks on the Python SDK cannot be told apart: all call themselves `mcp`.
+"""
 
 INSTRUCTIONS = """\
 Codex is another coding agent, with its own shell, editor and model. Delegate self-contained tasks \
@@ -299,7 +310,25 @@ def _wait_s(call: Call, settings: Settings) -> float:
 
 def _client_wait_s(call: Call) -> float:
     client = call.session.client_params
-    return WAIT_S.get(client.client_info.name, WAIT_S_ELSE) if client else WAIT_S_ELSE
+    has_token = (call.meta or {}).get("progress_token") is not None
+    return patience_of(client.client_info.name if client else "", has_progress=has_token)
+
+
+def patience_of(client: str, *, has_progress: bool) -> float:
+    """Return the seconds that a call of *client* waits for its run.
+
+    Args:
+        client: The name that the client gives itself.
+        has_progress: True if the call asked for progress, which extends the client's time limit.
+    """
+    if client != "claude-code" and not has_progress:
+        return WAIT_S_ELSE
+    found = (s for key, s in WAIT_S.items() if client == key or _begins(client, key))
+    return next(found, WAIT_S_ELSE)
+
+
+def _begins(client: str, key: str) -> bool:
+    return key.endswith("-") and client.startswith(key)
 
 
 def _own_folder() -> Path:
