@@ -19,7 +19,7 @@ usage: mcp-server-codex [OPTION]... [-- ROOT...]
        mcp-server-codex discard RUN       delete an isolated run's copy and its changes
        mcp-server-codex sessions [WORD..] find Codex's threads, or show one of them
        mcp-server-codex usage             show Codex's tokens and cost by day, model or folder
-       mcp-server-codex install CLIENT    add this server to a client's configuration
+       mcp-server-codex install [CLIENT]  add this server to a client, or list the clients
        mcp-server-codex uninstall CLIENT  remove this server from a client's configuration
        mcp-server-codex uninstall --state delete what this server keeps on disk
        mcp-server-codex doctor            check this setup, and print how to fix each problem
