@@ -227,7 +227,9 @@ class Resources:
             case "codex", "models", [""] if not options:
                 program, models = await self._models()
                 if models is None:
-                    raise ValueError(f"Codex {program.version_text} does not say which models.")
+                    raise ValueError(
+                        f"Codex {program.version_text} does not say which models it has."
+                    )
                 text = json.dumps(_models_data(program, models), indent=2, ensure_ascii=False)
                 return _one(uri, "application/json", text)
             case _:

@@ -26,7 +26,7 @@ from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.process import open_child
 
 ANSWER_WITHIN_S = 5.0
-"""Seconds for the answer, which took 0.1 to 0.6 s, and 3.4 s for 0.120.0 without a network."""
+"""Seconds for the answer, which took 0.1 to 0.6 s, and 3.4 s for 0.77.0 without a network."""
 
 KEPT_S = 3600.0
 """Seconds for which an answer is kept: OpenAI may offer other models later."""
@@ -71,10 +71,14 @@ class ModelLists:
     async def find(self, program: Program, env: Mapping[str, str]) -> ModelList | None:
         """Return the models that *program* offers; None if it does not say so in time.
 
+        A Codex whose app-server changes the user's configuration is not asked.
+
         Args:
             program: The Codex to ask.
             env: Its environment.
         """
+        if program.writes_config:
+            return None
         async with self._asking:  # Many runs may fail for the same reason at once.
             stamps = await on_disk(_stamps)
             key = (program.path, program.version_text, *stamps)
