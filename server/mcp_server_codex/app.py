@@ -36,6 +36,7 @@ from codex_tools.rollouts.threads import Threads, local_threads
 from codex_tools.run import RUN
 from codex_tools.runs.opening import open_runs
 from codex_tools.runs.register import Runs
+from codex_tools.runs.result import RunResult
 from codex_tools.sessions import SESSIONS
 from codex_tools.stop import STOP
 from codex_tools.tool import Context
@@ -275,6 +276,7 @@ async def _call(
             run = await tool.start(request, context)
         except CodexError as error:
             return refuse(error)
+        runs.audit.write("handed_back", {"caller": caller, "run_id": run.run_id})
         await runs.stored()
         # A shape that only the extension defines; the SDK sends any object unchanged.
         return cast("types.CallToolResult", tasks.new_task(run))
@@ -288,7 +290,25 @@ async def _call(
             return question.result
     if tool.start is None:  # A tool that runs Codex is in the audit log through its run.
         runs.audit.write("called", {"caller": caller, "tool": tool.name})
+    note_handover(runs, caller, result)
     return to_result(tool, result)
+
+
+def note_handover(runs: Runs, caller: str, result: Record) -> None:
+    """Note in the audit log which runs a result leaves at work, and which it brings back.
+
+    The plugin's hooks read this: they tell of runs that have ended and that nobody fetched.
+    """
+    if isinstance(result, RunResult):
+        if not result.has_ended:
+            runs.audit.write("handed_back", {"caller": caller, "run_id": result.run_id})
+        return
+    one: object = getattr(result, "run", None)
+    found: list[RunResult] = getattr(result, "runs", None) or []
+    if isinstance(one, RunResult):
+        found = [one]
+    if ids := [run.run_id for run in found if run.has_ended and run.run_id is not None]:
+        runs.audit.write("fetched", {"caller": caller, "run_ids": ids})
 
 
 def _find_asker(

@@ -21,7 +21,7 @@ from codex_tools.codex.json_object import Json
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import KEEP_S, StoredRun, now
-from mcp_server_codex.wire import AnyTool, to_result
+from mcp_server_codex.wire import AnyTool, caller_of, to_result
 
 EXTENSION = "io.modelcontextprotocol/tasks"
 VERSION = "2026-07-28"
@@ -69,6 +69,8 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
             case "cancelled":
                 return {"resultType": "complete", **_head(found, "cancelled")}
             case _:
+                facts = {"caller": caller_of(call.session), "run_ids": [result.run_id]}
+                call.lifespan_context.audit.write("fetched", facts)
                 # A failed run is completed too: its result, with isError, is what the call returns.
                 answer = to_result(tool, result).model_dump(
                     by_alias=True, mode="json", exclude_none=True

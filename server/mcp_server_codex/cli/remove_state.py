@@ -27,7 +27,7 @@ FORM = Form(
 _NAMES = (
     *("audit.jsonl", "audit.*.jsonl", "audit.lock", "history"),
     *("keys", "locks", "runs", "scratch", "servers", "spending"),
-    *("thread-locks", "trees"),
+    *("thread-locks", "told", "trees"),
 )
 """What this server writes into its state folder. Other files there are left alone."""
 
