@@ -245,7 +245,10 @@ def _changes(run: Run) -> RunChanges | None:
         return changes_of_copy(found, run.copy.left_out, run.run_id, applied=False)
     if run.request.sandbox == "read-only" or run.started_at is None:
         return changes_in_place(())
-    return None if run.seen is None else changes_in_place(sorted(run.seen.kinds.items()))
+    if run.seen is None:
+        return None
+    files = sorted(run.seen.kinds.items())
+    return changes_in_place(files, run.diff, run.run_id, run.undiffed)
 
 
 def _remarks(run: Run, turn: TurnResult, evidence: Evidence, changed: Sequence[str]) -> list[str]:
