@@ -107,9 +107,7 @@ class Case:
         self.lab, self.acting, self.killer, self.tag = lab, acting, killer, tag
         self.git = state_of(lab.project / ".git")
 
-    async def kill(
-        self, client: Client, victim: Victim, number: int, chance: random.Random
-    ) -> None:
+    async def kill(self, client: Client, victim: Victim, number: int, said: str) -> None:
         """Make one run and apply it, with one kill somewhere; the server may be gone then."""
         before, chance = files_in(self.lab.project), random.Random(said)
         in_run, in_apply = victim in ("server", "git"), victim.endswith("in apply")
@@ -134,11 +132,12 @@ class Case:
                 tasks.start_soon(self.kill_server, chance.uniform(0.0, 0.35))
             arguments = {"run_id": run["run_id"], "action": "apply"}
             done: Any = await client.call_tool("codex_apply", arguments)
+            self.killer.withdraw()
+            is_applied = done.structured_content["applied"]
+            expected = after(before, number) if is_applied else before
+            assert files_in(self.lab.project) == expected
+            assert is_applied or in_apply, done
             tasks.cancel_scope.cancel()
-        self.killer.withdraw()
-        expected = after(before, number) if done.structured_content["applied"] else before
-        assert files_in(self.lab.project) == expected
-        assert done.structured_content["applied"] or in_apply, done
         self.check_git()
 
     async def kill_server(self, delay_s: float) -> None:
