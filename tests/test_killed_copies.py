@@ -34,7 +34,7 @@ Victim = Literal["server", "git", "guard", "server in apply", "git in apply"]
 
 VICTIMS: tuple[Victim, ...] = ("server", "git", "server in apply", "git in apply", "guard")
 
-GIT_CALLS_OF_A_RUN = 45
+GIT_CALLS_OF_A_RUN = 28
 """Calls of git from the first snapshot to the changes of a run; a used copy takes fewer."""
 
 GIT_CALLS_OF_APPLY = 12

@@ -14,6 +14,7 @@ from codex_tools.codex.errors import (
     InternalFault,
     Interrupted,
     OutputMismatch,
+    RequestError,
     Stalled,
     TimedOut,
     TurnError,
@@ -156,6 +157,8 @@ def faulty(run: Run, fault: InternalFault | None = None) -> RunResult:
 
 def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:
     """Return the result of a run that *error* ended."""
+    if run.copy is not None and isinstance(error, RequestError):
+        error = run.copy.at_home(error)
     turn = error.turn if isinstance(error, TurnError) else run.progress.result()
     match error:
         case TimedOut() | Stalled():
