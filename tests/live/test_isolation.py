@@ -245,10 +245,12 @@ async def test_no_copy_is_made_where_commands_of_other_runs_can_write(
         async with connect(mode, codex, lab, state=state) as client:
             refused = await call(client, "codex_run", prompt=prompt, **COPY)
             plain = await call(client, "codex_run", prompt=prompt, sandbox="workspace-write")
+            applied = await apply(client, plain["run_id"], "apply")
         assert plain["status"] == "completed", plain
         assert (state / "written").exists()
-    assert refused["error"]["kind"] == "invalid_arguments"
-    assert "--state-dir" in refused["error"]["message"]
+    for result in (refused, applied):
+        assert result["error"]["kind"] == "invalid_arguments"
+        assert "--state-dir" in result["error"]["message"]
 
 
 async def test_an_error_about_the_folder_of_a_copy_names_that_of_the_project(lab: Lab) -> None:
