@@ -36,13 +36,14 @@ class RunRequest(TurnOptions):
     @field_validator("review")
     @classmethod
     def _target(cls, review: dict[str, Any] | None) -> dict[str, Any] | None:
-        if review is not None:
-            read_target(review)
+        if review is None or not any(review.values()):
+            return None
+        read_target(review)
         return review
 
     @model_validator(mode="after")
     def _goes_together(self) -> RunRequest:
-        needs_prompt = self.review is None or "custom" in self.review
+        needs_prompt = self.review is None or bool(self.review.get("custom"))
         if needs_prompt and not self.prompt:
             raise ValueError("prompt: field required: give the task as a string")
         if self.review is None:

@@ -70,6 +70,13 @@ snapshot was ready. Not seen with 0.98.0, where the snapshot is off by default, 
 and 0.171.0. The exact versions between these are not known, so the range is the widest possible.
 """
 
+UNRECORDED_TIER: tuple[Version, Version] = ((0, 99, 0), (0, 163, 0))
+"""First version, and end (excluded), that sends a service tier and does not record it.
+
+0.120.0 and 0.147.0 send it without a record. 0.60.1, 0.77.0 and 0.98.0 send none; 0.163.0 and
+0.171.0 record it. The exact versions are not known, so the range is the widest possible.
+"""
+
 APP_SERVER_WRITES: tuple[Version, Version] = ((0, 78, 0), (0, 147, 0))
 """First version, and end (excluded), whose `codex app-server` changes the user's config.toml.
 
@@ -144,6 +151,12 @@ class Program:
         """True if the shell snapshot restores variables that commands must not get."""
         since, before = WHOLE_SNAPSHOT
         return self.version is None or since <= self.version < before
+
+    @property
+    def records_service_tier(self) -> bool:
+        """True if the rollout names the service tier of each request that has one."""
+        since, before = UNRECORDED_TIER
+        return self.version is None or not since <= self.version < before
 
     @property
     def writes_config(self) -> bool:

@@ -266,6 +266,13 @@ def _command_for(
     empty = set_empty_in_commands(os.environ, request.environment, config)
     further = [f'shell_environment_policy.set.{name}=""' for name in empty]
     settings, notices = _doors(request, config.project)
+    recorded = request.program.records_service_tier and not request.ephemeral
+    tier = config.service_tier
+    if tier not in (None, "default") and not recorded:
+        notices.append(
+            f"service_tier: nothing records that this turn asks for {shorten(tier, 40)}."
+            " cost_usd is the price in the standard tier."
+        )
     further += settings
     version = request.program.version
     if version is not None and version < SANDBOX_MOUNTS and sys.platform == "linux":

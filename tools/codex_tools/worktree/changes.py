@@ -41,7 +41,7 @@ from codex_tools.codex.masking import quote
 from codex_tools.codex.paths import repository_around
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.codex.workers import on_disk
-from codex_tools.worktree.files import File, GaveUp, Tree, folders_of
+from codex_tools.worktree.files import File, GaveUp, Tree, folders_of, is_mount_point
 from codex_tools.worktree.git import find_git, git_problem, run_git
 
 FIRST_SCAN_S = 3.0
@@ -66,9 +66,6 @@ _ENTRY = re.compile(
     rb"(?:  (ctime: \d+:\d+\n  mtime: \d+:\d+)\n  dev: .*\n  uid: .*\n  size: (-?\d+)\t.*\n)?"
 )
 _TIMES = b"ctime: %d:%d\n  mtime: %d:%d"
-
-_MOUNT_POINTS = (b".codex", b".agents", b".aws")
-"""Paths that Codex's sandbox protects from commands; it creates those that do not exist."""
 
 T = TypeVar("T")
 
@@ -298,7 +295,11 @@ def _compare(before: Snapshot, tree: Tree, after: dict[bytes, File]) -> Changes:
         elif not _is_same(tree, path, old, new, before.taken_ns):
             kinds[path] = "update"
     added = after.keys() - before.files.keys()
-    added -= {path for path in added if _is_mount_point(path, after[path])}
+    added -= {
+        path
+        for path in added
+        if not after[path].is_folder and is_mount_point(path, after[path].size)
+    }
     kinds |= dict.fromkeys(added - _existed_before(before, after, added, kinds), "add")
     return Changes(
         before.cwd,
@@ -361,11 +362,6 @@ def _existed_before(
         if is_hidden:
             hidden.add(path)
     return hidden
-
-
-def _is_mount_point(path: bytes, file: File) -> bool:
-    """Return True if *path* is left over from Codex's sandbox, as after each run of 0.120.0."""
-    return path.rpartition(b"/")[2] in _MOUNT_POINTS and not file.is_folder and file.size == 0
 
 
 def _to_text(path: bytes) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from codex_tools.engines.nesting import find_depth
 from codex_tools.history.tables import open_database, schema_of
+from codex_tools.pricing.catalog import cache_folder
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.context import CheckContext, ask
 
@@ -120,6 +121,21 @@ def _damaged_indexes(folder: Path) -> Iterator[Path]:
             continue  # Another process is using the index.
         except sqlite3.DatabaseError:
             yield path
+
+
+def check_folders(context: CheckContext) -> list[Check]:
+    """Report where this server and Codex keep their files."""
+    kept = {
+        "runs and index": context.settings.state_dir,
+        "audit log": context.settings.state_dir / "audit.jsonl",
+        "prices": cache_folder(),
+        "threads": context.home / "sessions",
+    }
+    shown = "; ".join(f"{what} in {path}" for what, path in kept.items())
+    message = f"{shown}. The server logs to stderr, which the client keeps."
+    return [
+        ok("folders", message[:1].upper() + message[1:], **{k: str(v) for k, v in kept.items()})
+    ]
 
 
 def check_policy(context: CheckContext) -> list[Check]:
