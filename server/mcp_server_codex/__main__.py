@@ -92,9 +92,10 @@ def _run_command(name: str, arguments: list[str]) -> int:
     import gc
 
     gc.disable()  # A command ends before garbage collection would pay off.
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    stdout: object = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
         # What the encoding of the output lacks, such as bars, becomes "?" instead of a traceback.
-        sys.stdout.reconfigure(errors="replace")
+        stdout.reconfigure(errors="replace")
     if name == "demo":
         from mcp_server_codex.cli.demo import run_demo
 
