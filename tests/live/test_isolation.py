@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
 from support.codex_versions import number, real_codex
 from support.isolated import COPY, apply
@@ -235,20 +237,25 @@ async def test_a_resumed_run_in_a_copy_answers_as_its_schema_says(
     assert (lab.project / "again.txt").read_text() == "x\n"
 
 
+@pytest.mark.parametrize("named", ["/tmp", "TMPDIR"])
 async def test_no_copy_is_made_where_commands_of_other_runs_can_write(
-    codex: Path, mode: str, lab: Lab
+    codex: Path, mode: str, lab: Lab, named: str
 ) -> None:
     lay_project(lab)
-    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+    (lab.root / "temporary").mkdir()
+    env = {} if named == "/tmp" else {"TMPDIR": str(lab.root / "temporary")}
+    with tempfile.TemporaryDirectory(dir=env.get("TMPDIR", "/tmp")) as place:
         state = Path(place, "state")
         prompt = lab.script("work", do(Shell(f"touch {state}/written")), say("done"))
-        async with connect(mode, codex, lab, state=state) as client:
+        async with connect(mode, codex, lab, state=state, env=env) as client:
             refused = await call(client, "codex_run", prompt=prompt, **COPY)
             plain = await call(client, "codex_run", prompt=prompt, sandbox="workspace-write")
+            applied = await apply(client, plain["run_id"], "apply")
         assert plain["status"] == "completed", plain
         assert (state / "written").exists()
-    assert refused["error"]["kind"] == "invalid_arguments"
-    assert "--state-dir" in refused["error"]["message"]
+    for result in (refused, applied):
+        assert result["error"]["kind"] == "invalid_arguments"
+        assert "--state-dir" in result["error"]["message"]
 
 
 async def test_an_error_about_the_folder_of_a_copy_names_that_of_the_project(lab: Lab) -> None:
