@@ -14,7 +14,7 @@ from support.codex_versions import number, real_codex
 from support.isolated import COPY, apply
 from support.lab import Lab, call, connect
 from support.stub_server import commit, started, stub, trust
-from support.work_trees import files_in, run_git, state_of
+from support.work_trees import IGNORED, Project, files_in, make_torture_tree, run_git, state_of
 
 IDENTITY = ("-c", "user.name=A", "-c", "user.email=a@example.com")
 
@@ -40,6 +40,52 @@ def bytes_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     asked to write again (git 2.39.5).
     """
     return {path: (mode, content) for path, (mode, _, content) in state_of(folder).items()}
+
+
+EDITS = """\
+printf 'three\\r\\n' >> win.crlf; printf '$Id$\\nmore\\n' > x.id; printf '\\377\\000' > binary
+chmod 755 script; ln -sfn d/clean retargeted; ln -s nowhere new-link; rm d/dirty dangling
+echo more >> kept.log; echo more >> untracked/deep/file; mkdir -p made/here; echo x > made/here/y
+mv bare-crlf moved; for each in 'with blank'/*; do echo more >> "$each"; done; : > d/clean
+"""
+
+
+async def test_every_kind_of_file_goes_there_and_back_byte_for_byte(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    project = Project(lab.root)
+    make_torture_tree(project)
+    before, files = state_of(project.root), files_in(project.root)
+    ignored = {name: files.pop(name) for name in IGNORED}
+    look = lab.script("look", do(Shell("ls > /dev/null")), say("done"))
+    edit = lab.script("edit", do(Shell(EDITS)), say("done"))
+    async with connect(mode, codex, lab, "--root", str(lab.project)) as client:
+        first = await call(
+            client, "codex_run", prompt=look, sandbox="workspace-write", isolation="copy"
+        )
+        assert files_in(Path(first["copy"])) == files
+        second = await call(client, "codex_resume", prompt=edit, thread_id=first["thread_id"])
+        assert second["error"] is None
+        there = files_in(Path(second["copy"]))
+        assert state_of(project.root) == before
+        latin = "with blank/caf\ufffd"
+        one = await apply(client, second["run_id"], "check", paths=[latin])
+        applied = await apply(client, second["run_id"], "apply")
+    assert [each["path"] for each in one["files"]] == [latin]
+    assert first["changes"]["files"] == []
+    assert second["changes"]["insertions"] > 0
+    assert applied["applied"], applied
+    changed = {path for path in files.keys() | there.keys() if files.get(path) != there.get(path)}
+    assert len(changed) == 15
+    assert {each["path"] for each in second["changes"]["files"]} == {
+        path.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for path in changed
+    }
+    assert files_in(project.root) == there | ignored
+    git = f"{project.root}/.git/"
+    after = state_of(project.root)
+    assert {path: each for path, each in after.items() if path.startswith(git)} == {
+        path: each for path, each in before.items() if path.startswith(git)
+    }
 
 
 async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(

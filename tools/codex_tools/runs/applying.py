@@ -119,6 +119,9 @@ class RunChangesKept:
             for folder in (copy, copy.resolve(), self.root):
                 path = path.removeprefix(f"{folder}/")
             found.append(path.removeprefix("./"))
+        if any("\ufffd" in path for path in found):  # A result shows names that are not UTF-8 so.
+            names = {shown(each.path): each.path for each in self._changes().files}
+            found = [names.get(path, path) for path in found]
         return tuple(found)
 
     def targets(self, paths: Sequence[str] | None) -> list[Path]:
