@@ -15,7 +15,6 @@ from pathlib import Path
 
 from codex_tools.engines.nesting import find_depth
 from codex_tools.history.tables import open_database, schema_of
-from codex_tools.pricing.catalog import cache_folder
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.context import CheckContext, ask
 
@@ -128,7 +127,7 @@ def check_folders(context: CheckContext) -> list[Check]:
     kept = {
         "runs and index": context.settings.state_dir,
         "audit log": context.settings.state_dir / "audit.jsonl",
-        "prices": cache_folder(),
+        "prices": context.settings.policy.cache_dir,
         "threads": context.home / "sessions",
     }
     shown = "; ".join(f"{what} in {path}" for what, path in kept.items())
