@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
         )
         listed: Any = await client.call_tool("codex_sessions", {"cwd": str(lab.project)})
         usage: Any = await client.call_tool("codex_usage", {"group_by": "cwd"})
+        read: Any = await client.call_tool("codex_sessions", {"thread_id": first["thread_id"]})
+        transcript: Any = await client.read_resource(f"codex://threads/{first['thread_id']}")
         second = await call(client, "codex_resume", prompt=onward, last=True)
         assert state_of(lab.project) == before
         checked = await apply(client, second["run_id"], "check")
@@ -73,6 +76,11 @@ async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
     assert first["cwd"] == second["cwd"] == str(lab.project)
     (thread,) = listed.structured_content["sessions"]
     assert (thread["thread_id"], thread["cwd"]) == (first["thread_id"], str(lab.project))
+    patched = str(lab.project / "patched.txt")
+    assert [each["path"] for each in read.structured_content["turns"][0]["files_changed"]] == [
+        patched
+    ]
+    assert patched in transcript.contents[0].text
     assert [row["key"] for row in usage.structured_content["groups"]] == [str(lab.project)]
     # The second run continues in the same copy, and has what the first one did.
     assert first["copy"] == second["copy"]
@@ -192,3 +200,68 @@ async def test_a_fork_of_an_isolated_thread_gets_a_copy_of_its_own(mode: str, la
     assert "made.txt" not in files_in(Path(fork["copy"]))
     assert any("a fork gets a new copy" in each for each in fork["warnings"])
     assert (home["copy"], home["cwd"]) == (None, str(lab.project))
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"made": {"type": "string"}},
+    "required": ["made"],
+}
+
+
+async def test_a_resumed_run_in_a_copy_answers_as_its_schema_says(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    lay_project(lab)
+    wrong, right = say('{"other": 1}'), say('{"made": "made.txt"}')
+    first_prompt = lab.script("one", do(Shell("echo x > made.txt")), say("done"))
+    # The answer is corrected in a turn of its own, in the same copy.
+    onward = lab.script("two", do(Shell("cat made.txt > again.txt")), wrong, right)
+    async with connect(mode, codex, lab) as client:
+        first = await call(client, "codex_run", prompt=first_prompt, **COPY)
+        second = await call(
+            client,
+            "codex_resume",
+            prompt=onward,
+            thread_id=first["thread_id"],
+            output_schema=SCHEMA,
+            repair_attempts=1,
+        )
+        applied = await apply(client, second["run_id"], "apply")
+    assert second["structured_output"] == {"made": "made.txt"}, second
+    assert second["copy"] == first["copy"]
+    assert [each["path"] for each in second["files_changed"]] == ["again.txt"]
+    assert applied["applied"]
+    assert (lab.project / "again.txt").read_text() == "x\n"
+
+
+async def test_no_copy_is_made_where_commands_of_other_runs_can_write(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    lay_project(lab)
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        state = Path(place, "state")
+        prompt = lab.script("work", do(Shell(f"touch {state}/written")), say("done"))
+        async with connect(mode, codex, lab, state=state) as client:
+            refused = await call(client, "codex_run", prompt=prompt, **COPY)
+            plain = await call(client, "codex_run", prompt=prompt, sandbox="workspace-write")
+        assert plain["status"] == "completed", plain
+        assert (state / "written").exists()
+    assert refused["error"]["kind"] == "invalid_arguments"
+    assert "--state-dir" in refused["error"]["message"]
+
+
+async def test_an_error_about_the_folder_of_a_copy_names_that_of_the_project(lab: Lab) -> None:
+    lay_project(lab)
+    (lab.project / ".codex").mkdir()
+    (lab.project / ".codex" / "config.toml").write_text('model_verbosity = "low"\n')
+    config = lab.home / "config.toml"
+    config.write_text(
+        "".join(line for line in config.read_text().splitlines(True) if "trust" not in line)
+    )
+    async with connect("auto", real_codex("0.120.0"), lab) as client:
+        result = await call(client, "codex_run", prompt="x", **COPY)
+    assert result["error"]["kind"] == "codex_unsupported", result
+    for text in (result["error"]["message"], result["error"]["hint"]):
+        assert str(lab.project) in text
+        assert "/trees/" not in text

@@ -107,12 +107,13 @@ async def connect(
     env: dict[str, str] | None = None,
     machine: dict[str, str] | None = None,
     prefix: Sequence[str] = (),
+    state: Path | None = None,
     **client: Any,
 ) -> AsyncGenerator[Client]:
     """Start the server as a client would and speak to it in *mode*.
 
     With *machine*, the server and its Codex see a /etc/codex that holds these files. *prefix* is
-    the beginning of the command line that starts the server.
+    the beginning of the command line that starts the server, *state* another state folder.
     """
     chosen = ("--codex-bin", str(codex)) if codex is not None else ()
     private = [] if machine is None else machine_prefix(lab.root, machine)
@@ -122,7 +123,7 @@ async def connect(
         server_program(),
         *chosen,
         "--state-dir",
-        str(lab.state),
+        str(state or lab.state),
         *options,
     ]
     server = StdioServerParameters(

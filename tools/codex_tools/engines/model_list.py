@@ -4,6 +4,9 @@ No thread is begun, so that no MCP server starts and nothing is written to confi
 ChatGPT login, 0.147.0 to 0.171.0 ask the provider which models the account has. Without one, and
 with 0.60.1, Codex answers with the list that it was built with. 0.77.0 to 0.120.0 ask OpenAI, and
 without a network take 3 s before they answer with that list (all seen).
+
+The answer is that of the user's own configuration. A profile, or `config` of a run that names
+another provider, plays no part: such a run may meet models that are not in the list.
 """
 
 from __future__ import annotations

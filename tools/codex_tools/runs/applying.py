@@ -83,14 +83,14 @@ class Applied:
 class RunChangesKept:
     """The changes of one isolated run, as they are kept; each method waits for the disk and git."""
 
-    def __init__(self, state_dir: Path, run_id: str) -> None:
-        """Find what is kept.
+    def __init__(self, state_dir: Path, run_id: str, is_read_only: bool = False) -> None:
+        """Find what is kept; for *is_read_only*, also of a run that was not isolated.
 
         Raises:
             InvalidArguments: The run was not isolated, or its changes are gone.
         """
         found = kept_run.find(state_dir, run_id)
-        if found is None:
+        if found is None or not (is_read_only or found[1].is_isolated):
             raise InvalidArguments(
                 [
                     f"run_id: no changes of {run_id} are kept in a copy: it was not isolated, or it"

@@ -18,6 +18,7 @@ from pathlib import Path
 from codex_tools.codex.copy_paths import CopyPlace
 from codex_tools.codex.errors import RequestError
 from codex_tools.codex.paths import project_root
+from codex_tools.codex.sandbox import is_open_to_commands
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.engines.config_layers import read_config
@@ -121,6 +122,13 @@ class RunCopy:
             project_files=files,
             held=(*request.held, self._copy.lock_fd),
         )
+
+    def at_home(self, error: RequestError) -> RequestError:
+        """Let *error* name the person's folder instead of the copy, and return it."""
+        copy, root = str(self.folder), str(self._shadow.root)
+        error.message = error.message.replace(copy, root)
+        error.hint = error.hint.replace(copy, root)
+        return error
 
     def finish(self) -> None:
         """Find what was changed in the copy, store it, and release the copy; may be called twice.
@@ -286,6 +294,8 @@ def discard_copy(shadow: Shadow, copy: str) -> None:
 def remove_old_copies(state_dir: Path) -> None:
     """Remove copies and changes that nobody used for long; complete what a crash interrupted."""
     trees = state_dir / "trees"
+    if is_open_to_commands(state_dir):
+        return  # A command of a run could have written a journal that changes any project.
     for folder in sorted(trees.glob("[0-9a-f]*")) if trees.is_dir() else ():
         if not any((folder / "journals").glob("*/journal.json")):
             continue

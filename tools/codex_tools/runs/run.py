@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -23,6 +24,7 @@ from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import Changes, SeenBy, merge
+from codex_tools.worktree.tree_changes import Changes as Diff
 
 Files = tuple[tuple[str, ChangeKind, SeenBy], ...]
 """Changed files: the path, the kind of the change, and its source."""
@@ -57,6 +59,12 @@ class Run:
     """Changes of the work tree since the run began; None until they are known."""
     unseen: str | None = None
     """The reason why they could not be found; None if they could."""
+    diff: Diff | None = None
+    """The lines that those changes touched; None if only names are known, or in a copy."""
+    undiffed: str = "the state folder of this server cannot be used"
+    """The reason why the lines are not known."""
+    look: Callable[[], Awaitable[None]] | None = None
+    """Finds what it changed in the person's folder; None if it cannot change anything there."""
     answer: str | None = None
     """The answer in full if the result contains a shortened one; set when the run has ended."""
     used: Usage | None = None

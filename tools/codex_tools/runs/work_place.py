@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +11,19 @@ import anyio
 
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
+from codex_tools.runs import kept_run
 from codex_tools.runs.isolation import NotIsolated, open_run_copy
+from codex_tools.runs.kept_run import KeptRun
 from codex_tools.runs.run import Run
-from codex_tools.worktree.changes import Snapshot, changes_since, explain_unseen, take_snapshot
+from codex_tools.worktree.changes import (
+    Changes,
+    Snapshot,
+    changes_since,
+    explain_unseen,
+    take_snapshot,
+)
+from codex_tools.worktree.contents import Contents, compare_contents, keep_contents
+from codex_tools.worktree.tree_error import TreeError
 
 STOPPED_WITHIN_S = 20.0
 """Maximum seconds to look at the copy of a run that was stopped; 50,000 files take about 1 s."""
@@ -35,6 +47,8 @@ class WorkPlace:
         self._run, self._state_dir, self._roots = run, state_dir, roots
         self._can_copy = can_copy
         self._before: Snapshot | None = None
+        self._contents: Contents | None = None
+        self._began_at = 0.0
 
     async def enter(self) -> TurnRequest:
         """Make the place ready, and return the run's turn in it.
@@ -57,7 +71,11 @@ class WorkPlace:
         """
         request = self._run.request
         if request.isolation != "copy" and request.sandbox != "read-only":
-            self._before = await take_snapshot(request.cwd, self._roots)
+            self._began_at = time.time()
+            before = self._before = await take_snapshot(request.cwd, self._roots)
+            if before is not None and self._can_copy:
+                self._contents = await on_disk(keep_contents, self._state_dir, before, abandon=True)
+            self._run.look = self.look
 
     async def look(self) -> None:
         """Find what the run changed."""
@@ -69,6 +87,27 @@ class WorkPlace:
                 run.seen = await changes_since(self._before)
             if run.seen is None:
                 run.unseen = await explain_unseen(run.request.cwd)
+            elif run.seen.changed and self._contents is not None:
+                await on_disk(self._compare, self._contents, run.seen, abandon=True)
+
+    def _compare(self, contents: Contents, seen: Changes) -> None:
+        """Find which lines changed in the person's folder, and keep that for other runs."""
+        run = self._run
+        try:
+            shadow, diff = compare_contents(self._state_dir, contents, seen.changed)
+            names = [os.fspath(seen.root / os.fsdecode(path)) for path in seen.changed]
+            kept = KeptRun(
+                *(run.run_id, os.fspath(shadow.root), os.fspath(run.request.cwd)),
+                *(diff.snapshot, "", self._began_at),
+                applied_at=time.time(),
+            )
+            paths = [os.path.relpath(name, shadow.root) for name in names]
+            kept_run.save_changes(shadow.folder, kept, diff, sorted(paths))
+            run.diff = diff
+        except TreeError as error:
+            run.undiffed = str(error)
+        except OSError as error:
+            run.undiffed = error.strerror or str(error)
 
     def _lay_out(self) -> TurnRequest:
         run = self._run
@@ -82,11 +121,14 @@ class WorkPlace:
 
 
 async def leave_copy(run: Run) -> None:
-    """Look at the copy of a run that was stopped or interrupted, as far as there is time."""
-    if run.copy is None or run.seen is not None:
+    """Look at what a run changed that was stopped or interrupted, as far as there is time."""
+    if run.seen is not None or (run.copy is None and run.look is None):
         return
     with anyio.move_on_after(STOPPED_WITHIN_S if run.stopped else INTERRUPTED_WITHIN_S):
-        await on_disk(_finish, run, abandon=True)
+        if run.copy is not None:
+            await on_disk(_finish, run, abandon=True)
+        elif run.look is not None and run.unseen is None:
+            await run.look()
 
 
 def _finish(run: Run) -> None:

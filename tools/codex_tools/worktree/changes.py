@@ -94,6 +94,8 @@ class Changes:
     """By path relative to *root*; U+FFFD replaces bytes that are not UTF-8."""
     looked_at: Set[str]
     """All paths that were compared, changed or not."""
+    changed: tuple[bytes, ...] = ()
+    """The paths of *kinds* as the file system has them."""
 
     def name(self, path: str) -> str | None:
         """Return *path* (absolute, or relative to *cwd*) relative to *root*; None if outside."""
@@ -276,6 +278,7 @@ def _add_contents(tree: Tree, files: dict[bytes, File]) -> dict[bytes, File]:
     """Add the ids of contents that git does not know to *files*, small files first."""
     unknown = [path for path, file in files.items() if file.blob is None]
     for path in sorted(unknown, key=lambda path: files[path].size):
+        files[path].is_read = True
         files[path].blob = tree.read(path, files[path])
     return files
 
@@ -303,6 +306,7 @@ def _compare(before: Snapshot, tree: Tree, after: dict[bytes, File]) -> Changes:
         before.root,
         {_to_text(path): kind for path, kind in kinds.items()},
         {_to_text(path) for path in before.files.keys() | after.keys()},
+        tuple(kinds),
     )
 
 

@@ -61,6 +61,8 @@ class File:
     """git's id of the content, in hex; None if it is unknown."""
     tracked: bool = False
     """True if git's index holds the file."""
+    is_read: bool = False
+    """True if its content was read, because git's index has no valid id of it."""
 
     @property
     def kind(self) -> int:
