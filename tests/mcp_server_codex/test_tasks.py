@@ -418,7 +418,7 @@ async def test_a_client_that_does_not_declare_it_meets_no_task(
             answer = await client.ask(method, taskId=data["run_id"], inputResponses={})
             assert answer["error"]["code"] == (-32601 if era == "legacy" else -32021), method
             if era == "modern":
-                needed = {"extensions": {EXTENSION: {}}}
+                needed: Json = {"extensions": {EXTENSION: {}}}
                 assert answer["error"]["data"] == {"requiredCapabilities": needed}
 
 
