@@ -13,6 +13,7 @@ from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
 from support.codex_versions import number, real_codex
 from support.isolated import COPY, apply
 from support.lab import Lab, call, connect
+from support.repository_kinds import KINDS, OTHER_KINDS
 from support.stub_server import commit, started, stub, trust
 from support.work_trees import IGNORED, Project, files_in, make_torture_tree, run_git, state_of
 
@@ -86,6 +87,40 @@ async def test_every_kind_of_file_goes_there_and_back_byte_for_byte(
     assert {path: each for path, each in after.items() if path.startswith(git)} == {
         path: each for path, each in before.items() if path.startswith(git)
     }
+
+
+async def test_every_kind_of_repository_is_worked_on_in_a_copy_and_gets_the_changes(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    edit = do(Shell("echo more >> a; unlink sub/b; echo x > made"))
+    async with connect(mode, codex, lab, "--root", str(lab.root)) as client:
+        for make in (*KINDS, *OTHER_KINDS):
+            prompt = lab.script(make.__name__, edit, say("ok"))
+            project = Project(lab.root / "kinds", name=make.__name__)
+            make(project)
+            before, files = state_of(project.root), files_in(project.root)
+            run = await call(
+                client,
+                "codex_run",
+                prompt=prompt,
+                cwd=str(project.root),
+                sandbox="workspace-write",
+                isolation="copy",
+                skip_git_repo_check=True,
+            )
+            assert run["error"] is None, (make, run)
+            assert state_of(project.root) == before, make
+            there = files_in(Path(run["copy"]))
+            files["made"] = ("file", b"x\n")
+            files["a"] = (files["a"][0], files["a"][1] + b"more\n")
+            files.pop("sub/b", None)
+            assert there == files, (make, run)
+            applied = await apply(client, run["run_id"], "apply")
+            assert applied["applied"], (make, applied)
+            assert files_in(project.root) == files, make
+            after = state_of(project.root)
+            kept = {path for path in before if "/.git" in path.removeprefix(str(project.root))}
+            assert all(after[path] == before[path] for path in kept), make
 
 
 async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
