@@ -35,7 +35,7 @@ def notifier(command: str) -> Callable[[str, bytes], None]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=None,
-                cwd=os.path.expanduser("~"),  # noqa: PTH111
+                cwd=os.path.expanduser("~"),  # noqa: PTH111 - Path.home() fails without a home
                 start_new_session=True,
             )
         except OSError as error:
