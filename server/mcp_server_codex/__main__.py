@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, cast
 
 _USAGE = """\
 usage: mcp-server-codex [OPTION]... [-- ROOT...]
@@ -92,10 +92,10 @@ def _run_command(name: str, arguments: list[str]) -> int:
     import gc
 
     gc.disable()  # A command ends before garbage collection would pay off.
-    stdout: object = sys.stdout
-    if isinstance(stdout, io.TextIOWrapper):
+    out: object = sys.stdout
+    if isinstance(out, io.TextIOWrapper):
         # What the encoding of the output lacks, such as bars, becomes "?" instead of a traceback.
-        stdout.reconfigure(errors="replace")
+        cast("io.TextIOWrapper[io.BufferedWriter]", out).reconfigure(errors="replace")
     if name == "demo":
         from mcp_server_codex.cli.demo import run_demo
 

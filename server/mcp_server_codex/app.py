@@ -150,6 +150,10 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                     wait_for_limits=settings.wait_for_limits,
                 ) as runs,
             ):
+                if settings.notify is not None:
+                    from mcp_server_codex.notify import notifier
+
+                    runs.audit.listener = notifier(settings.notify)
                 yield runs
         finally:
             history.close()

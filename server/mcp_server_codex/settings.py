@@ -55,6 +55,8 @@ class Settings:
     """`auto` if a person may be asked to allow a turn that is beyond the limits."""
     compat: Literal["none", "codex-mcp-server"]
     """The removed server whose tools are offered in addition."""
+    notify: str | None
+    """The command that is started for each run that has ended."""
     log_level: str
 
 
@@ -119,6 +121,18 @@ def _yes_or_no(text: str) -> bool:
     if text.lower() not in known:
         raise ValueError("must be yes or no")
     return known[text.lower()]
+
+
+def _command(text: str) -> str:
+    import shlex
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"must be a command: {error}") from None
+    if not words:
+        raise ValueError("must be a command")
+    return text
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -294,6 +308,13 @@ OPTIONS = (
         "NAME",
     ),
     Option(
+        "--notify",
+        _command,
+        None,
+        "command to start for each run that has ended, with one JSON line as its input",
+        "COMMAND",
+    ),
+    Option(
         "--log-level",
         _one_of(*LOG_LEVELS),
         "warning",
@@ -370,6 +391,7 @@ def read_settings(
         prices=values["prices"],
         ask=values["ask"],
         compat=values["compat"],
+        notify=values["notify"],
         log_level=values["log_level"],
     )
 

@@ -203,12 +203,15 @@ def test_an_empty_review_is_as_if_left_out(empty: Json) -> None:
     arguments: Json = {
         "prompt": "x",
         "review": empty,
-        "output_schema": {},
         "config": {},
         "images": [],
     }
-    request = read_arguments(RunRequest, arguments).request
-    assert (request.review, request.output_schema) == (None, None)
+    assert read_arguments(RunRequest, arguments).request.review is None
+
+
+def test_an_empty_schema_is_one_that_any_answer_satisfies() -> None:
+    arguments: Json = {"prompt": "x", "output_schema": {}}
+    assert read_arguments(RunRequest, arguments).request.output_schema == {}
 
 
 def test_a_review_of_two_targets_is_refused() -> None:
@@ -226,7 +229,7 @@ def test_each_argument_may_be_the_empty_value_of_its_type(model: type[Record]) -
     empty = {
         name: EMPTY[about["type"]]
         for name, about in input_schema(model)["properties"].items()
-        if name not in arguments and about.get("type") in EMPTY
+        if name not in (*arguments, "output_schema") and about.get("type") in EMPTY
     }
     plain = {"thread_id": "01a20000-0000-7000-8000-000000000009"}
     given = arguments | (plain if model is ResumeRequest else {})

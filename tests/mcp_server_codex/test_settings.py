@@ -70,6 +70,7 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--state-dir": ("/a/state", Path("/a/state"), "/b", Path("/b")),
     "--prices": ("prices.toml", Path("prices.toml"), "b.toml", Path("b.toml")),
     "--compat": ("codex-mcp-server", "codex-mcp-server", "none", "none"),
+    "--notify": ("notify-send codex", "notify-send codex", "logger", "logger"),
     "--log-level": ("debug", "debug", "error", "error"),
 }
 
@@ -120,6 +121,7 @@ def test_without_anything_the_defaults_hold() -> None:
         prices=None,
         ask="auto",
         compat="none",
+        notify=None,
         log_level="warning",
     )
     assert default_state_dir().is_absolute()

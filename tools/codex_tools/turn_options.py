@@ -89,12 +89,6 @@ class TurnOptions(Record):
     dry_run: bool = False
     """Start nothing; return the command line and limits"""
 
-    @field_validator("output_schema")
-    @classmethod
-    def _none_if_empty(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
-        # OpenAI's strict mode makes a model send each argument, and {} for an open object.
-        return schema or None
-
     @field_validator("prompt")
     @classmethod
     def _not_blank(cls, prompt: str) -> str:

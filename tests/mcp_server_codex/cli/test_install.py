@@ -358,7 +358,6 @@ def test_a_folder_that_is_a_file_is_named(desk: Desk) -> None:
         (("cursor", "--scope", "local"), "no scope 'local'; its scopes: user, project"),
         (("claude-desktop", "--scope", "project"), "no scope 'project'; its scopes: user"),
         (("emacs",), "invalid choice: 'emacs'"),
-        ((), "client"),
         (("cursor", "--max-sandbox", "read-only"), "--max-sandbox"),
     ],
 )

@@ -25,6 +25,7 @@ from codex_tools.engines.config_layers import read_config
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.runs import kept_run
 from codex_tools.runs.kept_run import KeptRun
+from codex_tools.runs.run_changes import shown
 from codex_tools.worktree import changes as work_tree
 from codex_tools.worktree.copies import Copy, clean_up, discard, lay_out, open_copy
 from codex_tools.worktree.journal import recover
@@ -187,8 +188,9 @@ class RunCopy:
                 kinds[each.path] = _kind_of(old[0], each.new_mode)
         for path, one in earlier.items():  # This run took these changes back.
             kinds[path] = _kind_of(one.new_mode, one.old_mode)
-        compared = _Compared(each.path for each in changes.left_out)
-        return work_tree.Changes(self._cwd, self._copy.folder, kinds, compared)
+        compared = _Compared(shown(each.path) for each in changes.left_out)
+        named: dict[str, ChangeKind] = {shown(path): kind for path, kind in kinds.items()}
+        return work_tree.Changes(self._cwd, self._copy.folder, named, compared)
 
 
 class _Compared(frozenset[str]):
