@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
@@ -22,11 +23,13 @@ from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.runs.attend import AskPerson, attending
 from codex_tools.runs.project_config import find_uncommitted
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import EffectiveSettings, PlannedTurn, RunResult, make_result
 from codex_tools.runs.result_text import Words
 from codex_tools.runs.run import Run, wait_while_called
+from codex_tools.runs.stop_file import RunElsewhere
 from codex_tools.schemas.output_schema import Output
 from codex_tools.turn_options import TurnOptions
 
@@ -79,6 +82,10 @@ class Context:
     """
     warnings: tuple[str, ...] = ()
     """What the caller must know of its arguments."""
+    ask_person: AskPerson | None = None
+    """Ask the person a question of a run; None if no person can be asked while the call waits."""
+    reaches_person: bool = False
+    """True if a person can be asked about runs, by this call or by its task."""
 
     async def check(
         self,
@@ -98,6 +105,12 @@ class Context:
             ephemeral=ephemeral,
         )
         turn = await on_disk(check)
+        request = turn.request
+        by_person = request.approvals == "ask" and request.answered_by == "person"
+        if by_person and not self.reaches_person:
+            note = "approvals: no person can be asked here, so Codex must not ask either."
+            request = replace(request, approvals="never")
+            turn = replace(turn, request=request, warnings=(*turn.warnings, note))
         excess = await find_uncommitted(turn.request.project_files or {}, turn.request.cwd)
         return turn if excess is None else replace(turn, excesses=(*turn.excesses, excess))
 
@@ -172,10 +185,46 @@ class Context:
     async def follow(self, run: Run, wait_s: float | None) -> RunResult:
         """Wait for a run, reporting its progress; return its result, final or so far."""
         self.watch(run)
-        result = await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
+        async with self.attending([run]):
+            result = await wait_while_called(
+                run, self.wait_s if wait_s is None else wait_s, attended=self.attends
+            )
         if not result.has_ended:
             await self.runs.stored()
         return await self.runs.refreshed(result)
+
+    @property
+    def attends(self) -> bool:
+        """True if a person is asked the questions of runs while the call waits for them."""
+        return self.ask_person is not None
+
+    def attending(self, runs: Sequence[Run]) -> AbstractAsyncContextManager[None]:
+        """Ask the person the questions of *runs* while the block runs."""
+        return attending(runs, self.ask_person, self.runs.audit)
+
+    async def find_live(self, run_id: str, doing: str) -> Run:
+        """Return a run of this server that has not ended.
+
+        *doing* is what the caller wants, as a verb.
+
+        Raises:
+            UnknownRun: There is no such run, or it belongs to another server process.
+            InvalidArguments: It has ended.
+        """
+        found = await self.runs.find(run_id)
+        has_ended = (
+            found.outcome is not None if isinstance(found, Run) else (found.result.has_ended)
+        )
+        if has_ended:
+            problem = f"run_id: {run_id} has ended; to go on with its thread, call codex_resume"
+            raise InvalidArguments([problem])
+        if not isinstance(found, Run):
+            raise RunElsewhere(
+                run_id,
+                f"only the client of that process can {doing} it",
+                "Wait for its end with codex_wait, or stop it with codex_stop.",
+            )
+        return found
 
     async def plan(
         self, request: TurnRequest, output: Output | None, warnings: tuple[str, ...]
@@ -228,7 +277,8 @@ class Context:
         if isinstance(found, Run):
             self.watch(found)
         wait_s = self.wait_s if options.wait_s is None else options.wait_s
-        (result,) = await self.runs.wait([run_id], wait_s, "all")
+        async with self.attending([found] if isinstance(found, Run) else []):
+            (result,) = await self.runs.wait([run_id], wait_s, "all", attended=self.attends)
         note = f"idempotency_key: an earlier call started {run_id}, which is returned again."
         return result.model_copy(update={"warnings": [*result.warnings, note]})
 

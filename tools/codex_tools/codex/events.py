@@ -14,6 +14,7 @@ from typing import Literal, cast
 import orjson
 
 from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
+from codex_tools.codex.questions import Handle
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox_trouble import find_trouble
 
@@ -210,6 +211,23 @@ class EngineEvent:
     """The engine that runs the turn; its first event, added by the engine, not by Codex."""
 
     name: str
+    handle: Handle | None = None
+    """With which the turn can be spoken to; None if the engine cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionsEvent:
+    """The questions that wait for an answer have changed; see `Handle.questions`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WritingEvent:
+    """The model is writing a message.
+
+    *text* is its last words so far. Sent at most twice a second.
+    """
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +255,8 @@ Event = (
     | UnreadableEvent
     | NoticeEvent
     | EngineEvent
+    | QuestionsEvent
+    | WritingEvent
     | ExitedEvent
 )
 

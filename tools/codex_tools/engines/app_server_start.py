@@ -13,7 +13,7 @@ from codex_tools.codex.json_object import Json, object_of
 from codex_tools.codex.masking import mask
 from codex_tools.codex.program import CLIENT_NAME
 from codex_tools.engines.app_server_events import MUTED
-from codex_tools.engines.handle import Handle
+from codex_tools.engines.handle import TurnHandle
 from codex_tools.engines.json_rpc import Connection, RpcError, open_connection
 from codex_tools.engines.process import Child, open_child
 
@@ -40,7 +40,7 @@ class AppServer:
 
     child: Child
     connection: Connection
-    handle: Handle
+    handle: TurnHandle
 
 
 class DidNotStart(Exception):
@@ -51,7 +51,7 @@ async def start_app_server(
     argv: Sequence[str],
     env: Mapping[str, str],
     cwd: Path,
-    handle: Handle,
+    handle: TurnHandle,
     stack: AsyncExitStack,
     held: Sequence[int] = (),
 ) -> AppServer:

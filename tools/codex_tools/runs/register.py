@@ -32,7 +32,6 @@ from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.event_log import EventLog, EventPage
-from codex_tools.runs.isolation import remove_old_copies
 from codex_tools.runs.kept_result import may_differ, refreshed
 from codex_tools.runs.keys import Keys, new_run_id
 from codex_tools.runs.result import RunResult
@@ -54,12 +53,6 @@ MAX_QUEUE = 64
 
 KEPT_IN_MEMORY = 64
 """Ended runs kept in memory, in addition to those whose record could not be written yet."""
-
-PRUNE_AFTER_S = 5.0
-"""Seconds from the start to the first removal of old files, which must not delay the start."""
-
-PRUNE_EVERY_S = 3600.0
-"""Interval in seconds for removing old files."""
 
 RETRY_EVERY_S = 10.0
 """Retry interval in seconds for a record that could not be written, for example to a full disk."""
@@ -297,14 +290,20 @@ class Runs:
         return page or EventPage((), None, 0)
 
     async def wait(
-        self, run_ids: Sequence[str], wait_s: float, until: Literal["all", "any"]
+        self,
+        run_ids: Sequence[str],
+        wait_s: float,
+        until: Literal["all", "any"],
+        *,
+        attended: bool = False,
     ) -> list[RunResult]:
         """Wait until all runs, or any of them, have ended; return each result, final or so far.
 
         Args:
             run_ids: The ids of the runs.
-            wait_s: Maximum seconds to wait.
+            wait_s: Maximum seconds to wait; less if the caller must answer a question.
             until: "all" to wait for all runs, "any" for the first one.
+            attended: True if a person is being asked what a person may answer.
 
         Raises:
             UnknownRun: There is no run with one of the ids.
@@ -317,9 +316,17 @@ class Runs:
             left_s = until_at - anyio.current_time()
             if left_s <= 0 or enough(each.has_ended for each in results):
                 return results
+            asking = [each.run_id or "" for each in results if each.status == "needs_answer"]
+            own = filter(None, map(self._runs.get, asking))
+            if any(run.needs_caller(attended=attended) for run in own) or {*asking} - {*self._runs}:
+                return results
             mine = all(map(self.is_own, run_ids))
             with anyio.move_on_after(left_s if mine else min(left_s, POLL_EVERY_S)):
                 await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
     async def stop(self, run_id: str, caller: str | None = None) -> RunResult:
         """Stop a run, wait until none of its processes is left, and return its result.
@@ -347,20 +354,9 @@ class Runs:
             await found.done.wait()
         return await self.refreshed(found.result())
 
-    async def prune(self) -> None:
-        """Remove old files every PRUNE_EVERY_S seconds, until cancelled."""
-        pause_s = PRUNE_AFTER_S
-        while True:
-            await anyio.sleep(pause_s)
-            pause_s = PRUNE_EVERY_S
-            alive = [run.run_id for run in self._runs.values() if run.outcome is None]
-            try:
-                await on_disk(self._store.prune, alive, abandon=True)
-                await on_disk(self.ledger.prune, abandon=True)
-                await on_disk(self.keys.prune, abandon=True)
-                await on_disk(remove_old_copies, self._state_dir, abandon=True)
-            except OSError as error:
-                logger.warning("cannot remove old files: %s", error)
+    def alive(self) -> list[str]:
+        """Return the ids of the runs of this server that have not ended."""
+        return [run.run_id for run in self._runs.values() if run.outcome is None]
 
     async def _work(self, run: Run, lock: ThreadLock | None) -> None:
         with span_of(run):
@@ -410,8 +406,8 @@ class Runs:
                 self._tasks.start_soon(self._save_later, run)
             self._forget()
             run.done.set()
-            self._changed.set()
-            self._changed = anyio.Event()
+            run.wake()
+            self._wake()
 
     async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
         known = False
@@ -419,6 +415,9 @@ class Runs:
         def report(progress: TurnProgress) -> None:
             nonlocal known
             run.progress = progress
+            if run.has_new_questions():
+                self._wake()
+                self._save(run)
             watch.wake()
             if progress.thread_id is not None and not known:
                 known = True
