@@ -293,9 +293,12 @@ async def test_a_run_is_steered(codex: Path, mode: str, lab: Lab) -> None:
         started = await call(client, "codex_run", prompt="long", wait_s=0)
         run_id = started["run_id"]
         await until(lambda: lab.model.requests)
+        steered = [await run_of(client, "codex_steer", run_id=run_id, prompt="and this")]
         with anyio.fail_after(30):  # Codex may not have said yet that the turn has begun.
-            while (await run_of(client, "codex_steer", run_id=run_id, prompt="and this"))["error"]:
-                await anyio.sleep(0.05)
+            while steered[-1]["error"] is not None:
+                steered.append(
+                    await run_of(client, "codex_steer", run_id=run_id, prompt="and this")
+                )
         (ended,) = await runs_of(client, run_id, wait_s=60)
         late = await run_of(client, "codex_steer", run_id=run_id, prompt="too late")
     assert ended["final_response"] == "steered"
