@@ -76,6 +76,7 @@ async def attending(
 
     async with anyio.create_task_group() as tasks:
         for run in runs:
+            run.handed_back.clear()  # This call asks again.
             tasks.start_soon(attend, run)
         try:
             yield
@@ -103,7 +104,6 @@ async def _ask_all(run: Run, ask: AskPerson, audit: AuditLog) -> None:
             await changed.wait()
             continue
         asked.add(question.id)
-        run.handed_back.discard(question.id)
         answer: Answer | None = None
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
