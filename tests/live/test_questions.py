@@ -320,6 +320,25 @@ async def test_a_run_of_codex_exec_cannot_be_steered(codex: Path, mode: str, lab
     assert "--engine exec" in asks["error"]["hint"]
 
 
+async def test_a_turn_that_only_codex_exec_can_run_cannot_ask(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    (lab.home / "careful.config.toml").write_text('model_reasoning_effort = "low"\n')
+    async with server(mode, codex, lab, "caller") as client:
+        refused = await call(
+            client,
+            "codex_run",
+            prompt="x",
+            profile="careful",
+            sandbox="workspace-write",
+            approvals="ask",
+        )
+    assert refused["error"]["kind"] == "codex_unsupported"
+    assert "profiles" in refused["error"]["message"]
+    assert "leave out approvals" in refused["error"]["hint"]
+    assert lab.model.requests == []
+
+
 async def run_of(client: Client, tool: str, **arguments: Any) -> Json:
     """Call a tool that returns one run."""
     result = await client.call_tool(tool, arguments)

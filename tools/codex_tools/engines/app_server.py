@@ -446,14 +446,16 @@ def _unfitness(request: TurnRequest, *, has_rules: bool, env: dict[str, str]) ->
 
 
 def _unfit(request: TurnRequest, what: str) -> EngineUnfit:
-    return EngineUnfit(what, request.program.version_text, _HINT)
+    hint = _HINT_ASKS if request.asks else _HINT
+    return EngineUnfit(what, request.program.version_text, hint)
 
 
 def _broken(request: TurnRequest, what: str) -> EngineFailed:
-    return EngineFailed(what, request.program.version_text, _HINT)
+    return EngineFailed(what, request.program.version_text, _HINT_ASKS if request.asks else _HINT)
 
 
 _HINT = "The operator can set --engine auto, which then uses codex exec."
+_HINT_ASKS = "codex exec cannot ask: leave out approvals and ask_caller, or what is named here."
 
 
 def _from_toml(request: TurnRequest, key: str, value: str) -> object:
