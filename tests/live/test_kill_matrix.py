@@ -419,6 +419,7 @@ async def play(end: End, ending: Ending, codex: Path) -> None:
     engine = cast("EngineChoice", ending.engine)
     with open_lab(ending.version) as lab:
         prompt = lab.script("sleep", do(Shell(SLEEPERS)), say("never said"))
+        (lab.home / "auth.json").write_text('{"OPENAI_API_KEY": "sk-kept"}')
         before = untouched(lab.home)
         try:
             async with serve(codex, lab, ending.mode, mark, engine) as server:
