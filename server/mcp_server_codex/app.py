@@ -197,6 +197,8 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
             return await _call(tool, call, params, surroundings, seals)
         except Unanswered as question:
             return question.result
+        except MCPError:  # A state that belongs to another call.
+            raise
         except Exception as error:  # An outer wall: the SDK would send the error's text.
             logger.exception("%s met an internal fault", tool.name)
             return to_result(tool, tool.refuse(fault_for(error)))

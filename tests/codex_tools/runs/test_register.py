@@ -17,7 +17,7 @@ from codex_tools.engines.engine import TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.threads import Threads
-from codex_tools.runs import event_log, register
+from codex_tools.runs import event_log, pruning
 from codex_tools.runs.opening import open_runs
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import make_result

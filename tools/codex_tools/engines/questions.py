@@ -118,7 +118,7 @@ def write_answer(request: ServerRequest, answer: Answer) -> Json:
         case "item/tool/requestUserInput":
             chosen = (answer.content or {}) if answer.accept else {}
             return {"answers": {key: {"answers": _list(value)} for key, value in chosen.items()}}
-        case "item/tool/call":
+        case "item/tool/call" if request.params.get("tool") == ASK_CALLER["name"]:
             said = (answer.content or {}).get("answer") if answer.accept else None
             text = said if isinstance(said, str) and said else _NO_ANSWER
             return {"contentItems": [{"type": "inputText", "text": text}], "success": True}

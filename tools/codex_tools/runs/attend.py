@@ -58,31 +58,33 @@ async def attending(
 ) -> AsyncGenerator[None]:
     """Ask a person the questions of *runs* while the block runs.
 
-    An exception that *ask* raises ends the block, and is raised.
+    If *ask* raises an exception, the run needs its caller, so that the block can end early. The
+    exception is raised after the block. It must not cancel the block: a call that is cancelled
+    stops its run.
     """
     if ask is None or not runs:
         yield
         return
-    failure: Exception | None = None
+    failures: list[Exception] = []
 
     async def attend(run: Run) -> None:
-        nonlocal failure
         try:
             await _ask_all(run, ask, audit)
         except Exception as error:  # Raised again below: the task group would wrap it.
-            failure = failure or error
-            tasks.cancel_scope.cancel()
+            failures.append(error)
+            run.wake()  # The block returns, since the run needs its caller.
 
     async with anyio.create_task_group() as tasks:
         for run in runs:
+            run.handed_back.clear()  # This call asks again.
             tasks.start_soon(attend, run)
         try:
             yield
         except Exception as error:
-            failure = failure or error
+            failures.insert(0, error)
         tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    if failures:
+        raise failures[0]
 
 
 async def _ask_all(run: Run, ask: AskPerson, audit: AuditLog) -> None:
@@ -91,7 +93,12 @@ async def _ask_all(run: Run, ask: AskPerson, audit: AuditLog) -> None:
     while run.outcome is None:
         changed = run.changed
         question = next(
-            (each for each in run.questions if not each.for_caller and each.id not in asked), None
+            (
+                each
+                for each in run.questions
+                if not each.for_caller and each.id not in asked | run.left_to_caller
+            ),
+            None,
         )
         if question is None:
             await changed.wait()
@@ -107,6 +114,7 @@ async def _ask_all(run: Run, ask: AskPerson, audit: AuditLog) -> None:
                 failure = error
             tasks.cancel_scope.cancel()
         if failure is not None:
+            run.handed_back.add(question.id)
             raise failure
         if answer is not None:
             deliver(run, question, answer, "person", audit)

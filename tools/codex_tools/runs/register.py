@@ -178,6 +178,7 @@ class Runs:
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
         run = Run(run_id, request, before, now(), output, caller, (*warnings, *self._notes))
+        run.on_wake = self._wake
         run.start = run.mark = mark_of(before if request.resumed is not None else None)
         run.progress.thread_id = request.resumed
         if unfinished < slots:
@@ -407,7 +408,6 @@ class Runs:
             self._forget()
             run.done.set()
             run.wake()
-            self._wake()
 
     async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
         known = False
@@ -416,7 +416,6 @@ class Runs:
             nonlocal known
             run.progress = progress
             if run.has_new_questions():
-                self._wake()
                 self._save(run)
             watch.wake()
             if progress.thread_id is not None and not known:

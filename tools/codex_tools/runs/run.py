@@ -85,6 +85,9 @@ class Run:
     _asked: tuple[Question, ...] = ()
     left_to_caller: set[str] = field(default_factory=set[str])
     """Ids of questions for which no person could be asked."""
+    handed_back: set[str] = field(default_factory=set[str])
+    """Ids of questions that were returned as the result of a call, which the client repeats."""
+    on_wake: Callable[[], None] = lambda: None
     done: anyio.Event = field(default_factory=anyio.Event)
     changed: anyio.Event = field(default_factory=anyio.Event)
     """Set and replaced when the run's questions have changed, and when it has ended."""
@@ -152,7 +155,7 @@ class Run:
         *attended* is True if a person is being asked what a person may answer.
         """
         return any(
-            each.for_caller or not attended or each.id in self.left_to_caller
+            each.for_caller or not attended or each.id in self.left_to_caller | self.handed_back
             for each in self.questions
         )
 
@@ -168,6 +171,7 @@ class Run:
         """Wake those that wait for a change of the run's questions, or for its end."""
         self.changed.set()
         self.changed = anyio.Event()
+        self.on_wake()
 
     def _next_answer(self, question: Question) -> str:
         within_s = round(max(question.until - anyio.current_time(), 0))
