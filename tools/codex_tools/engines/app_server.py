@@ -59,6 +59,7 @@ from codex_tools.engines.app_server_start import (
     AppServer,
     DidNotStart,
     describe,
+    exit_of,
     read_config,
     start_app_server,
 )
@@ -98,6 +99,9 @@ INTERRUPT_WITHIN_S = 0.15
 THREAD_WITHIN_S = 300.0
 """Seconds to wait for a thread to start, resume or fork, which reads its rollouts."""
 
+_LOGIN_RULES = ("forced_login_method", "forced_chatgpt_workspace_id")
+"""Settings that exec enforces at its start, and app-server does not (0.163.0, 0.171.0)."""
+
 _OTHER_LOGIN = "CODEX_ACCESS_TOKEN"
 _SANDBOX_SETTING = "sandbox_workspace_write"
 """Settings given on the command line, so that `config/read` returns what they change."""
@@ -126,13 +130,20 @@ class AppServerEngine:
     name = "app-server"
 
     def __init__(
-        self, codex_bin: str | None, untrusted: Sequence[Path] = (), spares: int = 0
+        self,
+        codex_bin: str | None,
+        untrusted: Sequence[Path] = (),
+        spares: int = 0,
+        *,
+        is_only: bool = False,
     ) -> None:
         """Remember *codex_bin*, the configured Codex; None to look for one.
 
         No Codex inside the folders *untrusted* is taken from PATH. While the engine is opened,
-        *spares* app-servers wait for the next turns.
+        *spares* app-servers wait for the next turns. With *is_only*, an app-server that ends at
+        its start is a failed turn, as with `codex exec`, since no other engine can try it.
         """
+        self._is_only = is_only
         self._count = spares
         self._codex_bin = codex_bin
         self._untrusted = untrusted
@@ -177,12 +188,17 @@ class AppServerEngine:
         """
         start = await on_disk(_prepare, request)
         async with AsyncExitStack() as stack:
-            if start.is_refused:
-                events = _refused(start, _NOT_GIT)
-            else:
-                server = await self._server_for(start, stack)
-                stack.push_async_callback(_interrupt, server.handle)
-                events = await _open(start, server, keep)
+            try:
+                if start.is_refused:
+                    events = _refused(start, _NOT_GIT)
+                else:
+                    server = await self._server_for(start, stack)
+                    stack.push_async_callback(_interrupt, server.handle)
+                    events = await _open(start, server, keep)
+            except DidNotStart as error:
+                if error.exited is None or not self._is_only:
+                    raise _broken(request, f"a working app-server ({error})") from error
+                events = _refused(start, error.exited.stderr, error.exited.returncode)
             yield await stack.enter_async_context(aclosing(events))
 
     @asynccontextmanager
@@ -201,7 +217,7 @@ class AppServerEngine:
         """Return a spare app-server, or a new one if none is ready for this turn.
 
         Raises:
-            EngineUnfit: It did not start.
+            DidNotStart: It did not start.
         """
         request, spares = start.request, self._spares
         if spares is None:
@@ -222,19 +238,17 @@ class AppServerEngine:
 
     async def _fresh(self, start: _Start, stack: AsyncExitStack) -> AppServer:
         request = start.request
-        try:
-            return await start_app_server(
-                start.argv, start.env, request.cwd, TurnHandle(), stack, request.held
-            )
-        except DidNotStart as error:
-            raise _broken(request, f"a working app-server ({error})") from error
+        return await start_app_server(
+            start.argv, start.env, request.cwd, TurnHandle(), stack, request.held
+        )
 
 
 async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:
     """Start a thread in *server*; return the events of the turn.
 
     Raises:
-        EngineUnfit: The app-server did not take the settings, or has ended.
+        EngineUnfit: The app-server did not take the settings, or cannot keep to them.
+        DidNotStart: It has ended, or does not answer.
     """
     request, connection, handle = start.request, server.connection, server.handle
     handle.asks, handle.asks_caller = request.approvals == "ask", request.ask_caller
@@ -243,13 +257,15 @@ async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[
             config = await read_config(connection, request.cwd)
         except RequestRefused as error:
             return _refused(start, f"Error loading config.toml: {error.message}")
+        if any(config.get(name) for name in _LOGIN_RULES):
+            raise _unfit(request, f"an app-server that enforces {' and '.join(_LOGIN_RULES)}")
         try:
             thread = await _open_thread(connection, start)
         except RequestRefused as error:
             return _refused(start, f"Error: {error.message}")
     except RpcError as error:
         said = describe(error, server.child, connection)
-        raise _broken(request, f"a working app-server ({said})") from error
+        raise DidNotStart(said, await exit_of(server.child, connection)) from error
     if (difference := check_echo(request, thread)) is not None:
         raise _broken(request, f"an app-server that takes the settings of the turn ({difference})")
     handle.thread_id = text_of(object_of(thread, "thread"), "id") or ""
@@ -388,12 +404,12 @@ async def _interrupt(handle: TurnHandle) -> None:
                 await handle.interrupt()
 
 
-async def _refused(start: _Start, message: str) -> AsyncGenerator[Event]:
+async def _refused(start: _Start, message: str, returncode: int = 1) -> AsyncGenerator[Event]:
     """Yield the events of a turn that could not begin, as those of `codex exec`."""
     yield EngineEvent(AppServerEngine.name)
     for notice in start.notices:
         yield NoticeEvent(notice)
-    yield ExitedEvent(1, message)
+    yield ExitedEvent(returncode, message)
 
 
 def _prepare(request: TurnRequest) -> _Start:

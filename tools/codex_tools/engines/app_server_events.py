@@ -55,8 +55,11 @@ _STATUSES = {"inProgress": "in_progress", "completed": "completed"}
 
 _WARNINGS = ("warning", "configWarning", "deprecationNotice", "guardianWarning", "model/rerouted")
 
-_UNPRINTED = "Codex could not find bubblewrap on PATH."
-"""Beginning of a warning that exec does not print (0.163.0, 0.171.0); Codex has its own copy."""
+_UNPRINTED = (
+    "Codex could not find bubblewrap on PATH.",  # Codex has its own copy.
+    "Configured value for `web_search_mode` is disallowed",  # The default is, if it must be off.
+)
+"""Beginnings of warnings that exec does not print (0.163.0, 0.171.0)."""
 
 _COUNTS = {
     "input_tokens": "inputTokens",
