@@ -15,7 +15,8 @@ import anyio
 import pytest
 
 from codex_tools.codex.turn_result import TurnProgress
-from codex_tools.engines.app_server import OLDEST, AppServerEngine
+from codex_tools.engines.app_server import AppServerEngine
+from codex_tools.engines.app_server_preparation import OLDEST
 from codex_tools.engines.exec import ExecEngine
 from codex_tools.engines.guard import processes
 from mcp_server_codex.cli.scripted_model import Shell, do, say
