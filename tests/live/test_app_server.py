@@ -579,3 +579,14 @@ async def test_a_question_is_declined_at_once_where_nobody_is_asked_or_in_time(
         await until(lambda: progress.ended)
     assert progress.completed
     assert not out.exists()
+
+
+async def test_what_the_model_writes_is_told_and_kept_out_of_the_log(
+    engine: AppServerEngine, lab: Lab
+) -> None:
+    lab.script("hello", say("Hello there."))
+    doing: list[str] = []
+    ran = await run(engine, lab, "hello", lambda progress: doing.append(progress.doing))
+    assert ran.result.final_response == "Hello there."
+    assert any(each.startswith("writing: Hello") for each in doing), doing
+    assert not any(b"delta" in line for line in ran.lines)

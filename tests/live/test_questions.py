@@ -320,6 +320,25 @@ async def test_a_run_of_codex_exec_cannot_be_steered(codex: Path, mode: str, lab
     assert "--engine exec" in asks["error"]["hint"]
 
 
+async def test_a_turn_that_only_codex_exec_can_run_cannot_ask(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    (lab.home / "careful.config.toml").write_text('model_reasoning_effort = "low"\n')
+    async with server(mode, codex, lab, "caller") as client:
+        refused = await call(
+            client,
+            "codex_run",
+            prompt="x",
+            profile="careful",
+            sandbox="workspace-write",
+            approvals="ask",
+        )
+    assert refused["error"]["kind"] == "codex_unsupported"
+    assert "profiles" in refused["error"]["message"]
+    assert "leave out approvals" in refused["error"]["hint"]
+    assert lab.model.requests == []
+
+
 async def run_of(client: Client, tool: str, **arguments: Any) -> Json:
     """Call a tool that returns one run."""
     result = await client.call_tool(tool, arguments)
@@ -332,3 +351,27 @@ async def runs_of(client: Client, *run_ids: str, **arguments: Any) -> list[Json]
     result = await client.call_tool("codex_wait", {"run_ids": [*run_ids], **arguments})
     assert result.structured_content is not None
     return result.structured_content["runs"]
+
+
+@pytest.mark.parametrize("engine", ["exec", "app-server"])
+async def test_a_reviewer_of_codex_decides_without_a_question(
+    codex: Path, mode: str, lab: Lab, engine: str
+) -> None:
+    """The reviewer is a model: it gets the same script here, whose answer allows nothing."""
+    prompt, out = ask_to_touch(lab)
+    lab.model.default = (say('{"risk_level":"high","outcome":"deny","rationale":"no"}'),)
+    options = ("--engine", engine, "--approvals", "caller")
+    async with connect(mode, codex, lab, *options) as client:
+        result = await call(
+            client, "codex_run", prompt=prompt, sandbox="workspace-write", approvals="auto"
+        )
+        thread_id = result["thread_id"]
+        again = await call(
+            client, "codex_resume", prompt=prompt, thread_id=thread_id, approvals="auto"
+        )
+    assert (again["status"], again["sandbox"]) == ("completed", "workspace-write"), again
+    assert (result["status"], result["engine"]) == ("completed", engine), result
+    assert result["sandbox"] == "workspace-write"
+    assert result["questions"] == []
+    assert not out.exists()
+    assert len(lab.model.requests) > 2  # The reviewer was asked.

@@ -53,6 +53,13 @@ class ClaudeCode:
         entry = {"type": "stdio", "command": server_program(), "args": args}
         self._servers.write_text(json.dumps({"mcpServers": {"codex": entry}}))
 
+    def hook(self, event: str, command: str) -> None:
+        """Let *command* run at each *event*, as a person's settings would say."""
+        settings = {"hooks": {event: [{"hooks": [{"type": "command", "command": command}]}]}}
+        folder = self.lab.root / ".claude"
+        folder.mkdir(exist_ok=True)
+        (folder / "settings.json").write_text(json.dumps(settings))
+
     def ask(self, prompt: str, *options: str, mark: str = "", **env: str) -> list[Json]:
         """Let it answer *prompt* and end; return what it printed, line by line."""
         with self.start(prompt, *options, mark=mark, **env) as process:

@@ -152,6 +152,11 @@ class TurnFailedEvent:
     """The only event that means failure."""
 
     message: str
+    code: str | None = None
+    """Codex's own code for the reason, with the HTTP status after a colon if it has one.
+
+    Only the app-server tells it (0.147.0 to 0.171.0).
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +289,23 @@ def parse_event(line: bytes) -> Event:
         case "turn.completed":
             return TurnCompletedEvent(read_usage(object_of(event, "usage")))
         case "turn.failed":
-            return TurnFailedEvent(_text(object_of(event, "error"), "message"))
+            error = object_of(event, "error")
+            return TurnFailedEvent(_text(error, "message"), _code(error.get("codex_error_info")))
         case "error":
             return ErrorEvent(_text(event, "message"))
         case other:
             return UnknownEvent(_name(other))
+
+
+def _code(info: object) -> str | None:
+    """Return a code of the app-server as text: a word, or a word and an HTTP status."""
+    if isinstance(info, str):
+        return info[:100]
+    if isinstance(info, dict) and len(cast("Json", info)) == 1:
+        name = next(iter(cast("Json", info)))
+        status = object_of(cast("Json", info), name).get("httpStatusCode")
+        return f"{name[:100]}:{status}" if type(status) is int else name[:100]
+    return None
 
 
 def _item(item: Json, line: bytes) -> Item:

@@ -135,6 +135,8 @@ class TurnProgress:
     usage: Usage | None = None
     completed: bool = False
     failure: str | None = None
+    failure_code: str | None = None
+    """Codex's own code for the reason of the failure; see `TurnFailedEvent`."""
     exited: tuple[int, str] | None = None
     started: bool = False
     """True if Codex sent an event in this turn."""
@@ -232,8 +234,8 @@ class TurnProgress:
                 self.completed, self.failure = True, None
                 self.usage = usage or self.usage
                 self.doing = "finishing"
-            case TurnFailedEvent(message):
-                self.completed, self.failure = False, message
+            case TurnFailedEvent(message, code):
+                self.completed, self.failure, self.failure_code = False, message, code
                 self.doing = "failing"
             case ErrorEvent(message):
                 self._take_error(message)

@@ -92,15 +92,18 @@ def _unfitness(request: TurnRequest, *, has_rules: bool, env: dict[str, str]) ->
 
 def unfit(request: TurnRequest, what: str) -> EngineUnfit:
     """Return the error for a turn that needs *what*, which the app-server lacks."""
-    return EngineUnfit(what, request.program.version_text, _HINT)
+    return EngineUnfit(what, request.program.version_text, _hint(request))
 
 
 def broken(request: TurnRequest, what: str) -> EngineFailed:
     """Return the error for a turn that did not begin, for lack of *what*."""
-    return EngineFailed(what, request.program.version_text, _HINT)
+    return EngineFailed(what, request.program.version_text, _hint(request))
 
 
-_HINT = "The operator can set --engine auto, which then uses codex exec."
+def _hint(request: TurnRequest) -> str:
+    if request.asks:
+        return "codex exec cannot ask: leave out approvals and ask_caller, or what is named here."
+    return "The operator can set --engine auto, which then uses codex exec."
 
 
 def _from_toml(request: TurnRequest, key: str, value: str) -> object:

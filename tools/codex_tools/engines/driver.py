@@ -123,7 +123,7 @@ def finish(progress: TurnProgress) -> TurnResult:
     """
     result = progress.result()
     if progress.failure is not None:
-        raise TurnFailed(classify(progress.failure), result)
+        raise TurnFailed(classify(progress.failure, progress.failure_code), result)
     if not progress.completed:
         returncode, stderr = progress.exited or (0, "")
         error, started = progress.last_error, progress.started

@@ -105,7 +105,7 @@ NEEDS_LIVE_ENGINE = (
 REVIEWS_COMMANDS = "--approve-for-me"
 """Flag with which a reviewer of Codex, a model, decides what leaves the sandbox.
 
-It forces sandbox workspace-write (0.147.0 to 0.171.0).
+It means sandbox workspace-write, and is refused beside -s (0.147.0 to 0.171.0).
 """
 
 _PERMISSIONS: dict[Sandbox, str] = {
@@ -147,10 +147,11 @@ def build_argv(
     if request.asks:
         raise CodexUnsupported("questions in codex exec", program.version_text, NEEDS_LIVE_ENGINE)
     argv = [str(program.path), "exec", "--json"]
-    argv += ["-s", request.sandbox, "-C", str(request.cwd)]
     if request.approvals == "auto":
         program.need(REVIEWS_COMMANDS)
-        argv.append(REVIEWS_COMMANDS)
+        argv += [REVIEWS_COMMANDS, "-C", str(request.cwd)]
+    else:
+        argv += ["-s", request.sandbox, "-C", str(request.cwd)]
     if request.model is not None:
         argv += ["-m", request.model]
     if request.profile is not None:
