@@ -101,7 +101,7 @@ def test_pages_keep_out_what_is_none_of_a_readers_business() -> None:
 
 def test_the_newest_codex_that_was_tested_is_in_the_matrix() -> None:
     columns = compat.read()
-    assert [*columns][-1] == ".".join(map(str, NEWEST_TESTED))
+    assert [*columns][-1].partition("/")[0] == ".".join(map(str, NEWEST_TESTED))
     assert {*compat.VERSIONS} <= columns.keys()
     assert not any(" of " in cell for column in columns.values() for cell in column.values())
 
