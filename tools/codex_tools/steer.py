@@ -31,7 +31,7 @@ async def steer(request: SteerRequest, context: Context) -> StopResult:
         raise CodexUnsupported(
             f"a way to add words to a running turn with the engine {run.progress.engine}",
             run.request.program.version_text,
-            "Wait for the run with codex_wait, or stop it; then continue its thread with the words.",
+            "Wait for it with codex_wait, or stop it; then continue its thread with the words.",
         )
     if handle is None:
         raise InvalidArguments([f"run_id: {run.run_id} has not begun; its status is {run.status}"])
