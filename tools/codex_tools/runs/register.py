@@ -410,10 +410,10 @@ class Runs:
             run.wake()
 
     async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
-        known = False
+        known, attempts = False, 0
 
         def report(progress: TurnProgress) -> None:
-            nonlocal known
+            nonlocal known, attempts
             run.progress = progress
             if run.has_new_questions():
                 self._save(run)
@@ -422,6 +422,8 @@ class Runs:
                 known = True
                 if run.request.resumed is None:
                     self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
+            if progress.started and run.attempts != attempts:
+                attempts = run.attempts  # The next server must know how many turns are the run's.
                 self._save(run)
 
         watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
