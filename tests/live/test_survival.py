@@ -158,11 +158,12 @@ async def test_what_others_do_in_the_thread_is_no_result_of_a_run_whose_server_w
     lab.script("busy", do(Shell("sleep 1000")), say("never said"))
     lab.script("mine", say("a person's answer"))
     tag = str(uuid.uuid4())
+    runs: list[Json] = []
     with suppress(MCPError, anyio.BrokenResourceError, anyio.ClosedResourceError):
         async with connect(mode, codex, lab, env={"FAR_END": tag}) as client:
-            (run,) = await begin(client, ("busy",))
+            runs += await begin(client, ("busy",))
             await until(lambda: any("sleep 1000" in each for each in commands(tag)))
-            file = lab.state / "runs" / run["run_id"] / "run.json"
+            file = lab.state / "runs" / runs[0]["run_id"] / "run.json"
             await until(lambda: json.loads(file.read_text())["result"]["attempts"] == 1)
             os.kill(server_of(tag), signal.SIGKILL)
             await until(lambda: not marked(tag))
@@ -171,7 +172,7 @@ async def test_what_others_do_in_the_thread_is_no_result_of_a_run_whose_server_w
     done = await anyio.run_process(words, cwd=lab.project, env=environment(lab))
     assert b"a person's answer" in done.stdout
     async with connect(mode, codex, lab) as client:
-        (found,) = await wait(client, [run])
+        (found,) = await wait(client, runs)
     assert (found["status"], found["error"]["kind"]) == ("failed", "interrupted")
     assert found["final_response"] is None
     assert found["thread_id"] == thread_id
