@@ -258,10 +258,8 @@ class Runs:
         """
         results: list[RunResult] = []
         for run_id in await self.newest_ids(count, before):
-            try:
+            with suppress(UnknownRun):
                 results.append(await self.result(run_id))
-            except UnknownRun:
-                continue
         return results
 
     async def newest_ids(self, count: int, before: str | None = None) -> list[str]:
@@ -414,16 +412,18 @@ class Runs:
             self._changed = anyio.Event()
 
     async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
-        known = False
+        known, attempts = False, 0
 
         def report(progress: TurnProgress) -> None:
-            nonlocal known
+            nonlocal known, attempts
             run.progress = progress
             watch.wake()
             if progress.thread_id is not None and not known:
                 known = True
                 if run.request.resumed is None:
                     self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
+            if progress.started and run.attempts != attempts:
+                attempts = run.attempts  # The next server must know how many turns are the run's.
                 self._save(run)
 
         watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
