@@ -252,10 +252,8 @@ class Runs:
         """
         results: list[RunResult] = []
         for run_id in await self.newest_ids(count, before):
-            try:
+            with suppress(UnknownRun):
                 results.append(await self.result(run_id))
-            except UnknownRun:
-                continue
         return results
 
     async def newest_ids(self, count: int, before: str | None = None) -> list[str]:
