@@ -19,7 +19,7 @@ from support.kill_matrix import Ending
 
 TOP = Path(__file__).parent.parent
 PAGE = TOP / "README.md"
-BEGIN, END = "<!-- measured by `make kills` -->\n", "<!-- end of what was measured -->"
+BEGIN, END = "<!-- measured by `make kills` -->\n", "<!-- what was measured ends here -->"
 
 
 def run() -> list[Ending]:
