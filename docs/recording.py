@@ -1,4 +1,4 @@
-"""Record `mcp-server-codex demo` as docs/demo.svg, which the README shows; `make recording` runs it.
+"""Record `mcp-server-codex demo` as docs/demo.svg, which the README shows (`make recording`).
 
 The demo runs for real: this server, a real Codex, a scripted model. Its output is kept with its
 colours and drawn by rich. The SVG loads nothing: without a font of its own it takes the reader's.

@@ -115,7 +115,9 @@ def test_the_links_of_one_click_hold_what_install_would_print(tmp_path: Path) ->
     env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     (name, printed), *_ = json.loads(done.stdout)["mcpServers"].items()
-    links = re.findall(r"\]\(((?:cursor|https)://\S+/install\?\S+)\)", (TOP / "README.md").read_text())
+    links: list[str] = re.findall(
+        r"\]\(((?:cursor|https)://\S+/install\?\S+)\)", (TOP / "README.md").read_text()
+    )
     assert [urlsplit(link).netloc for link in links] == ["anysphere.cursor-deeplink", "vscode.dev"]
     for link in links:
         query = {key: value for key, (value,) in parse_qs(urlsplit(link).query).items()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.codex_versions import CACHE, from_npm, from_pypi, real_codex
-from support.lab import Lab, environment, server_program
+from support.lab import Json, Lab, environment, server_program
 
 NODE = "24.9.0"
 DRIVERS = Path(__file__).parents[1] / "data" / "clients"
@@ -42,11 +42,11 @@ class Desk:
         command = [server_program(), "install", client, "--", *self.options]
         subprocess.run(command, env=environment(self.lab), check=True, capture_output=True)
 
-    def merge(self, file: str, more: dict[str, object]) -> None:
+    def merge(self, file: str, more: Json) -> None:
         """Add *more* to a JSON file below the home folder."""
         path = self.lab.root / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known: Json = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(known | more, indent=2))
 
 
@@ -157,7 +157,7 @@ def _opencode(desk: Desk) -> Sequence[str]:
         "options": {"baseURL": f"{desk.url}/v1", "apiKey": "scripted"},
         "models": {"scripted": {"name": "scripted"}},
     }
-    more = {"provider": {"scripted": provider}, "autoupdate": False, "share": "disabled"}
+    more: Json = {"provider": {"scripted": provider}, "autoupdate": False, "share": "disabled"}
     desk.merge(".config/opencode/opencode.json", more)
     program = _npm("opencode-ai", "1.18.33", "opencode")
     return [program, "run", "--auto", "-m", "scripted/scripted", "Go."]

@@ -132,7 +132,7 @@ class _Handler(QuietHandler):
 
     def _chat(self, body: Json) -> Json:
         told = [_text(m["content"]) for m in body["messages"] if m["role"] == "tool"]
-        offered = [tool["function"]["name"] for tool in body.get("tools") or []]
+        offered = [tool["function"]["name"] for tool in _list(body, "tools")]
         move = self.talk.answer(told, offered)
         message: Json = {"role": "assistant", "content": None}
         if isinstance(move, Use):
@@ -153,10 +153,10 @@ class _Handler(QuietHandler):
         }
 
     def _gemini(self, body: Json) -> Json:
-        parts = [part for content in body.get("contents") or [] for part in content["parts"]]
-        found = [part["functionResponse"] for part in parts if "functionResponse" in part]
+        parts = [part for each in _list(body, "contents") for part in _list(each, "parts")]
+        found: list[Json] = [p["functionResponse"] for p in parts if "functionResponse" in p]
         told = [json.dumps(each["response"], ensure_ascii=False) for each in found]
-        declared = [tool.get("functionDeclarations") or [] for tool in body.get("tools") or []]
+        declared = [_list(tool, "functionDeclarations") for tool in _list(body, "tools")]
         move = self.talk.answer(told, [each["name"] for some in declared for each in some])
         part: Json = {"text": move}
         if isinstance(move, Use):
@@ -183,8 +183,12 @@ def _chat_chunks(answer: Json) -> Iterator[str]:
     head = {"id": answer["id"], "object": "chat.completion.chunk", "created": 1}
     head["model"] = answer["model"]
     yield json.dumps(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-    last = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}
+    last: Json = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}
     yield json.dumps(head | {"choices": [last], "usage": answer["usage"]})
+
+
+def _list(owner: Json, key: str) -> list[Json]:
+    return cast("list[Json]", owner.get(key) or [])
 
 
 def _text(content: str | list[Json]) -> str:

@@ -15,12 +15,12 @@ async def converse(
     messages: list[dict[str, Any]] = [{"role": "user", "content": "Go."}]
     while True:
         body = {"model": "scripted", "messages": messages, "tools": tools}
-        request = urllib.request.Request(  # noqa: S310 - the URL is on loopback
+        request = urllib.request.Request(
             f"{url}/v1/chat/completions",
             json.dumps(body).encode(),
             {"content-type": "application/json"},
         )
-        with urllib.request.urlopen(request) as response:  # noqa: S310
+        with urllib.request.urlopen(request) as response:
             message = json.load(response)["choices"][0]["message"]
         messages.append(message)
         if not message.get("tool_calls"):

@@ -379,6 +379,11 @@ def test_each_command_has_help_in_words_of_the_shell(home: Path) -> None:
 def test_counts_have_three_digits_so_that_their_columns_line_up() -> None:
     shown = {
         **{0: "0", 987: "987", 999_500: "1.00M", 1_000: "1.00K", 12_340: "12.3K", 99_960: "100K"},
-        **{32_000_000: "32.0M", 1_100_000_000: "1.10G", 999_400: "999K", 3_210_000_000_000: "3210G"},
+        **{
+            32_000_000: "32.0M",
+            1_100_000_000: "1.10G",
+            999_400: "999K",
+            3_210_000_000_000: "3210G",
+        },
     }
     assert {count: short(count) for count in shown} == shown

@@ -186,7 +186,9 @@ def test_a_person_gets_a_line_for_each_check_and_the_cure(setup: Setup, terminal
     assert plain.splitlines()[-1].endswith(("1 warning.", "2 warnings."))
 
 
-def test_a_cure_in_words_is_wrapped_and_a_command_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cure_in_words_is_wrapped_and_a_command_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     command = "/home/dev/" + "long/" * 12 + "codex login"
     words = "Check proxy, VPN, firewall, DNS, and custom CA configuration, then try again."
     with pytest.MonkeyPatch.context() as patch:
