@@ -27,7 +27,7 @@ from codex_tools.engines.guard import processes
 from mcp_server_codex.cli.scripted_model import Patch, Shell, api_error, do, say
 from support.codex_versions import PINNED, real_codex
 from support.lab import Lab, commands, environment, marked, open_lab
-from support.real_clients import CLIENT_FOLDERS, CLIENTS, Desk, RealClient, node_path
+from support.real_clients import CLIENT_FOLDERS, CLIENTS, IF_NAMED, Desk, RealClient, node_path
 from support.scripted_messages import Use
 from support.scripted_talk import CodexTalk, MessagesTalk, Move, NextMove, ScriptedTalk, Talk
 
@@ -332,7 +332,7 @@ def write(rows: dict[str, list[str]]) -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     head = ["client", *CASES, "measured"]
-    names = [f"{client.title} {client.version}" for client in CLIENTS]
+    names = [f"{client.title} {client.version}" for client in (*CLIENTS, *IF_NAMED)]
     lines = [head, ["---"] * len(head), *(rows[name] for name in names if name in rows)]
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     PAGE.write_text(f"{before}{BEGIN}{table}{END}{after}", encoding="utf-8")
@@ -347,8 +347,8 @@ def main(arguments: Sequence[str]) -> int:
     words = [word for word in words if word != "--patience"]
     chosen = [
         client
-        for client in CLIENTS
-        if not words or any(w in f"{client.title} {client.version}" for w in words)
+        for client in (*CLIENTS, *(IF_NAMED if words else ()))
+        if not words or any(word in f"{client.title} {client.version}" for word in words)
     ]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         if pause_s is not None:

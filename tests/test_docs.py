@@ -155,10 +155,14 @@ def test_the_table_of_real_clients_has_each_of_them_and_no_failure() -> None:
     rows = clients.read()
     assert [*rows] == [f"{client.title} {client.version}" for client in real_clients.CLIENTS]
     assert not any("**no**" in cells for cells in rows.values())
-    # What the page says in words is of the same versions.
+    # Where the page names a version of a client in words, it is the version that was driven.
     text = (TOP / "docs" / "clients.md").read_text()
+    seen = 0
     for client in real_clients.CLIENTS:
-        assert client.version in text.replace(f"| {client.title} {client.version} |", ""), client
+        said: list[str] = re.findall(rf"{re.escape(client.title)}\W+\((\d[^)]*)\)", text)
+        assert all(client.version in versions for versions in said), (client.title, said)
+        seen += bool(said)
+    assert seen > 5
 
 
 def test_the_newest_codex_that_was_tested_is_in_the_matrix() -> None:

@@ -262,7 +262,6 @@ CLIENTS = (
     RealClient("Qwen Code", "0.24.4", _qwen, _openai_env),
     RealClient("opencode", "1.18.33", _opencode),
     RealClient("Copilot CLI", "1.0.102", _copilot, _copilot_env),
-    RealClient("Cline CLI", "3.0.65", _cline),
     RealClient("Continue CLI", "1.5.47", _continue),
     RealClient("OpenAI Agents SDK", "0.24.0", _agents),
     RealClient(
@@ -284,6 +283,9 @@ CLIENTS = (
     RealClient("Python SDK", "2.3.0", _own_sdk),
 )
 """In the order of the table."""
+
+IF_NAMED = (RealClient("Cline CLI", "3.0.65", _cline),)
+"""Played only if named: on a busy machine, Cline begins without the server and does not say so."""
 
 CLIENT_FOLDERS = (str(CACHE / "npm"), str(CACHE / "pypi"))
 """What the programs of the clients have in their command lines, and those of a run do not."""
