@@ -168,14 +168,15 @@ async def test_what_others_do_in_the_thread_is_no_result_of_a_run_whose_server_w
             os.kill(server_of(tag), signal.SIGKILL)
             await until(lambda: not marked(tag))
     thread_id = lab.rollouts()[0].stem[-36:]
-    words = [str(codex), "exec", "resume", thread_id, "mine"]
+    words = [str(codex), "exec", "-s", "workspace-write", "resume", thread_id, "mine"]
     done = await anyio.run_process(words, cwd=lab.project, env=environment(lab))
     assert b"a person's answer" in done.stdout
     async with connect(mode, codex, lab) as client:
         (found,) = await wait(client, runs)
     assert (found["status"], found["error"]["kind"]) == ("failed", "interrupted")
-    assert found["final_response"] is None
+    assert (found["final_response"], found["sandbox"]) == (None, "read-only")
     assert found["thread_id"] == thread_id
+    assert found["usage"]["input_tokens"] == 1200  # One request of the scripted model.
 
 
 async def test_a_second_server_sees_the_runs_of_the_first_and_waits_for_them(

@@ -137,7 +137,7 @@ def test_so_many_turns_are_counted_over_segments(tmp_path: Path) -> None:
         read_record(paths, mark, PRICES, turns=turns).final_response for turns in (0, 1, 2, None)
     ]
     assert answers == [None, "two", "three", "three"]
-    (used,) = {read_record(paths, mark, PRICES, turns=1).usage}
+    used = read_record(paths, mark, PRICES, turns=1).usage
     assert used is not None
     assert used.input_tokens == 7
 
