@@ -14,7 +14,7 @@ import pytest
 
 from mcp_server_codex.app import TOOLS
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
-from support.lab import Lab, call, connect
+from support.lab import Lab, call, connect, environment
 from support.layout import (
     EVERYWHERE,
     LAYOUT,
@@ -141,6 +141,69 @@ def test_serving_imports_neither_the_humans_part_nor_the_slow_libraries() -> Non
     ).stdout.split()
     late = {"rich", "zstandard", "hypothesis", "psutil", "mcp_server_codex.cli.demo"}
     assert late.isdisjoint(loaded)
+
+
+ADDED_BY_OURS = frozenset(
+    (
+        "_ctypes",
+        "_sqlite3",
+        "argparse",
+        "ctypes",
+        "gc",
+        "orjson",
+        "platformdirs",
+        "runpy",
+        "sqlite3",
+        "tomli",
+    )
+)
+"""What a start imports beside the SDK and this project: all of it is needed by each run."""
+
+FOR_FEW_CALLS = frozenset(
+    f"codex_tools.{name}"
+    for name in ("engines.app_server", "schemas.parts", "schemas.restore", "schemas.rewriter")
+)
+
+
+def imported(lab: Lab, *words: str) -> set[str]:
+    """Return what a server has imported when it has listed its tools."""
+    client = {"name": "test", "version": "1"}
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+    messages: tuple[dict[str, object], ...] = (
+        {"id": 1, "method": "initialize", "params": hello},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/list", "params": {}},
+    )
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(lab),
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for message in messages:
+            server.stdin.write(json.dumps({"jsonrpc": "2.0"} | message) + "\n")
+        server.stdin.flush()
+        while '"tools"' not in server.stdout.readline():
+            assert server.poll() is None
+        server.kill()
+        _, log = server.communicate()
+    times = (line.split("|") for line in log.splitlines() if line.startswith("import time:"))
+    return {time[-1].strip() for time in times}
+
+
+def test_a_start_imports_nothing_that_few_calls_need(lab: Lab) -> None:
+    """Each session of each client pays for it; `make bench` measures how much."""
+    least = imported(lab, str(TOP / "tests" / "bench" / "minimal_server.py"))
+    ours = imported(lab, "-m", "mcp_server_codex", "--state-dir", str(lab.state)) - least
+    assert FOR_FEW_CALLS.isdisjoint(ours)
+    roots = {name.partition(".")[0] for name in ours}
+    known = {*ADDED_BY_OURS, "codex_tools", "mcp_server_codex"}
+    # tomli, compiled, brings a module with a number for a name.
+    assert {root for root in roots - known if "__mypyc" not in root} <= {"anyio", "concurrent"}
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ Some send null or "" for each argument that the model left out. This module acce
 
 from __future__ import annotations
 
-import difflib
 import functools
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -168,6 +167,8 @@ def _refusal(error: ValidationError, given: Json, known: list[str]) -> Exception
 def _problem(fault: ErrorDetails, known: list[str]) -> str:
     where = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
+        import difflib
+
         near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
         return f"unknown argument {where!r}" + (f", did you mean {near[0]!r}?" if near else "")
     message = fault["msg"].removeprefix("Value error, ").replace("a valid dictionary", "an object")

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from codex_tools.codex.errors import InvalidOutputSchema, OutputMismatch
 from codex_tools.codex.json_object import Json, NotExact, read_exactly
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.schemas.keywords import inner_schemas
-from codex_tools.schemas.rewriter import Ambiguous, StrictSchema, make_strict
 from codex_tools.schemas.validation import (
     ALL_PROBLEMS_LIMIT,
     CHECKS_LIMIT,
@@ -24,6 +23,9 @@ from codex_tools.schemas.validation import (
     Validator,
     count_checks,
 )
+
+if TYPE_CHECKING:  # Few calls have a schema, and each server pays for what it imports.
+    from codex_tools.schemas.rewriter import StrictSchema
 
 PARTS_LIMIT = 12_000
 """Maximum objects and lists of a schema; the provider takes 5,000 properties."""
@@ -121,6 +123,8 @@ class Output:
             InvalidOutputSchema: *schema* is not a JSON Schema, or the provider accepts no form of
                 it.
         """
+        from codex_tools.schemas.rewriter import make_strict
+
         if _parts(schema) > PARTS_LIMIT:
             raise InvalidOutputSchema("$", f"it has more than {PARTS_LIMIT:,} parts")
         check_schema(schema)
@@ -132,6 +136,8 @@ class Output:
         Raises:
             OutputMismatch: The answer is not JSON, or does not satisfy the schema.
         """
+        from codex_tools.schemas.rewriter import Ambiguous
+
         try:
             answer = self.strict.restore(read_exactly(turn.final_response or ""))
         except NotExact as error:
