@@ -16,8 +16,8 @@ BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
 DIST := dist
 MCPB := npx --yes @anthropic-ai/mcpb@2.1.2
 
-.PHONY: demo test quick lowest live check bundle bench compat conformance clients kills recording \
-  docs format clean
+.PHONY: demo test quick lowest live check bundle bench compat conformance clients comparison \
+  kills recording docs format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -59,6 +59,10 @@ conformance: .venv/ready
 # Real clients without an account: their table in docs/clients.md. Fetches 3 GB once.
 clients: .venv/ready
 	@PYTHONPATH=tests $(PY) tests/clients.py $(ARGS)
+
+# The tables of docs/comparison.md. Fetches other servers from npm and PyPI once.
+comparison: .venv/ready
+	@PYTHONPATH=tests $(PY) tests/bench/comparison.py $(ARGS)
 
 # The table of the kill matrix in README.md.
 kills: .venv/ready

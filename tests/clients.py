@@ -9,6 +9,7 @@ ARGS="--patience 1800 opencode" finds out, up to those seconds, how long a call 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -43,6 +44,10 @@ WITHIN_S = 300.0
 
 TRIES = 2
 """On a busy machine, a client may begin before the server has listed its tools (Cline 3.0.65)."""
+
+SILENT_S = 100.0
+"""Seconds that Codex's model is silent at most: Codex 0.163.0 gives up after 300 s of silence, and
+the server takes 600 s of it for a stalled run."""
 
 GONE_WITHIN_S = 20.0
 """Seconds within which nothing of a run may be left."""
@@ -371,12 +376,16 @@ def patience(pause_s: float) -> Callable[[RealClient], tuple[str, Faults]]:
 
     def one_call(play: Play) -> tuple[str, Faults]:
         begun = time.monotonic()
-        play.lab.script("long", say("Thought it over.", delay_s=pause_s))
+        parts = max(1, math.ceil(pause_s / SILENT_S))
+        steps = [do(Shell("true"), delay_s=pause_s / parts) for _ in range(parts)]
+        play.lab.script("long", *steps, say("Thought it over."))
         play.talk.next_move = one_after_the_other(
-            first_run(prompt="long", wait_s=pause_s + 60), done
+            first_run(prompt="long", wait_s=pause_s + 300), done
         )
         faults = play.finish(pause_s)
         told = play.talk.told[0][:200] if play.talk.told else ""
+        if not faults:
+            faults = missing(play.talk.told[0], "Thought it over.")
         return f"{time.monotonic() - begun:.0f} s: {told}", faults
 
     return lambda client: play(client, one_call)
