@@ -47,11 +47,6 @@ class PlainConsole(Console):
         """Columns that a line can have."""
         return self.width if self.is_terminal else sys.maxsize
 
-    @property
-    def room(self) -> int:
-        """Columns of the terminal; as many as needed if stdout is none."""
-        return self.width if self.is_terminal else WIDE
-
     def row(self, text: Text) -> None:
         """Print *text* on one line: on a terminal cut at its width, else whole."""
         if self.is_terminal:
@@ -71,21 +66,39 @@ class PlainConsole(Console):
                 self.print(Text.assemble(" " * indent, each), soft_wrap=True)
 
 
-def lines_of(run: Json, width: int = WIDE) -> list[Text]:
+def lines_of(run: Json, width: int = sys.maxsize) -> list[Text]:
     """Return the lines about a run in a list: its state, what it does or said, its place.
 
-    On a narrow terminal, the id has a line of its own.
+    The state has as many lines of *width* columns as its figures need. On a narrow terminal, or
+    where they would not fit behind it, the id has a line of its own.
     """
     said, style = _said(run)
     model = " ".join(clean(each) for each in (run["model"], run["reasoning_effort"]) if each)
     place = [home(run["cwd"]), run["sandbox"] or "", model or "default model"]
-    state = Text.assemble("  ", *state_of(run))
-    name = Text(run["run_id"], "bold")
+    name, parts = Text(run["run_id"], "bold"), [Text(*part) for part in state_of(run)]
+    first = Text.assemble(name, "  ", *parts)
+    if width < WIDE or first.cell_len > width:
+        first = Text.assemble(name, *_behind_each_other(parts, width))
     return [
-        *([name, state] if width < WIDE else [Text.assemble(name, state)]),
+        *first.split("\n"),
         Text(f"  {said}", style),
         Text(f"  {' · '.join(filter(None, place))}", "dim"),
     ]
+
+
+def _behind_each_other(parts: list[Text], width: int) -> list[Text]:
+    """Return *parts*, each behind the other or, where it does not fit, on a new line."""
+    placed: list[Text] = []
+    used = width
+    for part in parts:
+        used += part.cell_len
+        if used > width:
+            first = Text(part.plain.lstrip(), part.style)
+            used = 2 + first.cell_len
+            placed += [Text("\n  "), first]
+        else:
+            placed.append(part)
+    return placed
 
 
 def state_of(run: Json) -> list[tuple[str, str]]:

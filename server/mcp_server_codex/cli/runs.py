@@ -37,7 +37,7 @@ def run_runs(arguments: list[str]) -> int:
 def _show(found: Json) -> None:
     console = PlainConsole()
     for run in found["runs"]:
-        for each in lines_of(run, console.room):
+        for each in lines_of(run, console.limit):
             console.row(each)
     shown, total = len(found["runs"]), found["total"]
     place = home(found["state_dir"])

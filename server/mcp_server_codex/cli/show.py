@@ -99,7 +99,7 @@ def show(found: Json) -> None:
     """Print the data that `show --json` prints."""
     console = PlainConsole()
     run, result = found["run"], found["result"]
-    first = lines_of(run, console.room)
+    first = lines_of(run, console.limit)
     for line in first[:-1] if run["doing"] is not None else first[:-2]:
         console.row(line)
     _show_facts(console, run, result)

@@ -14,6 +14,7 @@ import pytest
 from codex_tools.codex.errors import TurnFailed
 from codex_tools.codex.failures import classify
 from codex_tools.codex.turn_result import TurnResult
+from codex_tools.runs.result import ChangedFile
 from codex_tools.runs.store import Recorded
 from mcp_server_codex.cli.run_list import SHORT_LIMIT
 from support.lab import Json, server_program
@@ -171,11 +172,24 @@ def test_on_a_narrow_terminal_each_line_is_cut_and_the_id_has_one_of_its_own(
     env = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}
     printed = check_obeyed_by_no_terminal(person_runs(state, "runs", env=env).stdout)
     lines = printed.splitlines()
-    assert len(lines) == 4
     assert all(len(line) <= width for line in lines)
     assert lines[0] == run_id(1)
-    assert lines[1].startswith("  completed  ")
-    assert lines[2].endswith("…")
+    assert lines[1].startswith("  completed")
+    assert lines[-2].endswith("…")
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_no_figure_of_a_run_is_cut(state: Path, width: int) -> None:
+    changed = [ChangedFile(path="/work/a.py", kind="add")]
+    with server(state) as store:
+        keep(store, 1, files_changed=changed, tokens=123_456_789, cost_usd=1234.25)
+    env = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}
+    for command in (["runs"], ["show", run_id(1)]):
+        printed = check_obeyed_by_no_terminal(person_runs(state, *command, env=env).stdout)
+        lines = printed.splitlines()
+        assert all(len(line) <= width for line in lines), lines
+        for figure in (run_id(1), "completed", "123M tokens", "$1,234.25", "1 file changed"):
+            assert any(figure in line for line in lines), lines
 
 
 def test_what_is_no_terminal_gets_whole_plain_lines(state: Path) -> None:

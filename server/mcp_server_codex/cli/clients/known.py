@@ -360,7 +360,7 @@ CLIENTS = (
         "Gemini CLI",
         JSONC,
         ("mcpServers",),
-        # Measured on 0.61.0: a call of 331 s that sends progress is not aborted.
+        # Measured on 0.61.0: a call of 1,800 s that sends progress is not aborted.
         "Limits a call to `timeout` milliseconds, ten minutes if not set; progress messages extend"
         " this time.",
         _in_folder(".gemini", "settings.json"),
@@ -376,7 +376,7 @@ CLIENTS = (
         "Qwen Code",
         JSONC,
         ("mcpServers",),
-        "Limits a call to `timeout` milliseconds; a call of 331 s was not aborted (0.24.4).",
+        "Limits a call to `timeout` milliseconds; a call of half an hour was not aborted (0.24.4).",
         _in_folder(".qwen", "settings.json"),
         programs=("qwen",),
         settings={"timeout": 7_200_000},
@@ -387,7 +387,7 @@ CLIENTS = (
         "opencode",
         JSONC,
         ("mcp",),
-        "Does not abort a call of 331 s that sends progress (1.18.33).",
+        "Does not abort a call of half an hour that sends progress (1.18.33).",
         _opencode,
         programs=("opencode",),
         kind="local",
@@ -400,7 +400,7 @@ CLIENTS = (
         "GitHub Copilot CLI",
         JSON,
         ("mcpServers",),
-        "Does not abort a call of 331 s that sends progress (1.0.102).",
+        "Does not abort a call of half an hour that sends progress (1.0.102).",
         _in_folder(".copilot", "mcp-config.json", project=False),
         programs=("copilot",),
         kind="local",
