@@ -129,6 +129,18 @@ def test_the_links_of_one_click_hold_what_install_would_print(tmp_path: Path) ->
         assert {k: v for k, v in entry.items() if k != "type"} == printed | by_uvx
 
 
+def test_the_result_in_the_readme_and_the_table_of_its_fields_have_each_field() -> None:
+    shown = re.findall(
+        r"```json\n(\{\n  \"run_id\".*?\n\})\n```", (TOP / "README.md").read_text(), re.S
+    )
+    example = RunResult.model_validate_json(shown[0])
+    assert [*json.loads(shown[0])] == [*example.model_dump(by_alias=True)]
+    page = (TOP / "docs" / "results.md").read_text()
+    table = page.partition("## The result of a run")[2].partition("## ")[0]
+    cells = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
+    assert {*re.findall(r"`([a-z_]+)`", cells)} == {*example.model_dump(by_alias=True)}
+
+
 def test_the_picture_of_the_demo_is_shown_and_loads_nothing() -> None:
     assert "](docs/demo.svg)" in (TOP / "README.md").read_text()
     svg = (TOP / "docs" / "demo.svg").read_text()
