@@ -26,7 +26,10 @@ from codex_tools.rollouts.files import local_home
 from mcp_server_codex.cli.shell_words import for_shell
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
 
-_METAVARS = {"since": "TIME", "until": "TIME", "timezone": "ZONE", "cwd": "DIR"}
+_METAVARS = {
+    **{"since": "TIME", "until": "TIME", "timezone": "ZONE", "cwd": "DIR"},
+    **{"paths": "FILE", "branch": "NAME", "run": "RUN", "query": "WORD"},
+}
 """What the value of an option is, where its name does not say it."""
 
 Find = Callable[[Json, ThreadIndex, Settings, Progress], Json]
@@ -163,17 +166,19 @@ def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[Argument]
     """Add *arguments* to *parser*."""
     for argument in arguments:
         flag, about = _flag(argument.name), for_shell(argument.help)
+        number = "N" if argument.kind == "number" else argument.name.split("_")[-1].upper()
+        metavar = None if argument.choices else _METAVARS.get(argument.name, number)
         if argument.kind == "words":
-            parser.add_argument(argument.name, nargs="*", default=None, help=about)
+            parser.add_argument(argument.name, nargs="*", default=None, metavar=metavar, help=about)
         elif argument.kind == "word":
-            parser.add_argument(argument.name, choices=argument.choices, help=about)
+            parser.add_argument(
+                argument.name, choices=argument.choices, metavar=metavar, help=about
+            )
         elif argument.kind == "many":
-            parser.add_argument(flag, nargs="+", metavar="X", help=about)
+            parser.add_argument(flag, nargs="+", metavar=metavar, help=about)
         elif argument.kind == "flag":
             parser.add_argument(flag, action="store_true", default=None, help=about)
         else:
-            number = "N" if argument.kind == "number" else argument.name.split("_")[-1].upper()
-            metavar = None if argument.choices else _METAVARS.get(argument.name, number)
             parser.add_argument(flag, metavar=metavar, choices=argument.choices, help=about)
 
 

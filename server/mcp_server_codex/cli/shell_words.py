@@ -27,4 +27,4 @@ def for_shell(text: str) -> str:
     """Return *text* with the names of tools and arguments as a person types them."""
     text = _TOOL.sub(lambda found: _COMMANDS[found[0]], text)
     text = _OPTION.sub(lambda found: "--" + found[0].replace("_", "-"), text)
-    return text.replace("--next-cursor", "--cursor")
+    return text.replace("--next-cursor of", "the cursor of").replace("--next-cursor", "--cursor")

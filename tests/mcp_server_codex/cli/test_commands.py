@@ -374,6 +374,9 @@ def test_each_command_has_help_in_words_of_the_shell(home: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), name
         assert f"usage: mcp-server-codex {name}" in done.stdout
         assert not re.search(r"\bcodex_(?!apply_|bin)[a-z]+|thread_id|group_by", done.stdout), name
+        usage = done.stdout.partition("\n\n")[0]
+        assert not re.search(r"--paths X|--branch BRANCH|\[query|\brun$", usage), usage
+        assert "--cursor of" not in done.stdout
 
 
 def test_counts_have_three_digits_so_that_their_columns_line_up() -> None:
