@@ -154,6 +154,22 @@ def test_the_picture_of_the_demo_is_shown_and_loads_nothing() -> None:
     assert str(Path.home()) not in svg
 
 
+def test_the_comparison_has_each_server_in_each_table_and_ours_leaves_no_process() -> None:
+    page = (TOP / "docs" / "comparison.md").read_text().partition("<!-- measured by")[2]
+    tables = [
+        [line[2:-2].split(" | ") for line in table.splitlines() if line.startswith("| ")]
+        for table in page.split("\n## ")[1:]
+    ]
+    assert len(tables) == 4
+    servers = [row[0] for row in tables[0][2:]]
+    assert len(servers) == 11
+    assert servers[0].startswith("this server ")
+    for table in tables:
+        assert [row[0] for row in table[2:]] == servers
+        assert {len(row) for row in table} == {len(table[0])}
+    assert {*tables[-1][2][1:]} == {"0"}
+
+
 def test_the_table_of_the_kill_matrix_has_each_end_and_nothing_left() -> None:
     table = (TOP / "README.md").read_text().partition(kills.BEGIN)[2].partition(kills.END)[0]
     rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| ")][2:]
