@@ -160,8 +160,7 @@ ADDED_BY_OURS = frozenset(
 """What a start imports beside the SDK and this project: all of it is needed by each run."""
 
 FOR_FEW_CALLS = frozenset(
-    f"codex_tools.{name}"
-    for name in ("engines.app_server", "schemas.parts", "schemas.restore", "schemas.rewriter")
+    f"codex_tools.{name}" for name in ("schemas.parts", "schemas.restore", "schemas.rewriter")
 )
 
 

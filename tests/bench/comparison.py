@@ -129,7 +129,7 @@ class Case:
         return found[-1] if found else None
 
     def begin_sleep(self, session: Session, arguments: Json | None = None) -> tuple[int, set[int]]:
-        """Start a run that sleeps; return the call's id and the processes of before."""
+        """Start a run that sleeps; return the call's id and the run's processes."""
         self.lab.script("MARK-SLEEP", do(Shell(SLEEP)), say("never said"))
         before = {*marked(str(self.lab.root))}
         name, known = self.peer.run("MARK-SLEEP", "workspace-write", self.lab)
@@ -141,12 +141,15 @@ class Case:
                 raise TimeoutError("the command did not start")
             time.sleep(0.1)
         time.sleep(SETTLED_S)
-        return request, before
+        return request, {*marked(str(self.lab.root))} - before
 
-    def left(self, before: set[int]) -> int:
-        """Return how many processes of the run are left after LEFT_AFTER_S."""
+    def left(self, run: set[int]) -> int:
+        """Return how many processes of the run are left after LEFT_AFTER_S.
+
+        What the server has started since then for itself belongs to no run.
+        """
         time.sleep(LEFT_AFTER_S)
-        return len({*marked(str(self.lab.root))} - before)
+        return len({*marked(str(self.lab.root))} & run)
 
     def clear(self) -> None:
         """Kill what the case has started."""
@@ -321,33 +324,33 @@ def progress(case: Case) -> dict[str, str]:
 def cancelled(case: Case) -> dict[str, str]:
     """Cancel the call."""
     session = case.start()
-    request, before = case.begin_sleep(session)
+    request, run = case.begin_sleep(session)
     session.notify("notifications/cancelled", {"requestId": request, "reason": "not needed"})
-    return {"cancelled call": str(case.left(before))}
+    return {"cancelled call": str(case.left(run))}
 
 
 def input_ended(case: Case) -> dict[str, str]:
     """End the input, as a client does that ends."""
     session = case.start()
-    _, before = case.begin_sleep(session)
+    _, run = case.begin_sleep(session)
     session.close_input()
-    return {"end of input": str(case.left(before))}
+    return {"end of input": str(case.left(run))}
 
 
 def terminated(case: Case) -> dict[str, str]:
     """Send SIGTERM to the server."""
     session = case.start()
-    _, before = case.begin_sleep(session)
+    _, run = case.begin_sleep(session)
     session.process.terminate()
-    return {"SIGTERM": str(case.left(before))}
+    return {"SIGTERM": str(case.left(run))}
 
 
 def killed(case: Case) -> dict[str, str]:
     """Send SIGKILL to the server."""
     session = case.start()
-    _, before = case.begin_sleep(session)
+    _, run = case.begin_sleep(session)
     session.process.kill()
-    return {"SIGKILL": str(case.left(before))}
+    return {"SIGKILL": str(case.left(run))}
 
 
 def limited(case: Case) -> dict[str, str]:
@@ -356,9 +359,9 @@ def limited(case: Case) -> dict[str, str]:
         return {"time limit": "-"}
     name, least = case.peer.limit
     session = case.start()
-    request, before = case.begin_sleep(session, {name: least})
+    request, run = case.begin_sleep(session, {name: least})
     session.answer_to(request, WITHIN_S)
-    return {"time limit": str(case.left(before))}
+    return {"time limit": str(case.left(run))}
 
 
 CASES: dict[Callable[[Case], dict[str, str]], tuple[str, ...]] = {

@@ -114,7 +114,8 @@ def _harflow(prompt: str, sandbox: str, lab: Lab) -> Call:
 
 
 def _own(lab: Lab) -> list[str]:
-    return [server_program(), "--state-dir", str(lab.state)]
+    # A spare app-server belongs to no run, but this cannot be seen from outside.
+    return [server_program(), "--state-dir", str(lab.state), "--spares", "0"]
 
 
 OURS = Peer(
