@@ -11,6 +11,10 @@ QUICK := tests/codex_tools tests/mcp_server_codex -k 'not test_demo and not 0.60
 # Measured in the processes that run the tests, where tests/codex_tools takes 30 % more CPU time
 # (1.27 and 1.35 times, paired): under 2 % of all tests. Servers that tests start are not measured.
 MEASURED := --cov=codex_tools --cov-report=
+# Tests of minutes that no version of a dependency changes.
+LONG := --deselect tests/codex_tools/history/test_index_faults.py \
+  --deselect tests/codex_tools/codex/test_clean_text.py \
+  --deselect tests/codex_tools/codex/test_masking.py
 # What a bundle for Claude Desktop holds, where it goes, and its official packer.
 BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
 DIST := dist
@@ -33,9 +37,10 @@ endif
 quick: .venv/ready
 	@$(PY) -m pytest $(QUICK) $(or $(ARGS),$(SIDE_BY_SIDE))
 
-# The same tests on the lowest version of each dependency that pyproject.toml allows.
+# The same tests, without the longest, on the lowest version of each dependency that pyproject.toml
+# allows.
 lowest: .venv-lowest/ready
-	@.venv-lowest/bin/python -m pytest $(QUICK) $(or $(ARGS),$(SIDE_BY_SIDE))
+	@.venv-lowest/bin/python -m pytest $(QUICK) $(LONG) $(or $(ARGS),$(SIDE_BY_SIDE))
 
 live: .venv/ready
 	@$(PY) -m pytest tests/live $(or $(ARGS),$(SIDE_BY_SIDE))
