@@ -104,7 +104,7 @@ def test_no_room_of_tools_is_larger_than_the_others_can_bear() -> None:
 
 
 def test_only_one_file_names_the_engines_and_only_two_packages_look_for_codex() -> None:
-    engines = {"codex_tools.engines.exec"}
+    engines = {"codex_tools.engines.exec", "codex_tools.engines.app_server"}
     for module, imported in module_imports().items():
         if module != "codex_tools.engines.choose":
             assert not engines & imported, module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import py_compile
@@ -489,3 +490,89 @@ def test_only_a_compiled_guard_of_the_present_source_is_run(tmp_path: Path) -> N
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
     py_compile.compile(guard.__file__, str(compiled), doraise=True, invalidation_mode=unchecked)
     assert not is_current(compiled)
+
+
+ECHO = """
+import sys
+for line in sys.stdin:
+    print(line.strip().upper(), flush=True)
+print("end of file", flush=True)
+"""
+
+
+async def test_a_child_with_open_stdin_is_spoken_to_and_ends_at_the_end_of_file(
+    tmp_path: Path,
+) -> None:
+    argv = [PYTHON, "-I", "-c", ECHO]
+    async with open_child(argv, stdin=None, cwd=tmp_path, env=os.environ) as child:
+        lines = child.lines()
+        for word in (b"one", b"two"):
+            await child.write(word + b"\n")
+            assert await anext(lines) == word.upper()
+        await child.close_stdin()
+        await child.close_stdin()
+        assert await anext(lines) == b"end of file"
+        assert await child.wait() == 0
+        with pytest.raises(anyio.ClosedResourceError):
+            await child.write(b"late\n")
+
+
+async def test_writing_to_a_child_that_has_ended_is_an_error_and_not_a_wait(
+    tmp_path: Path,
+) -> None:
+    argv = [PYTHON, "-I", "-c", "import sys; sys.exit(3)"]
+    async with open_child(argv, stdin=None, cwd=tmp_path, env=os.environ) as child:
+        assert await child.wait() == 3
+
+        async def write_on() -> None:
+            while True:  # The first writings may still go into the pipe.
+                await child.write(b"x" * 65536)
+
+        with anyio.fail_after(60), pytest.raises(anyio.BrokenResourceError):
+            await write_on()
+
+
+@linux
+async def test_nothing_is_left_of_a_child_with_open_stdin_that_does_not_read_it(
+    tmp_path: Path,
+) -> None:
+    tag, env = tagged()
+    code = DAEMONS + "time.sleep(600)"
+    argv = [PYTHON, "-I", "-c", code]
+    async with open_child(argv, stdin=None, cwd=tmp_path, env=env) as child:
+        assert await anext(child.lines()) == b"ready"
+        with anyio.move_on_after(0.2) as full:
+            await child.write(b"x" * 10_000_000)
+        assert full.cancelled_caught
+    assert marked(tag) == []
+
+
+def is_locked(file: Path) -> bool:
+    with file.open("w") as other:
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+@linux
+@pytest.mark.parametrize("code", ["import time; time.sleep(600)", DAEMONS + "time.sleep(600)"])
+async def test_a_lock_that_is_given_later_is_held_until_nothing_is_left(
+    tmp_path: Path, code: str
+) -> None:
+    tag, env = tagged()
+    files = [tmp_path / f"lock{number}" for number in range(3)]
+    argv = [PYTHON, "-I", "-c", code]
+    async with open_child(argv, stdin=None, cwd=tmp_path, env=env) as child:
+        child.hold([])
+        for file in files:
+            with file.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                child.hold([lock.fileno()])
+        await until(lambda: marked(tag))
+        for _ in range(2000):  # More than the socket takes before the guard has read the locks.
+            child._control.send(b"h")  # pyright: ignore[reportPrivateUsage]
+        assert [is_locked(file) for file in files] == [True] * 3
+    assert marked(tag) == []
+    assert [is_locked(file) for file in files] == [False] * 3

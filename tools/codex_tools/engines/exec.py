@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -11,43 +9,26 @@ from pathlib import Path
 
 import anyio
 
-from codex_tools.codex.errors import InvalidArguments, NotAllowed
 from codex_tools.codex.events import Event, ExitedEvent, NoticeEvent, parse_event
-from codex_tools.codex.images import IMAGES_LIMIT
 from codex_tools.codex.json_object import write_exactly
-from codex_tools.codex.masking import mask, shorten
-from codex_tools.codex.paths import codex_home, trusted_path
-from codex_tools.codex.program import Program, Version, find_codex
+from codex_tools.codex.masking import mask
+from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.workers import on_disk
-from codex_tools.engines.config_layers import MACHINE_FOLDER, MERGED_SERVERS, read_config
+from codex_tools.engines.config_layers import MERGED_SERVERS
 from codex_tools.engines.engine import Keep, Plan, ReviewTarget, TurnRequest
-from codex_tools.engines.environment import (
-    EnvironmentRules,
-    environment_for_codex,
-    kept_from_commands,
-    set_empty_in_commands,
-)
-from codex_tools.engines.git_config import HARDENED_GIT, without_repository_programs
+from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.engines.model_list import ModelList, ModelLists
-from codex_tools.engines.process import Child, open_child
-from codex_tools.engines.project_trust import Project, decide_trust, files_in
-from codex_tools.engines.rules import describe_rules, rules_in, rules_of, switch_rules_off
-from codex_tools.engines.scratch import Scratch
-
-_SEARCH_ON = ("features.web_search_request=true",)
-_WARNS_OF_FEATURE: Version = (0, 120, 0)
-"""A version that does not need `features.web_search_request`, and warns of it."""
-_SEARCH_OFF = (
-    'web_search="disabled"',
-    "tools.web_search=false",
-    "features.web_search_request=false",
+from codex_tools.engines.preparation import (
+    check_unmoved,
+    find_program,
+    plain_environment,
+    prepare_turn,
+    settings_of,
 )
-"""Settings that disable web search; which key works depends on the version.
-
-All of these together work on 0.60.1 to 0.169.0.
-"""
+from codex_tools.engines.process import Child, open_child
+from codex_tools.engines.scratch import Scratch
 
 
 class ExecEngine:
@@ -66,22 +47,12 @@ class ExecEngine:
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
-
-        def environ() -> dict[str, str]:
-            return self._environment(rules, (cwd,))
-
-        return await find_codex(self._codex_bin, cwd, environ, self._untrusted)
+        return await find_program(self._codex_bin, self._untrusted, cwd, rules)
 
     async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
         """Return the models that *program* offers; see `Engine.list_models`."""
-        return await self._models.find(program, await on_disk(self._environment, rules))
-
-    def _environment(
-        self, rules: EnvironmentRules, untrusted: Sequence[Path] = ()
-    ) -> dict[str, str]:
-        """Return the environment of a Codex that runs no turn."""
-        env = environment_for_codex(os.environ, rules, read_config(None), depth=1)
-        return env | {"PATH": trusted_path(env.get("PATH", ""), (*untrusted, *self._untrusted))}
+        env = await on_disk(plain_environment, rules, self._untrusted)
+        return await self._models.find(program, env)
 
     async def plan_turn(self, request: TurnRequest) -> Plan:
         """Return the command line of a turn; see `Engine.plan_turn`."""
@@ -161,7 +132,8 @@ def build_argv(
         argv += ["-c", "features.shell_snapshot=false"]
     if not request.keep_rules and "--ignore-rules" in program.flags:
         argv.append("--ignore-rules")
-    for setting in (*_settings(request, kept), *further):
+    permissions = _PERMISSIONS[request.sandbox]
+    for setting in (*settings_of(request, kept, permissions), *further):
         argv += ["-c", setting]
     if request.skip_git_repo_check:
         argv.append("--skip-git-repo-check")
@@ -193,26 +165,6 @@ def _review_arguments(target: ReviewTarget) -> list[str]:
             return [f"--{kind}={target.name}"]
 
 
-def _settings(request: TurnRequest, kept: Sequence[str]) -> list[str]:
-    version = request.program.version
-    merges = version is None or version >= (0, 77, 0)
-    settings = [f"{k}={v}" for k, v in request.config if merges or k != MERGED_SERVERS]
-    if kept:  # After the caller's settings, which it includes.
-        settings.append(f"shell_environment_policy.exclude={to_toml([*kept])}")
-    settings.append(f"default_permissions={to_toml(_PERMISSIONS[request.sandbox])}")
-    if request.reasoning_effort is not None:
-        settings.append(f"model_reasoning_effort={to_toml(request.reasoning_effort)}")
-    if request.review is not None and request.model is not None:
-        # The user's setting of that name goes before -m (seen with 0.98.0 and 0.163.0).
-        settings.append(f"review_model={to_toml(request.model)}")
-    if request.web_search is not None:
-        version = request.program.version
-        is_new = version is not None and version >= _WARNS_OF_FEATURE
-        off = _SEARCH_OFF[:-1] if is_new else _SEARCH_OFF
-        settings += _SEARCH_ON if request.web_search else off
-    return settings
-
-
 def _scratch_for(request: TurnRequest) -> Scratch | None:
     """Make a folder for the files that Codex reads a part of the turn from.
 
@@ -236,7 +188,7 @@ def _prepare(
         CodexUnsupported: This version of Codex lacks an option that the turn needs.
         NotAllowed: A path leads elsewhere than when it was checked.
     """
-    _check_unmoved(request)
+    check_unmoved(request)
     schema_file: Path | None = None
     if scratch is not None:
         if request.output_schema is not None:
@@ -248,7 +200,7 @@ def _prepare(
 
 
 def _plan(request: TurnRequest) -> Plan:
-    _check_unmoved(request)
+    check_unmoved(request)
     schema_file = Path("output_schema.json") if request.output_schema is not None else None
     argv, env, notices = _command_for(request, schema_file)
     # For a Codex before 0.77, this setting holds the user's MCP servers with their environment.
@@ -261,106 +213,9 @@ def _command_for(
     request: TurnRequest, schema_file: Path | None
 ) -> tuple[list[str], dict[str, str], list[str]]:
     """Read Codex's configuration; return the command line, the environment and warnings."""
-    config = read_config(None, request.profile, request.cwd, request.config)
-    kept = kept_from_commands(os.environ, request.environment, config)
-    empty = set_empty_in_commands(os.environ, request.environment, config)
-    further = [f'shell_environment_policy.set.{name}=""' for name in empty]
-    settings, notices = _doors(request, config.project)
-    further += settings
-    version = request.program.version
-    if version is not None and version < SANDBOX_MOUNTS and sys.platform == "linux":
-        request = replace(request, add_dirs=_outermost(request))
-    if version is not None and version < HARDENED_GIT:
-        further.append("features.undo=false")  # 0.60.1 takes snapshots with `git add`, with hooks.
-    env = environment_for_codex(
-        os.environ,
-        request.environment,
-        config,
-        depth=request.depth,
-        search_path=request.program.search_path,
-    )
-    whole = env.get("PATH", "")
-    env["PATH"] = trusted_path(whole, (request.cwd, *request.add_dirs))
-    if whole and env["PATH"] != whole:
-        further.append(f"shell_environment_policy.set.PATH={to_toml(whole)}")
-    argv = build_argv(request, schema_file, kept, further)
-    return argv, env | without_repository_programs(env, request.cwd, version), notices
-
-
-def _doors(request: TurnRequest, project: Project | None) -> tuple[list[str], list[str]]:
-    """Return the settings that keep a project's files from widening the turn, and warnings.
-
-    Raises:
-        CodexUnsupported: This Codex would trust the project for ever.
-        NotAllowed: This Codex obeys rules that must not count, or the project's files changed.
-    """
-    home, program = codex_home(), request.program
-    settings: list[str] = []
-    notices: list[str] = []
-    if project is not None:
-        settings, notice = decide_trust(project, request.sandbox, program, home)
-        notices += [notice] if notice is not None else []
-        known = request.project_files
-        if known is not None and (found := files_in(project, home)) != known:
-            changed = sorted({name for name, _ in found.items() ^ known.items()})
-            raise NotAllowed(
-                f"a trusted project with {shorten(changed[0], 300)}",
-                "it was changed after the check",
-                "--project-config",
-            )
-    rules = rules_in(project, home)
-    if not request.keep_rules:
-        settings += switch_rules_off(program, rules)
-    of_machine = rules_of(MACHINE_FOLDER)
-    notices += describe_rules(of_machine, rules, request.sandbox, kept=request.keep_rules)
-    return settings, notices
-
-
-SANDBOX_MOUNTS: Version = (0, 120, 0)
-"""First version whose sandbox mounts its writable folders, so that no command can rename them.
-
-The sandbox of earlier versions takes each path anew for each command. A command of 0.60.1 could
-replace a writable folder inside another one by a link, and the next command wrote where that led.
-"""
-
-
-def _outermost(request: TurnRequest) -> tuple[Path, ...]:
-    """Return the add_dirs of *request* without those inside another writable folder.
-
-    Raises:
-        InvalidArguments: One of them contains cwd.
-    """
-    for folder in request.add_dirs:
-        if request.sandbox == "workspace-write" and folder in request.cwd.parents:
-            raise InvalidArguments(
-                [
-                    f"add_dirs: {folder} contains cwd, which a command of Codex"
-                    f" {request.program.version_text} could then replace; give it as cwd"
-                ]
-            )
-    written = {request.cwd, *request.add_dirs}
-    return tuple(each for each in request.add_dirs if written.isdisjoint(each.parents))
-
-
-def _check_unmoved(request: TurnRequest) -> None:
-    """Check that the paths of *request*, whose links were resolved before, still hold no link.
-
-    The run may have waited in the queue for long while another run worked in the same folder.
-
-    Raises:
-        NotAllowed: A part of a path was replaced by a link.
-        InvalidArguments: The images have grown beyond their limit.
-    """
-    for path in (request.cwd, *request.add_dirs, *request.images):
-        if os.path.realpath(path) != str(path):
-            raise NotAllowed(
-                f"path {path}", "a part of it was replaced by a link after the check", "--root"
-            )
-    size = sum(image.stat().st_size for image in request.images)
-    if size > IMAGES_LIMIT:
-        raise InvalidArguments(
-            [f"images: they have {size:,} bytes by now; the limit is {IMAGES_LIMIT:,} in all"]
-        )
+    prepared = prepare_turn(request)
+    argv = build_argv(prepared.request, schema_file, prepared.kept, prepared.further)
+    return argv, prepared.env, prepared.notices
 
 
 def _with_instructions(request: TurnRequest, text: str, scratch: Scratch) -> TurnRequest:

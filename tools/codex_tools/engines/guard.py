@@ -152,8 +152,28 @@ def watch(child: int, control: int, wakeup: int) -> int | None:
                 status = reap(child)
                 if status is not None:
                     return status
-            elif not os.read(control, 4096):
+            elif not receive(control):
                 return None
+
+
+def receive(control: int) -> bool:
+    """Read what the caller sends; return False at end of file.
+
+    Descriptors that come with it (locks) stay open as long as this process, as those do that it
+    was started with.
+    """
+    try:
+        import _socket  # Here, because few guards need it, and at the start it takes time.
+
+        end = _socket.socket(fileno=control)
+        try:
+            return bool(end.recvmsg(4096, _socket.CMSG_SPACE(4 * 64))[0])
+        finally:
+            end.detach()
+    except ImportError:
+        return bool(os.read(control, 4096))
+    except OSError:  # The connection was reset: the caller is gone.
+        return False
 
 
 def finish_last_act(child: int, control: int, caller: int, wakeup: tuple[int, int]) -> None:

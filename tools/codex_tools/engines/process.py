@@ -1,4 +1,6 @@
-"""Run a child process: stdin at EOF, stdout as lines, and a guaranteed kill of its process tree.
+"""Run a child process: stdout as lines, and a guaranteed kill of its process tree.
+
+The child reads a fixed input from stdin, or what this process writes to it while it runs.
 
 This file knows nothing of Codex. The child runs under a guard (guard.py). Its process tree ends at
 the latest with the `async with` block that opened it, or with this process. The only exception is
@@ -20,7 +22,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -163,6 +165,37 @@ class Child:
         elif parts:
             yield b"".join(parts)
 
+    def hold(self, fds: Sequence[int]) -> None:
+        """Keep the descriptors *fds* (locks) open until no process of the child's tree is left.
+
+        It is for those that were not known when the child was started. The caller may close its
+        own at once.
+
+        Raises:
+            OSError: The guard has ended.
+        """
+        if fds:
+            socket.send_fds(self._control, [b"h"], [*fds])
+
+    async def write(self, data: bytes) -> None:
+        """Write *data* to the child's stdin, which `open_child` must have left open.
+
+        This waits while the child does not read. If the wait is cancelled, the child may get a
+        part of *data* only.
+
+        Raises:
+            BrokenResourceError: The child has ended or closed its stdin.
+            ClosedResourceError: `close_stdin` was called.
+        """
+        assert self._process.stdin is not None, "stdin is a file"
+        await self._process.stdin.send(data)
+
+    async def close_stdin(self) -> None:
+        """Let the child read end of file from its stdin; call it again without effect."""
+        if self._process.stdin is not None:
+            with suppress(anyio.BrokenResourceError, OSError):
+                await self._process.stdin.aclose()
+
     async def wait(self) -> int:
         """Wait for the child's end; return its exit code, negative for a signal.
 
@@ -202,6 +235,7 @@ class Child:
                     self._process.send_signal(signal.SIGCONT)  # A stopped guard cannot kill.
                 await self._ended.wait()
             self._control.close()
+            await self.close_stdin()
             if not self.guard_lives:
                 await self._process.aclose()
 
@@ -240,7 +274,7 @@ class Child:
 async def open_child(
     argv: Sequence[str],
     *,
-    stdin: bytes | IO[bytes],
+    stdin: bytes | IO[bytes] | None,
     cwd: Path,
     env: Mapping[str, str],
     scratch: Path | None = None,
@@ -249,9 +283,9 @@ async def open_child(
     """Run *argv*; kill it and its process tree when the context manager exits.
 
     The child reads *stdin* and then end of file; of a pipe, the caller keeps the other end open
-    while more may follow. When its process tree is dead, the folder
-    *scratch* is removed and the file descriptors *held* (locks) are released, even if this process
-    was killed before.
+    while more may follow. With None, it reads what `Child.write` writes. When its process tree is
+    dead, the folder *scratch* is removed and the file descriptors *held* (locks) are released, even
+    if this process was killed before.
 
     Raises:
         OSError: The child could not be started.
@@ -363,11 +397,13 @@ _become_subreaper = functools.cache(orphans.become_subreaper)
 
 
 async def _spawn(
-    command: Sequence[str], stdin: bytes | IO[bytes], env: Mapping[str, str], passed: Sequence[int]
+    command: Sequence[str],
+    stdin: bytes | IO[bytes] | None,
+    env: Mapping[str, str],
+    passed: Sequence[int],
 ) -> Process:
     # Shielded: a process whose start was cancelled half-way would have no owner.
-    opened = _file_with(stdin) if isinstance(stdin, bytes) else stdin
-    with opened as source, anyio.CancelScope(shield=True):
+    with _input_of(stdin) as source, anyio.CancelScope(shield=True):
         return await anyio.open_process(
             command,
             stdin=source,
@@ -378,6 +414,13 @@ async def _spawn(
             start_new_session=True,
         )
     raise AssertionError("a shielded scope is never left without a result")
+
+
+def _input_of(stdin: bytes | IO[bytes] | None) -> AbstractContextManager[IO[bytes] | int]:
+    """Return the stdin of a process: *stdin*, a file that holds it, or a new pipe for None."""
+    if stdin is None:
+        return nullcontext(subprocess.PIPE)
+    return _file_with(stdin) if isinstance(stdin, bytes) else stdin
 
 
 def _file_with(data: bytes) -> IO[bytes]:

@@ -1,0 +1,456 @@
+"""Run a turn with `codex app-server`: one guarded process per turn, spoken to in JSON-RPC.
+
+Unlike `codex exec`, an app-server can be asked to stop, can be told more while it works, and can
+ask. Its threads and rollouts are those of exec. What was seen of it on 0.163.0 and 0.171.0 decides
+how a turn is started:
+
+* A thread is always started read-only, and the sandbox of the turn comes with the turn. With any
+  other sandbox at the start, Codex writes the project as trusted into the user's config.toml.
+* Every setting is given at the thread's start and with the turn. A thread remembers the sandbox
+  of its last turn otherwise.
+* What Codex says that it took is compared with what was asked.
+* The app-server ignores CODEX_API_KEY; the key is sent to it, and kept in memory there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import tomli
+
+from codex_tools.codex.errors import CodexUnsupported
+from codex_tools.codex.events import Event, ExitedEvent, NoticeEvent, UnreadableEvent, parse_event
+from codex_tools.codex.json_object import Json, object_of, text_of
+from codex_tools.codex.masking import mask
+from codex_tools.codex.program import Program, Version
+from codex_tools.codex.workers import on_disk
+from codex_tools.engines.app_server_events import TurnLines
+from codex_tools.engines.app_server_sandbox import check_echo, check_turn_echo, sandbox_policy
+from codex_tools.engines.app_server_start import (
+    ANSWER_WITHIN_S,
+    IN_MEMORY,
+    KEY_VARIABLE,
+    AppServer,
+    DidNotStart,
+    describe,
+    read_config,
+    start_app_server,
+)
+from codex_tools.engines.engine import Keep, Plan, TurnRequest
+from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.engines.handle import Handle
+from codex_tools.engines.json_rpc import (
+    Connection,
+    Notification,
+    RequestRefused,
+    RequestTimedOut,
+    RpcError,
+)
+from codex_tools.engines.model_list import ModelList, ModelLists
+from codex_tools.engines.preparation import (
+    check_unmoved,
+    find_program,
+    plain_environment,
+    prepare_turn,
+    settings_of,
+)
+from codex_tools.engines.spares import Spares, open_spares, spare_key
+
+OLDEST: Version = (0, 163, 0)
+"""The oldest Codex that runs turns by this engine.
+
+0.147.0 asks for approval of MCP tools although the policy is `never`, and names turns otherwise.
+"""
+
+THREAD_WITHIN_S = 300.0
+"""Seconds to wait for a thread to start, resume or fork, which reads its rollouts."""
+
+_OTHER_LOGIN = "CODEX_ACCESS_TOKEN"
+_SANDBOX_SETTING = "sandbox_workspace_write"
+"""Settings given on the command line, so that `config/read` returns what they change."""
+
+_NOT_GIT = "Not inside a trusted directory and --skip-git-repo-check was not specified."
+"""What `codex exec` says of a folder in no repository; the app-server does not check."""
+
+
+class NoAppServer(CodexUnsupported):
+    """The app-server cannot run this turn. Nothing was sent to a model: `exec` may run it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What is needed to start a turn, read from the disk before."""
+
+    request: TurnRequest
+    argv: list[str]
+    settings: Json
+    """Settings of the thread by dotted key."""
+    env: dict[str, str]
+    notices: list[str]
+    is_refused: bool
+    """True if the folder is in no repository, and must be."""
+
+
+class AppServerEngine:
+    """Run each turn with an app-server of its own, under a guard."""
+
+    name = "app-server"
+
+    def __init__(self, codex_bin: str | None, untrusted: Sequence[Path] = ()) -> None:
+        """Remember *codex_bin*, the configured Codex; None to look for one.
+
+        No Codex inside the folders *untrusted* is taken from PATH.
+        """
+        self._codex_bin = codex_bin
+        self._untrusted = untrusted
+        self._models = ModelLists()
+        self._spares: Spares | None = None
+
+    async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
+        """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
+        return await find_program(self._codex_bin, self._untrusted, cwd, rules)
+
+    async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
+        """Return the models that *program* offers; see `Engine.list_models`."""
+        env = await on_disk(plain_environment, rules, self._untrusted)
+        return await self._models.find(program, env)
+
+    async def plan_turn(self, request: TurnRequest) -> Plan:
+        """Return the command line of the app-server of a turn; see `Engine.plan_turn`.
+
+        Raises:
+            NoAppServer: This engine cannot run the turn.
+        """
+        start = await on_disk(_prepare, request)
+        argv = tuple(mask(each) for each in start.argv)
+        return Plan(argv, tuple(sorted(start.env)), tuple(start.notices))
+
+    @asynccontextmanager
+    async def open_turn(
+        self, request: TurnRequest, keep: Keep
+    ) -> AsyncGenerator[AsyncGenerator[Event]]:
+        """Start a turn and yield its events; see `Engine.open_turn`.
+
+        Raises:
+            NoAppServer: This engine cannot run the turn.
+        """
+        async with self.open_live_turn(request, keep) as (events, _):
+            yield events
+
+    @asynccontextmanager
+    async def open_live_turn(
+        self, request: TurnRequest, keep: Keep, *, asks: bool = False
+    ) -> AsyncGenerator[tuple[AsyncGenerator[Event], Handle]]:
+        """Start a turn; yield its events, and a handle with which to speak to it.
+
+        The prompt is sent when the first event is taken. An error raised before, by this function,
+        means that nothing was sent to a model.
+
+        Args:
+            request: The turn.
+            keep: Called with each line as `codex exec` would have written it.
+            asks: True to let Codex ask before it leaves the sandbox. Questions then wait for
+                `Handle.answer`; without, each is declined at once.
+
+        Raises:
+            NoAppServer: This engine cannot run the turn.
+            NotAllowed: A path resolves to another place than when it was checked.
+        """
+        start = await on_disk(_prepare, request)
+        async with AsyncExitStack() as stack:
+            handle = Handle(asks=asks)
+            if start.is_refused:
+                events = _refused(start, _NOT_GIT)
+            else:
+                server = await self._server_for(start, handle, stack)
+                handle = server.handle
+                events = await _open(start, server, keep)
+            yield await stack.enter_async_context(aclosing(events)), handle
+
+    @asynccontextmanager
+    async def keep_spares(self, count: int = 1) -> AsyncGenerator[None]:
+        """Keep *count* app-servers ready for the next turns until the context manager exits.
+
+        The first turn asks for them: without turns, none is started.
+        """
+        async with open_spares(count) as self._spares:
+            try:
+                yield
+            finally:
+                self._spares = None
+
+    async def _server_for(self, start: _Start, handle: Handle, stack: AsyncExitStack) -> AppServer:
+        """Return a spare app-server, or a new one if none is ready for this turn.
+
+        Raises:
+            NoAppServer: It did not start.
+        """
+        request, spares = start.request, self._spares
+        if spares is None:
+            return await self._fresh(start, handle, stack)
+        key = await on_disk(spare_key, start.argv, start.env)
+        spare = spares.take(key)
+        if spare is not None:
+            spares.order(key)
+            stack.push_async_callback(spare.release)
+            with suppress(OSError):  # Its guard was killed.
+                spare.server.child.hold(request.held)
+                spare.server.handle.asks = handle.asks
+                return spare.server
+        server = await self._fresh(start, handle, stack)
+        # Not earlier: in a new CODEX_HOME, one of two app-servers of 0.163.0 that start at the
+        # same time ends, because both make the database (seen).
+        spares.order(key)
+        return server
+
+    async def _fresh(self, start: _Start, handle: Handle, stack: AsyncExitStack) -> AppServer:
+        request = start.request
+        try:
+            return await start_app_server(
+                start.argv, start.env, request.cwd, handle, stack, request.held
+            )
+        except DidNotStart as error:
+            raise _unfit(request, f"a working app-server ({error})") from error
+
+
+async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:
+    """Start a thread in *server*; return the events of the turn.
+
+    Raises:
+        NoAppServer: The app-server did not take the settings, or has ended.
+    """
+    request, connection, handle = start.request, server.connection, server.handle
+    try:
+        try:
+            config = await read_config(connection, request.cwd)
+        except RequestRefused as error:
+            return _refused(start, f"Error loading config.toml: {error.message}")
+        try:
+            thread = await _open_thread(connection, start, asks=handle.asks)
+        except RequestRefused as error:
+            return _refused(start, f"Error: {error.message}")
+    except RpcError as error:
+        said = describe(error, server.child, connection)
+        raise _unfit(request, f"a working app-server ({said})") from error
+    if (difference := check_echo(request, thread, asks=handle.asks)) is not None:
+        raise _unfit(request, f"an app-server that takes the settings of the turn ({difference})")
+    handle.thread_id = text_of(object_of(thread, "thread"), "id") or ""
+    policy = sandbox_policy(request, object_of(config, _SANDBOX_SETTING))
+    return _events(server, start, policy, keep)
+
+
+async def _open_thread(connection: Connection, start: _Start, *, asks: bool) -> Json:
+    """Start, resume or fork the thread; return what Codex says of it.
+
+    Raises:
+        RpcError: It was refused, or there was no answer.
+    """
+    request = start.request
+    params: Json = {
+        "cwd": str(request.cwd),
+        "sandbox": "read-only",
+        "config": start.settings,
+        **_approvals(asks=asks),
+    }
+    if request.model is not None:
+        params["model"] = request.model
+    if request.base_instructions is not None:
+        params["baseInstructions"] = request.base_instructions
+    if request.thread_id is None:
+        params["ephemeral"] = request.ephemeral
+        return await connection.request("thread/start", params, THREAD_WITHIN_S)
+    params |= {"threadId": request.thread_id, "excludeTurns": True}
+    if request.fork:
+        params["ephemeral"] = request.ephemeral
+        return await connection.request("thread/fork", params, THREAD_WITHIN_S)
+    return await connection.request("thread/resume", params, THREAD_WITHIN_S)
+
+
+def _approvals(*, asks: bool) -> Json:
+    """Return who may allow what the sandbox forbids: never a model.
+
+    With `untrusted`, an accepted command may run twice, the second time without a sandbox
+    (0.147.0 to 0.171.0).
+    """
+    return {"approvalPolicy": "on-request" if asks else "never", "approvalsReviewer": "user"}
+
+
+async def _begin(connection: Connection, handle: Handle, start: _Start, policy: Json) -> None:
+    """Send the prompt, or what to review.
+
+    Raises:
+        RpcError: It was refused, or there was no answer.
+    """
+    request = start.request
+    params: Json = {"threadId": handle.thread_id}
+    if request.review is not None:
+        params["target"] = _review_target(request)
+        answer = await connection.request("review/start", params, ANSWER_WITHIN_S)
+    else:
+        images = [{"type": "localImage", "path": str(image)} for image in request.images]
+        params |= {
+            "input": [*images, {"type": "text", "text": request.prompt}],
+            "cwd": str(request.cwd),
+            "sandboxPolicy": policy,
+            **_approvals(asks=handle.asks),
+        }
+        if request.model is not None:
+            params["model"] = request.model
+        if request.output_schema is not None:
+            params["outputSchema"] = request.output_schema
+        answer = await connection.request("turn/start", params, ANSWER_WITHIN_S)
+    handle.turn_id = text_of(object_of(answer, "turn"), "id") or ""
+
+
+def _review_target(request: TurnRequest) -> Json:
+    assert request.review is not None
+    name = request.review.name
+    match request.review.kind:
+        case "custom":
+            return {"type": "custom", "instructions": request.prompt}
+        case "uncommitted":
+            return {"type": "uncommittedChanges"}
+        case "base":
+            return {"type": "baseBranch", "branch": name}
+        case "commit":
+            return {"type": "commit", "sha": name, "title": None}
+
+
+async def _events(
+    server: AppServer, start: _Start, policy: Json, keep: Keep
+) -> AsyncGenerator[Event]:
+    """Send the turn; yield warnings, its events, and an ExitedEvent.
+
+    Raises:
+        NotAllowed: A path leads elsewhere than when it was checked.
+        WiderThanAsked: Codex took a wider sandbox than it was given.
+    """
+
+    def read(line: Json) -> Event:
+        data = orjson.dumps(line)
+        keep(data)
+        return parse_event(data)
+
+    child, connection, handle = server.child, server.connection, server.handle
+    for notice in start.notices:
+        yield NoticeEvent(notice)
+    lines = TurnLines(handle.thread_id)
+    yield read({"type": "thread.started", "thread_id": handle.thread_id})
+    # A spare was started in another folder, so its guard has not checked this one.
+    await on_disk(check_unmoved, start.request)
+    try:
+        await _begin(connection, handle, start, policy)
+    except RequestRefused as error:
+        yield ExitedEvent(1, f"Error: {error.message}")
+        return
+    except RequestTimedOut:
+        pass  # The turn may have begun: its events tell, or the time limit ends it.
+    except RpcError:
+        pass  # The app-server has ended; its exit is the last event.
+    async with aclosing(connection.messages()) as messages:
+        async for message in messages:
+            if not isinstance(message, Notification):
+                continue  # A question, which the handle knows.
+            check_turn_echo(start.request, handle.thread_id, message, policy)
+            for line in lines.add(message):
+                yield read(line)
+            handle.diff = lines.diff
+            if lines.status is not None:
+                break
+    if connection.first_unreadable is not None:
+        yield UnreadableEvent(connection.first_unreadable.decode("utf-8", "replace"))
+    await child.close_stdin()
+    returncode = await child.wait()
+    yield ExitedEvent(returncode, child.stderr_end())
+
+
+async def _refused(start: _Start, message: str) -> AsyncGenerator[Event]:
+    """Yield the events of a turn that could not begin, as those of `codex exec`."""
+    for notice in start.notices:
+        yield NoticeEvent(notice)
+    yield ExitedEvent(1, message)
+
+
+def _prepare(request: TurnRequest) -> _Start:
+    """Return what is needed to start a turn; accesses the disk.
+
+    Raises:
+        NoAppServer: Only `codex exec` can run the turn.
+        NotAllowed: A path leads elsewhere than when it was checked.
+    """
+    check_unmoved(request)
+    # The thread starts read-only, so that Codex has no reason to trust the project.
+    prepared = prepare_turn(request, starts_as="read-only")
+    reason = _unfitness(request, has_rules=bool(prepared.rules), env=prepared.env)
+    if reason is not None:
+        raise _unfit(request, reason)
+    request = prepared.request
+    settings = [*settings_of(request, prepared.kept), *prepared.further]
+    argv = [str(request.program.path), "app-server"]
+    if prepared.env.get(KEY_VARIABLE):
+        argv += ["-c", IN_MEMORY]
+    values: Json = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key.startswith(_SANDBOX_SETTING):
+            argv += ["-c", setting]
+        else:
+            values[key] = _from_toml(request, key, value)
+    is_refused = not request.skip_git_repo_check and not _is_in_repository(request.cwd)
+    return _Start(request, argv, values, prepared.env, prepared.notices, is_refused)
+
+
+def _unfitness(request: TurnRequest, *, has_rules: bool, env: dict[str, str]) -> str | None:
+    """Return what the app-server of this Codex lacks for the turn; None if nothing."""
+    version = request.program.version
+    if version is None or version < OLDEST:
+        return f"a stable app-server, as {'.'.join(map(str, OLDEST))} and later have it"
+    if request.profile is not None:
+        return "an app-server with profiles"
+    if has_rules and not request.keep_rules:
+        return "an app-server that can ignore the rules about commands"
+    if request.output_schema is not None and not _has_plain_integers(request.output_schema):
+        return "an app-server that takes integers of more than 64 bits"
+    if env.get(_OTHER_LOGIN):
+        return f"an app-server that reads {_OTHER_LOGIN}"
+    if request.review is not None and request.sandbox != "read-only":
+        return f"reviews with sandbox {request.sandbox} in its app-server"
+    if request.review is not None and request.output_schema is not None:
+        return "reviews with an output schema in its app-server"
+    return None
+
+
+def _unfit(request: TurnRequest, what: str) -> NoAppServer:
+    hint = "Use the engine exec for this turn."
+    return NoAppServer(what, request.program.version_text, hint)
+
+
+def _from_toml(request: TurnRequest, key: str, value: str) -> object:
+    """Return a value in TOML as JSON.
+
+    Raises:
+        NoAppServer: JSON cannot express it.
+    """
+    try:
+        found = tomli.loads(f"value = {value}")["value"]
+        orjson.dumps(found, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    except (tomli.TOMLDecodeError, TypeError) as error:
+        raise _unfit(request, f"an app-server that takes the setting {key}") from error
+    return found
+
+
+def _has_plain_integers(schema: Json) -> bool:
+    try:
+        orjson.dumps(schema)
+    except TypeError:  # An app-server of 0.163.0 refuses the whole turn.
+        return False
+    return True
+
+
+def _is_in_repository(cwd: Path) -> bool:
+    return any(os.path.lexists(folder / ".git") for folder in (cwd, *cwd.parents))
