@@ -18,6 +18,7 @@ from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.codex.sandbox import Isolation, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.engines.guard_lease import GuardLease
 from codex_tools.engines.model_list import ModelList
 
 Keep = Callable[[bytes], None]
@@ -83,6 +84,8 @@ class TurnRequest:
     """
     held: Sequence[int] = field(default=())
     """File descriptors to keep open until no process of the turn is left (the thread's lock)."""
+    lease: GuardLease | None = None
+    """What a worker renews for its server; None on the server's own machine."""
 
     @property
     def resumed(self) -> str | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -38,6 +39,8 @@ LOCK_WITHIN_S = 120.0
 
 BLOB_LIMIT = 64 * 1024 * 1024
 """Bytes of the largest file that is merged."""
+
+_KEY = re.compile(r"[0-9a-f]{24}")
 
 _ATTRIBUTES = "* -text -eol -crlf -filter -ident -working-tree-encoding !diff !merge !whitespace\n"
 
@@ -101,10 +104,33 @@ class Shadow:
         repository = read_repository(program, real)
         object_format = "sha1" if repository is None else repository.object_format
         key = hashlib.sha256(f"{object_format}\0".encode() + os.fsencode(real)).hexdigest()[:24]
-        folder = Path(state_dir, "trees", key)
+        return cls._open(Path(state_dir, "trees", key), Path(real), program, object_format)
+
+    @classmethod
+    def open_elsewhere(cls, state_dir: Path, root: Path, key: str, object_format: str) -> Shadow:
+        """Return the shadow repository for a project of another machine.
+
+        Args:
+            state_dir: The folder of this worker's files.
+            root: The project's folder on that machine; here it only gives copies their name.
+            key: The name of the shadow repository there.
+            object_format: That of the project's repository.
+
+        Raises:
+            TreeError: There is no git, or a value is not as that machine's own are.
+            OSError: The state folder cannot be written to.
+        """
+        is_right = _KEY.fullmatch(key) and object_format in ("sha1", "sha256")
+        if not is_right or not root.is_absolute() or root.name in ("", ".", "..", ".git"):
+            raise TreeError("the description of the project cannot be right")
+        return cls._open(Path(state_dir, "trees", key), root, find_git(), object_format)
+
+    @classmethod
+    def _open(cls, folder: Path, root: Path, program: str, object_format: str) -> Shadow:
+        state_dir = folder.parent.parent
         for each in (state_dir, folder.parent, folder):
             claim_folder(each, follow=each == state_dir)
-        made = cls(folder, Path(real), program, object_format)
+        made = cls(folder, root, program, object_format)
         if not made.git_dir.is_dir():
             made._create()
         os.utime(folder)
