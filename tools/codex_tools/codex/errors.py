@@ -15,6 +15,9 @@ CodexError
   * FolderBusy
   * UnknownRun
   * IndexUnavailable
+  * PlaceUnavailable (in `place_errors`)
+  * PlaceRefused (in `place_errors`)
+  * ThreadElsewhere (in `place_errors`)
   * DayBudgetExhausted (in `budget`)
   * NotIsolated (in `runs.isolation`)
   * ApplyConflict (in `runs.applying`)
@@ -32,6 +35,7 @@ CodexError
   * NoAnswer
   * OutputMismatch
   * Cancelled
+  * PlaceLost (in `place_errors`)
   * BudgetExhausted (in `budget`)
 
 Each error carries its facts as attributes and builds its own text. `message` says what happened,
@@ -81,6 +85,9 @@ Kind = Literal[
     "codex_crashed",
     "not_started",
     "apply_conflict",
+    "place_unavailable",
+    "place_lost",
+    "thread_elsewhere",
     "too_deep",
     "unknown_run",
     "internal",
