@@ -20,6 +20,7 @@ usage: mcp-server-codex [OPTION]... [-- ROOT...]
        mcp-server-codex usage             show Codex's tokens and cost by day, model or folder
        mcp-server-codex install CLIENT    add this server to a client's configuration
        mcp-server-codex uninstall CLIENT  remove this server from a client's configuration
+       mcp-server-codex worker            run turns for a server on another machine
        mcp-server-codex doctor            check this setup, and print how to fix each problem
        mcp-server-codex --help | --version
 """
@@ -129,6 +130,10 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.apply import run_discard
 
         return run_discard(arguments)
+    if name == "worker":
+        from mcp_server_codex.cli.worker import run_worker
+
+        return run_worker(arguments)
     if name == "install":
         from mcp_server_codex.cli.install import run_install
 

@@ -51,8 +51,10 @@ class Hello:
 class Pipe:
     """A connection to a worker; `open_pipe` creates it."""
 
-    def __init__(self, place: Place, child: Child, writer: FrameWriter, pings: SentPings) -> None:
-        self.place = place
+    def __init__(
+        self, place: Place, child: Child, writer: FrameWriter, pings: SentPings, margin_s: float
+    ) -> None:
+        self.place, self._margin_s = place, margin_s
         self._child, self._writer, self._pings = child, writer, pings
         self._handing = False
         self._ready: deque[Frame] = deque()
@@ -127,7 +129,7 @@ class Pipe:
         self._writer.stop_pings()
         if not self.place.argv and self.place.ray is None:
             return
-        while (left_s := self._pings.dead_at() - now()) > 0:
+        while (left_s := self._pings.dead_at(self._margin_s) - now()) > 0:
             await anyio.sleep(min(left_s, _TICK_S))
 
     async def read(self) -> None:
@@ -195,7 +197,7 @@ async def open_pipe(
                 anyio.create_task_group() as tasks,
             ):
                 source.close()
-                pipe = Pipe(place, child, writer, pings)
+                pipe = Pipe(place, child, writer, pings, margin_s)
                 tasks.start_soon(pipe.read)
                 try:
                     answer = await _greet(pipe, place, hello or {})

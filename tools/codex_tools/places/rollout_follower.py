@@ -27,31 +27,28 @@ class RolloutFollower:
         self.thread_id: str | None = None
 
     def news(self) -> list[tuple[str, int, bytes]]:
-        """Return the path, the offset and the new bytes of each rollout that has grown.
+        """Return the path, the offset and some new bytes of each rollout that has grown.
 
-        A rollout that is shorter than what the server has is sent from its start.
+        Call it again until it returns nothing. A rollout that is shorter than what the server has is sent from its start.
         """
         if self.thread_id is None:
             return []
         found: list[tuple[str, int, bytes]] = []
         for path in find_rollouts(self._home, self.thread_id):
             name = path.relative_to(self._home).as_posix()
-            found += self._read(path, name)
+            try:
+                found += self._read(path, name)
+            except OSError:
+                continue  # Codex has archived or packed it meanwhile.
         return found
 
     def _read(self, path: Path, name: str) -> list[tuple[str, int, bytes]]:
-        found: list[tuple[str, int, bytes]] = []
         at = self._sizes.get(name, 0)
-        try:
-            with open_foreign_file(path) as file:
-                size = file.seek(0, 2)
-                if size < at:
-                    at = 0
-                file.seek(at)
-                while at < size and (data := file.read(min(READ_LIMIT, size - at))):
-                    found.append((name, at, data))
-                    at += len(data)
-        except OSError:
-            return found
-        self._sizes[name] = at
-        return found
+        with open_foreign_file(path) as file:
+            size = file.seek(0, 2)
+            if size < at:
+                at = 0
+            file.seek(at)
+            data = file.read(min(READ_LIMIT, size - at))
+        self._sizes[name] = at + len(data)
+        return [(name, at, data)] if data else []

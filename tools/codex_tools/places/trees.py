@@ -261,12 +261,13 @@ def read_trees(body: bytes) -> tuple[dict[str, str], list[LeftOut]]:
         trees = cast("dict[str, str]", read["trees"])
         left_out = [LeftOut(*each) for each in cast("list[list[str]]", read["left_out"])]
         paths = {path: str(tree) for path, tree in trees.items()}
+        texts: list[object] = [text for each in left_out for text in (each.path, each.reason)]
         is_right = (
             "" in paths
             and len(paths) <= PARTS_LIMIT
             and len(left_out) <= LEFT_OUT_LIMIT
             and all(map(_OBJECT.fullmatch, paths.values()))
-            and all(isinstance(t, str) for each in left_out for t in (each.path, each.reason))
+            and all(isinstance(text, str) for text in texts)
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"trees cannot be read: {error}") from error

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Literal, TypeVar, cast
+from pathlib import Path
+from typing import TypeVar, cast
 
 import orjson
 
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import NOT_ASKED, Program, Version
 from codex_tools.codex.sandbox import sandbox_of
+from codex_tools.engines.config_layers import MERGED_SERVERS
 from codex_tools.engines.engine import ReviewTarget, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.places.frames import ProtocolError
 
 T = TypeVar("T")
-
-_REVIEWS = ("uncommitted", "base", "commit", "custom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def dump_turn(request: TurnRequest, root: Path) -> bytes:
     """
     review = request.review
     fields: Json = {
-        "prompt": request.prompt,
+        "prompt": request.prompt.encode("utf-8", "replace").decode(),
         "cwd": _inside(request.cwd, root),
         "add_dirs": [_inside(each, root) for each in request.add_dirs],
         "images": [each.suffix for each in request.images],
@@ -59,7 +58,8 @@ def dump_turn(request: TurnRequest, root: Path) -> bytes:
         "profile": request.profile,
         "output_schema": request.output_schema,
         "web_search": request.web_search,
-        "config": [[*each] for each in request.config],
+        # For a Codex before 0.77, that setting holds this machine's MCP servers with their secrets.
+        "config": [[*each] for each in request.config if each[0] != MERGED_SERVERS],
         "skip_git_repo_check": request.skip_git_repo_check,
         "ephemeral": request.ephemeral,
         "base_instructions": request.base_instructions,
@@ -187,10 +187,9 @@ def _inside(path: Path, root: Path) -> str:
 
 
 def _review(words: tuple[str, ...]) -> ReviewTarget:
-    if len(words) != 2 or words[0] not in _REVIEWS:
+    if len(words) != 2 or words[0] not in ("uncommitted", "base", "commit", "custom"):
         raise ProtocolError("a review has an unknown target")
-    kind = cast(Literal["uncommitted", "base", "commit", "custom"], words[0])
-    return ReviewTarget(kind, words[1])
+    return ReviewTarget(words[0], words[1])
 
 
 class _Fields:
@@ -234,8 +233,3 @@ class _Fields:
                 case _:
                     raise ProtocolError(f"{name} is no list of pairs")
         return tuple(found)
-
-
-def posix(path: Path, home: Path) -> str:
-    """Return a path relative to *home*, with slashes."""
-    return PurePosixPath(path.relative_to(home)).as_posix()

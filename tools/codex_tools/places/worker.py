@@ -7,6 +7,7 @@ server here would start it: with this machine's environment, configuration and l
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import tempfile
@@ -104,7 +105,7 @@ class _Service:
         self._receive: MemoryObjectReceiveStream[Frame] = receive
 
     async def run(self) -> None:
-        loop = anyio.lowlevel.current_token()
+        loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(loop,), name="pipe", daemon=True).start()
         async with anyio.create_task_group() as tasks:
             try:
@@ -131,7 +132,7 @@ class _Service:
         self._writer.close()
         await on_disk(self._writer.join, 2.0)
 
-    def _read(self, loop: object) -> None:
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read the pipe, in a thread of its own: a ping must never wait for the event loop."""
         decoder = Decoder()
         try:
@@ -143,11 +144,11 @@ class _Service:
                         self._spool = self._spool or tempfile.TemporaryFile()
                         self._spool.write(frame.body)
                     else:
-                        anyio.from_thread.run_sync(self._send.send_nowait, frame, token=loop)
+                        loop.call_soon_threadsafe(self._send.send_nowait, frame)
         except (OSError, ProtocolError, RuntimeError):
             pass
         with suppress(RuntimeError):
-            anyio.from_thread.run_sync(self._send.close, token=loop)
+            loop.call_soon_threadsafe(self._send.close)
 
     def _ping(self, frame: Frame) -> None:
         lease = self._lease
@@ -394,11 +395,12 @@ class _Service:
         """Send what was appended to the thread's rollouts since the last time."""
         if thread_id is not None:
             follower.thread_id = thread_id
-        for path, offset, data in await on_disk(follower.news):
-            at = offset
-            for piece in pieces(data):
-                await self._writer.send(Frame("rollout", {"path": path, "offset": at}, piece))
-                at += len(piece)
+        while news := await on_disk(follower.news):
+            for path, offset, data in news:
+                at = offset
+                for piece in pieces(data):
+                    await self._writer.send(Frame("rollout", {"path": path, "offset": at}, piece))
+                    at += len(piece)
 
 
 def _reopen(shadow: Shadow, name: str) -> tuple[Copy, Snapshot]:
