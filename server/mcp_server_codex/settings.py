@@ -52,6 +52,9 @@ class Settings:
     compat: Literal["none", "codex-mcp-server"]
     """The removed server whose tools are offered in addition."""
     log_level: str
+    places: Path | None = None
+    """File with other places to run at."""
+    default_place: str = "here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +271,8 @@ OPTIONS = (
     Option("--deny-env", str, (), "more environment variables to withhold", "GLOB", many=True),
     Option("--state-dir", _path, None, "folder for the server's files", "DIR"),
     Option("--prices", _prices, None, "TOML file with your own prices of models", "FILE"),
+    Option("--places", _path, None, "TOML file with other places to run at", "FILE"),
+    Option("--default-place", str, "here", "place of a run whose caller names none", "NAME"),
     Option(
         "--compat",
         _one_of("none", "codex-mcp-server"),
@@ -351,7 +356,24 @@ def read_settings(
         ask=values["ask"],
         compat=values["compat"],
         log_level=values["log_level"],
+        places=values["places"],
+        default_place=_default_place(values["default_place"], values["places"], fail),
     )
+
+
+def _default_place(name: str, places: Path | None, fail: Callable[[str], NoReturn]) -> str:
+    """Return the name of the default place, and check the file of *places* at the start."""
+    names = {"here"}
+    if places is not None:
+        from codex_tools.places.place import read_places
+
+        try:
+            names |= read_places(places).keys()
+        except ValueError as error:
+            fail(f"--places: {error}")
+    if name not in names:
+        fail(f"--default-place: there is no place {name!r}; there are {', '.join(sorted(names))}")
+    return name
 
 
 def default_state_dir() -> Path:

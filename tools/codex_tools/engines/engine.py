@@ -65,6 +65,8 @@ class TurnRequest:
     """Tokens and money that the run may use; not the engine's business, but that of `runs`."""
     isolation: Isolation = "none"
     """Whether `runs` runs the turn in a copy of the project; `cwd` is the copy's by then."""
+    place: str = "here"
+    """Where `runs` runs the turn: the name of a place."""
     skip_git_repo_check: bool = False
     ephemeral: bool = False
     base_instructions: str | None = None

@@ -133,7 +133,7 @@ class RunCopy:
             try:
                 changes = changes_of(self._shadow, self._snapshot, self._copy)
                 kept_run.save_changes(self._shadow.folder, self._kept, changes)
-                self.seen = self._own(changes)
+                self.seen = own_changes(changes, self._before, self._cwd, self._copy.folder)
                 self.changes = changes
                 if self._before is not None:
                     forget_changes(self._shadow, self._before)
@@ -168,19 +168,29 @@ class RunCopy:
             if folder.is_relative_to(self._shadow.root)
         }
 
-    def _own(self, changes: Changes) -> work_tree.Changes:
-        """Return what this run changed, without what earlier runs had changed in the copy."""
-        earlier = {each.path: each for each in self._before.files} if self._before else {}
-        kinds: dict[str, ChangeKind] = {}
-        for each in changes.files:
-            one = earlier.pop(each.path, None)
-            old = (each.old_mode, each.old_blob) if one is None else (one.new_mode, one.new_blob)
-            if old != (each.new_mode, each.new_blob):
-                kinds[each.path] = _kind_of(old[0], each.new_mode)
-        for path, one in earlier.items():  # This run took these changes back.
-            kinds[path] = _kind_of(one.new_mode, one.old_mode)
-        compared = _Compared(each.path for each in changes.left_out)
-        return work_tree.Changes(self._cwd, self._copy.folder, kinds, compared)
+
+def own_changes(
+    changes: Changes, before: Changes | None, cwd: Path, folder: Path
+) -> work_tree.Changes:
+    """Return what one run changed in a copy, without what earlier runs had changed there.
+
+    Args:
+        changes: All changes in the copy.
+        before: The earlier ones; None if there are none.
+        cwd: The folder of the run in the copy.
+        folder: The copy.
+    """
+    earlier = {each.path: each for each in before.files} if before else {}
+    kinds: dict[str, ChangeKind] = {}
+    for each in changes.files:
+        one = earlier.pop(each.path, None)
+        old = (each.old_mode, each.old_blob) if one is None else (one.new_mode, one.new_blob)
+        if old != (each.new_mode, each.new_blob):
+            kinds[each.path] = _kind_of(old[0], each.new_mode)
+    for path, one in earlier.items():  # This run took these changes back.
+        kinds[path] = _kind_of(one.new_mode, one.old_mode)
+    compared = _Compared(each.path for each in changes.left_out)
+    return work_tree.Changes(cwd, folder, kinds, compared)
 
 
 class _Compared(frozenset[str]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codex_tools.codex.masking import is_cut_of, shorten
 from codex_tools.runs import kept_run
 from codex_tools.runs.kept_run import KeptRun
 from codex_tools.runs.result import FILES_KEPT, ChangedFile, RunResult, with_next
@@ -49,6 +50,14 @@ def refreshed(state_dir: Path, result: RunResult) -> RunResult:
     warnings += _overlaps(folder, kept)
     result = result.model_copy(update={"warnings": warnings})
     return with_next(result, can_resume="codex_resume" in result.next)
+
+
+def with_answer(result: RunResult, answer: str | None, limit: int) -> RunResult:
+    """Return *result* with its *answer* of at most *limit* characters instead of its beginning."""
+    # The progress of a failed run may end with an earlier message than its result does.
+    if answer is None or not is_cut_of(result.final_response or "", answer):
+        return result
+    return result.model_copy(update={"final_response": shorten(answer, limit)})
 
 
 def _with_changes(result: RunResult, kept: KeptRun, changes: Changes) -> RunResult:

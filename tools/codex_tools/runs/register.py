@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,27 +21,28 @@ from anyio.abc import TaskGroup
 from codex_tools.codex.budget import NO_BUDGETS, Budgets
 from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun
 from codex_tools.codex.faults import fault_for
-from codex_tools.codex.masking import is_cut_of, shorten
+from codex_tools.codex.masking import shorten
 from codex_tools.codex.paths import in_roots
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
-from codex_tools.engines.engine import Engine, TurnRequest
-from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.engines.engine import TurnRequest
+from codex_tools.rollouts.threads import ThreadState
 from codex_tools.runs import ending, folders
 from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.isolation import remove_old_copies
-from codex_tools.runs.kept_result import refreshed
+from codex_tools.runs.kept_result import refreshed, with_answer
 from codex_tools.runs.keys import Keys, new_run_id
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
+from codex_tools.runs.sites import HERE, Site, Sites
 from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
-from codex_tools.runs.thread_lock import ThreadLock, release_all
+from codex_tools.runs.thread_lock import ThreadLock, release_all, take_lock
 from codex_tools.runs.tracing import span_of
-from codex_tools.runs.usage_limit import Place, UsageLimits
+from codex_tools.runs.usage_limit import Place
 from codex_tools.runs.usage_watch import UsageWatch
 from codex_tools.runs.work_place import WorkPlace, leave_copy
 from codex_tools.runs.writer import RECORDED_WITHIN_S, WRITTEN_WITHIN_S, StateWriter
@@ -81,13 +82,10 @@ class Runs:
         writer: StateWriter,
         *,
         state_dir: Path,
-        engine: Engine,
-        threads: Threads,
-        max_runs: int,
+        sites: Sites,
         max_queue: int = MAX_QUEUE,
         roots: Sequence[Path] = (),
         budgets: Budgets = NO_BUDGETS,
-        wait_for_limits: bool = False,
         notes: tuple[str, ...] = (),
         is_kept: bool = True,
     ) -> None:
@@ -100,16 +98,13 @@ class Runs:
         self._store = store
         self._writer = writer
         self._state_dir = state_dir
-        self._engine = engine
-        self._threads = threads
         self._notes = notes
         self._is_kept = is_kept
         self._roots = roots
         self.audit = AuditLog(state_dir, writer)
-        self.ledger = DayLedger(state_dir, writer, store, threads, budgets)
+        self.ledger = DayLedger(state_dir, writer, store, sites.here.threads, budgets)
         self.keys = Keys(state_dir, store, writer)
-        self._slots = anyio.CapacityLimiter(max_runs)
-        self._limits = UsageLimits(threads.home, waits=wait_for_limits)
+        self._sites = sites
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
         self._unsaved: set[str] = set()
@@ -118,11 +113,11 @@ class Runs:
         self._stops = StopWatch(tasks, store)
         self._changed = anyio.Event()
 
-    async def lock_thread(self, thread_id: str) -> ThreadLock:
-        """Lock the thread against all other runs, of any server.
+    async def lock_thread(self, thread_id: str, place: str = HERE) -> ThreadLock:
+        """Lock the thread, which is at *place*, against all other runs, of any server.
 
-        This method waits for a run in that thread that is being stopped. After a cancel, the
-        caller of that run gets no notice of its end, and may resume the thread at once.
+        This waits for a run in that thread that is being stopped. After a cancel, the caller of
+        that run gets no notice of its end, and may resume the thread at once.
 
         Raises:
             ThreadBusy: Another run is using the thread.
@@ -130,9 +125,7 @@ class Runs:
         for run in self.in_thread(thread_id):
             if run.stopped:
                 await run.done.wait()
-        with anyio.CancelScope(shield=True):  # A cancelled take leaves a lock without an owner.
-            return await on_disk(ThreadLock.take, self._threads.home, self._state_dir, thread_id)
-        raise AssertionError("a shielded scope is not cancelled")
+        return await take_lock(self._sites.of(place).threads.home, self._state_dir, thread_id)
 
     def in_thread(self, thread_id: str) -> list[Run]:
         """Return the runs of this server that are or were in a thread, and are in memory."""
@@ -173,8 +166,9 @@ class Runs:
             QueueFull: As many runs are queued as the operator allows.
             FolderBusy: Another run could replace a folder that the turn may write to.
         """
-        unfinished = sum(other.outcome is None for other in self._runs.values())
-        slots = int(self._slots.total_tokens)
+        runs = (run for run in self._runs.values() if run.request.place == request.place)
+        unfinished = sum(run.outcome is None for run in runs)
+        slots = int(self._sites.of(request.place).slots.total_tokens)
         if unfinished >= slots + self._max_queue:
             raise QueueFull(unfinished - slots, self._max_queue)
         folders.check_free(request, self._runs.values())
@@ -231,7 +225,8 @@ class Runs:
         if found is None:
             raise UnknownRun(run_id)
         if isinstance(found, StoredRun) and found.recorded is not None:
-            found = await on_cpu(ending.revise, found, self._threads)
+            threads = self._sites.of(found.result.place).threads
+            found = await on_cpu(ending.revise, found, threads)
             self._writer.put(partial(self._write_revised, found))
         return found
 
@@ -280,10 +275,7 @@ class Runs:
         answer = found.answer or found.progress.final_response if isinstance(found, Run) else None
         if answer is None:
             answer = await on_disk(self._store.read_answer, run_id)
-        # The progress of a failed run may end with an earlier message than its result does.
-        if answer is None or not is_cut_of(result.final_response or "", answer):
-            return result
-        return result.model_copy(update={"final_response": shorten(answer, ANSWER_LIMIT)})
+        return with_answer(result, answer, ANSWER_LIMIT)
 
     async def events(self, run_id: str, offset: int, room: int) -> EventPage:
         """Return a page of a run's events, from byte *offset*, in about *room* characters.
@@ -372,8 +364,8 @@ class Runs:
         try:
             with run.scope:
                 try:
-                    save = partial(self._save, run)
-                    async with Place(self._slots, self._limits, run, save) as place:
+                    save, site = partial(self._save, run), self._site(run)
+                    async with Place(site.slots, site.limits, run, save) as place:
                         run.started_at = anyio.current_time()
                         outcome = await self._turn(run, locks, place)
                 except Exception as error:
@@ -391,7 +383,7 @@ class Runs:
         try:
             await leave_copy(run)
             if outcome is None:
-                outcome = await ending.stopped(run, self._threads)
+                outcome = await ending.stopped(run, self._site(run).threads)
         except Exception:
             logger.exception("internal fault at the end of run %s", run.run_id)
             outcome = ending.faulty(run)
@@ -423,41 +415,48 @@ class Runs:
             if progress.thread_id is not None and not known:
                 known = True
                 if run.request.resumed is None:
-                    self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
+                    self._writer.put(partial(self._lock_new_thread, run, locks))
+                self._writer.put(partial(work.note_thread, progress.thread_id))
                 self._save(run)
 
-        watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
+        site = self._site(run)
+        watch = UsageWatch(site.threads, run, self.ledger, partial(self._save, run))
         self.ledger.begin(run.run_id)
-        work = WorkPlace(run, self._state_dir, self._roots, can_copy=self._is_kept)
+        work = WorkPlace(run, site, self._state_dir, self._roots, can_copy=self._is_kept)
         place.on_return = work.remember
-        try:
-            request = await work.enter()
-        except CodexError as error:
-            return ending.failed(run, error, ending.Evidence())
-        if run.copy is not None:
-            self._save(run)
-        identities = await on_disk(folders.identify, request)
-        with EventLog(self._store.log_path(run.run_id), self._writer) as log:
+        async with AsyncExitStack() as stack:
             try:
-                await self.ledger.check()
-                run.ending = await run_turns(
-                    self._engine, self._threads, run, request, report, log.add, watch, place
-                )
+                request = await work.enter(stack)
             except CodexError as error:
-                run.ending = error
-        await work.look()
+                return ending.failed(run, error, ending.Evidence())
+            if run.copy is not None:
+                self._save(run)
+            identities = await on_disk(folders.identify, request)
+            with EventLog(self._store.log_path(run.run_id), self._writer) as log:
+                try:
+                    await self.ledger.check()
+                    run.ending = await run_turns(
+                        work.engine, site.threads, run, request, report, log.add, watch, place
+                    )
+                except CodexError as error:
+                    run.ending = error
+            await work.look()
         await on_disk(folders.ending_in, run, identities)
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
-            evidence = await on_cpu(ending.find_evidence, run, self._threads)
+            evidence = await on_cpu(ending.find_evidence, run, site.threads)
             if isinstance(run.ending, CodexError):
                 return ending.failed(run, run.ending, evidence)
             return ending.completed(run, *run.ending, evidence)
         raise AssertionError("a shielded scope is not cancelled")
 
-    def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
+    def _site(self, run: Run) -> Site:
+        return self._sites.of(run.request.place)
+
+    def _lock_new_thread(self, run: Run, locks: list[ThreadLock]) -> None:
         """Lock the thread that a run has just begun; called in the writer's thread."""
+        thread_id, home = run.progress.thread_id or "", self._site(run).threads.home
         try:
-            locks.append(ThreadLock.take(self._threads.home, self._state_dir, thread_id))
+            locks.append(ThreadLock.take(home, self._state_dir, thread_id))
         except (ThreadBusy, OSError) as error:
             logger.warning("cannot lock the new thread %s: %s", thread_id, error)
 

@@ -105,6 +105,8 @@ class RunResult(Record):
     sandbox: Sandbox | None
     cwd: str | None
     codex_version: str | None
+    place: str = "here"
+    """Where it ran."""
     duration_s: float
     files_changed: list[ChangedFile] = Field(max_length=FILES_KEPT)
     """Net, without the user's own earlier changes."""
@@ -142,6 +144,7 @@ class EffectiveSettings:
     cwd: str | None = None
     codex_version: str | None = None
     can_resume: bool = True
+    place: str = "here"
 
 
 def make_result(
@@ -184,6 +187,7 @@ def make_result(
         sandbox=setting.sandbox,
         cwd=setting.cwd,
         codex_version=setting.codex_version,
+        place=setting.place,
         duration_s=round(duration_s, 3),
         files_changed=[
             ChangedFile(path=path, kind=kind, seen_by=seen_by)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -23,6 +23,9 @@ from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import Changes, SeenBy, merge
+
+if TYPE_CHECKING:
+    from codex_tools.runs.copy_elsewhere import CopyElsewhere
 
 Files = tuple[tuple[str, ChangeKind, SeenBy], ...]
 """Changed files: the path, the kind of the change, and its source."""
@@ -51,7 +54,7 @@ class Run:
     progress: TurnProgress = field(default_factory=TurnProgress)
     attempts: int = 0
     """Number of turns started."""
-    copy: RunCopy | None = None
+    copy: RunCopy | CopyElsewhere | None = None
     """The copy of the project that it works in; None if it is not isolated, or still queued."""
     seen: Changes | None = None
     """Changes of the work tree since the run began; None until they are known."""
@@ -198,6 +201,7 @@ def requested(run: Run) -> EffectiveSettings:
         cwd=str(request.cwd),
         codex_version=request.program.version_text,
         can_resume=not request.ephemeral,
+        place=request.place,
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
-from codex_tools.runs.isolation import NotIsolated, open_run_copy
+from codex_tools.runs.isolation import NotIsolated, RunCopy, open_run_copy
 from codex_tools.runs.run import Run
+from codex_tools.runs.sites import Site
 from codex_tools.worktree.changes import Snapshot, changes_since, explain_unseen, take_snapshot
 
 STOPPED_WITHIN_S = 20.0
@@ -23,29 +25,44 @@ INTERRUPTED_WITHIN_S = 0.5
 class WorkPlace:
     """Where one run works."""
 
-    def __init__(self, run: Run, state_dir: Path, roots: Sequence[Path], *, can_copy: bool) -> None:
+    def __init__(
+        self, run: Run, site: Site, state_dir: Path, roots: Sequence[Path], *, can_copy: bool
+    ) -> None:
         """Prepare nothing yet.
 
         Args:
             run: The run.
+            site: The place where it works.
             state_dir: The folder for copies.
             roots: Folders outside of which no work tree is looked at.
             can_copy: False if *state_dir* is temporary, so that no copy would be kept.
         """
         self._run, self._state_dir, self._roots = run, state_dir, roots
-        self._can_copy = can_copy
+        self._site, self._can_copy = site, can_copy
+        self.engine = site.engine
+        """Runs the turns: at another place, the seat of the run."""
         self._before: Snapshot | None = None
 
-    async def enter(self) -> TurnRequest:
-        """Make the place ready, and return the run's turn in it.
+    async def enter(self, stack: AsyncExitStack) -> TurnRequest:
+        """Make the place ready, and return the run's turn in it; *stack* ends what was opened.
 
         Raises:
             NotIsolated: No copy could be made.
+            PlaceUnavailable: The place cannot be used.
         """
-        request = self._run.request
+        run, request = self._run, self._run.request
         if request.isolation == "copy":
             if not self._can_copy:
                 raise NotIsolated(request.cwd, "the state folder of this server cannot be used")
+            if self._site.elsewhere is not None:
+                from codex_tools.runs.copy_elsewhere import open_copy_elsewhere
+
+                run.copy = copy = await open_copy_elsewhere(
+                    stack, self._site.elsewhere, self._state_dir, run
+                )
+                self.engine = copy.seat
+                run.warnings = (*run.warnings, *copy.warnings)
+                return copy.request_for(request)
             return await on_disk(self._lay_out)
         await self.remember()
         return request
@@ -62,13 +79,21 @@ class WorkPlace:
     async def look(self) -> None:
         """Find what the run changed."""
         run = self._run
-        if run.copy is not None:
+        if run.copy is not None and not isinstance(run.copy, RunCopy):
+            await run.copy.fetch(run)
+        elif run.copy is not None:
             await on_disk(_finish, run)
         elif run.request.sandbox != "read-only":
             if self._before is not None:
                 run.seen = await changes_since(self._before)
             if run.seen is None:
                 run.unseen = await explain_unseen(run.request.cwd)
+
+    def note_thread(self, thread_id: str) -> None:
+        """Store where a thread of another place belongs; called in the writer's thread."""
+        copy = self._run.copy
+        if copy is not None and not isinstance(copy, RunCopy):
+            copy.note_thread(thread_id)
 
     def _lay_out(self) -> TurnRequest:
         run = self._run

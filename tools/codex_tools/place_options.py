@@ -1,0 +1,66 @@
+"""Decide at which place a turn runs, and what it may not ask for there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from codex_tools.codex.errors import InvalidArguments
+from codex_tools.codex.place_errors import ThreadElsewhere
+from codex_tools.codex.workers import on_disk
+from codex_tools.runs.sites import HERE
+from codex_tools.turn_options import TurnOptions
+
+if TYPE_CHECKING:
+    from codex_tools.places.places import Places
+
+_NOT_ELSEWHERE = ("review", "images")
+"""Arguments that other places do not take yet."""
+
+
+def choose_place(options: TurnOptions, places: Places | None, default: str) -> str:
+    """Return the place of a new thread, by its name.
+
+    Raises:
+        InvalidArguments: There is no such place, or it cannot do what is asked for.
+    """
+    name = options.place or default
+    return HERE if name == HERE else check_place(options, places, name)
+
+
+def check_place(options: TurnOptions, places: Places | None, name: str) -> str:
+    """Return the name of a place that can do what is asked for.
+
+    Raises:
+        InvalidArguments: There is no such place, or it cannot do that.
+    """
+    if places is None:
+        raise InvalidArguments(
+            [f"place: there is no place {name!r}; this server has only {HERE} (option --places)"]
+        )
+    places.of(name)
+    if options.isolation == "none":
+        raise InvalidArguments([f"isolation: a run at {name} always works in a copy"])
+    if options.mcp_servers != "all":
+        raise InvalidArguments([f"mcp_servers: {name} has its own; leave the argument out"])
+    for argument in _NOT_ELSEWHERE:
+        if getattr(options, argument, None):
+            raise InvalidArguments([f"{argument}: works only with place {HERE}"])
+    return name
+
+
+async def place_of_thread(
+    options: TurnOptions, places: Places | None, thread_id: str, *, is_here: bool
+) -> str:
+    """Return the place of an existing thread.
+
+    Raises:
+        InvalidArguments: The place cannot do what is asked for.
+        PlaceUnavailable: The operator has removed the place.
+        ThreadElsewhere: The caller named another place.
+    """
+    found = None
+    if places is not None and not is_here:
+        found = await on_disk(places.find, thread_id)
+    if options.place not in (None, found or HERE):
+        raise ThreadElsewhere(thread_id, found or HERE, str(options.place))
+    return HERE if found is None else check_place(options, places, found)

@@ -1,0 +1,109 @@
+"""The operator's places: for each its engine, its threads and how many runs it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import anyio
+
+from codex_tools.codex.errors import InvalidArguments
+from codex_tools.codex.events import Event
+from codex_tools.codex.masking import mask
+from codex_tools.codex.place_errors import PlaceUnavailable
+from codex_tools.codex.program import Program
+from codex_tools.engines.engine import Keep, Plan, TurnRequest
+from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.engines.model_list import ModelList
+from codex_tools.places.mirror import Mirror, MirrorThreads, places_with
+from codex_tools.places.pipe import open_pipe
+from codex_tools.places.place import HERE, Place
+from codex_tools.pricing.prices import Prices
+
+KNOWN_FOR_S = 60.0
+"""Seconds that the Codex of a place is taken for the same, without another connection."""
+
+
+class Places:
+    """The places besides this machine."""
+
+    def __init__(self, known: Mapping[str, Place], state_dir: Path, prices: Prices) -> None:
+        """Connect to none yet; *known* is what `read_places` returned."""
+        self._sites = {
+            name: Elsewhere(place, Mirror(state_dir, name), prices)
+            for name, place in known.items()
+            if name != HERE
+        }
+        self._state_dir = state_dir
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the places."""
+        return tuple(self._sites)
+
+    def of(self, name: str) -> Elsewhere:
+        """Return the place *name*.
+
+        Raises:
+            InvalidArguments: There is none.
+        """
+        found = self._sites.get(name)
+        if found is None:
+            known = ", ".join((HERE, *self._sites))
+            raise InvalidArguments([f"place: there is no place {name[:40]!r}; there are {known}"])
+        return found
+
+    def find(self, thread_id: str) -> str | None:
+        """Return the place of a thread; None if no mirror has it. It accesses the disk.
+
+        Raises:
+            PlaceUnavailable: The operator has removed that place.
+        """
+        found = places_with(self._state_dir, thread_id)
+        known = [each for each in found if each in self._sites]
+        if found and not known:
+            raise PlaceUnavailable(found[0], "the operator has removed it from the file of places")
+        return known[0] if known else None
+
+
+class Elsewhere:
+    """One place, as the engine of runs that have not got a seat there yet."""
+
+    name = "exec"
+
+    def __init__(self, place: Place, mirror: Mirror, prices: Prices) -> None:
+        self.place, self.mirror = place, mirror
+        self.threads = MirrorThreads(mirror, prices)
+        self.starting = anyio.CapacityLimiter(place.starts_at_once)
+        """Admits the runs that connect and send their project: pings must not starve."""
+        self._asking = anyio.Lock()
+        self._known: tuple[float, Program] | None = None
+
+    async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
+        """Ask the place for its Codex; see `Engine.prepare`.
+
+        Raises:
+            PlaceUnavailable: There is no answer, or no Codex.
+        """
+        async with self._asking:
+            if self._known is not None and time.monotonic() - self._known[0] < KNOWN_FOR_S:
+                return self._known[1]
+            async with self.starting, open_pipe(self.place) as (_, hello):
+                self._known = time.monotonic(), hello.program
+                return hello.program
+
+    async def plan_turn(self, request: TurnRequest) -> Plan:
+        """Return what is started here for a turn; see `Engine.plan_turn`."""
+        return Plan(tuple(mask(each) for each in self.place.command), ())
+
+    async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
+        """Return None: the place is not asked for its models; see `Engine.list_models`."""
+        return None
+
+    def open_turn(
+        self, request: TurnRequest, keep: Keep
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Event]]:
+        """Raise an error: a turn needs a seat, with a copy of the project."""
+        raise PlaceUnavailable(self.place.name, "the run has no seat there")
