@@ -9,10 +9,13 @@ import subprocess
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import anyio
 import pytest
+from mcp import Client
 
+from codex_tools.codex.json_object import Json
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.far_machine import FarMachine, far_machine, living, wait_until_gone
 from support.lab import Lab, call, connect, environment, server_program, until
@@ -69,6 +72,13 @@ def scene(lab: Lab, fake: FakeCodex) -> Generator[Scene]:
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+async def wait(client: Client, run_id: str) -> Json:
+    """Return the result of the run when it has ended."""
+    answer = await client.call_tool("codex_wait", {"run_ids": [run_id], "wait_s": 60})
+    (result,) = cast("Json", answer.structured_content)["runs"]
+    return result
 
 
 ROLLOUT = """
@@ -187,7 +197,7 @@ async def test_a_stopped_run_leaves_nothing_there_and_its_changes_come_back(
         await until(lambda: scene.sleepers() == 2)
         stopped = await client.call_tool("codex_stop", {"run_id": started["run_id"]})
         assert scene.sleepers() == 0
-        (result,) = (await call(client, "codex_wait", run_ids=[started["run_id"]]))["runs"]
+        result = await wait(client, started["run_id"])
     assert stopped.is_error is not True
     assert result["status"] == "cancelled"
     assert [each["path"] for each in result["changes"]["files"]] == ["a.txt"]
@@ -203,9 +213,7 @@ async def test_a_lost_place_is_an_error_with_the_thread_and_nothing_is_alive(
         await until(lambda: scene.sleepers() == 2)
         (worker,) = (pid for pid, argv in living(scene.tag).items() if " worker " in argv)
         os.kill(worker, signal.SIGSTOP)
-        (result,) = (
-            await call(client, "codex_wait", run_ids=[started["run_id"]], wait_s=60)
-        )["runs"]
+        result = await wait(client, started["run_id"])
         assert scene.sleepers() == 0
     assert result["error"]["kind"] == "place_lost"
     assert result["error"]["retryable"] is False

@@ -62,6 +62,8 @@ class Pipe:
         self._send: MemoryObjectSendStream[list[Frame]] = send
         self._receive: MemoryObjectReceiveStream[list[Frame]] = receive
         self._problem = ""
+        # A run that is cancelled must still be able to fetch what it has changed.
+        self._reading = anyio.CancelScope(shield=True)
 
     @property
     def has_failed(self) -> bool:
@@ -133,7 +135,11 @@ class Pipe:
             await anyio.sleep(min(left_s, _TICK_S))
 
     async def read(self) -> None:
-        """Read frames until the connection ends."""
+        """Read frames until the connection ends, or `close` is called."""
+        with self._reading:
+            await self._read()
+
+    async def _read(self) -> None:
         decoder = Decoder(greeting=True)
         try:
             async with self._send, aclosing(self._child.pieces()) as pieces:
@@ -167,6 +173,7 @@ class Pipe:
 
     def close(self) -> None:
         """Close what the process has of the connection."""
+        self._reading.cancel()
         self._send.close()
         self._receive.close()
 
