@@ -60,11 +60,12 @@ def _serve(arguments: list[str]) -> None:
     from codex_tools.engines.orphans import hide_memory
     from mcp_server_codex.app import make_server
     from mcp_server_codex.log import log_to_stderr
-    from mcp_server_codex.settings import read_settings
+    from mcp_server_codex.settings import check_places, read_settings
     from mcp_server_codex.stdio import serve
     from mcp_server_codex.tracing import start_traces
 
     settings = read_settings(arguments, os.environ, _fail)
+    check_places(settings, _fail)
     log_to_stderr(settings.log_level)
     hide_memory()
     server = make_server(settings)

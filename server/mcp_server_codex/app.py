@@ -153,7 +153,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         threads,
         history,
         _own_folder(),
-        _places(settings, prices),
+        _places(settings, prices, threads),
     )
     seals = Seals()
     resources = Resources(history, settings, surroundings.engine)
@@ -212,14 +212,14 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     return server
 
 
-def _places(settings: Settings, prices: Prices) -> Places | None:
+def _places(settings: Settings, prices: Prices, threads: Threads) -> Places | None:
     """Return the operator's places; nothing of them is imported where there are none."""
     if settings.places is None:
         return None
     from codex_tools.places.place import read_places
     from codex_tools.places.places import Places
 
-    return Places(read_places(settings.places), settings.state_dir, prices)
+    return Places(read_places(settings.places), settings.state_dir, prices, threads)
 
 
 async def _call(

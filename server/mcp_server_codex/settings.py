@@ -357,23 +357,23 @@ def read_settings(
         compat=values["compat"],
         log_level=values["log_level"],
         places=values["places"],
-        default_place=_default_place(values["default_place"], values["places"], fail),
+        default_place=values["default_place"],
     )
 
 
-def _default_place(name: str, places: Path | None, fail: Callable[[str], NoReturn]) -> str:
-    """Return the name of the default place, and check the file of *places* at the start."""
+def check_places(settings: Settings, fail: Callable[[str], NoReturn]) -> None:
+    """Read the file of places once, so that an error in it is one at the start."""
     names = {"here"}
-    if places is not None:
+    if settings.places is not None:
         from codex_tools.places.place import read_places
 
         try:
-            names |= read_places(places).keys()
+            names |= read_places(settings.places).keys()
         except ValueError as error:
             fail(f"--places: {error}")
-    if name not in names:
-        fail(f"--default-place: there is no place {name!r}; there are {', '.join(sorted(names))}")
-    return name
+    if settings.default_place not in names:
+        known = ", ".join(sorted(names))
+        fail(f"--default-place: there is no place {settings.default_place!r}; there are {known}")
 
 
 def default_state_dir() -> Path:

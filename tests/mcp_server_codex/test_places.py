@@ -106,9 +106,7 @@ async def test_a_run_at_a_place_returns_its_changes_which_apply_brings_home(
     fake.build()
     lab = scene.lab
     async with connect(mode, fake.build(), lab, *scene.options) as client:
-        result = await call(
-            client, "codex_run", prompt="x", sandbox="workspace-write", place="box"
-        )
+        result = await call(client, "codex_run", prompt="x", sandbox="workspace-write", place="box")
         assert result["status"] == "completed", result
         assert (result["place"], result["final_response"]) == ("box", "hi")
         assert result["cwd"] == str(lab.project)
@@ -131,6 +129,12 @@ async def test_a_run_at_a_place_returns_its_changes_which_apply_brings_home(
         assert fake.seen()["cwd"] == where
         assert [each["path"] for each in more["files_changed"]] == ["c.txt"]
         assert {each["path"] for each in more["changes"]["files"]} == {"a.txt", "c.txt"}
+        listed = cast("Json", (await client.call_tool("codex_sessions", {})).structured_content)
+        (session,) = listed["sessions"]
+        assert (session["thread_id"], session["place"]) == (THREAD, "box")
+        assert session["cwd"] == str(lab.project)
+        again = await call(client, "codex_resume", prompt="z", last=True)
+        assert (again["place"], again["thread_id"]) == ("box", THREAD)
         refused = await call(client, "codex_resume", prompt="y", thread_id=THREAD, place="here")
         assert refused["error"]["kind"] == "thread_elsewhere"
     mirrored = [*(lab.state / "places" / "box" / "sessions").rglob("*.jsonl")]

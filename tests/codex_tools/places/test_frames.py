@@ -38,7 +38,8 @@ _FRAMES = st.builds(
 @given(st.lists(_FRAMES, max_size=5), st.lists(st.integers(1, 60), min_size=1, max_size=30))
 def test_frames_survive_any_cutting(frames: list[Frame], cuts: list[int]) -> None:
     data = b"".join(each.encode() for each in frames)
-    decoder, found, at, turn = Decoder(), [], 0, 0
+    decoder, at, turn = Decoder(), 0, 0
+    found: list[Frame] = []
     while at < len(data):
         size = cuts[turn % len(cuts)]
         found += decoder.feed(data[at : at + size])
@@ -88,14 +89,20 @@ def test_a_frame_that_ends_early_is_torn_and_yields_nothing(frame: Frame, data: 
 )
 def test_what_is_no_frame_is_refused(line: bytes) -> None:
     with pytest.raises(ProtocolError):
-        [*Decoder().feed(line + b"\n")]
+        list(Decoder().feed(line + b"\n"))
+
+
+def _pieces_until_refused(decoder: Decoder, piece: bytes) -> int:
+    for number in range(LINE_LIMIT):
+        try:
+            assert [*decoder.feed(piece)] == []
+        except ProtocolError:
+            return number
+    raise AssertionError("never refused")
 
 
 def test_an_endless_line_is_refused_before_its_end() -> None:
-    decoder = Decoder()
-    with pytest.raises(ProtocolError):
-        for _ in range(LINE_LIMIT):
-            [*decoder.feed(b"x" * 64)]
+    assert _pieces_until_refused(Decoder(), b"x" * 64) <= LINE_LIMIT // 64 + 1
 
 
 def test_a_greeting_before_the_first_frame_is_passed_over_but_none_after_it() -> None:
@@ -103,14 +110,11 @@ def test_a_greeting_before_the_first_frame_is_passed_over_but_none_after_it() ->
     hello = Frame("hello", {"protocol": 1})
     assert [*decoder.feed(b"Welcome to box!\n\n" + hello.encode())] == [hello]
     with pytest.raises(ProtocolError):
-        [*decoder.feed(b"Welcome again\n")]
+        list(decoder.feed(b"Welcome again\n"))
 
 
 def test_a_greeting_without_end_is_refused() -> None:
-    decoder = Decoder(greeting=True)
-    with pytest.raises(ProtocolError):
-        for _ in range(GREETING_LIMIT):
-            [*decoder.feed(b"motd\n")]
+    assert _pieces_until_refused(Decoder(greeting=True), b"motd\n") <= GREETING_LIMIT // 5 + 1
 
 
 @pytest.mark.parametrize("value", [None, "1", -1, 1.5, True, [], {}])

@@ -31,7 +31,7 @@ def test_an_argv_gets_the_worker_as_words(tmp_path: Path) -> None:
 def test_all_keys_are_read(tmp_path: Path) -> None:
     text = (
         '[c]\nssh = "head"\nray = { python = "/opt/py", resources = { codex = 2 } }\n'
-        'starts_at_once = 3\nlease_s = 20\nkeep_days = 1\nmax_tree_mb = 50\ncarry = true\n'
+        "starts_at_once = 3\nlease_s = 20\nkeep_days = 1\nmax_tree_mb = 50\ncarry = true\n"
         'labels = ["gpu"]\n[here]\nmax_runs = 2\n'
     )
     found = _read(tmp_path, text)
@@ -72,7 +72,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         ('[b]\nssh = "h"\nworker = "a \'b"\n', "[b] worker", "command"),
         ('[b]\nssh = "h"\nworker = " "\n', "[b] worker", "command"),
         ('[b]\nssh = "h"\nlabels = [1]\n', "[b] labels", "texts"),
-        ('[b]\nray = 1\n', "[b] ray", "table"),
+        ("[b]\nray = 1\n", "[b] ray", "table"),
         ("[b]\nray = { }\n", "[b.ray] python", "missing"),
         ('[b]\nray = { python = "p", x = 1 }\n', "[b.ray] x", "no key"),
         ('[b]\nray = { python = "p", resources = { a = "1" } }\n', "[b.ray.resources] a", "number"),
@@ -93,7 +93,7 @@ def test_an_error_names_the_file_the_table_and_the_key(
 def test_a_file_that_is_no_toml_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "places.toml"
     file.write_bytes(content)
-    with pytest.raises(PlacesError, match="places.toml"):
+    with pytest.raises(PlacesError, match=r"places\.toml"):
         read_places(file)
 
 

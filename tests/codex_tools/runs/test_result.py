@@ -93,6 +93,7 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
         "sandbox": "read-only",
         "cwd": "/p",
         "codex_version": "0.169.0",
+        "place": "here",
         "duration_s": 1.235,
         "files_changed": [
             {"path": "/p/a", "kind": "add", "seen_by": "patch"},

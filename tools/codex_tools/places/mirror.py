@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,9 +50,21 @@ class Home:
 class Mirror:
     """The mirror of one place; its methods access the disk."""
 
-    def __init__(self, state_dir: Path, place: str) -> None:
-        """Make nothing yet; *place* is a name that `read_places` accepted."""
-        self._state_dir = state_dir
+    def __init__(
+        self,
+        state_dir: Path,
+        place: str,
+        is_taken: Callable[[str, str], bool] = lambda thread_id, place: False,
+    ) -> None:
+        """Make nothing yet.
+
+        Args:
+            state_dir: The folder of this server's files.
+            place: A name that `read_places` accepted.
+            is_taken: Returns True for a thread that is here, or at another place than the one
+                that is named: a place could give its thread the id of that one.
+        """
+        self._state_dir, self._is_taken = state_dir, is_taken
         self.place = place
         self.home = state_dir / "places" / place
         """The folder that stands for CODEX_HOME."""
@@ -64,6 +77,15 @@ class Mirror:
         """
         for folder in (self._state_dir, self.home.parent, self.home, self.home / "threads"):
             claim_folder(folder)
+
+    def check_new(self, thread_id: str) -> None:
+        """Check that a new thread of the place may have this id.
+
+        Raises:
+            ProtocolError: It is no id of a thread, or that of another one.
+        """
+        if _THREAD.fullmatch(thread_id) is None or self._is_taken(thread_id, self.place):
+            raise ProtocolError(f"{thread_id[:60]!r} cannot be the id of a new thread")
 
     def sizes(self, thread_id: str) -> dict[str, int]:
         """Return the sizes of a thread's rollouts in the mirror, by their paths."""

@@ -131,7 +131,8 @@ class Pipe:
         self._writer.stop_pings()
         if not self.place.argv and self.place.ray is None:
             return
-        while (left_s := self._pings.dead_at(self._margin_s) - now()) > 0:
+        # A sleep does not count while the machine is suspended, but this clock does.
+        while (left_s := self._pings.dead_at(self._margin_s) - now()) > 0:  # noqa: ASYNC110
             await anyio.sleep(min(left_s, _TICK_S))
 
     async def read(self) -> None:

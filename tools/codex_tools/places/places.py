@@ -21,6 +21,7 @@ from codex_tools.places.mirror import Mirror, MirrorThreads, places_with
 from codex_tools.places.pipe import open_pipe
 from codex_tools.places.place import HERE, Place
 from codex_tools.pricing.prices import Prices
+from codex_tools.rollouts.threads import Threads
 
 KNOWN_FOR_S = 60.0
 """Seconds that the Codex of a place is taken for the same, without another connection."""
@@ -29,10 +30,24 @@ KNOWN_FOR_S = 60.0
 class Places:
     """The places besides this machine."""
 
-    def __init__(self, known: Mapping[str, Place], state_dir: Path, prices: Prices) -> None:
-        """Connect to none yet; *known* is what `read_places` returned."""
+    def __init__(
+        self, known: Mapping[str, Place], state_dir: Path, prices: Prices, here: Threads
+    ) -> None:
+        """Connect to none yet.
+
+        Args:
+            known: What `read_places` returned.
+            state_dir: The folder with the mirrors.
+            prices: What tokens cost.
+            here: The threads of this machine.
+        """
+
+        def is_taken(thread_id: str, place: str) -> bool:
+            others = [each for each in places_with(state_dir, thread_id) if each != place]
+            return bool(others) or here.is_kept(thread_id)
+
         self._sites = {
-            name: Elsewhere(place, Mirror(state_dir, name), prices)
+            name: Elsewhere(place, Mirror(state_dir, name, is_taken), prices)
             for name, place in known.items()
             if name != HERE
         }

@@ -29,7 +29,8 @@ class RolloutFollower:
     def news(self) -> list[tuple[str, int, bytes]]:
         """Return the path, the offset and some new bytes of each rollout that has grown.
 
-        Call it again until it returns nothing. A rollout that is shorter than what the server has is sent from its start.
+        Call it again until it returns nothing. A rollout that is shorter than what the server has
+        is sent from its start.
         """
         if self.thread_id is None:
             return []

@@ -218,7 +218,9 @@ class Seat:
                         event = parse_event(frame.body)
                         if isinstance(event, ThreadStartedEvent) and not turn.opened:
                             turn.opened = event.thread_id
-                            self._threads.add(event.thread_id)
+                            if event.thread_id not in self._threads:
+                                await on_disk(self._mirror.check_new, event.thread_id)
+                                self._threads.add(event.thread_id)
                         keep(frame.body)
                         yield event
                     case "notice":

@@ -181,7 +181,9 @@ def unpack(git: Git, pack: IO[bytes], limit: int, *, strict: bool) -> None:
         TreeError: The pack is damaged or refused.
     """
     options = ("--strict",) if strict else ()
-    git.run("index-pack", "--stdin", "--fix-thin", f"--max-input-size={limit}", *options, stdin=pack)
+    git.run(
+        "index-pack", "--stdin", "--fix-thin", f"--max-input-size={limit}", *options, stdin=pack
+    )
 
 
 def receive_snapshot(shadow: Shadow, description: bytes, *, has_history: bool) -> Snapshot:
@@ -196,7 +198,8 @@ def receive_snapshot(shadow: Shadow, description: bytes, *, has_history: bool) -
         read = cast(Json, json.loads(description))
         sent = Snapshot.load(str(read["snapshot"]))
         files = [
-            cast("dict[str, str]", each.get("files", {})) for each in cast("list[Json]", read["parts"])
+            cast("dict[str, str]", each.get("files", {}))
+            for each in cast("list[Json]", read["parts"])
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"a snapshot cannot be read: {error}") from error
@@ -337,11 +340,7 @@ def _existing(git: Git, objects: Iterable[str]) -> list[str]:
         return []
     listing = "".join(f"{each}\n" for each in asked).encode()
     kinds = git.run("cat-file", "--batch-check=%(objecttype)", stdin=listing).split(b"\n")
-    return [
-        each
-        for each, kind in zip(asked, kinds, strict=False)
-        if kind in (b"commit", b"tree")
-    ]
+    return [each for each, kind in zip(asked, kinds, strict=False) if kind in (b"commit", b"tree")]
 
 
 def _without_carried(shadow: Shadow, snapshot: Snapshot) -> Snapshot:

@@ -141,7 +141,7 @@ class _Service:
                     if frame.type == "ping":
                         self._ping(frame)
                     elif frame.type == "pack":
-                        self._spool = self._spool or tempfile.TemporaryFile()
+                        self._spool = self._spool or tempfile.TemporaryFile()  # noqa: SIM115
                         self._spool.write(frame.body)
                     else:
                         loop.call_soon_threadsafe(self._send.send_nowait, frame)

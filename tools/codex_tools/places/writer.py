@@ -65,7 +65,7 @@ class FrameWriter:
         Raises:
             ProtocolError: The other end has closed the pipe.
         """
-        while self._size > BACKLOG and not self.is_broken:
+        while self._size > BACKLOG and not self.is_broken:  # noqa: ASYNC110 - a thread writes
             await anyio.sleep(_PAUSE_S)
         if self.is_broken:
             raise ProtocolError("the other end has closed the pipe")

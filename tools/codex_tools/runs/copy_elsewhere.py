@@ -133,9 +133,15 @@ async def open_copy_elsewhere(
     request = run.request
     before = run.before.copy if run.before is not None else None
     is_same = before is not None and request.cwd.is_relative_to(before.root) and not request.fork
-    root = before.root if before is not None and is_same else project_root(request.cwd)
+
+    def open_shadow() -> Shadow:
+        return Shadow.open(state_dir.resolve(), root)
+
+    root = await on_disk(project_root, request.cwd)
+    if before is not None and is_same:
+        root = before.root
     try:
-        shadow = await on_disk(Shadow.open, state_dir.resolve(), root)
+        shadow = await on_disk(open_shadow)
         known = await on_disk(_known_copy, site, shadow, run, before) if is_same else None
         async with site.starting:
             run.progress.doing = f"connecting to {site.place.name}"

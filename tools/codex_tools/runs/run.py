@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import anyio
 
@@ -18,17 +19,32 @@ from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.rollouts.usage_follower import Spent
-from codex_tools.runs.isolation import RunCopy
 from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import Changes, SeenBy, merge
-
-if TYPE_CHECKING:
-    from codex_tools.runs.copy_elsewhere import CopyElsewhere
+from codex_tools.worktree.tree_changes import Changes as AllChanges
 
 Files = tuple[tuple[str, ChangeKind, SeenBy], ...]
 """Changed files: the path, the kind of the change, and its source."""
+
+
+class WorkCopy(Protocol):
+    """The copy of a project that a run works in, here or at another place; see `RunCopy`."""
+
+    folder: Path
+    changes: AllChanges | None
+    seen: Changes | None
+    problem: str
+
+    @property
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """Paths that are not in the copy, each with the reason."""
+        ...
+
+    def finish(self) -> None:
+        """Find what was changed, as far as that waits for this machine only."""
+        ...
 
 
 @dataclass(slots=True)
@@ -54,7 +70,7 @@ class Run:
     progress: TurnProgress = field(default_factory=TurnProgress)
     attempts: int = 0
     """Number of turns started."""
-    copy: RunCopy | CopyElsewhere | None = None
+    copy: WorkCopy | None = None
     """The copy of the project that it works in; None if it is not isolated, or still queued."""
     seen: Changes | None = None
     """Changes of the work tree since the run began; None until they are known."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
-from codex_tools.runs.isolation import NotIsolated, RunCopy, open_run_copy
+from codex_tools.runs.isolation import NotIsolated, open_run_copy
 from codex_tools.runs.run import Run
 from codex_tools.runs.sites import Site
 from codex_tools.worktree.changes import Snapshot, changes_since, explain_unseen, take_snapshot
+
+if TYPE_CHECKING:
+    from codex_tools.runs.copy_elsewhere import CopyElsewhere
 
 STOPPED_WITHIN_S = 20.0
 """Maximum seconds to look at the copy of a run that was stopped; 50,000 files take about 1 s."""
@@ -41,6 +45,7 @@ class WorkPlace:
         self._site, self._can_copy = site, can_copy
         self.engine = site.engine
         """Runs the turns: at another place, the seat of the run."""
+        self._elsewhere: CopyElsewhere | None = None
         self._before: Snapshot | None = None
 
     async def enter(self, stack: AsyncExitStack) -> TurnRequest:
@@ -57,7 +62,7 @@ class WorkPlace:
             if self._site.elsewhere is not None:
                 from codex_tools.runs.copy_elsewhere import open_copy_elsewhere
 
-                run.copy = copy = await open_copy_elsewhere(
+                run.copy = self._elsewhere = copy = await open_copy_elsewhere(
                     stack, self._site.elsewhere, self._state_dir, run
                 )
                 self.engine = copy.seat
@@ -79,8 +84,8 @@ class WorkPlace:
     async def look(self) -> None:
         """Find what the run changed."""
         run = self._run
-        if run.copy is not None and not isinstance(run.copy, RunCopy):
-            await run.copy.fetch(run)
+        if self._elsewhere is not None:
+            await self._elsewhere.fetch(run)
         elif run.copy is not None:
             await on_disk(_finish, run)
         elif run.request.sandbox != "read-only":
@@ -91,19 +96,18 @@ class WorkPlace:
 
     def note_thread(self, thread_id: str) -> None:
         """Store where a thread of another place belongs; called in the writer's thread."""
-        copy = self._run.copy
-        if copy is not None and not isinstance(copy, RunCopy):
-            copy.note_thread(thread_id)
+        if self._elsewhere is not None:
+            self._elsewhere.note_thread(thread_id)
 
     def _lay_out(self) -> TurnRequest:
         run = self._run
         place = run.before.copy if run.before is not None else None
         run.progress.doing = "copying the project"
         # Kept here, in the worker thread: a run that is cancelled meanwhile must release the copy.
-        run.copy = open_run_copy(self._state_dir, run.run_id, run.request, place)
-        run.warnings = (*run.warnings, *run.copy.warnings)
+        run.copy = copy = open_run_copy(self._state_dir, run.run_id, run.request, place)
+        run.warnings = (*run.warnings, *copy.warnings)
         run.progress.doing = "starting Codex"
-        return run.copy.request_for(run.request)
+        return copy.request_for(run.request)
 
 
 async def leave_copy(run: Run) -> None:
