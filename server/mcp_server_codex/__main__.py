@@ -134,7 +134,7 @@ def _run_command(name: str, arguments: list[str]) -> int:
     if name == "worker":
         from mcp_server_codex.cli.worker import run_worker
 
-        return run_worker(arguments)
+        run_worker(arguments)
     if name == "install":
         from mcp_server_codex.cli.install import run_install
 

@@ -21,7 +21,7 @@ from mcp_server_codex.log import log_to_stderr
 from mcp_server_codex.settings import Settings, read_settings
 
 
-def run_worker(arguments: list[str]) -> int:
+def run_worker(arguments: list[str]) -> NoReturn:
     """Serve one server until it closes the pipe; the options are those of a server."""
     settings = read_settings(arguments, os.environ, _fail)
     target = os.dup(1)
@@ -29,7 +29,8 @@ def run_worker(arguments: list[str]) -> int:
     log_to_stderr(settings.log_level)
     hide_memory()
     anyio.run(serve, _make(settings), 0, target)
-    return 0
+    # While the interpreter shuts down, no other thread runs: nothing would keep the lease.
+    os._exit(0)
 
 
 def _make(settings: Settings) -> Worker:
