@@ -1,9 +1,8 @@
-"""The real Codex at another place: a dirty project goes there, its changes and threads come home."""
+"""The real Codex at another place: a dirty project goes there, what comes of it comes home."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,15 @@ from support.codex_versions import number
 from support.far_machine import far_machine
 from support.isolated import apply
 from support.lab import Lab, call, connect, environment, server_program
+from support.work_trees import run_git
 
 
 async def test_work_at_a_place_comes_home_and_is_continued_there(
     codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
     (lab.project / "a.txt").write_text("one\ntwo\n")
-    git = ["git", "-C", str(lab.project), "-c", "user.name=x", "-c", "user.email=x@x"]
-    subprocess.run([*git, "add", "-A"], check=True)
-    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    run_git(lab.project, "add", "-A")
+    run_git(lab.project, "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "first")
     (lab.project / "mine.txt").write_text("not committed\n")
     far_home = lab.root / "far-home"
     lab.model.write_config(far_home, model=model_name(number(version)))

@@ -20,8 +20,8 @@ class PlaceUnavailable(RequestError):
         self.place, self.problem = place, problem
         super().__init__(
             f"The place {place} cannot be used: {problem}. Nothing was started there.",
-            f"Name another place, or correct that: mcp-server-codex doctor --place {place} says"
-            " what is wrong.",
+            "Name another place. The operator can run the command of the place in a terminal to see"
+            " why it fails.",
         )
 
 
