@@ -16,7 +16,7 @@ BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
 DIST := dist
 MCPB := npx --yes @anthropic-ai/mcpb@2.1.2
 
-.PHONY: demo test quick lowest live check bundle bench compat docs format clean
+.PHONY: demo test quick lowest live check bundle bench compat conformance docs format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -50,6 +50,10 @@ bench: .venv/ready
 # The tests that meet a real Codex, on one version after the other: half an hour and 3 GB.
 compat: .venv/ready
 	@$(PY) tests/compat.py $(ARGS)
+
+# The official conformance suite of MCP, over HTTP: two minutes.
+conformance: .venv/ready
+	@PYTHONPATH=tests $(PY) tests/conformance.py
 
 # The parts of the README and docs/ that follow from the code.
 docs: .venv/ready

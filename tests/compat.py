@@ -1,8 +1,9 @@
 """Run the tests that meet a real Codex with one version after the other; draw a table of it.
 
 `make compat` takes the versions below and the newest on npm and writes
-docs/compatibility.md; ARGS="0.98.0 0.120.0" writes the columns of those anew. Each
-version is fetched once, 300 to 400 MB.
+docs/compatibility.md; ARGS="0.98.0 0.120.0" replaces the columns of those, and
+ARGS="--failed" the cells of the page in which a test failed. Each version is fetched
+once, 300 to 400 MB.
 """
 
 from __future__ import annotations
@@ -28,13 +29,24 @@ VERSIONS = ("0.60.1", "0.77.0", "0.98.0", "0.120.0", "0.147.0", "0.163.0")
 Column = dict[str, str]
 """How the tests of one version ended, by what they are about."""
 
+ALL = "**all**"
+"""The row with the sums."""
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the versions named, or all; return the exit code."""
-    versions = [*arguments] or [*VERSIONS, newest()]
+    """Run the versions named, or all, or what has failed; return the exit code."""
     columns = read() if arguments else {}
+    versions = [*arguments] or [*VERSIONS, newest()]
+    failed: dict[str, list[str]] = {}
+    if arguments == ["--failed"]:
+        failed = {version: _failed_in(column) for version, column in columns.items()}
+        versions = [version for version in columns if failed[version]]
     for version in versions:
-        columns[version] = run(version)
+        if version in failed:
+            found = columns[version] | run(version, failed[version])
+            columns[version] = found | {ALL: _sum_of(found)}
+        else:
+            columns[version] = run(version)
         PAGE.write_text(draw(columns), encoding="utf-8")
     sys.stdout.write(PAGE.read_text(encoding="utf-8"))
     return int(any(" of " in cell for version in versions for cell in columns[version].values()))
@@ -47,11 +59,26 @@ def newest() -> str:
     return str(json.loads(said.stdout))
 
 
-def run(version: str) -> Column:
-    """Run the tests of *version*."""
+def _failed_in(column: Column) -> list[str]:
+    return [name for name, cell in column.items() if " of " in cell and name != ALL]
+
+
+def _sum_of(column: Column) -> str:
+    counts: Counter[str] = Counter()
+    for name, cell in column.items():
+        if name != ALL and cell != "-":
+            passed, _, done = cell.partition(" of ")
+            counts["passed"] += int(passed)
+            counts["failed"] += int(done or passed) - int(passed)
+    return _cell(counts)
+
+
+def run(version: str, names: Sequence[str] = ()) -> Column:
+    """Run the tests of *version*: those of the rows *names*, or all."""
+    files = [f"tests/live/test_{name.replace(' ', '_')}.py" for name in names] or ["tests/live"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        tests = [sys.executable, "-m", "pytest", "tests/live", "-q", "-k", version]
+        tests = [sys.executable, "-m", "pytest", *files, "-q", "-k", version]
         side_by_side = ["-n", "4", "--dist", "loadscope", "--no-loadscope-reorder"]
         subprocess.run(
             [*tests, *side_by_side, f"--junit-xml={report}"],
@@ -64,7 +91,7 @@ def run(version: str) -> Column:
             tags = {child.tag for child in case}
             ended = "failed" if tags & {"failure", "error"} else "passed"
             file = re.sub(r"^.*\btest_", "", case.get("classname", "")).replace("_", " ")
-            for name in (file, "**all**"):
+            for name in (file, ALL):
                 counts[name]["skipped" if "skipped" in tags else ended] += 1
     return {name: _cell(some) for name, some in counts.items()}
 

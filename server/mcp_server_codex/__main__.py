@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, cast
 
 _USAGE = """\
 usage: mcp-server-codex [OPTION]... [-- ROOT...]
@@ -18,10 +19,12 @@ usage: mcp-server-codex [OPTION]... [-- ROOT...]
        mcp-server-codex discard RUN       delete an isolated run's copy and its changes
        mcp-server-codex sessions [WORD..] find Codex's threads, or show one of them
        mcp-server-codex usage             show Codex's tokens and cost by day, model or folder
-       mcp-server-codex install CLIENT    add this server to a client's configuration
+       mcp-server-codex install [CLIENT]  add this server to a client, or list the clients
        mcp-server-codex uninstall CLIENT  remove this server from a client's configuration
+       mcp-server-codex uninstall --state delete what this server keeps on disk
        mcp-server-codex worker            run turns for a server on another machine
        mcp-server-codex doctor            check this setup, and print how to fix each problem
+       mcp-server-codex completion SHELL  print completions for bash, zsh or fish
        mcp-server-codex --help | --version
 """
 
@@ -91,6 +94,10 @@ def _run_command(name: str, arguments: list[str]) -> int:
     import gc
 
     gc.disable()  # A command ends before garbage collection would pay off.
+    out: object = sys.stdout
+    if isinstance(out, io.TextIOWrapper):
+        # What the encoding of the output lacks, such as bars, becomes "?" instead of a traceback.
+        cast("io.TextIOWrapper[io.BufferedWriter]", out).reconfigure(errors="replace")
     if name == "demo":
         from mcp_server_codex.cli.demo import run_demo
 
@@ -147,6 +154,10 @@ def _run_command(name: str, arguments: list[str]) -> int:
     import re
 
     known = re.findall(r"mcp-server-codex ([a-z]+)", _USAGE)
+    if name == "completion":
+        from mcp_server_codex.cli.completion import run_completion
+
+        return run_completion(arguments, known, _run_command)
     alike = difflib.get_close_matches(name, known, n=1)
     _fail(f"unknown command {name!r}" + (f"; did you mean {alike[0]!r}?" if alike else ""))
 

@@ -36,6 +36,7 @@ from codex_tools.rollouts.threads import Threads, local_threads
 from codex_tools.run import RUN
 from codex_tools.runs.opening import open_runs
 from codex_tools.runs.register import Runs
+from codex_tools.runs.result import RunResult
 from codex_tools.sessions import SESSIONS
 from codex_tools.stop import STOP
 from codex_tools.tool import Context
@@ -57,16 +58,27 @@ TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP, APPLY, SESSIONS, USAGE)
 OLD_TOOLS: tuple[AnyTool, ...] = (CODEX, CODEX_REPLY)
 """Offered in addition with `--compat codex-mcp-server`."""
 
-WAIT_S: dict[str, float] = {"claude-code": float("inf")}
-"""Seconds that a call waits for its run, by the client's name; WAIT_S_ELSE for other clients.
+WAIT_S: dict[str, float] = {
+    "claude-code": float("inf"),
+    "gemini-cli-mcp-client": 300.0,
+    "qwen-cli-mcp-client-": 300.0,
+    "opencode": 300.0,
+    "copilot-cli": 300.0,
+}
+"""Seconds that a call waits for its run, by the client's name or, with a "-" last, its beginning.
 
 Claude Code 2.1.330 lets a call take hours while it receives progress. A call outlived 330 s of
-silence there, and each message resets the idle limit of 30 minutes (both measured). Codex ends a
-call after 60 s unless `tool_timeout_sec` is set. So do clients on the TypeScript SDK by default.
+silence there, and each message resets the idle limit of 30 minutes (both measured). Gemini CLI
+0.61.0, Qwen Code 0.24.4, opencode 1.18.33 and Copilot CLI 1.0.102 were seen to wait 331 s for a
+call that sends progress; longer was not measured.
 """
 
 WAIT_S_ELSE = 45.0
-"""Seconds that a call waits with any other client: less than the 60 s of Codex and the SDK."""
+"""Seconds that a call waits with any other client, or if it did not ask for progress.
+
+Less than the 60 s of Codex without `tool_timeout_sec`, of Continue 1.5.47 and of clients on the
+TypeScript SDK. The frameworks on the Python SDK cannot be told apart: all call themselves `mcp`.
+"""
 
 INSTRUCTIONS = """\
 Codex is another coding agent, with its own shell, editor and model. Delegate self-contained tasks \
@@ -129,17 +141,24 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     @asynccontextmanager
     async def lifespan(_: Server[Runs]) -> AsyncGenerator[Runs]:
         try:
-            async with open_runs(
-                settings.state_dir,
-                engine=surroundings.engine,
-                threads=surroundings.threads,
-                max_runs=settings.max_runs,
-                max_queue=settings.max_queue,
-                roots=settings.policy.roots,
-                budgets=settings.policy.budgets,
-                wait_for_limits=settings.wait_for_limits,
-                places=surroundings.places,
-            ) as runs:
+            async with (
+                surroundings.engine.opened(),
+                open_runs(
+                    settings.state_dir,
+                    engine=surroundings.engine,
+                    threads=surroundings.threads,
+                    max_runs=settings.max_runs,
+                    max_queue=settings.max_queue,
+                    roots=settings.policy.roots,
+                    budgets=settings.policy.budgets,
+                    wait_for_limits=settings.wait_for_limits,
+                    places=surroundings.places,
+                ) as runs,
+            ):
+                if settings.notify is not None:
+                    from mcp_server_codex.notify import notifier
+
+                    runs.audit.listener = notifier(settings.notify)
                 yield runs
         finally:
             history.close()
@@ -149,7 +168,13 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     history = ThreadIndex(threads.home, settings.state_dir, prices)
     surroundings = _Surroundings(
         settings,
-        engine or choose_engine(settings.codex_bin, settings.policy.projects(_own_folder())),
+        engine
+        or choose_engine(
+            settings.codex_bin,
+            settings.policy.projects(_own_folder()),
+            choice=settings.engine,
+            spares=settings.spares,
+        ),
         threads,
         history,
         _own_folder(),
@@ -168,6 +193,8 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         tool = next((tool for tool in tools if tool.name == params.name), None)
         if tool is None:
             raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
+        if not call.session.can_send_request:  # Else no question came as a result.
+            seals.check(params.request_state)
         try:
             return await _call(tool, call, params, surroundings, seals)
         except Unanswered as question:
@@ -280,6 +307,7 @@ async def _call(
             run = await tool.start(request, context)
         except CodexError as error:
             return refuse(error)
+        runs.audit.write("handed_back", {"caller": caller, "run_id": run.run_id})
         await runs.stored()
         # A shape that only the extension defines; the SDK sends any object unchanged.
         return cast("types.CallToolResult", tasks.new_task(run))
@@ -293,7 +321,25 @@ async def _call(
             return question.result
     if tool.start is None:  # A tool that runs Codex is in the audit log through its run.
         runs.audit.write("called", {"caller": caller, "tool": tool.name})
+    note_handover(runs, caller, result)
     return to_result(tool, result)
+
+
+def note_handover(runs: Runs, caller: str, result: Record) -> None:
+    """Note in the audit log which runs a result leaves at work, and which it brings back.
+
+    The plugin's hooks read this: they tell of runs that have ended and that nobody fetched.
+    """
+    if isinstance(result, RunResult):
+        if not result.has_ended:
+            runs.audit.write("handed_back", {"caller": caller, "run_id": result.run_id})
+        return
+    one: object = getattr(result, "run", None)
+    found: list[RunResult] = getattr(result, "runs", None) or []
+    if isinstance(one, RunResult):
+        found = [one]
+    if ids := [run.run_id for run in found if run.has_ended and run.run_id is not None]:
+        runs.audit.write("fetched", {"caller": caller, "run_ids": ids})
 
 
 def _find_asker(
@@ -315,7 +361,25 @@ def _wait_s(call: Call, settings: Settings) -> float:
 
 def _client_wait_s(call: Call) -> float:
     client = call.session.client_params
-    return WAIT_S.get(client.client_info.name, WAIT_S_ELSE) if client else WAIT_S_ELSE
+    has_token = (call.meta or {}).get("progress_token") is not None
+    return patience_of(client.client_info.name if client else "", has_progress=has_token)
+
+
+def patience_of(client: str, *, has_progress: bool) -> float:
+    """Return the seconds that a call of *client* waits for its run.
+
+    Args:
+        client: The name that the client gives itself.
+        has_progress: True if the call asked for progress, which extends the client's time limit.
+    """
+    if client != "claude-code" and not has_progress:
+        return WAIT_S_ELSE
+    found = (s for key, s in WAIT_S.items() if client == key or _begins(client, key))
+    return next(found, WAIT_S_ELSE)
+
+
+def _begins(client: str, key: str) -> bool:
+    return key.endswith("-") and client.startswith(key)
 
 
 def _own_folder() -> Path:

@@ -74,19 +74,33 @@ class Seals:
         self._open[number] = None
         if len(self._open) > OPEN_LIMIT:
             del self._open[next(iter(self._open))]
-        return f"{number}.{self._sign(number, matter)}"
+        body = f"{number}.{self._sign(number, matter)}"
+        return f"{body}.{self._sign('seal', body)}"
+
+    def check(self, seal: str | None) -> None:
+        """Refuse a call whose state is no seal of this server process.
+
+        Raises:
+            MCPError: The client altered the seal, or made it up.
+        """
+        if seal is None:
+            return
+        body, _, sign = seal.rpartition(".")
+        if not self._is(sign, "seal", body):
+            problem = "requestState is not as this server sent it; call again without it"
+            raise MCPError(code=types.INVALID_PARAMS, message=problem)
 
     def breaks(self, seal: str | None, matter: str) -> bool:
-        """Use up *seal*; return True if it belongs to *matter* and was unused."""
-        number, _, sign = (seal or "").partition(".")
-        if not hmac.compare_digest(
-            sign.encode("utf-8", "replace"), self._sign(number, matter).encode()
-        ):
-            return False
-        if number not in self._open:
+        """Use up a checked *seal*; return True if it belongs to *matter* and was unused."""
+        number, _, rest = (seal or "").partition(".")
+        if not self._is(rest.partition(".")[0], number, matter) or number not in self._open:
             return False
         del self._open[number]
         return True
+
+    def _is(self, sign: str, number: str, matter: str) -> bool:
+        wanted = self._sign(number, matter)
+        return hmac.compare_digest(sign.encode("utf-8", "replace"), wanted.encode())
 
     def _sign(self, number: str, matter: str) -> str:
         data = f"{number}\n{matter}".encode("utf-8", "surrogatepass")

@@ -211,7 +211,7 @@ class Resources:
             case "codex", "runs", [run_id, "patch"]:
                 offset = _number(options, "offset") or 0
                 await self._check_visible(runs, run_id)
-                kept = await on_disk(RunChangesKept, self._state_dir, run_id)
+                kept = await on_disk(RunChangesKept, self._state_dir, run_id, True)
                 patch, at = await on_disk(kept.patch, offset, EVENTS_ROOM)
                 following = None if at is None else f"{patch_uri(run_id)}?offset={at}"
                 return _one(uri, "text/x-diff", patch, following)
@@ -227,7 +227,9 @@ class Resources:
             case "codex", "models", [""] if not options:
                 program, models = await self._models()
                 if models is None:
-                    raise ValueError(f"Codex {program.version_text} does not say which models.")
+                    raise ValueError(
+                        f"Codex {program.version_text} does not say which models it has."
+                    )
                 text = json.dumps(_models_data(program, models), indent=2, ensure_ascii=False)
                 return _one(uri, "application/json", text)
             case _:

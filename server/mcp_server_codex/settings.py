@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, cast, get_args
 from codex_tools.codex.budget import Budgets
 from codex_tools.codex.paths import expand_home
 from codex_tools.codex.sandbox import WIDTH, Isolation, Sandbox
+from codex_tools.engines.choose import DEFAULT_ENGINE, EngineChoice
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.policy import Policy
 from codex_tools.pricing.catalog import cache_folder
@@ -38,6 +39,9 @@ class Settings:
     """The operator's settings of this server."""
 
     codex_bin: str | None
+    engine: EngineChoice
+    spares: int
+    """Number of app-servers that wait for a run."""
     policy: Policy
     wait_s: float | Literal["auto"]
     max_runs: int
@@ -51,6 +55,8 @@ class Settings:
     """`auto` if a person may be asked to allow a turn that is beyond the limits."""
     compat: Literal["none", "codex-mcp-server"]
     """The removed server whose tools are offered in addition."""
+    notify: str | None
+    """The command that is started for each run that has ended."""
     log_level: str
     places: Path | None = None
     """File with other places to run at."""
@@ -120,6 +126,18 @@ def _yes_or_no(text: str) -> bool:
     return known[text.lower()]
 
 
+def _command(text: str) -> str:
+    import shlex
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"must be a command: {error}") from None
+    if not words:
+        raise ValueError("must be a command")
+    return text
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -163,6 +181,20 @@ OPTIONS = (
         "path of the Codex to use; default: codex on PATH, then openai-codex-cli-bin",
         "PATH",
         also=("CODEX_BIN",),
+    ),
+    Option(
+        "--engine",
+        _one_of(*get_args(EngineChoice)),
+        DEFAULT_ENGINE,
+        "program that runs turns; auto: codex app-server where it can, else codex exec",
+        "NAME",
+    ),
+    Option(
+        "--spares",
+        _count_or_none,
+        1,
+        "app-servers kept ready for the next runs, after a first",
+        "N",
     ),
     Option(
         "--root",
@@ -281,6 +313,13 @@ OPTIONS = (
         "NAME",
     ),
     Option(
+        "--notify",
+        _command,
+        None,
+        "command to start for each run that has ended, with one JSON line as its input",
+        "COMMAND",
+    ),
+    Option(
         "--log-level",
         _one_of(*LOG_LEVELS),
         "warning",
@@ -328,6 +367,8 @@ def read_settings(
     state_dir = values["state_dir"] or default_state_dir()
     return Settings(
         codex_bin=values["codex_bin"],
+        engine=values["engine"],
+        spares=values["spares"],
         policy=Policy(
             default_sandbox=values["default_sandbox"],
             max_sandbox=values["max_sandbox"],
@@ -355,6 +396,7 @@ def read_settings(
         prices=values["prices"],
         ask=values["ask"],
         compat=values["compat"],
+        notify=values["notify"],
         log_level=values["log_level"],
         places=values["places"],
         default_place=values["default_place"],

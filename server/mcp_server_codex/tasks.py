@@ -21,7 +21,7 @@ from codex_tools.codex.json_object import Json
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import KEEP_S, StoredRun, now
-from mcp_server_codex.wire import AnyTool, to_result
+from mcp_server_codex.wire import AnyTool, caller_of, to_result
 
 EXTENSION = "io.modelcontextprotocol/tasks"
 VERSION = "2026-07-28"
@@ -69,6 +69,8 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
             case "cancelled":
                 return {"resultType": "complete", **_head(found, "cancelled")}
             case _:
+                facts = {"caller": caller_of(call.session), "run_ids": [result.run_id]}
+                call.lifespan_context.audit.write("fetched", facts)
                 # A failed run is completed too: its result, with isError, is what the call returns.
                 answer = to_result(tool, result).model_dump(
                     by_alias=True, mode="json", exclude_none=True
@@ -95,8 +97,14 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
 
 
 async def _find(call: Call, task_id: str) -> Run | StoredRun:
-    if not wants_task(call):
+    if call.protocol_version != VERSION:
         raise MCPError(code=types.METHOD_NOT_FOUND, message="Method not found", data=call.method)
+    if not wants_task(call):
+        raise MCPError(
+            code=types.MISSING_REQUIRED_CLIENT_CAPABILITY,
+            message=f"{call.method} needs the client capability extensions.{EXTENSION}",
+            data={"requiredCapabilities": {"extensions": {EXTENSION: {}}}},
+        )
     try:
         return await call.lifespan_context.find(task_id)
     except UnknownRun:

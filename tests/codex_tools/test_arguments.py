@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 import pytest
 
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.errors import InvalidArguments, PromptTooLarge
+from codex_tools.codex.json_object import Json
 from codex_tools.codex.record import Record
+from codex_tools.resume import ResumeRequest
+from codex_tools.run import RunRequest
+from codex_tools.runs.review import read_target
 from codex_tools.sessions import SessionsRequest
+from codex_tools.tool import input_schema
 from codex_tools.turn_options import TurnOptions
+from codex_tools.usage import UsageRequest
 
 
 class Mixed(Record):
@@ -171,3 +178,62 @@ def test_the_limits_hold_for_converted_values_too() -> None:
         read_arguments(TurnOptions, {"prompt": "x", "timeout_s": "0"})
     with pytest.raises(PromptTooLarge):
         read_arguments(TurnOptions, {"prompt": "x" * 1_000_001, "timeout_s": "1"})
+
+
+REVIEWS: list[tuple[Json, Json]] = [
+    ({"uncommitted": True, "base": None, "commit": "", "custom": False}, {"uncommitted": True}),
+    ({"uncommitted": False, "base": "main", "commit": None}, {"base": "main"}),
+    ({"commit": "HEAD~1", "base": ""}, {"commit": "HEAD~1"}),
+]
+
+
+@pytest.mark.parametrize(("sent", "meant"), REVIEWS)
+def test_a_review_s_empty_keys_are_as_if_left_out(sent: Json, meant: Json) -> None:
+    for review in (sent, json.dumps(sent)):
+        assert read_target_of(review) == read_target_of(meant)
+
+
+def read_target_of(review: object) -> object:
+    request = read_arguments(RunRequest, {"review": review}).request
+    return read_target(request.review or {})
+
+
+@pytest.mark.parametrize("empty", [{}, {"base": "", "commit": None}, {"uncommitted": False}])
+def test_an_empty_review_is_as_if_left_out(empty: Json) -> None:
+    arguments: Json = {
+        "prompt": "x",
+        "review": empty,
+        "config": {},
+        "images": [],
+    }
+    assert read_arguments(RunRequest, arguments).request.review is None
+
+
+def test_an_empty_schema_is_one_that_any_answer_satisfies() -> None:
+    arguments: Json = {"prompt": "x", "output_schema": {}}
+    assert read_arguments(RunRequest, arguments).request.output_schema == {}
+
+
+def test_a_review_of_two_targets_is_refused() -> None:
+    with pytest.raises(InvalidArguments, match="exactly one"):
+        read_arguments(RunRequest, {"review": {"base": "a", "commit": "b"}})
+
+
+EMPTY: dict[str, object] = {"object": {}, "array": [], "string": "", "boolean": False}
+"""What a strict client's model sends where it means nothing."""
+
+
+@pytest.mark.parametrize("model", [RunRequest, ResumeRequest, SessionsRequest, UsageRequest])
+def test_each_argument_may_be_the_empty_value_of_its_type(model: type[Record]) -> None:
+    arguments: Json = {"prompt": "x"} if "prompt" in model.model_fields else {}
+    empty = {
+        name: EMPTY[about["type"]]
+        for name, about in input_schema(model)["properties"].items()
+        if name not in (*arguments, "output_schema") and about.get("type") in EMPTY
+    }
+    plain = {"thread_id": "01a20000-0000-7000-8000-000000000009"}
+    given = arguments | (plain if model is ResumeRequest else {})
+    request = read_arguments(model, empty | given).request
+    neutral: Json = {"images": [], "add_dirs": [], "config": {}, "web_search": False}
+    wanted = read_arguments(model, given | {k: neutral[k] for k in neutral.keys() & empty}).request
+    assert request.model_dump() == wanted.model_dump()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
 from support.codex_versions import number, real_codex
 from support.isolated import COPY, apply
 from support.lab import Lab, call, connect
+from support.repository_kinds import KINDS, OTHER_KINDS
 from support.stub_server import commit, started, stub, trust
-from support.work_trees import files_in, run_git, state_of
+from support.work_trees import IGNORED, Project, files_in, make_torture_tree, run_git, state_of
 
 IDENTITY = ("-c", "user.name=A", "-c", "user.email=a@example.com")
 
@@ -39,6 +43,86 @@ def bytes_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {path: (mode, content) for path, (mode, _, content) in state_of(folder).items()}
 
 
+EDITS = """\
+printf 'three\\r\\n' >> win.crlf; printf '$Id$\\nmore\\n' > x.id; printf '\\377\\000' > binary
+chmod 755 script; ln -sfn d/clean retargeted; ln -s nowhere new-link; rm d/dirty dangling
+echo more >> kept.log; echo more >> untracked/deep/file; mkdir -p made/here; echo x > made/here/y
+mv bare-crlf moved; for each in 'with blank'/*; do echo more >> "$each"; done; : > d/clean
+"""
+
+
+async def test_every_kind_of_file_goes_there_and_back_byte_for_byte(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    project = Project(lab.root)
+    make_torture_tree(project)
+    before, files = state_of(project.root), files_in(project.root)
+    ignored = {name: files.pop(name) for name in IGNORED}
+    look = lab.script("look", do(Shell("ls > /dev/null")), say("done"))
+    edit = lab.script("edit", do(Shell(EDITS)), say("done"))
+    async with connect(mode, codex, lab, "--root", str(lab.project)) as client:
+        first = await call(
+            client, "codex_run", prompt=look, sandbox="workspace-write", isolation="copy"
+        )
+        assert files_in(Path(first["copy"])) == files
+        second = await call(client, "codex_resume", prompt=edit, thread_id=first["thread_id"])
+        assert second["error"] is None
+        there = files_in(Path(second["copy"]))
+        assert state_of(project.root) == before
+        latin = "with blank/caf\ufffd"
+        one = await apply(client, second["run_id"], "check", paths=[latin])
+        applied = await apply(client, second["run_id"], "apply")
+    assert [each["path"] for each in one["files"]] == [latin]
+    assert first["changes"]["files"] == []
+    assert second["changes"]["insertions"] > 0
+    assert applied["applied"], applied
+    changed = {path for path in files.keys() | there.keys() if files.get(path) != there.get(path)}
+    assert len(changed) == 15
+    assert {each["path"] for each in second["changes"]["files"]} == {
+        path.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for path in changed
+    }
+    assert files_in(project.root) == there | ignored
+    git = f"{project.root}/.git/"
+    after = state_of(project.root)
+    assert {path: each for path, each in after.items() if path.startswith(git)} == {
+        path: each for path, each in before.items() if path.startswith(git)
+    }
+
+
+async def test_every_kind_of_repository_is_worked_on_in_a_copy_and_gets_the_changes(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    edit = do(Shell("echo more >> a; unlink sub/b; echo x > made"))
+    async with connect(mode, codex, lab, "--root", str(lab.root)) as client:
+        for make in (*KINDS, *OTHER_KINDS):
+            prompt = lab.script(make.__name__, edit, say("ok"))
+            project = Project(lab.root / "kinds", name=make.__name__)
+            make(project)
+            before, files = state_of(project.root), files_in(project.root)
+            run = await call(
+                client,
+                "codex_run",
+                prompt=prompt,
+                cwd=str(project.root),
+                sandbox="workspace-write",
+                isolation="copy",
+                skip_git_repo_check=True,
+            )
+            assert run["error"] is None, (make, run)
+            assert state_of(project.root) == before, make
+            there = files_in(Path(run["copy"]))
+            files["made"] = ("file", b"x\n")
+            files["a"] = (files["a"][0], files["a"][1] + b"more\n")
+            files.pop("sub/b", None)
+            assert there == files, (make, run)
+            applied = await apply(client, run["run_id"], "apply")
+            assert applied["applied"], (make, applied)
+            assert files_in(project.root) == files, make
+            after = state_of(project.root)
+            kept = {path for path in before if "/.git" in path.removeprefix(str(project.root))}
+            assert all(after[path] == before[path] for path in kept), make
+
+
 async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
     codex: Path, mode: str, lab: Lab
 ) -> None:
@@ -55,6 +139,8 @@ async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
         )
         listed: Any = await client.call_tool("codex_sessions", {"cwd": str(lab.project)})
         usage: Any = await client.call_tool("codex_usage", {"group_by": "cwd"})
+        read: Any = await client.call_tool("codex_sessions", {"thread_id": first["thread_id"]})
+        transcript: Any = await client.read_resource(f"codex://threads/{first['thread_id']}")
         second = await call(client, "codex_resume", prompt=onward, last=True)
         assert state_of(lab.project) == before
         checked = await apply(client, second["run_id"], "check")
@@ -73,6 +159,11 @@ async def test_a_run_in_a_copy_changes_nothing_until_it_is_applied(
     assert first["cwd"] == second["cwd"] == str(lab.project)
     (thread,) = listed.structured_content["sessions"]
     assert (thread["thread_id"], thread["cwd"]) == (first["thread_id"], str(lab.project))
+    patched = str(lab.project / "patched.txt")
+    assert [each["path"] for each in read.structured_content["turns"][0]["files_changed"]] == [
+        patched
+    ]
+    assert patched in transcript.contents[0].text
     assert [row["key"] for row in usage.structured_content["groups"]] == [str(lab.project)]
     # The second run continues in the same copy, and has what the first one did.
     assert first["copy"] == second["copy"]
@@ -192,3 +283,73 @@ async def test_a_fork_of_an_isolated_thread_gets_a_copy_of_its_own(mode: str, la
     assert "made.txt" not in files_in(Path(fork["copy"]))
     assert any("a fork gets a new copy" in each for each in fork["warnings"])
     assert (home["copy"], home["cwd"]) == (None, str(lab.project))
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"made": {"type": "string"}},
+    "required": ["made"],
+}
+
+
+async def test_a_resumed_run_in_a_copy_answers_as_its_schema_says(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    lay_project(lab)
+    wrong, right = say('{"other": 1}'), say('{"made": "made.txt"}')
+    first_prompt = lab.script("one", do(Shell("echo x > made.txt")), say("done"))
+    # The answer is corrected in a turn of its own, in the same copy.
+    onward = lab.script("two", do(Shell("cat made.txt > again.txt")), wrong, right)
+    async with connect(mode, codex, lab) as client:
+        first = await call(client, "codex_run", prompt=first_prompt, **COPY)
+        second = await call(
+            client,
+            "codex_resume",
+            prompt=onward,
+            thread_id=first["thread_id"],
+            output_schema=SCHEMA,
+            repair_attempts=1,
+        )
+        applied = await apply(client, second["run_id"], "apply")
+    assert second["structured_output"] == {"made": "made.txt"}, second
+    assert second["copy"] == first["copy"]
+    assert [each["path"] for each in second["files_changed"]] == ["again.txt"]
+    assert applied["applied"]
+    assert (lab.project / "again.txt").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("named", ["/tmp", "TMPDIR"])
+async def test_no_copy_is_made_where_commands_of_other_runs_can_write(
+    codex: Path, mode: str, lab: Lab, named: str
+) -> None:
+    lay_project(lab)
+    (lab.root / "temporary").mkdir()
+    env = {} if named == "/tmp" else {"TMPDIR": str(lab.root / "temporary")}
+    with tempfile.TemporaryDirectory(dir=env.get("TMPDIR", "/tmp")) as place:
+        state = Path(place, "state")
+        prompt = lab.script("work", do(Shell(f"touch {state}/written")), say("done"))
+        async with connect(mode, codex, lab, state=state, env=env) as client:
+            refused = await call(client, "codex_run", prompt=prompt, **COPY)
+            plain = await call(client, "codex_run", prompt=prompt, sandbox="workspace-write")
+            applied = await apply(client, plain["run_id"], "apply")
+        assert plain["status"] == "completed", plain
+        assert (state / "written").exists()
+    for result in (refused, applied):
+        assert result["error"]["kind"] == "invalid_arguments"
+        assert "--state-dir" in result["error"]["message"]
+
+
+async def test_an_error_about_the_folder_of_a_copy_names_that_of_the_project(lab: Lab) -> None:
+    lay_project(lab)
+    (lab.project / ".codex").mkdir()
+    (lab.project / ".codex" / "config.toml").write_text('model_verbosity = "low"\n')
+    config = lab.home / "config.toml"
+    config.write_text(
+        "".join(line for line in config.read_text().splitlines(True) if "trust" not in line)
+    )
+    async with connect("auto", real_codex("0.120.0"), lab) as client:
+        result = await call(client, "codex_run", prompt="x", **COPY)
+    assert result["error"]["kind"] == "codex_unsupported", result
+    for text in (result["error"]["message"], result["error"]["hint"]):
+        assert str(lab.project) in text
+        assert "/trees/" not in text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from mcp import Client
+from mcp import Client, MCPError
 from mcp_types import PromptReference, TextResourceContents
 
 from codex_tools.codex.json_object import Json
@@ -44,6 +44,11 @@ def _codex_itself_tries_once(lab: Lab) -> None:
         config.write("request_max_retries = 0\nstream_max_retries = 0\n")
 
 
+def writes_config(version: str) -> bool:
+    """Return True for a version that was seen to change the user's configuration."""
+    return version in ("0.98.0", "0.120.0")
+
+
 def starts(lab: Lab) -> int:
     """Return how often an app-server was started."""
     file = lab.root / "starts"
@@ -58,6 +63,8 @@ async def read(client: Client, uri: str) -> Json:
 async def test_a_model_that_cannot_be_used_is_answered_with_those_that_codex_lists(
     codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
+    if writes_config(version):
+        pytest.skip("it is not asked")
     lab.script("x", NO_MODEL)
     good = lab.script("y", say("ok"))
     config = (lab.home / "config.toml").read_bytes()
@@ -95,9 +102,31 @@ async def test_a_model_that_cannot_be_used_is_answered_with_those_that_codex_lis
     assert (lab.home / "config.toml").read_bytes() == config + b"\n"
 
 
-async def test_a_codex_that_does_not_say_its_models_costs_seconds_and_can_be_stopped(
-    codex: Path, mode: str, lab: Lab
+async def test_a_codex_whose_app_server_changes_the_configuration_is_not_asked(
+    codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
+    """It does so in a home with threads only; any other version has the test above."""
+    if not writes_config(version):
+        pytest.skip("its app-server changes no configuration")
+    lab.script("x", NO_MODEL)
+    good = lab.script("y", say("ok"))
+    config = (lab.home / "config.toml").read_bytes()
+    async with connect(mode, logged(codex, lab), lab) as client:
+        assert (await call(client, "codex_run", prompt=good))["error"] is None
+        error = (await call(client, "codex_run", prompt="x"))["error"]
+        with pytest.raises(MCPError, match="does not say which models"):
+            await read(client, "codex://models")
+    assert error["kind"] == "model_unavailable"
+    assert error["hint"].endswith("name one that this account can use.")
+    assert starts(lab) == 0
+    assert (lab.home / "config.toml").read_bytes() == config
+
+
+async def test_a_codex_that_does_not_say_its_models_costs_seconds_and_can_be_stopped(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    if writes_config(version):
+        pytest.skip("it is not asked")
     lab.script("x", NO_MODEL)
     program = logged(codex, lab, "exec sleep 1000")
     tag = str(uuid.uuid4())
@@ -186,7 +215,7 @@ async def test_the_models_of_an_account_are_named(
     codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
     if (0, 60, 1) < number(version) < (0, 147, 0):
-        pytest.skip("asks OpenAI itself")
+        pytest.skip("asks OpenAI itself, or is not asked")
     provider = Loopback(_Provider)
     try:
         _log_in(lab.home, provider.url)

@@ -189,6 +189,21 @@ def test_its_status_needs_no_permission_and_starts_no_run(
     assert lab.model.requests == []
 
 
+def test_its_hooks_tell_the_model_of_a_run_that_ended_in_the_background(
+    client: ClaudeCode, lab: Lab, published: dict[str, str]
+) -> None:
+    run_id, caller = "run_0123456789abcdef", "claude-code 2.1.332"
+    facts: Json = {"run_id": run_id, "caller": caller, "server_pid": 1, "cwd": str(lab.project)}
+    lines = [facts | {"event": event} for event in ("started", "handed_back")]
+    lines.append(facts | {"event": "ended", "status": "completed"})
+    lab.state.mkdir(mode=0o700)
+    (lab.state / "audit.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    client.model.steps = ("Done.",)
+    client.ask("Go.", *OPTIONS, **variables(client, published, real_codex("0.163.0")))
+    told = json.dumps(client.model.requests)
+    assert told.count(f"Codex runs ended in the background: {run_id} (completed)") == 1
+
+
 def test_a_plugin_named_codex_beside_it_hides_nothing(
     client: ClaudeCode, lab: Lab, published: dict[str, str]
 ) -> None:

@@ -119,6 +119,22 @@ async def test_a_custom_review_takes_a_prompt(
     assert "Look at a.py only." in asked(lab)
 
 
+async def test_a_review_with_isolation_runs_in_the_folder_itself_and_names_its_files(
+    codex: Path, version: str, mode: str, lab: Lab
+) -> None:
+    lay_project(lab)
+    has_reviewer = number(version) >= HAS_REVIEWER
+    lab.model.default = (say(codex_answer(lab) if has_reviewer else json.dumps(expected(lab))),)
+    async with connect(mode, codex, lab, "--isolation", "copy") as client:
+        asked_for = await call(client, "codex_run", review={"uncommitted": True}, isolation="copy")
+        by_operator = await call(client, "codex_run", review={"uncommitted": True})
+    for result in (asked_for, by_operator):
+        assert (result["copy"], result["cwd"]) == (None, str(lab.project)), result
+        assert result["structured_output"] == expected(lab)
+    warned = ["in the folder itself" in " ".join(r["warnings"]) for r in (asked_for, by_operator)]
+    assert warned == [True, False]
+
+
 async def test_a_reviewer_that_answers_in_prose_is_quoted(mode: str, lab: Lab) -> None:
     lay_project(lab)
     lab.model.default = (say("All is well."),)
@@ -167,10 +183,11 @@ WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"review": {"uncommitted": True}, "prompt": "x"}, "prompt"),
     ({"review": {"custom": True}}, "prompt: field required"),
     ({}, "prompt: field required"),
-    ({"review": {}}, "exactly one"),
+    ({"review": {}}, "prompt: field required"),
     ({"review": {"uncommitted": True, "base": "main"}}, "exactly one"),
     ({"review": {"unknown": True}}, "exactly one"),
-    ({"review": {"uncommitted": False}}, "uncommitted must be true"),
+    ({"review": {"uncommitted": False}}, "prompt: field required"),
+    ({"review": {"uncommitted": "yes"}}, "uncommitted must be true"),
     ({"review": {"base": "--output=x"}}, "name of a git branch"),
     ({"review": {"base": "a b"}}, "name of a git branch"),
     ({"review": {"base": "$(touch x)"}}, "name of a git branch"),

@@ -66,12 +66,14 @@ async def test_a_task_comes_back_as_one_truthful_result(
         )
     result = cast("Json", answer.structured_content)
     assert answer.is_error is False
-    text, listed = cast("Any", answer.content[0]).text, result["files_changed"]
+    (content,) = answer.content
+    text, listed = cast("Any", content).text, result["files_changed"]
     files = ", ".join(f"{file['path']} ({file['kind']})" for file in listed)
     assert text.startswith("All done.\n\n---\n")
     assert text.splitlines()[3:] == [
         f"thread_id: {result['thread_id']}",
         f"files changed (2): {files}",
+        f"diff: codex://runs/{result['run_id']}/patch",
         f"Next: {result['next']}",
     ]
     assert result["status"] == "completed"

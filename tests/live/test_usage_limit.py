@@ -185,3 +185,16 @@ async def test_another_login_is_not_held_back_by_the_limit_of_the_former(
         (lab.home / "auth.json").write_text('{"OPENAI_API_KEY": "sk-test-another"}')
         result = await call(client, "codex_run", prompt=second, timeout_s=3 * HOURS)
         assert result["final_response"] == "mine"
+
+
+async def test_a_new_login_ends_the_wait_for_the_limit_of_the_former(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    prompt = lab.script("work", limit(time.time() + 2 * HOURS), say("mine"))
+    async with connect(mode, codex, lab, "--wait-for-limits") as client:
+        run = await call(client, "codex_run", prompt=prompt, wait_s=0, timeout_s=3 * HOURS)
+        await until_waiting(client, run["run_id"])
+        (lab.home / "auth.json").write_text('{"OPENAI_API_KEY": "sk-test-another"}')
+        (result,) = await wait(client, run["run_id"], wait_s=50)
+    assert (result["status"], result["final_response"]) == ("completed", "mine"), result
+    assert result["attempts"] == 2

@@ -8,6 +8,7 @@ from typing import Any, cast
 import anyio
 import mcp_types as types
 import pytest
+from mcp.shared.exceptions import MCPError
 
 from mcp_server_codex.elicitation import OPEN_LIMIT, Seals
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
@@ -22,11 +23,31 @@ def test_a_seal_is_good_for_its_question_and_once() -> None:
     assert seal != other
     assert not seals.breaks(seal, "May it do more?")
     assert not Seals().breaks(seal, "May it?")
-    for forged in (None, "", ".", seal[:-1], seal + "0", seal.upper(), "é." + seal):
+    for forged in (None, "", ".", seal.upper(), "é." + seal):
         assert not seals.breaks(forged, "May it?")
     assert seals.breaks(seal, "May it?")
     assert not seals.breaks(seal, "May it?")
     assert seals.breaks(other, "May it?")
+
+
+@pytest.mark.parametrize(
+    "change", ["", ".", "0.0", "é.x", "cut", "longer", "upper", "other server"]
+)
+def test_an_altered_seal_is_refused_and_not_used_up(change: str) -> None:
+    seals = Seals()
+    seal = seals.seal("May it?")
+    altered = {
+        "cut": seal[:-1],
+        "longer": seal + "0",
+        "upper": seal.upper(),
+        "other server": Seals().seal("May it?"),
+    }
+    with pytest.raises(MCPError) as refused:
+        seals.check(altered.get(change, change))
+    assert refused.value.error.code == types.INVALID_PARAMS
+    seals.check(None)
+    seals.check(seal)
+    assert seals.breaks(seal, "May it?")
 
 
 async def accept(_: object, __: types.ElicitRequestParams) -> types.ElicitResult:
@@ -97,12 +118,19 @@ async def test_an_answer_that_comes_without_its_question_counts_for_nothing(
 
     answers = {"allow": types.ElicitResult(action="accept", content={})}
     async with connect("auto", fake.build(), lab, elicitation_callback=decline) as client:
-        for state in (None, "forged", "0.0"):
-            result = await client.call_tool(
-                "codex_run", WIDE, input_responses=cast("Any", answers), request_state=state
-            )
-            assert cast("Json", result.structured_content)["error"]["kind"] == "not_allowed"
-    assert len(asked) == 3
+        result = await client.call_tool("codex_run", WIDE, input_responses=cast("Any", answers))
+        assert cast("Json", result.structured_content)["error"]["kind"] == "not_allowed"
+        for tool, arguments in (("codex_run", WIDE), ("codex_run", {}), ("codex_sessions", {})):
+            for state in ("", "forged", "0.0"):
+                with pytest.raises(MCPError, match="requestState") as refused:
+                    await client.call_tool(
+                        tool,
+                        arguments,
+                        input_responses=cast("Any", answers),
+                        request_state=state,
+                    )
+                assert refused.value.error.code == types.INVALID_PARAMS
+    assert len(asked) == 1
     assert not fake.was_started
 
 
@@ -149,7 +177,8 @@ async def test_an_answer_serves_no_other_call_and_no_second_one(lab: Lab, fake: 
             assert isinstance(again, types.InputRequiredResult), name
             assert again.request_state != asked.request_state
         for state in (f"{asked.request_state}0", asked.request_state[:-1], "é.x"):
-            assert isinstance(await send(first, state), types.InputRequiredResult)
+            with pytest.raises(MCPError, match="requestState"):
+                await send(first, state)
         other = await send(first | {"thread_id": str(uuid.UUID(int=7))}, asked.request_state)
         assert not isinstance(other, types.InputRequiredResult)
         assert cast("Json", other.structured_content)["error"]["kind"] == "invalid_arguments"

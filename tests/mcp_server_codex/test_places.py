@@ -109,6 +109,7 @@ async def test_a_run_at_a_place_returns_its_changes_which_apply_brings_home(
         result = await call(client, "codex_run", prompt="x", sandbox="workspace-write", place="box")
         assert result["status"] == "completed", result
         assert (result["place"], result["final_response"]) == ("box", "hi")
+        assert result["engine"] == "exec"
         assert result["cwd"] == str(lab.project)
         assert [each["path"] for each in result["files_changed"]] == ["a.txt"]
         assert result["changes"]["applied"] is False

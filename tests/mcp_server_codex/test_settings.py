@@ -43,6 +43,8 @@ def value_of(name: str, settings: Settings) -> Any:
 # By option: two texts and the values that they stand for.
 TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--codex-bin": ("/a/codex", "/a/codex", "codex-b", "codex-b"),
+    "--engine": ("auto", "auto", "app-server", "app-server"),
+    "--spares": ("0", 0, "3", 3),
     "--root": ("/", (Path("/"),), str(Path.home()), (Path.home().resolve(),)),
     "--default-sandbox": ("workspace-write", "workspace-write", "read-only", "read-only"),
     "--max-sandbox": ("danger-full-access", "danger-full-access", "read-only", "read-only"),
@@ -70,6 +72,7 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--places": ("/a/places.toml", Path("/a/places.toml"), "/b.toml", Path("/b.toml")),
     "--default-place": ("box", "box", "dev", "dev"),
     "--compat": ("codex-mcp-server", "codex-mcp-server", "none", "none"),
+    "--notify": ("notify-send codex", "notify-send codex", "logger", "logger"),
     "--log-level": ("debug", "debug", "error", "error"),
 }
 
@@ -92,6 +95,8 @@ def test_the_options_are_those_of_the_contract() -> None:
 def test_without_anything_the_defaults_hold() -> None:
     assert read() == Settings(
         codex_bin=None,
+        engine="exec",
+        spares=1,
         policy=Policy(
             default_sandbox="read-only",
             max_sandbox="workspace-write",
@@ -118,6 +123,7 @@ def test_without_anything_the_defaults_hold() -> None:
         prices=None,
         ask="auto",
         compat="none",
+        notify=None,
         log_level="warning",
     )
     assert default_state_dir().is_absolute()

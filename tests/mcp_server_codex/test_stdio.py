@@ -740,7 +740,7 @@ async def test_a_server_killed_after_its_answer_has_kept_the_run(
     program = lab.root / "slow.py"
     program.write_text(SLOW)
     options = ("--codex-bin", str(fake.build()), "--max-runs", "1")
-    declared = {"io.modelcontextprotocol/clientCapabilities": {"extensions": {TASKS: {}}}}
+    declared: Json = {"io.modelcontextprotocol/clientCapabilities": {"extensions": {TASKS: {}}}}
     meta = declared if mode == "tasks" else None
     ids: list[str] = []
     async with wire(mode, lab, *options, program=[sys.executable, str(program)]) as client:

@@ -416,7 +416,10 @@ async def test_a_client_that_does_not_declare_it_meets_no_task(
         assert data["status"] == "completed"
         for method in REQUESTS:
             answer = await client.ask(method, taskId=data["run_id"], inputResponses={})
-            assert answer["error"]["code"] == -32601, method
+            assert answer["error"]["code"] == (-32601 if era == "legacy" else -32021), method
+            if era == "modern":
+                needed: Json = {"extensions": {EXTENSION: {}}}
+                assert answer["error"]["data"] == {"requiredCapabilities": needed}
 
 
 async def test_what_is_refused_is_a_plain_error_and_no_task(lab: Lab, fake: FakeCodex) -> None:

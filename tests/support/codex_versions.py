@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -73,6 +74,23 @@ def from_npm(name: str, *packages: str, options: Sequence[str] = ()) -> Path:
             # Whole or not at all, for those that look without waiting.
             made.rename(folder)
     return folder
+
+
+def from_pypi(name: str, *packages: str) -> Path:
+    """Return a Python that has *packages*, in an environment made once and kept in the cache."""
+    folder = CACHE / name
+    python, ready = folder / "bin" / "python", folder / "ready"
+    with alone(folder.with_name(f"{folder.name}.lock")):
+        if ready.exists():
+            return python
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
+            words = [*command, *packages] if command is install else command
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode:
+                cannot_have(f"{packages[0]} from PyPI: {done.stderr.strip()}")
+        ready.touch()
+    return python
 
 
 @cache

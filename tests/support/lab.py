@@ -97,6 +97,10 @@ def open_lab(version: str = PINNED[1], *, config: str = "") -> Generator[Lab]:
         assert not blocks, blocks
 
 
+ENGINE = os.environ.get("CODEX_ENGINE", "")
+"""The --engine of the servers under test; "" for the default one."""
+
+
 @asynccontextmanager
 async def connect(
     mode: str,
@@ -107,12 +111,13 @@ async def connect(
     env: dict[str, str] | None = None,
     machine: dict[str, str] | None = None,
     prefix: Sequence[str] = (),
+    state: Path | None = None,
     **client: Any,
 ) -> AsyncGenerator[Client]:
     """Start the server as a client would and speak to it in *mode*.
 
     With *machine*, the server and its Codex see a /etc/codex that holds these files. *prefix* is
-    the beginning of the command line that starts the server.
+    the beginning of the command line that starts the server, *state* another state folder.
     """
     chosen = ("--codex-bin", str(codex)) if codex is not None else ()
     private = [] if machine is None else machine_prefix(lab.root, machine)
@@ -122,7 +127,7 @@ async def connect(
         server_program(),
         *chosen,
         "--state-dir",
-        str(lab.state),
+        str(state or lab.state),
         *options,
     ]
     server = StdioServerParameters(
@@ -154,7 +159,7 @@ def environment(lab: Lab) -> dict[str, str]:
         "CODEX_HOME": str(lab.home),
         "LANG": "C.UTF-8",
         VARIABLE: str(lab.blocks),
-    }
+    } | ({"MCP_SERVER_CODEX_ENGINE": ENGINE} if ENGINE else {})
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> Json:

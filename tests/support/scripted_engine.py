@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,9 @@ class ScriptedEngine:
     open_turns: int = 0
     asked: list[Path] = field(default_factory=list[Path])
     """The folders that `prepare` was asked about."""
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         self.asked.append(cwd)

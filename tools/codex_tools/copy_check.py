@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from codex_tools.codex.errors import InvalidArguments
 from codex_tools.codex.paths import holds, project_root
-from codex_tools.codex.sandbox import Sandbox
+from codex_tools.codex.sandbox import Sandbox, is_open_to_commands
 
 
 def check_copy(
@@ -35,7 +34,7 @@ def check_copy(
 
     Raises:
         InvalidArguments: The project is a part of this server's folders, or contains one of them
-            or the home folder.
+            or the home folder, or commands of other runs could write to the copies.
     """
     root = project_root(cwd)
     for place, name in guarded:
@@ -46,15 +45,19 @@ def check_copy(
         raise InvalidArguments(
             [f"isolation: {root} is inside this server's state folder; give the project's folder"]
         )
+    if state_dir is not None and is_open_to_commands(state_dir):
+        raise InvalidArguments(
+            [
+                f"isolation: copies would be in {state_dir}, where commands of every run can write,"
+                " so another run could change what codex_apply brings to the project. The operator"
+                " can set a folder outside of the temporary folders with --state-dir; isolation"
+                " none works without that"
+            ]
+        )
     warnings: list[str] = []
     if sandbox == "danger-full-access":
         warnings.append(
             "isolation: with sandbox danger-full-access, nothing keeps Codex inside its copy."
-        )
-    if sandbox == "workspace-write" and state_dir is not None and _is_temporary(state_dir):
-        warnings.append(
-            f"isolation: the copy is in {state_dir}, where commands of runs can write. The operator"
-            " can set another folder with --state-dir."
         )
     outside = [str(each) for each in add_dirs if not each.is_relative_to(root)]
     if outside and sandbox != "read-only":
@@ -68,12 +71,6 @@ def check_copy(
             " relative paths."
         )
     return warnings
-
-
-def _is_temporary(folder: Path) -> bool:
-    """Return True if Codex's sandbox lets commands write in *folder* (0.60.1 to 0.171.0)."""
-    places = ("/tmp", os.environ.get("TMPDIR", ""))
-    return any(each and holds(Path(each), folder) for each in places)
 
 
 def _names(prompt: str, folder: str) -> bool:

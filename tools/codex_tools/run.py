@@ -36,13 +36,14 @@ class RunRequest(TurnOptions):
     @field_validator("review")
     @classmethod
     def _target(cls, review: dict[str, Any] | None) -> dict[str, Any] | None:
-        if review is not None:
-            read_target(review)
+        if review is None or not any(review.values()):
+            return None
+        read_target(review)
         return review
 
     @model_validator(mode="after")
     def _goes_together(self) -> RunRequest:
-        needs_prompt = self.review is None or "custom" in self.review
+        needs_prompt = self.review is None or bool(self.review.get("custom"))
         if needs_prompt and not self.prompt:
             raise ValueError("prompt: field required: give the task as a string")
         if self.review is None:
@@ -85,9 +86,11 @@ async def _prepare(
     """Return the turn that *request* asks for, the form of its answer, and warnings."""
     context.policy.check_depth(context.depth)
     target = read_target(request.review) if request.review is not None else None
-    asked = request.sandbox
+    asked, isolation = request.sandbox, request.isolation
     if target is not None:
-        request = request.model_copy(update={"sandbox": "read-only"})
+        # In a copy, the findings would name the copy's files.
+        narrowed = {"sandbox": "read-only", "isolation": "none"}
+        request = request.model_copy(update=narrowed)
     turn = await context.check(request, ephemeral=request.ephemeral)
     output = await make_output(request)
     warnings = await context.permit(turn, dry_run=request.dry_run)
@@ -95,6 +98,8 @@ async def _prepare(
         target = await check_target(target, turn.request.cwd)
         if asked not in (None, "read-only"):
             warnings += (f"A review runs with sandbox read-only, not {asked}.",)
+        if isolation == "copy":
+            warnings += ("A review changes no file, so it runs in the folder itself: no copy.",)
     ready = await context.prepare(turn)
     if request.ephemeral:
         ready.program.need("--ephemeral")

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import orjson
 from pydantic import Field, model_validator
 
+from codex_tools.codex.copy_paths import at_home
 from codex_tools.codex.errors import CodexError, InvalidArguments, ThreadNotFound, no_thread
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import quote, shorten
@@ -44,7 +45,7 @@ class SessionsRequest(Record):
     until: str | None = None
     model: str | None = None
     source: str | None = None
-    """exec, cli, vscode, subagent"""
+    """exec, mcp-server-codex, cli, vscode, subagent"""
     include_archived: bool = False
     include_subagents: bool = False
     limit: int = Field(20, ge=1, le=100)
@@ -175,7 +176,7 @@ def find_sessions(
         result |= {"sessions": page.threads, "total": page.total, "next_cursor": page.next_cursor}
     else:
         history.refresh(progress)
-        session, turns, cursor = _one(request, listing, request.thread_id, roots)
+        session, turns, cursor = _one(request, listing, request.thread_id, roots, state_dir)
         result |= {"session": session, "turns": turns, "next_cursor": cursor}
     return result | {"notes": list(history.notes)}
 
@@ -220,7 +221,11 @@ def _fitted(page: Page) -> Page:
 
 
 def _one(
-    request: SessionsRequest, listing: ThreadList, thread_id: str, roots: tuple[Path, ...]
+    request: SessionsRequest,
+    listing: ThreadList,
+    thread_id: str,
+    roots: tuple[Path, ...],
+    state_dir: Path,
 ) -> tuple[Json, list[Json], str | None]:
     found = listing.one(thread_id.strip().lower(), roots)
     if found is None:
@@ -237,6 +242,8 @@ def _one(
         raise ThreadNotFound(
             f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."
         ) from error
+    for turn in turns:
+        turn.files = at_home(state_dir, turn.files)
     room = _ROOM // max(1, len(turns))
     whole = thread_uri(session["thread_id"])
     shown = [_turn(turn, room, whole) for turn in turns]

@@ -401,7 +401,8 @@ def _plain(node: object, optional: bool) -> object:
             continue
         if key == "default" and (value is None or not optional):
             continue
-        if key == "additionalProperties" and (value is True or not (value or optional)):
+        if key == "additionalProperties" and isinstance(value, bool):
+            # google-genai 3.6.1 fails for false; reading the arguments refuses unknown ones.
             continue
         if key == "exclusiveMinimum":
             # Gemini's API refuses a whole list of tools for it; reading the arguments checks it.

@@ -23,6 +23,7 @@ from codex_tools.codex.paths import make_absolute
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.files import local_home
+from mcp_server_codex.cli.shell_words import for_shell
 from mcp_server_codex.settings import OPTIONS, Settings, read_settings
 
 _METAVARS = {"since": "TIME", "until": "TIME", "timezone": "ZONE", "cwd": "DIR"}
@@ -78,7 +79,8 @@ class CommandLine:
 
     def complain(self, error: CodexError) -> int:
         """Print an error to stderr; return the exit code."""
-        sys.stderr.write(f"{self.name}: {clean_lines(error.message)}\n{clean(error.hint)}\n")
+        message, hint = for_shell(clean_lines(error.message)), for_shell(clean(error.hint))
+        sys.stderr.write(f"{self.name}: {message}\n{hint}\n")
         return 2 if error.kind == "invalid_arguments" else 1
 
     def put(self, found: Json, show: Callable[[Json], None]) -> None:
@@ -143,7 +145,7 @@ def quiet_at_closed_pipe() -> Generator[None]:
 def _parser(name: str, command: Form) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
-        description=command.about,
+        description=for_shell(command.about),
         epilog="Accepts the server's own options too, such as --state-dir and --prices.",
         allow_abbrev=False,
     )
@@ -160,7 +162,7 @@ def _parser(name: str, command: Form) -> argparse.ArgumentParser:
 def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[Argument]) -> None:
     """Add *arguments* to *parser*."""
     for argument in arguments:
-        flag, about = _flag(argument.name), argument.help
+        flag, about = _flag(argument.name), for_shell(argument.help)
         if argument.kind == "words":
             parser.add_argument(argument.name, nargs="*", default=None, help=about)
         elif argument.kind == "word":
@@ -179,6 +181,13 @@ def _write_csv(rows: Sequence[Json]) -> None:
     """Write *rows* with one column for each value, also of objects in them, and a heading."""
     if not rows:
         return
+    if "models" in rows[0]:
+        rows = [
+            {"key": row["key"], "model": part["key"]}
+            | {k: v for k, v in part.items() if k != "key"}
+            for row in rows
+            for part in row["models"]
+        ]
     flat = [dict(_values_of(row)) for row in rows]
     names = sorted(flat[0], key=lambda name: name != "key")  # What is summed comes first.
     writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")

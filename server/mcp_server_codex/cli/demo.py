@@ -109,8 +109,21 @@ _SCRIPTS: dict[str, Sequence[Step]] = {
 }
 
 
+_USAGE = """\
+usage: mcp-server-codex demo [--live]
+
+Shows the server at work in a project of its own: the real Codex, with a scripted model on loopback.
+It needs no login, costs nothing and leaves nothing behind.
+
+  --live    use your own login and model; this costs tokens
+"""
+
+
 def run_demo(arguments: list[str]) -> int:
     """Run the demo; return the exit code."""
+    if {"--help", "-h"} & {*arguments}:
+        sys.stdout.write(_USAGE)
+        return 0
     if unknown := [each for each in arguments if each != "--live"]:
         sys.stderr.write(f"mcp-server-codex demo: unknown argument {unknown[0]!r}; known: --live\n")
         return 2

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from codex_tools.codex.clean_text import clean_json, indent_after_first
-from mcp_server_codex.cli.checks.check import Check, problem, worst
+from mcp_server_codex.cli.checks.check import Check, problem, skipped, worst
 from mcp_server_codex.cli.checks.python import (
     check_packages,
     check_python,
@@ -41,7 +41,7 @@ process running. The exit code is 1 if there is a problem, otherwise 0.
   --json    print all findings as one JSON object
 """
 
-_COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+_COLOURS = {"ok": "green", "skipped": "dim", "warning": "yellow", "problem": "bold red"}
 _REPORT = "Report this as a bug, with the output of: mcp-server-codex doctor --json"
 
 CheckFunction = Callable[["CheckContext"], "list[Check] | Awaitable[list[Check]]"]
@@ -136,8 +136,8 @@ class Report:
         else:
             counts = [
                 f"{count} {word}{'s' if count > 1 else ''}"
-                for word in ("problem", "warning")
-                if (count := sum(check.status == word for check in self._checks))
+                for word in ("problem", "warning", "skipped check")
+                if (count := sum(check.status == word.split()[0] for check in self._checks))
             ]
             sys.stdout.write(f"\n{', '.join(counts) or 'No problems, no warnings'}.\n")
         sys.stdout.flush()
@@ -176,26 +176,24 @@ async def _examine(options: list[str], environ: dict[str, str], report: Report) 
     examination, checks = begin(options, environ, local_home())
     report.mask = examination.mask
     report.add(*checks)
-    skipped: list[str] = []
     for step in _steps():
-        if (step.needs == "codex" and examination.codex is None) or (
-            step.needs == "home" and not examination.home_is_usable
-        ):
-            skipped.append(step.name)
+        if step.needs == "codex" and examination.codex is None:
+            report.add(skipped(step.name, "Not checked: it needs a Codex that works."))
+        elif step.needs == "home" and not examination.home_is_usable:
+            report.add(skipped(step.name, "Not checked: it needs a usable codex_home."))
         else:
             with report.showing(step.name):
                 checks = await _bounded(step, examination, report)
             report.add(*checks)
-    if skipped:
-        message = f"Skipped because of the problems above: {', '.join(skipped)}."
-        report.add(Check("skipped", "ok", message, details={"skipped": skipped}))
 
 
 def _steps() -> tuple[Step, ...]:
     from mcp_server_codex.cli.checks.clients import check_clients
     from mcp_server_codex.cli.checks.codex import check_codex
     from mcp_server_codex.cli.checks.login import check_config, check_home
+    from mcp_server_codex.cli.checks.plugins import check_plugins
     from mcp_server_codex.cli.checks.requirements import (
+        check_folders,
         check_git,
         check_nesting,
         check_policy,
@@ -211,9 +209,11 @@ def _steps() -> tuple[Step, ...]:
         Step("git", check_git, 60),
         Step("sandbox", check_sandbox, 60, needs="codex"),
         Step("state_dir", check_state, 20),
+        Step("folders", check_folders, 10),
         Step("policy", check_policy, 10),
         Step("nesting", check_nesting, 20),
         Step("clients", check_clients, 20),
+        Step("plugins", check_plugins, 20),
         Step("protocol", check_protocol, 150),
         Step("turn", check_turn, 120, needs="codex"),
     )

@@ -33,6 +33,7 @@ from mcp_server_codex.cli.clients.known import (
 )
 from mcp_server_codex.cli.clients.launch import find_command, read_options
 from mcp_server_codex.cli.command import Argument, add_arguments
+from mcp_server_codex.cli.other_clients import BY_HAND, print_entry, print_present
 
 SHARED = (
     Argument("client", "the MCP client", "word", tuple(each.name for each in CLIENTS)),
@@ -81,9 +82,14 @@ class _Place:
 def run_install(arguments: list[str]) -> int:
     """Run the command; return the exit code."""
     words, options = _split(arguments)
+    if not arguments:
+        return print_present()
+    if len(named := [word for word in words if word != "--print"]) == 1 and named[0] in BY_HAND:
+        return print_entry(named[0], [*read_options(options, _refuse)])
     about = (
         "Add this server to a client's configuration. Put the server's own options after --, for"
-        " example: install cursor -- --max-sandbox read-only"
+        " example: install cursor -- --max-sandbox read-only. Without a client, list who is on this"
+        " machine. For other clients: install --print json; for Continue: install continue."
     )
     return _run("install", about, (*SHARED, FORCE), words, options, _install)
 
@@ -92,9 +98,19 @@ def run_uninstall(arguments: list[str]) -> int:
     """Run the command; return the exit code."""
     about = (
         "Remove this server from a client's configuration. If nothing else in the file has changed"
-        " since the install, the file is again byte for byte as it was before."
+        " since the install, the file is again byte for byte as it was before. With --state instead"
+        " of a client, delete what this server keeps on disk; see uninstall --state --help."
     )
+    if "--state" in arguments:
+        from mcp_server_codex.cli.remove_state import remove_state
+
+        return remove_state([word for word in arguments if word != "--state"])
     return _run("uninstall", about, SHARED, arguments, [], _uninstall)
+
+
+def _refuse(problem: str) -> NoReturn:
+    sys.stderr.write(f"mcp-server-codex install: {problem}\n")
+    sys.exit(2)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -6,13 +6,17 @@ pydantic, so this module repeats the arguments; a test compares both.
 
 from __future__ import annotations
 
-from typing import get_args
+import functools
+from typing import Any, get_args
 
 from codex_tools.codex.json_object import Json
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.usage_report import GroupBy, find_usage
 from mcp_server_codex.cli.command import Argument, Command, run_command
 from mcp_server_codex.settings import Settings
+
+MODELS = Argument("models", "Show the models of each group below it", "flag")
+"""The only argument that codex_usage does not have."""
 
 
 def run_usage(arguments: list[str]) -> int:
@@ -21,7 +25,25 @@ def run_usage(arguments: list[str]) -> int:
 
 
 def _find(values: Json, history: ThreadIndex, settings: Settings, progress: Progress) -> Json:
-    return find_usage(history, progress, roots=settings.policy.roots, **values)
+    by_model = values.pop("models", False)
+    find = functools.partial(find_usage, history, progress, roots=settings.policy.roots)
+    found = find(**values)
+    if by_model:
+        parts: dict[str, list[Json]] = {}
+        for each in find(**_with(values, "group_by", "model"))["groups"]:
+            parts[each["key"]] = find(**_with(values, "model", each["key"]))["groups"]
+        for group in found["groups"]:
+            group["models"] = [
+                part | {"key": model}
+                for model, rows in parts.items()
+                for part in rows
+                if part["key"] == group["key"]
+            ]
+    return found
+
+
+def _with(values: Json, name: str, value: Any) -> Json:
+    return {**values, name: value}
 
 
 def _show(found: Json) -> None:
@@ -45,6 +67,7 @@ USAGE = Command(
         Argument("cwd", "That folder and below"),
         Argument("model"),
         Argument("thread_id"),
+        MODELS,
     ),
     find=_find,
     show=_show,

@@ -19,10 +19,18 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 def show(found: dict[str, Any]) -> None:
     """Print the data of a UsageResult."""
     console = PlainConsole()
+    parts = {group["key"]: group.pop("models", []) for group in found["groups"]}
     result = UsageResult.model_validate(found)
     totals = result.totals
     if result.groups and totals is not None:
-        _print_groups(console, result.groups, totals)
+        rows: list[Group] = []
+        inner: set[int] = set()
+        for group in result.groups:
+            rows.append(group)
+            models = [Group.model_validate(part) for part in parts[group.key]]
+            inner |= {*range(len(rows), len(rows) + len(models))}
+            rows += models
+        _print_groups(console, rows, totals, inner)
     else:
         console.print("No recorded usage.")
     for note in result.notes:
@@ -40,8 +48,14 @@ def show(found: dict[str, Any]) -> None:
     console.say(Text(end, "dim"))
 
 
-def _print_groups(console: PlainConsole, groups: Sequence[Group], totals: Row) -> None:
-    keys = [Text(clean(group.key), no_wrap=False) for group in groups]
+def _print_groups(
+    console: PlainConsole, groups: Sequence[Group], totals: Row, inner: set[int]
+) -> None:
+    """Print a row for each of *groups*; those at the places *inner* are models of the one above."""
+    keys = [
+        Text(f"  {clean(group.key)}", "dim") if at in inner else Text(clean(group.key))
+        for at, group in enumerate(groups)
+    ]
     longest = max(len(key) for key in keys)
     figures = zip(
         ("requests", "input", "cached", "output", "total", "cost"),
@@ -59,7 +73,12 @@ def _print_groups(console: PlainConsole, groups: Sequence[Group], totals: Row) -
     heights = [_height(group, by_cost) for group in groups]
 
     def bars(width: int) -> list[str]:
-        return [_bar(height, max(heights), width) for height in heights]
+        most = max(height for at, height in enumerate(heights) if at not in inner)
+        plain = console.options.ascii_only
+        drawn = [
+            "" if at in inner else _bar(height, most, width) for at, height in enumerate(heights)
+        ]
+        return ["#" * len(bar) for bar in drawn] if plain else drawn
 
     print_table(console, columns, bars, "--csv and --json have all columns.")
 

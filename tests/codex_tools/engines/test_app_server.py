@@ -14,7 +14,7 @@ from codex_tools.codex.errors import WiderThanAsked
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.engines import app_server, app_server_start
-from codex_tools.engines.app_server import AppServerEngine, NoAppServer
+from codex_tools.engines.app_server import AppServerEngine, EngineUnfit
 from codex_tools.engines.app_server_sandbox import check_echo, check_turn_echo, sandbox_policy
 from codex_tools.engines.engine import ReviewTarget, TurnRequest
 from codex_tools.engines.json_rpc import Notification
@@ -144,7 +144,7 @@ UNFIT: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", UNFIT)
 async def test_what_only_exec_can_do_starts_nothing(what: str, server: Fake, lab: Lab) -> None:
     ran = await run(server.engine(), lab, "x", **UNFIT[what])
-    assert isinstance(ran.error, NoAppServer)
+    assert isinstance(ran.error, EngineUnfit)
     assert what in str(ran.error)
     assert server.asked == []
 
@@ -153,17 +153,17 @@ async def test_an_old_codex_rules_and_an_access_token_are_exec_s_too(
     server: Fake, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = await run(server.engine(version="0.147.0"), lab, "x")
-    assert isinstance(ran.error, NoAppServer)
+    assert isinstance(ran.error, EngineUnfit)
     rules = lab.home / "rules"
     rules.mkdir()
     (rules / "own.rules").write_text('prefix_rule(pattern=["ls"], decision="allow")\n')
     ran = await run(server.engine(), lab, "x")
-    assert isinstance(ran.error, NoAppServer)
+    assert isinstance(ran.error, EngineUnfit)
     assert server.asked == []
     assert (await run(server.engine(), lab, "x", keep_rules=True)).error is None
     (rules / "own.rules").unlink()
     monkeypatch.setenv("CODEX_ACCESS_TOKEN", "planted")
-    assert isinstance((await run(server.engine(), lab, "x")).error, NoAppServer)
+    assert isinstance((await run(server.engine(), lab, "x")).error, EngineUnfit)
 
 
 ECHOES = {
@@ -190,7 +190,7 @@ def echo(params):
     return result
 """
     ran = await run(server.engine(code), lab, "x", thread_id="01a20000-0000-7000-8000-000000000009")
-    assert isinstance(ran.error, NoAppServer)
+    assert isinstance(ran.error, EngineUnfit)
     assert what.strip() in str(ran.error)
     assert "turn/start" not in server.methods
 
@@ -265,7 +265,7 @@ async def test_a_server_that_does_not_start_is_told_apart_from_a_turn_that_fails
     )
     monkeypatch.setattr(app_server_start, "ANSWER_WITHIN_S", 0.5)
     ran = await run(server.engine(SILENT[what]), lab, "x")
-    assert isinstance(ran.error, NoAppServer)
+    assert isinstance(ran.error, EngineUnfit)
     words = {"dead": "no luck today", "refused": "not today"}
     assert words.get(what, f"no answer to {what}") in str(ran.error)
 
@@ -280,7 +280,7 @@ async def test_a_server_that_dies_in_the_turn_is_a_failure_of_the_turn(
     ):
         ran = await run(server.engine(code), lab, "x")
         assert ran.error is not None
-        assert not isinstance(ran.error, NoAppServer)
+        assert not isinstance(ran.error, EngineUnfit)
         assert kind in (None, ran.kind)
 
 
@@ -330,7 +330,7 @@ async def test_a_key_is_not_sent_where_codex_would_write_it(
 ) -> None:
     monkeypatch.setenv("CODEX_API_KEY", "sk-planted")
     ran = await run(server.engine(), lab, "x")
-    assert isinstance(ran.error, NoAppServer)
+    assert isinstance(ran.error, EngineUnfit)
     assert "written to disk" in str(ran.error)
     assert "sk-planted" not in json.dumps(server.asked)
     stored = 'def config(): return {"cli_auth_credentials_store": "ephemeral"}'

@@ -228,6 +228,33 @@ def test_an_exclusion_of_the_managed_layer_is_marked(tmp_path: Path) -> None:
     assert {*config.excluded} == {"X", "Y"}
 
 
+@pytest.mark.parametrize(
+    ("home", "profile", "managed", "given", "tier"),
+    [
+        (None, None, None, None, None),
+        ("fast", None, None, None, "fast"),
+        ("fast", "flex", None, None, "flex"),
+        ("fast", "flex", None, "default", "default"),
+        (None, None, "flex", "fast", "flex"),
+    ],
+)
+def test_the_service_tier_is_that_of_the_strongest_layer(
+    tmp_path: Path,
+    home: str | None,
+    profile: str | None,
+    managed: str | None,
+    given: str | None,
+    tier: str | None,
+) -> None:
+    layers = {"config.toml": home, "p.config.toml": profile, "managed_config.toml": managed}
+    for name, value in layers.items():
+        if value is not None:
+            (tmp_path / name).write_text(f'service_tier = "{value}"\n')
+    settings = [("service_tier", f'"{given}"')] if given is not None else []
+    config = read_config(tmp_path, "p", None, settings, machine=tmp_path)
+    assert config.service_tier == tier
+
+
 OFF, CACHED = 'web_search = "disabled"', 'web_search = "cached"'
 
 

@@ -66,7 +66,7 @@ def event(**fields):
 def laid():
     get(); hello(); get(); put("project", copy=None, known=[]); get()
     put("laid", copy="1-a", folder="/far/project"); get()
-    put("started")
+    put("started", engine="exec")
     event(type="thread.started", thread_id=%(thread)r)
 def finished():
     put("exited", returncode=0); put("dead"); get()
@@ -164,6 +164,8 @@ async def test_lies_before_the_turn_make_the_place_unavailable(
         "laid(); put('rollout', b'x', path=3, offset=0)",
         f"laid(); event(type='thread.started', thread_id={OTHER!r}); put('rollout', b'x',"
         f" path='{DAY}{OTHER}.jsonl', offset=0)",
+        "laid(); put('started', engine='mine')",
+        "laid(); put('started', engine=['exec'])",
         "laid(); put('exited'); ",
     ],
 )
@@ -176,7 +178,7 @@ async def test_lies_in_a_turn_lose_that_turn_only(shadow: Shadow, lab: Lab, code
 
 
 async def test_the_id_of_a_thread_that_is_here_is_no_new_thread(shadow: Shadow, lab: Lab) -> None:
-    code = f"get(); hello(); get(); put('project', copy=None, known=[]); get(); put('laid', copy='1', folder='/far/p'); get(); put('started'); event(type='thread.started', thread_id={OTHER!r})"  # noqa: E501
+    code = f"get(); hello(); get(); put('project', copy=None, known=[]); get(); put('laid', copy='1', folder='/far/p'); get(); put('started', engine='exec'); event(type='thread.started', thread_id={OTHER!r})"  # noqa: E501
     with pytest.raises(PlaceLost, match="cannot be the id of a new thread"):
         await use(shadow, lab, code)
 

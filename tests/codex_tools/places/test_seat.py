@@ -14,7 +14,13 @@ from pathlib import Path
 import anyio
 import pytest
 
-from codex_tools.codex.events import Event, ExitedEvent, ItemCompletedEvent, ThreadStartedEvent
+from codex_tools.codex.events import (
+    EngineEvent,
+    Event,
+    ExitedEvent,
+    ItemCompletedEvent,
+    ThreadStartedEvent,
+)
 from codex_tools.codex.place_errors import PlaceLost, PlaceRefused, PlaceUnavailable
 from codex_tools.codex.program import NOT_ASKED
 from codex_tools.engines.engine import TurnRequest
@@ -122,7 +128,8 @@ async def test_a_turn_at_a_place_yields_the_events_in_order_and_its_changes_come
             async for event in turn:
                 found.append(event)
         changes = await seat.collect(seat.snapshot or snapshot)
-    assert isinstance(found[0], ThreadStartedEvent)
+    assert found[0] == EngineEvent("exec")
+    assert isinstance(found[1], ThreadStartedEvent)
     assert isinstance(found[-1], ExitedEvent)
     said = [e.item.text for e in found if isinstance(e, ItemCompletedEvent)]  # pyright: ignore
     assert said == [*map(str, range(500)), "hi"]

@@ -224,10 +224,11 @@ async def test_without_isolation_changes_are_named_and_in_place(
         none = await apply(client, seen["run_id"], "apply")
     assert seen["copy"] is None
     (file,) = seen["changes"].pop("files")
-    assert (file["path"], file["kind"], file["insertions"]) == (".envrc", "add", None)
+    assert (file["path"], file["kind"], file["insertions"]) == (".envrc", "add", 1)
     assert "direnv" in file["warning"]
+    assert "+x" in seen["changes"].pop("text")
     assert seen["changes"] == {
-        **{"insertions": None, "deletions": None, "text": None, "patch": None},
+        **{"insertions": 1, "deletions": 0, "patch": f"codex://runs/{seen['run_id']}/patch"},
         **{"left_out": [], "applied": True},
     }
     assert unseen["changes"] is None

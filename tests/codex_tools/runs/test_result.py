@@ -30,6 +30,7 @@ from codex_tools.runs.result import (
     RESULT_LIMIT,
     EffectiveSettings,
     RunResult,
+    interrupt,
     make_result,
     tell_error,
 )
@@ -94,6 +95,7 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
         "cwd": "/p",
         "codex_version": "0.169.0",
         "place": "here",
+        "engine": None,
         "duration_s": 1.235,
         "files_changed": [
             {"path": "/p/a", "kind": "add", "seen_by": "patch"},
@@ -228,7 +230,7 @@ TURN = TurnResult(thread_id="t-1", final_response="so far")
 def test_an_error_is_told_by_kind_message_and_hint(
     error: CodexError, kind: str, retryable: bool
 ) -> None:
-    told = make_result("failed", error=error).error
+    told = make_result("failed", turn=TURN, error=error).error
     assert told is not None
     assert (told.kind, told.retryable) == (kind, retryable)
     assert told.message == error.message
@@ -290,4 +292,20 @@ def test_next_of_a_turn_that_left_no_thread_does_not_resume_it() -> None:
         make_result("timed_out", turn=TURN, setting=setting, error=error),
         make_result("timed_out", turn=TurnResult(), error=error),
     ):
-        assert result.next == "There is no thread to resume; call codex_run again instead."
+        assert result.error is not None
+        assert result.error.hint == "There is no thread to resume; call codex_run again instead."
+        assert "codex_resume" not in result.model_dump_json()
+
+
+def test_a_run_that_died_without_a_thread_names_no_thread_to_resume() -> None:
+    for status in ("running", "queued"):
+        begun = make_result(status, run_id="run_0123456789abcdef")
+        assert "ends with the connection that started it" in begun.next
+        found = interrupt(begun)
+        assert found.error is not None
+        assert found.error.kind == "interrupted"
+        assert "codex_resume" not in found.model_dump_json()
+        assert "codex_run again" in found.error.hint
+    kept = make_result("running", run_id="run_0123456789abcdef", turn=TURN)
+    assert "codex_resume" not in interrupt(kept, can_resume=False).model_dump_json()
+    assert 'codex_resume with thread_id "t-1"' in interrupt(kept).next

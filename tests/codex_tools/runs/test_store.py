@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -548,7 +549,8 @@ def test_a_run_without_a_rollout_is_not_offered_for_resume_when_its_server_dies(
     assert loaded.result.status == "failed"
     assert (f'codex_resume with thread_id "{THREAD}"' in loaded.result.next) is can_resume
     # A client that shows its model nothing but the text of an error learns the same.
-    assert f"Next: {loaded.result.next}" in error_text(loaded.result)
+    told = f"Next: {loaded.result.next}" if can_resume else "There is no thread to resume"
+    assert told in error_text(loaded.result)
 
 
 OTHER_BUILDS: dict[str, tuple[bytes, Json]] = {
@@ -907,3 +909,31 @@ def test_a_dead_server_does_not_live_on_by_a_lock_of_a_reader(tmp_path: Path) ->
         assert loaded is not None
         assert loaded.result.status != "running"
     os.close(reader)
+
+
+def test_who_closes_second_also_returns_when_the_server_no_longer_counts_as_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its end the server closes the store from two tasks, and leaves after the faster one."""
+    store = RunStore(tmp_path / "state")
+    (alive,) = (tmp_path / "state/servers").iterdir()
+    unlinking, go_on = threading.Event(), threading.Event()
+    unlink = Path.unlink
+
+    def unlink_slowly(path: Path, missing_ok: bool = False) -> None:
+        unlinking.set()
+        assert go_on.wait(30)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_slowly)
+    left: list[bool] = []
+    first = threading.Thread(target=store.close)
+    second = threading.Thread(target=lambda: (store.close(), left.append(alive.exists())))
+    first.start()
+    assert unlinking.wait(30)
+    second.start()
+    second.join(0.1)
+    go_on.set()
+    for thread in (first, second):
+        thread.join(30)
+    assert left == [False]

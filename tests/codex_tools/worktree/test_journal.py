@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from codex_tools.runs.isolation import remove_old_copies
 from codex_tools.worktree.apply_plan import make_plan
 from codex_tools.worktree.copies import clean_up, lay_out
 from codex_tools.worktree.journal import apply_plan, needs_recovery, recover
@@ -125,6 +126,23 @@ def test_a_file_changed_after_the_crash_is_left_alone_and_named(tmp_path: Path) 
             assert (project.root / "f0").read_text() == "run 0\n"
             return
     pytest.fail("no kill fell between the first and the last rename")
+
+
+def test_a_journal_where_commands_of_runs_can_write_is_not_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "open"))
+    for last in range(int(_start(_make(tmp_path / "whole"), "apply", 0).stdout) - 20, 0, -3):
+        project = _make(tmp_path / "open" / f"at-{last}")
+        _start(project, "apply", last)
+        if not needs_recovery(project.shadow):
+            continue
+        before = files_in(project.root)
+        remove_old_copies(project.state_dir)
+        assert files_in(project.root) == before
+        assert needs_recovery(project.shadow)
+        return
+    pytest.fail("no kill left a journal")
 
 
 def test_a_failure_in_the_middle_restores_the_files_with_their_mtimes(

@@ -19,6 +19,16 @@ from codex_tools.worktree.snapshot import (
 )
 from codex_tools.worktree.tree_changes import changes_of
 from codex_tools.worktree.tree_error import TreeError
+from support.repository_kinds import (
+    KINDS,
+    detached,
+    one_commit,
+    shallow,
+    sharing,
+    sparse_index,
+    with_nested,
+    without_blobs,
+)
 from support.work_trees import (
     IGNORED,
     Project,
@@ -96,88 +106,7 @@ def test_a_second_snapshot_of_a_changed_tree_is_exact_too(project: Project) -> N
     assert files_in(copy.folder) == files
 
 
-def _no_commit(project: Project) -> None:
-    project.write("a", "a\n")
-    project.git("add", "a")
-    project.write("b", "b\n")
-
-
-def _detached(project: Project) -> None:
-    _one_commit(project)
-    project.git("checkout", "-q", "--detach")
-
-
-def _one_commit(project: Project) -> None:
-    project.write("a", "a\n")
-    project.write("sub/b", "b\n")
-    project.commit()
-    project.write("a", "A\n")
-    project.write("new", "n\n")
-
-
-def _split_index(project: Project) -> None:
-    _one_commit(project)
-    project.git("update-index", "--split-index")
-    project.write("c", "c\n")
-    project.git("add", "c")
-
-
-def _mid_merge(project: Project) -> None:
-    project.write("a", "a\n")
-    project.commit()
-    project.git("checkout", "-q", "-b", "other")
-    project.write("a", "other\n")
-    project.commit()
-    project.git("checkout", "-q", "main")
-    project.write("a", "main\n")
-    project.commit()
-    project.git("merge", "-q", "other", check=False)
-
-
-def _sparse(project: Project) -> None:
-    _one_commit(project)
-    project.write("far/away", "x\n")
-    project.commit()
-    project.git("sparse-checkout", "set", "--cone", "sub")
-    project.write("sub/b", "B\n")
-
-
-def _sparse_index(project: Project) -> None:
-    _sparse(project)
-    project.git("sparse-checkout", "set", "--cone", "--sparse-index", "sub")
-
-
-def _intent_to_add(project: Project) -> None:
-    _one_commit(project)
-    project.git("add", "-N", "new")
-
-
-def _assume_unchanged(project: Project) -> None:
-    _one_commit(project)
-    project.git("update-index", "--assume-unchanged", "sub/b")
-    project.write("sub/b", "hidden change\n")
-
-
-def _ignored_by_the_person(project: Project) -> None:
-    _one_commit(project)
-    place = project.root.parent / "home" / ".config" / "git" / "ignore"
-    place.parent.mkdir(parents=True)
-    place.write_text("*.mine\n")
-    project.write(".git/info/exclude", "*.theirs\n")
-
-
-def _bom_and_index_4(project: Project) -> None:
-    _one_commit(project)
-    project.git("update-index", "--index-version", "4")
-
-
-KINDS: list[Callable[[Project], None]] = [
-    *(_no_commit, _detached, _one_commit, _split_index, _mid_merge, _sparse, _sparse_index),
-    *(_intent_to_add, _assume_unchanged, _ignored_by_the_person, _bom_and_index_4),
-]
-
-
-@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__.strip("_"))
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 def test_each_kind_of_repository_is_laid_out_as_at_home(
     project: Project, make: Callable[[Project], None]
 ) -> None:
@@ -187,10 +116,10 @@ def test_each_kind_of_repository_is_laid_out_as_at_home(
     assert state_of(project.root) == before
     assert files_in(copy.folder) == files_in(project.root)
     # With a sparse index, `git status` leaves out a percentage that it gives else.
-    status = ("status",) if make is not _sparse_index else ("status", "--porcelain=v2", "--branch")
+    status = ("status",) if make is not sparse_index else ("status", "--porcelain=v2", "--branch")
     assert run_git(copy.folder, *status) == project.git(*status)
     assert run_git(copy.folder, "diff") == project.git("diff")
-    assert snapshot.branch == (None if make is _detached else "refs/heads/main")
+    assert snapshot.branch == (None if make is detached else "refs/heads/main")
     # A spare copy becomes the same.
     (copy.folder / "junk").write_text("x")
     discard(project.shadow, copy)
@@ -200,29 +129,21 @@ def test_each_kind_of_repository_is_laid_out_as_at_home(
     assert run_git(again.folder, *status) == project.git(*status)
 
 
-def test_clones_of_every_kind_are_laid_out_as_at_home(tmp_path: Path) -> None:
-    origin = Project(tmp_path, name="origin")
-    _one_commit(origin)
-    origin.commit("second")
-    origin.git("config", "uploadpack.allowFilter", "true")
-    url = f"file://{origin.root}"
-    for number, words in enumerate(
-        [["--depth", "1", url], ["--shared", str(origin.root)], ["--filter=blob:none", url]]
-    ):
-        folder = tmp_path / f"clone{number}"
-        run_git(tmp_path, "clone", "-q", *words, str(folder))
-        (folder / "a").write_text("dirty\n")
-        before = state_of(folder)
-        shadow = Shadow.open(tmp_path / "state", folder)
-        copy = lay_out(shadow, take_snapshot(shadow))
-        assert state_of(folder) == before
-        assert files_in(copy.folder) == files_in(folder)
-        for command in ("status", "log"):
-            assert run_git(copy.folder, command) == run_git(folder, command)
+@pytest.mark.parametrize("make", [shallow, sharing, without_blobs], ids=lambda make: make.__name__)
+def test_clones_of_every_kind_are_laid_out_as_at_home(
+    project: Project, make: Callable[[Project], None]
+) -> None:
+    make(project)
+    before = state_of(project.root)
+    _, copy = project.lay_out()
+    assert state_of(project.root) == before
+    assert files_in(copy.folder) == files_in(project.root)
+    for command in ("status", "log"):
+        assert run_git(copy.folder, command) == project.git(command)
 
 
 def test_a_linked_worktree_is_laid_out_as_at_home(project: Project, tmp_path: Path) -> None:
-    _one_commit(project)
+    one_commit(project)
     linked = tmp_path / "linked"
     project.git("worktree", "add", "-q", "-b", "side", str(linked))
     (linked / "a").write_text("side\n")
@@ -250,7 +171,7 @@ def test_a_folder_without_git_is_copied_without_what_its_gitignore_names(tmp_pat
 
 def test_a_repository_with_sha256_is_laid_out_as_at_home(tmp_path: Path) -> None:
     project = Project(tmp_path, "--object-format=sha256")
-    _one_commit(project)
+    one_commit(project)
     snapshot, copy = project.lay_out()
     assert len(snapshot.tree) == 64
     assert run_git(copy.folder, "status") == project.git("status")
@@ -258,25 +179,8 @@ def test_a_repository_with_sha256_is_laid_out_as_at_home(tmp_path: Path) -> None
     assert [each.path for each in changes_of(project.shadow, snapshot, copy).files] == ["a"]
 
 
-def _with_nested(project: Project) -> None:
-    inner = Project(project.root.parent, name="library")
-    inner.write("lib.c", "int x;\n")
-    inner.commit()
-    _one_commit(project)
-    allow = ("-c", "protocol.file.allow=always")
-    project.git(*allow, "submodule", "add", "-q", str(inner.root), "vendor/lib")
-    project.commit()
-    (project.root / "vendor/lib/lib.c").write_text("int dirty;\n")
-    nested = Project(project.root / "vendor" / "lib", name="deep")
-    nested.write("deep", "deep\n")
-    nested.commit()
-    nested.write("more", "untracked\n")
-    Project(project.root, name="tools").write("t", "no commit\n")
-    run_git(project.root, "init", "-q", "bare-folder")
-
-
 def test_submodules_and_nested_repositories_are_each_their_own(project: Project) -> None:
-    _with_nested(project)
+    with_nested(project)
     before = state_of(project.root)
     snapshot, copy = project.lay_out()
     assert state_of(project.root) == before
@@ -304,7 +208,7 @@ def test_submodules_and_nested_repositories_are_each_their_own(project: Project)
 
 
 def test_an_absent_submodule_is_an_empty_folder_in_the_copy(project: Project) -> None:
-    _with_nested(project)
+    with_nested(project)
     project.git("submodule", "deinit", "-q", "-f", "vendor/lib", check=False)
     shutil.rmtree(project.root / "vendor/lib")
     (project.root / "vendor/lib").mkdir()
@@ -314,7 +218,7 @@ def test_an_absent_submodule_is_an_empty_folder_in_the_copy(project: Project) ->
 
 
 def test_cwd_below_the_root_keeps_its_place(project: Project) -> None:
-    _one_commit(project)
+    one_commit(project)
     project.write(".gitignore", "out/\n")
     project.write("out/x", "x")
     _, copy = project.lay_out()
@@ -339,7 +243,7 @@ def test_a_file_of_the_same_size_behind_a_filter_is_read(project: Project) -> No
 
 
 def test_what_is_neither_file_nor_link_is_named(project: Project) -> None:
-    _one_commit(project)
+    one_commit(project)
     os.mkfifo(project.root / "pipe")
     (project.root / ".GIT").mkdir()
     (project.root / ".GIT" / "config").write_text("x")
@@ -353,7 +257,7 @@ def test_what_is_neither_file_nor_link_is_named(project: Project) -> None:
 
 
 def test_a_forgotten_snapshot_cannot_be_loaded(project: Project) -> None:
-    _one_commit(project)
+    one_commit(project)
     snapshot = take_snapshot(project.shadow)
     forget_snapshot(project.shadow, snapshot.id)
     with pytest.raises(TreeError, match="no longer kept"):

@@ -61,6 +61,22 @@ def test_nothing_changed_is_nothing_listed(project: Project) -> None:
     assert (changes.text, changes.patch) == ("", None)
 
 
+def test_what_codex_s_sandbox_leaves_behind_is_no_change(project: Project) -> None:
+    """0.120.0 leaves an empty `.codex`; one with content was written by somebody."""
+    project.write(".agents", "")
+    project.commit()
+
+    def work(root: Path) -> None:
+        for name in (".codex", "c/.codex", "c/.aws"):
+            write(root, name, "")
+            (root / name).chmod(0o444)
+        write(root, "d/.codex", "x")
+        (root / ".agents").unlink()
+
+    found = [(each.path, each.kind) for each in project.run(work).files]
+    assert found == [(".agents", "delete"), ("d/.codex", "add")]
+
+
 def test_the_copy_s_own_git_folder_plays_no_part(project: Project) -> None:
     def work(root: Path) -> None:
         write(root, "a", "changed\n")

@@ -17,7 +17,7 @@ import pytest
 from codex_tools.usage import USAGE as TOOL
 from codex_tools.usage import UsageResult
 from mcp_server_codex.cli.sessions import arguments_of
-from mcp_server_codex.cli.usage import USAGE
+from mcp_server_codex.cli.usage import MODELS, USAGE
 from support.lab import server_program
 from support.synthetic_home import make_home
 
@@ -44,7 +44,7 @@ def run_usage(home: Path, state: Path, *options: str) -> subprocess.CompletedPro
 
 
 def test_usage_has_the_arguments_of_the_tool_in_the_same_words() -> None:
-    assert USAGE.arguments == arguments_of(TOOL)
+    assert USAGE.arguments == (*arguments_of(TOOL), MODELS)
     assert USAGE.about == TOOL.description
 
 
@@ -319,3 +319,57 @@ def test_a_server_that_a_person_starts_says_what_it_waits_for(home: Path, tmp_pa
         out, _ = server.communicate(timeout=60)
     assert out == b""
     assert server.returncode == 0
+
+
+def test_the_models_of_each_day_add_up_to_the_day(home: Path, tmp_path: Path) -> None:
+    found = json.loads(run_usage(home, tmp_path, "--json", "--models").stdout)
+    plain = json.loads(run_usage(home, tmp_path, "--json").stdout)
+    assert [{k: v for k, v in group.items() if k != "models"} for group in found["groups"]] == (
+        plain["groups"]
+    )
+    names: set[str] = set()
+    for group in found["groups"]:
+        names |= {part["key"] for part in group["models"]}
+        for figure in ("total_tokens", "requests", "input_tokens"):
+            assert sum(part[figure] for part in group["models"]) == group[figure]
+    assert len(names) > 1
+    shown = run_usage(home, tmp_path, "--models").stdout
+    first = found["groups"][0]
+    lines = [line.split() for line in shown.splitlines()]
+    at = next(i for i, words in enumerate(lines) if words[:1] == [first["key"]])
+    assert lines[at + 1][0] in {part["key"] for part in first["models"]}
+    rows = [*csv.DictReader(run_usage(home, tmp_path, "--models", "--csv").stdout.splitlines())]
+    assert {row["model"] for row in rows} == names
+    assert [*rows[0]][:2] == ["key", "model"]
+
+
+@pytest.mark.parametrize("command", [("usage",), ("sessions",), ("--help",), ("doctor", "--help")])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_that_is_not_utf_8_loses_characters_and_nothing_else(
+    home: Path, tmp_path: Path, command: tuple[str, ...], encoding: str
+) -> None:
+    environ = os.environ | {"CODEX_HOME": str(home), "PYTHONIOENCODING": encoding, "TZ": "UTC"}
+    environ |= {"FORCE_COLOR": "1", "COLUMNS": "120", "MCP_SERVER_CODEX_STATE_DIR": str(tmp_path)}
+    done = subprocess.run([server_program(), *command], env=environ, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout
+    if command == ("usage",):
+        assert b"####" in done.stdout
+
+
+def test_an_error_at_the_shell_names_commands_and_options(home: Path, tmp_path: Path) -> None:
+    state = ("--state-dir", tmp_path)
+    done = run(home, server_program(), "sessions", "--thread-id", "gone", *state)
+    assert "`mcp-server-codex sessions`" in done.stderr
+    assert "codex_" not in done.stderr
+    done = run(home, server_program(), "sessions", "--limit", "999", *state)
+    assert done.stderr.startswith("mcp-server-codex sessions: --limit: ")
+
+
+def test_each_command_has_help_in_words_of_the_shell(home: Path) -> None:
+    said = run(home, server_program(), "--help").stdout
+    for name in dict.fromkeys(re.findall(r"mcp-server-codex ([a-z]+)", said)):
+        done = run(home, server_program(), name, "--help")
+        assert (done.returncode, done.stderr) == (0, ""), name
+        assert f"usage: mcp-server-codex {name}" in done.stdout
+        assert not re.search(r"\bcodex_(?!apply_|bin)[a-z]+|thread_id|group_by", done.stdout), name

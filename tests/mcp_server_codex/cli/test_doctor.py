@@ -46,6 +46,7 @@ class Setup:
             "MCP_SERVER_CODEX_STATE_DIR": str(self.state),
             "LANG": "C.UTF-8",
             "DOCTOR_TEST_TAG": self.tag,
+            "CODEX_API_KEY": "planted-key-of-the-environment",
         }
 
     @property
@@ -140,6 +141,7 @@ def setup(tmp_path: Path) -> Setup:
 
 def test_a_set_up_that_works_has_no_problem(setup: Setup, version: str, lab: Lab) -> None:
     setup.install(version)
+    del setup.env["CODEX_API_KEY"]
     setup.config((lab.home / "config.toml").read_text())
     subprocess.run(["git", "init", "-q"], cwd=setup.cwd, check=True)
     found = setup.run()
@@ -166,17 +168,18 @@ def test_a_set_up_that_works_has_no_problem(setup: Setup, version: str, lab: Lab
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_person_gets_a_line_for_each_check_and_the_cure(setup: Setup, terminal: bool) -> None:
     setup.install()
+    del setup.env["CODEX_API_KEY"]
     setup.env |= {"COLUMNS": "100"} | ({"FORCE_COLOR": "1"} if terminal else {})
     done = subprocess.run(
         [server_program(), "doctor"], env=setup.env, cwd=setup.cwd, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
     assert ("\x1b[32mok" in done.stdout) is terminal
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     lines = [line.split() for line in plain.splitlines()]
     for name in ("system", "python", "settings", "codex", "sandbox", "protocol", "turn"):
         assert ["ok", name] in [line[:2] for line in lines], plain
-    assert "warning  login      Codex is not logged in." in plain
+    assert "problem  login      Codex is not logged in." in plain
     assert "→ codex login\n" in plain
     assert plain.splitlines()[-1].endswith(("1 warning.", "2 warnings."))
 
@@ -199,7 +202,7 @@ def test_no_codex(setup: Setup) -> None:
     message = f"CODEX_BIN names {setup.root / 'gone'}, but there is no such program"
     found.expect_problem("codex", message, "npm install -g @openai/codex")
     assert found.of("protocol")["status"] == "ok", "the server itself works all the same"
-    assert "turn" in found.of("skipped")["details"]["skipped"]
+    assert {*found.names("skipped")} == {"sandbox", "turn"}
 
 
 def test_codex_that_is_not_executable(setup: Setup) -> None:
@@ -404,12 +407,12 @@ def test_a_configuration_that_is_not_toml_is_seen_without_codex(setup: Setup) ->
 
 def test_no_login(setup: Setup, version: str) -> None:
     setup.install(version)
-    setup.run().expect_warning("login", "not logged in", "codex login")
+    del setup.env["CODEX_API_KEY"]
+    setup.run().expect_problem("login", "not logged in", "codex login")
 
 
 def test_a_key_in_the_environment_is_a_login(setup: Setup) -> None:
     setup.install()
-    setup.env["CODEX_API_KEY"] = "planted-key-of-the-environment"
     found = setup.run()
     assert found.of("login")["status"] == "ok"
     assert "CODEX_API_KEY" in found.of("login")["message"]
@@ -418,6 +421,7 @@ def test_a_key_in_the_environment_is_a_login(setup: Setup) -> None:
 
 def test_a_provider_s_key_that_is_not_set(setup: Setup) -> None:
     setup.install()
+    del setup.env["CODEX_API_KEY"]
     setup.config(
         'model_provider = "mine"\n[model_providers.mine]\nname = "mine"\n'
         'base_url = "http://127.0.0.1:9/v1"\nenv_key = "MY_PROVIDER_KEY"\n'
@@ -692,6 +696,71 @@ def test_a_client_s_file_that_is_broken(setup: Setup) -> None:
     file = cursor(setup, server_program())
     file.write_text('{"mcpServers": {\n"mine": \n')
     setup.run().expect_warning("clients", "cannot be read: line", f"Correct {file}")
+
+
+def test_with_a_broken_configuration_of_codex_all_clients_are_found(setup: Setup) -> None:
+    setup.install()
+    (setup.root / ".cursor").mkdir()
+    del setup.env["CODEX_HOME"]
+    (setup.root / ".codex").mkdir()
+    (setup.root / ".codex" / "config.toml").write_text("model = [\n")
+    found = setup.run()
+    assert found.names("problem") == ["config"]
+    assert "Clients on this machine: Cursor, Codex." in found.of("clients")["message"]
+
+
+def enable_plugin(setup: Setup, name: str, *commands: str, enabled: bool = True) -> None:
+    """Write what Claude Code 2.1.332 writes when it installs a plugin."""
+    folder = setup.root / ".claude" / "plugins"
+    place = folder / "cache" / name / "1.0.0"
+    (place / "commands").mkdir(parents=True)
+    for command in commands:
+        (place / "commands" / f"{command}.md").write_text("x")
+    entry = {"scope": "user", "installPath": str(place), "version": "1.0.0"}
+    file, settings = folder / "installed_plugins.json", setup.root / ".claude" / "settings.json"
+    installed: Json = json.loads(file.read_text())["plugins"] if file.exists() else {}
+    switches: Json = json.loads(settings.read_text())["enabledPlugins"] if settings.exists() else {}
+    file.write_text(json.dumps({"version": 2, "plugins": installed | {name: [entry]}}))
+    settings.write_text(json.dumps({"enabledPlugins": switches | {name: enabled}}))
+
+
+OWN = "mcp-server-codex@mcp-server-codex"
+
+
+def test_a_plugin_with_the_same_command_names(setup: Setup) -> None:
+    setup.install()
+    enable_plugin(setup, OWN, "run", "review", "status")
+    enable_plugin(setup, "codex@openai-codex", "review", "status", "rescue")
+    found = setup.run()
+    found.expect_warning("plugins", "same names as this server's plugin: review, status", "/mcp-")
+    assert "codex@openai-codex" in found.of("plugins")["message"]
+
+
+def test_a_plugin_that_does_not_clash_is_no_matter(setup: Setup) -> None:
+    setup.install()
+    enable_plugin(setup, OWN, "run", "review")
+    enable_plugin(setup, "other@market", "rescue")
+    enable_plugin(setup, "off@market", "review", enabled=False)
+    found = setup.run()
+    assert found.of("plugins")["status"] == "ok"
+    # The plugin brings the server along: Claude Code is no client without it.
+    assert found.of("clients")["status"] == "ok"
+
+
+def test_the_plugin_and_an_entry_list_the_tools_twice(setup: Setup) -> None:
+    setup.install()
+    enable_plugin(setup, OWN, "run")
+    entry = {"mcpServers": {"codex": {"command": server_program()}}}
+    (setup.cwd / ".mcp.json").write_text(json.dumps(entry))
+    setup.run().expect_warning("plugins", "twice", "uninstall claude-code")
+
+
+def test_it_says_where_all_is_kept(setup: Setup) -> None:
+    setup.install()
+    check = setup.run().of("folders")
+    assert check["details"]["audit log"] == str(setup.state / "audit.jsonl")
+    assert check["details"]["threads"] == str(setup.home / "sessions")
+    assert str(setup.state) in check["message"]
 
 
 # Interrupting the doctor.

@@ -358,7 +358,6 @@ def test_a_folder_that_is_a_file_is_named(desk: Desk) -> None:
         (("cursor", "--scope", "local"), "no scope 'local'; its scopes: user, project"),
         (("claude-desktop", "--scope", "project"), "no scope 'project'; its scopes: user"),
         (("emacs",), "invalid choice: 'emacs'"),
-        ((), "client"),
         (("cursor", "--max-sandbox", "read-only"), "--max-sandbox"),
     ],
 )
@@ -423,3 +422,42 @@ async def test_what_is_written_starts_the_server(mode: str, desk: Desk) -> None:
     async with Client(stdio_client(server), mode=mode) as client:
         tools = await client.list_tools()
     assert "codex_run" in [tool.name for tool in tools.tools]
+
+
+def test_without_a_client_it_lists_who_is_there(desk: Desk) -> None:
+    desk.write("cursor", "{}")
+    desk.write("kiro", "not JSON")
+    desk.change("install", "cursor")
+    before = desk.files()
+    done = desk.run("install")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert ["Cursor", "has this server (user)"] in lines
+    assert ["Kiro", "mcp-server-codex install kiro"] in lines
+    assert "Zed" not in done.stdout
+    assert ", zed" in done.stdout
+    assert desk.files() == before
+
+
+def test_an_entry_for_any_other_client_is_printed(desk: Desk) -> None:
+    before = desk.files()
+    for words in (("--print", "json"), ("json",)):
+        done = desk.run("install", *words, "--", "--max-sandbox", "read-only")
+        assert (done.returncode, done.stderr) == (0, "")
+        entry = json.loads(done.stdout)["mcpServers"]["codex"]
+        assert entry["command"] == server_program()
+        assert entry["args"] == ["--max-sandbox", "read-only"]
+    refused = desk.run("install", "--print", "json", "--", "--max-sandbx", "read-only")
+    assert refused.returncode == 2
+    assert desk.files() == before
+
+
+def test_continue_gets_yaml_to_add_by_hand(desk: Desk) -> None:
+    done = desk.run("install", "continue")
+    assert done.returncode == 0
+    assert "nothing was changed" in done.stderr
+    assert "~/.continue/config.yaml" in done.stderr
+    first, name, command, *_ = done.stdout.splitlines()
+    assert (first, name) == ("mcpServers:", "  - name: codex")
+    assert command == f'    command: "{server_program()}"'
+    assert desk.files() == {} or ".continue" not in "".join(desk.files())

@@ -11,10 +11,14 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from codex_tools.codex.foreign_file import read_foreign
+
+T = TypeVar("T")
 
 _INSIDE = re.compile(r"([0-9a-f]{24})/copies/([0-9a-f-]{1,64})/([^/]+)(?:/(.*))?", re.DOTALL)
 
@@ -65,6 +69,14 @@ def project_folder(state_dir: Path | None, cwd: str | None) -> str | None:
     """Return the folder in the project that *cwd* is a copy of; *cwd* itself if it is no copy."""
     found = find_copy(state_dir, cwd)
     return cwd if found is None else str(found.cwd)
+
+
+def at_home(state_dir: Path | None, files: Mapping[str, T]) -> dict[str, T]:
+    """Return *files* with each path in a copy replaced by that in the project.
+
+    Of two paths that become the same, the later one counts.
+    """
+    return {project_folder(state_dir, path) or path: each for path, each in files.items()}
 
 
 @functools.lru_cache(maxsize=16)

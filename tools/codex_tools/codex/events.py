@@ -206,6 +206,13 @@ class NoticeEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """The engine that runs the turn; its first event, added by the engine, not by Codex."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExitedEvent:
     """The last event of every stream, added by the engine, not by Codex.
 
@@ -229,6 +236,7 @@ Event = (
     | UnknownEvent
     | UnreadableEvent
     | NoticeEvent
+    | EngineEvent
     | ExitedEvent
 )
 

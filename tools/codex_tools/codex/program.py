@@ -32,6 +32,12 @@ from codex_tools.codex.workers import on_disk
 
 Version = tuple[int, int, int]
 
+CLIENT_NAME = "mcp-server-codex"
+"""Name that this client gives itself to an app-server.
+
+Codex records it as the originator of the threads, whose source is `vscode` (0.163.0, 0.171.0).
+"""
+
 OLDEST: Version = (0, 60, 1)
 """The oldest Codex that this server is tested with and accepts."""
 
@@ -68,6 +74,21 @@ When Codex starts, it takes a snapshot of a shell's whole environment. Each comm
 that snapshot, whatever shell_environment_policy excludes. Seen with 0.120.0 and 0.147.0 once the
 snapshot was ready. Not seen with 0.98.0, where the snapshot is off by default, nor with 0.163.0
 and 0.171.0. The exact versions between these are not known, so the range is the widest possible.
+"""
+
+UNRECORDED_TIER: tuple[Version, Version] = ((0, 99, 0), (0, 163, 0))
+"""First version, and end (excluded), that sends a service tier and does not record it.
+
+0.120.0 and 0.147.0 send it without a record. 0.60.1, 0.77.0 and 0.98.0 send none; 0.163.0 and
+0.171.0 record it. The exact versions are not known, so the range is the widest possible.
+"""
+
+APP_SERVER_WRITES: tuple[Version, Version] = ((0, 78, 0), (0, 147, 0))
+"""First version, and end (excluded), whose `codex app-server` changes the user's config.toml.
+
+At its first start in a home with threads, it writes `personality = "pragmatic"` there. Seen with
+0.98.0 and 0.120.0; `codex exec` does not. Not seen with 0.77.0, 0.147.0, 0.163.0 and 0.171.0. The
+exact versions between these are not known, so the range is the widest possible.
 """
 
 _FLAG_SINCE: dict[str, Version] = {
@@ -136,6 +157,18 @@ class Program:
         """True if the shell snapshot restores variables that commands must not get."""
         since, before = WHOLE_SNAPSHOT
         return self.version is None or since <= self.version < before
+
+    @property
+    def records_service_tier(self) -> bool:
+        """True if the rollout names the service tier of each request that has one."""
+        since, before = UNRECORDED_TIER
+        return self.version is None or not since <= self.version < before
+
+    @property
+    def writes_config(self) -> bool:
+        """True if its app-server may change the user's config.toml when it starts."""
+        since, before = APP_SERVER_WRITES
+        return self.version is not None and since <= self.version < before
 
     def need(self, flag: str) -> None:
         """Check that this Codex accepts *flag*.

@@ -49,7 +49,7 @@ def _strings_under_fields(module: str, name: str) -> dict[str, str]:
                 ast.AnnAssign(target=ast.Name(id=key)),
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                found[key] = text
+                found[key] = " ".join(text.split())
             case _:
                 pass
     return found

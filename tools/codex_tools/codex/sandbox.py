@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Literal
+
+from codex_tools.codex.paths import holds
 
 Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 
@@ -21,6 +25,16 @@ DANGERS: dict[Sandbox, str] = {
     ),
 }
 """The risk of each mode, for the person who is asked to allow it."""
+
+
+def is_open_to_commands(folder: Path) -> bool:
+    """Return True if commands of each run with workspace-write can write in *folder*.
+
+    The sandbox of workspace-write leaves the system's temporary folders open (seen with 0.60.1,
+    0.163.0 and 0.171.0). This accesses the disk.
+    """
+    places = ("/tmp", os.environ.get("TMPDIR", ""))
+    return any(each and holds(Path(each), folder) for each in places)
 
 
 def sandbox_of(recorded: str | None) -> Sandbox | None:

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from codex_tools.codex.events import (
     AgentMessageItem,
     CommandExecutionItem,
+    EngineEvent,
     ErrorEvent,
     ErrorItem,
     Event,
@@ -62,6 +63,8 @@ class TurnResult:
     """The result of a turn, complete or so far."""
 
     thread_id: str | None = None
+    engine: str | None = None
+    """The engine that ran the latest turn; None before it has started."""
     final_response: str | None = None
     usage: Usage | None = None
     """Token counts as Codex reported them; see TurnCompletedEvent."""
@@ -119,6 +122,8 @@ class TurnProgress:
     """The thread to resume, else the one that Codex opened."""
     opened: str | None = None
     """The thread that Codex says it has opened; None before it says so, "" for no valid id."""
+    engine: str | None = None
+    """The engine that runs the latest turn; None before it has started."""
     final_response: str | None = None
     usage: Usage | None = None
     completed: bool = False
@@ -190,6 +195,9 @@ class TurnProgress:
         if isinstance(event, NoticeEvent):
             self.note(event.message)
             return  # It says nothing of Codex.
+        if isinstance(event, EngineEvent):
+            self.engine = event.name
+            return
         self.alive = True
         self.started |= not isinstance(event, (UnknownEvent, UnreadableEvent, ExitedEvent))
         match event:
@@ -234,6 +242,7 @@ class TurnProgress:
             warnings.append(f"{self._unread} lines of Codex's output could not be read.")
         return TurnResult(
             thread_id=self.thread_id,
+            engine=self.engine,
             final_response=self.final_response,
             usage=self.usage,
             files_changed=tuple(self._changes()),

@@ -16,15 +16,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 import tomli
 
-from codex_tools.codex.errors import CodexUnsupported
-from codex_tools.codex.events import Event, ExitedEvent, NoticeEvent, UnreadableEvent, parse_event
+from codex_tools.codex.events import (
+    EngineEvent,
+    Event,
+    ExitedEvent,
+    NoticeEvent,
+    UnreadableEvent,
+    parse_event,
+)
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.masking import mask
 from codex_tools.codex.program import Program, Version
@@ -41,7 +54,7 @@ from codex_tools.engines.app_server_start import (
     read_config,
     start_app_server,
 )
-from codex_tools.engines.engine import Keep, Plan, TurnRequest
+from codex_tools.engines.engine import EngineFailed, EngineUnfit, Keep, Plan, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.engines.handle import Handle
 from codex_tools.engines.json_rpc import (
@@ -78,10 +91,6 @@ _NOT_GIT = "Not inside a trusted directory and --skip-git-repo-check was not spe
 """What `codex exec` says of a folder in no repository; the app-server does not check."""
 
 
-class NoAppServer(CodexUnsupported):
-    """The app-server cannot run this turn. Nothing was sent to a model: `exec` may run it."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Start:
     """What is needed to start a turn, read from the disk before."""
@@ -101,15 +110,23 @@ class AppServerEngine:
 
     name = "app-server"
 
-    def __init__(self, codex_bin: str | None, untrusted: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, codex_bin: str | None, untrusted: Sequence[Path] = (), spares: int = 0
+    ) -> None:
         """Remember *codex_bin*, the configured Codex; None to look for one.
 
-        No Codex inside the folders *untrusted* is taken from PATH.
+        No Codex inside the folders *untrusted* is taken from PATH. While the engine is opened,
+        *spares* app-servers wait for the next turns.
         """
+        self._count = spares
         self._codex_bin = codex_bin
         self._untrusted = untrusted
         self._models = ModelLists()
         self._spares: Spares | None = None
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """Keep spares ready; see `Engine.opened`."""
+        return self.keep_spares(self._count) if self._count else nullcontext()
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
@@ -124,7 +141,7 @@ class AppServerEngine:
         """Return the command line of the app-server of a turn; see `Engine.plan_turn`.
 
         Raises:
-            NoAppServer: This engine cannot run the turn.
+            EngineUnfit: This engine cannot run the turn.
         """
         start = await on_disk(_prepare, request)
         argv = tuple(mask(each) for each in start.argv)
@@ -137,7 +154,7 @@ class AppServerEngine:
         """Start a turn and yield its events; see `Engine.open_turn`.
 
         Raises:
-            NoAppServer: This engine cannot run the turn.
+            EngineUnfit: This engine cannot run the turn.
         """
         async with self.open_live_turn(request, keep) as (events, _):
             yield events
@@ -158,7 +175,7 @@ class AppServerEngine:
                 `Handle.answer`; without, each is declined at once.
 
         Raises:
-            NoAppServer: This engine cannot run the turn.
+            EngineUnfit: This engine cannot run the turn.
             NotAllowed: A path resolves to another place than when it was checked.
         """
         start = await on_disk(_prepare, request)
@@ -188,7 +205,7 @@ class AppServerEngine:
         """Return a spare app-server, or a new one if none is ready for this turn.
 
         Raises:
-            NoAppServer: It did not start.
+            EngineUnfit: It did not start.
         """
         request, spares = start.request, self._spares
         if spares is None:
@@ -215,14 +232,14 @@ class AppServerEngine:
                 start.argv, start.env, request.cwd, handle, stack, request.held
             )
         except DidNotStart as error:
-            raise _unfit(request, f"a working app-server ({error})") from error
+            raise _broken(request, f"a working app-server ({error})") from error
 
 
 async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:
     """Start a thread in *server*; return the events of the turn.
 
     Raises:
-        NoAppServer: The app-server did not take the settings, or has ended.
+        EngineUnfit: The app-server did not take the settings, or has ended.
     """
     request, connection, handle = start.request, server.connection, server.handle
     try:
@@ -236,9 +253,9 @@ async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[
             return _refused(start, f"Error: {error.message}")
     except RpcError as error:
         said = describe(error, server.child, connection)
-        raise _unfit(request, f"a working app-server ({said})") from error
+        raise _broken(request, f"a working app-server ({said})") from error
     if (difference := check_echo(request, thread, asks=handle.asks)) is not None:
-        raise _unfit(request, f"an app-server that takes the settings of the turn ({difference})")
+        raise _broken(request, f"an app-server that takes the settings of the turn ({difference})")
     handle.thread_id = text_of(object_of(thread, "thread"), "id") or ""
     policy = sandbox_policy(request, object_of(config, _SANDBOX_SETTING))
     return _events(server, start, policy, keep)
@@ -337,6 +354,7 @@ async def _events(
         return parse_event(data)
 
     child, connection, handle = server.child, server.connection, server.handle
+    yield EngineEvent(AppServerEngine.name)
     for notice in start.notices:
         yield NoticeEvent(notice)
     lines = TurnLines(handle.thread_id)
@@ -371,6 +389,7 @@ async def _events(
 
 async def _refused(start: _Start, message: str) -> AsyncGenerator[Event]:
     """Yield the events of a turn that could not begin, as those of `codex exec`."""
+    yield EngineEvent(AppServerEngine.name)
     for notice in start.notices:
         yield NoticeEvent(notice)
     yield ExitedEvent(1, message)
@@ -380,7 +399,7 @@ def _prepare(request: TurnRequest) -> _Start:
     """Return what is needed to start a turn; accesses the disk.
 
     Raises:
-        NoAppServer: Only `codex exec` can run the turn.
+        EngineUnfit: Only `codex exec` can run the turn.
         NotAllowed: A path leads elsewhere than when it was checked.
     """
     check_unmoved(request)
@@ -425,16 +444,22 @@ def _unfitness(request: TurnRequest, *, has_rules: bool, env: dict[str, str]) ->
     return None
 
 
-def _unfit(request: TurnRequest, what: str) -> NoAppServer:
-    hint = "Use the engine exec for this turn."
-    return NoAppServer(what, request.program.version_text, hint)
+def _unfit(request: TurnRequest, what: str) -> EngineUnfit:
+    return EngineUnfit(what, request.program.version_text, _HINT)
+
+
+def _broken(request: TurnRequest, what: str) -> EngineFailed:
+    return EngineFailed(what, request.program.version_text, _HINT)
+
+
+_HINT = "The operator can set --engine auto, which then uses codex exec."
 
 
 def _from_toml(request: TurnRequest, key: str, value: str) -> object:
     """Return a value in TOML as JSON.
 
     Raises:
-        NoAppServer: JSON cannot express it.
+        EngineUnfit: JSON cannot express it.
     """
     try:
         found = tomli.loads(f"value = {value}")["value"]

@@ -11,15 +11,13 @@ import anyio
 
 from codex_tools.codex.json_object import Json, object_of
 from codex_tools.codex.masking import mask
+from codex_tools.codex.program import CLIENT_NAME
 from codex_tools.engines.app_server_events import MUTED
 from codex_tools.engines.handle import Handle
 from codex_tools.engines.json_rpc import Connection, RpcError, open_connection
 from codex_tools.engines.process import Child, open_child
 
-CLIENT_NAME = "mcp-server-codex"
-"""Name that Codex records as the originator of the threads, whose source is `vscode`."""
-
-INITIALIZE_WITHIN_S = 10.0
+INITIALIZE_WITHIN_S = 5.0
 """Seconds to wait for the first answer; it took up to 0.5 s on a busy machine (0.163.0)."""
 
 ANSWER_WITHIN_S = 30.0

@@ -86,6 +86,8 @@ class CodexConfig:
     """The project of the turn; None if no folder was given."""
     web_search: WebSearch | None = None
     """The most that the person allows of web search; None if no layer says less than `live`."""
+    service_tier: str | None = None
+    """The service tier that the turn asks for; None if no layer names one."""
     problems: tuple[str, ...] = ()
     """A sentence for each file that could not be read as TOML."""
 
@@ -138,6 +140,7 @@ def read_config(
             _requirements(machine, reader),
             profile,
         ),
+        _last_text([*reader.tables, managed], "service_tier"),
         tuple(reader.problems),
     )
 
@@ -251,6 +254,12 @@ def _requirements(machine: Path, reader: _Reader) -> dict[str, object]:
     table = own.read(machine / "requirements.toml")
     reader.problems += own.problems
     return table
+
+
+def _last_text(tables: Sequence[dict[str, object]], key: str) -> str | None:
+    """Return the text that the strongest of *tables*, the last one with *key*, has there."""
+    found = [value for table in tables if isinstance(value := table.get(key), str)]
+    return found[-1] if found else None
 
 
 def _search_limit(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from codex_tools.codex.budget import Limit
+from codex_tools.codex.errors import CodexUnsupported
 from codex_tools.codex.events import Event
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
@@ -105,12 +106,27 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
+class EngineUnfit(CodexUnsupported):
+    """The engine cannot run this turn. Nothing was sent to a model: another engine may run it."""
+
+
+class EngineFailed(EngineUnfit):
+    """The engine should have been able to run this turn, and did not begin it."""
+
+
 class Engine(Protocol):
     """A way to run turns of Codex."""
 
     @property
     def name(self) -> str:
-        """Name of the engine, as the operator chooses it: `exec`."""
+        """Name of the engine, as the operator chooses it: `exec`, `app-server`, `auto`."""
+        ...
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """Let the engine keep processes ready for later turns until the context manager exits.
+
+        Nothing is started before the first turn; turns also run without it.
+        """
         ...
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:

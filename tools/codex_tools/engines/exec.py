@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
 
-from codex_tools.codex.events import Event, ExitedEvent, NoticeEvent, parse_event
+from codex_tools.codex.events import EngineEvent, Event, ExitedEvent, NoticeEvent, parse_event
 from codex_tools.codex.json_object import write_exactly
 from codex_tools.codex.masking import mask
 from codex_tools.codex.program import Program
@@ -44,6 +49,10 @@ class ExecEngine:
         self._codex_bin = codex_bin
         self._untrusted = untrusted
         self._models = ModelLists()
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """Keep nothing ready; see `Engine.opened`."""
+        return nullcontext()
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
@@ -243,7 +252,8 @@ def _without_commas(images: Sequence[Path], scratch: Scratch) -> tuple[Path, ...
 
 
 async def _events(child: Child, keep: Keep, notices: Sequence[str]) -> AsyncGenerator[Event]:
-    """Yield *notices*, then the events that *child* prints, then an ExitedEvent."""
+    """Yield the engine, *notices*, then the events that *child* prints, then an ExitedEvent."""
+    yield EngineEvent(ExecEngine.name)
     for notice in notices:
         yield NoticeEvent(notice)
     async with aclosing(child.lines()) as lines:

@@ -4,6 +4,9 @@ No thread is begun, so that no MCP server starts and nothing is written to confi
 ChatGPT login, 0.147.0 to 0.171.0 ask the provider which models the account has. Without one, and
 with 0.60.1, Codex answers with the list that it was built with. 0.77.0 to 0.120.0 ask OpenAI, and
 without a network take 3 s before they answer with that list (all seen).
+
+The answer is that of the user's own configuration. A profile, or `config` of a run that names
+another provider, plays no part: such a run may meet models that are not in the list.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.process import open_child
 
 ANSWER_WITHIN_S = 5.0
-"""Seconds for the answer, which took 0.1 to 0.6 s, and 3.4 s for 0.120.0 without a network."""
+"""Seconds for the answer, which took 0.1 to 0.6 s, and 3.4 s for 0.77.0 without a network."""
 
 KEPT_S = 3600.0
 """Seconds for which an answer is kept: OpenAI may offer other models later."""
@@ -71,10 +74,14 @@ class ModelLists:
     async def find(self, program: Program, env: Mapping[str, str]) -> ModelList | None:
         """Return the models that *program* offers; None if it does not say so in time.
 
+        A Codex whose app-server changes the user's configuration is not asked.
+
         Args:
             program: The Codex to ask.
             env: Its environment.
         """
+        if program.writes_config:
+            return None
         async with self._asking:  # Many runs may fail for the same reason at once.
             stamps = await on_disk(_stamps)
             key = (program.path, program.version_text, *stamps)

@@ -111,6 +111,13 @@ def prepare_turn(request: TurnRequest, *, starts_as: Sandbox | None = None) -> P
     rules = rules_in(config.project, codex_home())
     settings, notices = _doors(request, config.project, rules, starts_as or request.sandbox)
     further += settings
+    recorded = request.program.records_service_tier and not request.ephemeral
+    tier = config.service_tier
+    if tier not in (None, "default") and not recorded:
+        notices.append(
+            f"service_tier: nothing records that this turn asks for {shorten(tier, 40)}."
+            " cost_usd is the price in the standard tier."
+        )
     version = request.program.version
     if version is not None and version < SANDBOX_MOUNTS and sys.platform == "linux":
         request = replace(request, add_dirs=_outermost(request))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codex_tools.codex.clean_text import clean, clean_lines
+from codex_tools.codex.copy_paths import at_home
 from codex_tools.codex.errors import ThreadNotFound, no_thread
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import quote, shorten
@@ -71,6 +72,8 @@ def read_transcript(
         raise ThreadNotFound(
             f"The rollout of thread {thread_id} cannot be read: {error.strerror or error}."
         ) from error
+    for turn in turns:
+        turn.files = at_home(state_dir, turn.files)
     parts: list[str] = []
     room = PAGE_ROOM
     for number, turn in zip(range(first + len(turns), first, -1), turns, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 import anyio
@@ -95,6 +95,10 @@ class Elsewhere:
         """Admits the runs that connect and send their project: pings must not starve."""
         self._asking = anyio.Lock()
         self._known: tuple[float, Program] | None = None
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """Keep nothing ready; see `Engine.opened`."""
+        return nullcontext()
 
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Ask the place for its Codex; see `Engine.prepare`.

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import IO, cast
 
 import anyio
 
 from codex_tools.codex.events import (
+    EngineEvent,
     Event,
     ExitedEvent,
     NoticeEvent,
@@ -59,6 +60,7 @@ LAY_WITHIN_S = 1800.0
 COLLECT_WITHIN_S = 600.0
 """Seconds to find what was changed in a copy, and to send it."""
 
+_ENGINES = ("exec", "app-server")
 _PIECE = 256 * 1024
 _MB = 1024 * 1024
 _NOTICE = 2000
@@ -167,6 +169,10 @@ class Seat:
             problem = f"did not send them within {COLLECT_WITHIN_S:g} s"
             raise TreeError(f"the place {self.place.name} {problem}") from None
 
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """Keep nothing ready; see `Engine.opened`."""
+        return nullcontext()
+
     async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
         """Return the Codex of the place; see `Engine.prepare`."""
         return self.program
@@ -213,7 +219,10 @@ class Seat:
                 frame = await self._pipe.next()
                 match frame.type:
                     case "started":
-                        pass
+                        name = frame.text("engine")
+                        if name not in _ENGINES:
+                            raise ProtocolError(f"{name[:40]!r} is no engine")
+                        yield EngineEvent(name)
                     case "event":
                         event = parse_event(frame.body)
                         if isinstance(event, ThreadStartedEvent) and not turn.opened:

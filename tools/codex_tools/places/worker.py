@@ -25,7 +25,12 @@ import orjson
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from codex_tools.codex.errors import CodexError, NotAllowed
-from codex_tools.codex.events import ExitedEvent, NoticeEvent, ThreadStartedEvent
+from codex_tools.codex.events import (
+    EngineEvent,
+    ExitedEvent,
+    NoticeEvent,
+    ThreadStartedEvent,
+)
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.private_folder import claim_folder
 from codex_tools.codex.program import Program
@@ -371,12 +376,13 @@ class _Service:
             self._worker.engine.open_turn(request, lines.append) as events,
             anyio.create_task_group() as tasks,
         ):
-            await send(Frame("started"))
             async for event in events:
                 for line in lines:
                     await send(Frame("event", body=line))
                 lines.clear()
-                if isinstance(event, NoticeEvent):
+                if isinstance(event, EngineEvent):
+                    await send(Frame("started", {"engine": event.name}))
+                elif isinstance(event, NoticeEvent):
                     await send(Frame("notice", body=event.message.encode("utf-8", "replace")))
                 elif isinstance(event, ThreadStartedEvent):
                     tasks.start_soon(self._keep_following, follower, event.thread_id)

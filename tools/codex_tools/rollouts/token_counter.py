@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import orjson
 
 from codex_tools.codex.json_object import Json, object_of, text_of
+from codex_tools.codex.program import CLIENT_NAME
 from codex_tools.rollouts.line import (
     RECORD,
     Counts,
@@ -175,7 +176,8 @@ class TokenCounter:
         self.parent_id = text_of(payload, "parent_thread_id")
         source: str | Json | None = get("source")
         if isinstance(source, str):
-            self.source = source
+            is_ours = source == "vscode" and get("originator") == CLIENT_NAME
+            self.source = CLIENT_NAME if is_ours else source
         elif isinstance(source, dict) and source:
             self.source = next(iter(source))
             spawn = object_of(object_of(source, "subagent"), "thread_spawn")

@@ -11,6 +11,7 @@ from typing import Literal
 
 from codex_tools.codex.errors import CodexError, InvalidArguments, RequestError
 from codex_tools.codex.record import Record
+from codex_tools.codex.sandbox import is_open_to_commands
 from codex_tools.runs import kept_run
 from codex_tools.runs.isolation import discard_copy
 from codex_tools.runs.run_changes import shown
@@ -83,14 +84,21 @@ class Applied:
 class RunChangesKept:
     """The changes of one isolated run, as they are kept; each method waits for the disk and git."""
 
-    def __init__(self, state_dir: Path, run_id: str) -> None:
-        """Find what is kept.
+    def __init__(self, state_dir: Path, run_id: str, is_read_only: bool = False) -> None:
+        """Find what is kept; for *is_read_only*, also of a run that was not isolated.
 
         Raises:
             InvalidArguments: The run was not isolated, or its changes are gone.
         """
+        if not is_read_only and is_open_to_commands(state_dir):
+            raise InvalidArguments(
+                [
+                    f"run_id: commands of every run can write in {state_dir}, so nothing from there"
+                    " is applied. The operator can set another folder with --state-dir"
+                ]
+            )
         found = kept_run.find(state_dir, run_id)
-        if found is None:
+        if found is None or not (is_read_only or found[1].is_isolated):
             raise InvalidArguments(
                 [
                     f"run_id: no changes of {run_id} are kept in a copy: it was not isolated, or it"
@@ -111,6 +119,9 @@ class RunChangesKept:
             for folder in (copy, copy.resolve(), self.root):
                 path = path.removeprefix(f"{folder}/")
             found.append(path.removeprefix("./"))
+        if any("\ufffd" in path for path in found):  # A result shows names that are not UTF-8 so.
+            names = {shown(each.path): each.path for each in self._changes().files}
+            found = [names.get(path, path) for path in found]
         return tuple(found)
 
     def targets(self, paths: Sequence[str] | None) -> list[Path]:

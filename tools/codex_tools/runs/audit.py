@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class AuditLog:
     def __init__(self, state_dir: Path, writer: StateWriter) -> None:
         self._path = state_dir / "audit.jsonl"
         self._writer = writer
+        self.listener: Callable[[str, bytes], None] | None = None
+        """Called in the writer's thread with each event and its line."""
 
     def write(self, event: str, facts: Mapping[str, Any]) -> None:
         """Append a line in the writer's thread; if that fails, log a warning and continue."""
@@ -50,6 +52,8 @@ class AuditLog:
             text = json.dumps(entry, default=str)
         line = clean_json(mask_line(text.encode())).encode() + b"\n"
         self._writer.put(partial(self._append, line))
+        if self.listener is not None:
+            self._writer.put(partial(self.listener, event, line))
 
     def _append(self, line: bytes) -> None:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 
 from codex_tools.codex.copy_paths import CopyPlace
+from codex_tools.codex.errors import RequestError
 from codex_tools.codex.paths import project_root
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
@@ -19,7 +20,7 @@ from codex_tools.places.mirror import Home
 from codex_tools.places.places import Elsewhere
 from codex_tools.places.seat import Seat, open_seat
 from codex_tools.runs import kept_run
-from codex_tools.runs.isolation import NotIsolated, own_changes
+from codex_tools.runs.isolation import NotIsolated, name_home, own_changes
 from codex_tools.runs.kept_run import KeptRun
 from codex_tools.runs.run import Run
 from codex_tools.worktree import changes as work_tree
@@ -72,6 +73,10 @@ class CopyElsewhere:
             cwd=self.folder / request.cwd.relative_to(root),
             add_dirs=tuple(self.folder / each.relative_to(root) for each in request.add_dirs),
         )
+
+    def at_home(self, error: RequestError) -> RequestError:
+        """Let *error* name the person's folder instead of the copy, and return it."""
+        return name_home(error, self.folder, self._shadow.root)
 
     def note_thread(self, thread_id: str) -> None:
         """Store which project and which copy a thread of the place belongs to."""

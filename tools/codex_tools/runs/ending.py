@@ -14,6 +14,7 @@ from codex_tools.codex.errors import (
     InternalFault,
     Interrupted,
     OutputMismatch,
+    RequestError,
     Stalled,
     TimedOut,
     TurnError,
@@ -156,6 +157,8 @@ def faulty(run: Run, fault: InternalFault | None = None) -> RunResult:
 
 def failed(run: Run, error: CodexError, evidence: Evidence) -> RunResult:
     """Return the result of a run that *error* ended."""
+    if run.copy is not None and isinstance(error, RequestError):
+        error = run.copy.at_home(error)
     turn = error.turn if isinstance(error, TurnError) else run.progress.result()
     match error:
         case TimedOut() | Stalled():
@@ -245,7 +248,10 @@ def _changes(run: Run) -> RunChanges | None:
         return changes_of_copy(found, run.copy.left_out, run.run_id, applied=False)
     if run.request.sandbox == "read-only" or run.started_at is None:
         return changes_in_place(())
-    return None if run.seen is None else changes_in_place(sorted(run.seen.kinds.items()))
+    if run.seen is None:
+        return None
+    files = sorted(run.seen.kinds.items())
+    return changes_in_place(files, run.diff, run.run_id, run.undiffed)
 
 
 def _remarks(run: Run, turn: TurnResult, evidence: Evidence, changed: Sequence[str]) -> list[str]:

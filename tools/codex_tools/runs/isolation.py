@@ -18,12 +18,14 @@ from pathlib import Path
 from codex_tools.codex.copy_paths import CopyPlace
 from codex_tools.codex.errors import RequestError
 from codex_tools.codex.paths import project_root
+from codex_tools.codex.sandbox import is_open_to_commands
 from codex_tools.codex.toml import to_toml
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.engines.config_layers import read_config
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.runs import kept_run
 from codex_tools.runs.kept_run import KeptRun
+from codex_tools.runs.run_changes import shown
 from codex_tools.worktree import changes as work_tree
 from codex_tools.worktree.copies import Copy, clean_up, discard, lay_out, open_copy
 from codex_tools.worktree.journal import recover
@@ -122,6 +124,10 @@ class RunCopy:
             held=(*request.held, self._copy.lock_fd),
         )
 
+    def at_home(self, error: RequestError) -> RequestError:
+        """Let *error* name the person's folder instead of the copy, and return it."""
+        return name_home(error, self.folder, self._shadow.root)
+
     def finish(self) -> None:
         """Find what was changed in the copy, store it, and release the copy; may be called twice.
 
@@ -169,6 +175,13 @@ class RunCopy:
         }
 
 
+def name_home(error: RequestError, copy: Path, root: Path) -> RequestError:
+    """Replace the folder of a *copy* in the texts of *error* by the project's, and return it."""
+    error.message = error.message.replace(str(copy), str(root))
+    error.hint = error.hint.replace(str(copy), str(root))
+    return error
+
+
 def own_changes(
     changes: Changes, before: Changes | None, cwd: Path, folder: Path
 ) -> work_tree.Changes:
@@ -189,8 +202,9 @@ def own_changes(
             kinds[each.path] = _kind_of(old[0], each.new_mode)
     for path, one in earlier.items():  # This run took these changes back.
         kinds[path] = _kind_of(one.new_mode, one.old_mode)
-    compared = _Compared(each.path for each in changes.left_out)
-    return work_tree.Changes(cwd, folder, kinds, compared)
+    compared = _Compared(shown(each.path) for each in changes.left_out)
+    named: dict[str, ChangeKind] = {shown(path): kind for path, kind in kinds.items()}
+    return work_tree.Changes(cwd, folder, named, compared)
 
 
 class _Compared(frozenset[str]):
@@ -296,6 +310,8 @@ def discard_copy(shadow: Shadow, copy: str) -> None:
 def remove_old_copies(state_dir: Path) -> None:
     """Remove copies and changes that nobody used for long; complete what a crash interrupted."""
     trees = state_dir / "trees"
+    if is_open_to_commands(state_dir):
+        return  # A command of a run could have written a journal that changes any project.
     for folder in sorted(trees.glob("[0-9a-f]*")) if trees.is_dir() else ():
         if not any((folder / "journals").glob("*/journal.json")):
             continue

@@ -1,4 +1,4 @@
-"""Add to the result of an isolated run what has become of its changes since it ended."""
+"""Add to the result of a run what has become of its changes since it ended."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ _NAMED = 5
 """Maximum number of common files, and of other runs, that a result names."""
 
 
+def may_differ(result: RunResult) -> bool:
+    """Return True if `refreshed` may return another result."""
+    has_changed = result.changes is not None and bool(result.changes.files)
+    return result.has_ended and (result.copy_folder is not None or has_changed)
+
+
 def refreshed(state_dir: Path, result: RunResult) -> RunResult:
     """Return *result* with the present state of its changes; any other result as it is.
 
     The changes may have been applied, discarded, or met by those of another run. If the server of
     the run died, they are looked for now. This function waits for the disk and for git.
     """
-    if result.copy_folder is None or result.run_id is None:
-        return result
-    if not result.has_ended:
+    if not may_differ(result) or result.run_id is None:
         return result
     found = kept_run.find(state_dir, result.run_id)
     if found is None:
@@ -79,8 +83,29 @@ def _overlaps(folder: Path, kept: KeptRun) -> list[str]:
         if len(warnings) == _NAMED:
             return [*warnings, "More runs changed the same files."]
         more = f" and {len(common) - _NAMED} more" if len(common) > _NAMED else ""
-        warnings.append(
-            f"{other.run_id} changed the same files: {', '.join(common[:_NAMED])}{more}. After one"
-            " of the two is applied, look at the other with codex_apply, action check."
-        )
+        files = f"{', '.join(common[:_NAMED])}{more}"
+        warnings.append(f"{other.run_id} {_met(kept, other, files)}")
     return warnings
+
+
+def _met(kept: KeptRun, other: KeptRun, files: str) -> str:
+    """Return how the run *other* met the run *kept* in *files*, as the end of a sentence."""
+    if kept.is_isolated and other.is_isolated:
+        return (
+            f"changed the same files: {files}. After one of the two is applied, look at the other"
+            " with codex_apply, action check."
+        )
+    if kept.is_isolated:
+        return (
+            f"changed the same files: {files}, in the project itself. Look at the changes of this"
+            " run with codex_apply, action check, before you apply them."
+        )
+    if other.is_isolated:
+        return (
+            f"changed the same files: {files}, in its copy. Look at its changes with codex_apply,"
+            " action check, before you apply them."
+        )
+    return (
+        f"changed the same files: {files}, in the same folder at the same time. Each of the two"
+        " results may hold changes of the other run."
+    )

@@ -1,4 +1,4 @@
-"""Keep what is known of an isolated run beside its result: its copy, and what it changed there.
+"""Keep what a run changed in its project beside its result; of an isolated run its copy, too.
 
 STATE/trees/KEY/runs/RUN.json       the run's snapshot and copy, and the paths that it changed
 STATE/trees/KEY/runs/RUN.changes    its changes, as `Changes.dump` writes them
@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -44,7 +44,7 @@ _RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class KeptRun:
-    """An isolated run, as it is kept with its project."""
+    """A run that changed files, as it is kept with its project."""
 
     run_id: str
     root: str
@@ -53,8 +53,9 @@ class KeptRun:
     """The folder in the project that the run was asked to work in."""
     snapshot: str
     copy: str
+    """The copy that it worked in; empty if it was not isolated."""
     began_at: float
-    """Time at which it began to work in the copy, in seconds since 1970."""
+    """Time at which its snapshot was taken or it began to work, in seconds since 1970."""
     left_out: tuple[tuple[str, str], ...] = ()
     """Paths that were not copied, each with the reason."""
     paths: tuple[str, ...] = ()
@@ -62,13 +63,21 @@ class KeptRun:
     has_changes: bool = False
     """True if its changes are stored."""
     applied_at: float | None = None
-    """Time at which all its changes were in the project; None before."""
+    """Time at which all its changes were in the project; None before.
+
+    For a run that was not isolated: the time of its end.
+    """
     is_discarded: bool = False
     version: int = VERSION
 
+    @property
+    def is_isolated(self) -> bool:
+        """True if it worked in a copy of the project."""
+        return bool(self.copy)
+
 
 def find(state_dir: Path, run_id: str) -> tuple[Path, KeptRun] | None:
-    """Return the folder of the project and what is kept of a run; None if it was not isolated."""
+    """Return the folder of the project and what is kept of a run; None if nothing is."""
     if _RUN_ID.fullmatch(run_id) is None:
         return None
     for path in state_dir.glob(f"trees/*/runs/{run_id}.json"):
@@ -88,15 +97,22 @@ def save(folder: Path, kept: KeptRun) -> None:
     write_whole(runs / f"{kept.run_id}.json", json.dumps(asdict(kept)))
 
 
-def save_changes(folder: Path, kept: KeptRun, changes: Changes) -> KeptRun:
+def save_changes(
+    folder: Path, kept: KeptRun, changes: Changes, paths: Sequence[str] | None = None
+) -> KeptRun:
     """Store what a run changed, and return the run with it.
+
+    *paths* are the paths by which it is compared with other runs, by default those of *changes*.
 
     Raises:
         OSError: It cannot be written.
     """
-    write_whole(folder / "runs" / f"{kept.run_id}.changes", changes.dump())
-    paths = tuple(each.path for each in changes.files[:PATHS_LIMIT])
-    kept = replace(kept, paths=paths, has_changes=True)
+    runs = folder / "runs"
+    runs.mkdir(mode=0o700, exist_ok=True)
+    write_whole(runs / f"{kept.run_id}.changes", changes.dump())
+    if paths is None:
+        paths = [each.path for each in changes.files]
+    kept = replace(kept, paths=tuple(paths[:PATHS_LIMIT]), has_changes=True)
     save(folder, kept)
     return kept
 
@@ -145,11 +161,14 @@ def is_applied(folder: Path, changes: Changes) -> bool:
 def others(folder: Path, kept: KeptRun) -> Iterator[KeptRun]:
     """Yield the other runs of the project whose changes may meet those of *kept*.
 
-    A run that was applied before the other one began is a part of what that one began with.
+    A run that was applied before the other one began is a part of what that one began with. So is
+    a run that worked in the project itself and ended before the other one began.
     """
     for path in sorted((folder / "runs").glob("run_*.json")):
         other = _read(path) if path.stem != kept.run_id else None
-        if other is None or other.is_discarded or kept.is_discarded or other.copy == kept.copy:
+        if other is None or other.is_discarded or kept.is_discarded:
+            continue
+        if kept.is_isolated and other.copy == kept.copy:
             continue
         if kept.applied_at is not None and kept.applied_at <= other.began_at:
             continue

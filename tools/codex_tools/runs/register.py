@@ -33,7 +33,7 @@ from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.isolation import remove_old_copies
-from codex_tools.runs.kept_result import refreshed, with_answer
+from codex_tools.runs.kept_result import may_differ, refreshed, with_answer
 from codex_tools.runs.keys import Keys, new_run_id
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
@@ -240,8 +240,8 @@ class Runs:
         return await self.refreshed(found.result() if isinstance(found, Run) else found.result)
 
     async def refreshed(self, result: RunResult) -> RunResult:
-        """Return the result of an isolated run with what has become of its changes."""
-        if result.copy_folder is None:
+        """Return the result of a run with what has become of its changes."""
+        if not may_differ(result):
             return result
         return await on_disk(refreshed, self._state_dir, result)
 

@@ -27,6 +27,9 @@ Claude Code saves a tool result of more than 50,000 characters elsewhere and sho
 its first 2 KB.
 """
 
+SAID_TWICE = 1000
+"""Characters of an answer from which a result has only its parsed form, not its text as well."""
+
 FILES_KEPT = 200
 _TEXT_LIMIT = 300
 
@@ -107,6 +110,8 @@ class RunResult(Record):
     codex_version: str | None
     place: str = "here"
     """Where it ran."""
+    engine: str | None
+    """exec or app-server"""
     duration_s: float
     files_changed: list[ChangedFile] = Field(max_length=FILES_KEPT)
     """Net, without the user's own earlier changes."""
@@ -188,6 +193,7 @@ def make_result(
         cwd=setting.cwd,
         codex_version=setting.codex_version,
         place=setting.place,
+        engine=turn.engine,
         duration_s=round(duration_s, 3),
         files_changed=[
             ChangedFile(path=path, kind=kind, seen_by=seen_by)
@@ -218,6 +224,11 @@ def make_result(
 def with_next(result: RunResult, *, can_resume: bool = True) -> RunResult:
     """Return *result* with the next step that its other fields call for."""
     thread_id = result.thread_id if can_resume else None
+    error = result.error
+    if thread_id is None and error is not None and "codex_resume" in error.hint:
+        # The error does not know that Codex kept no thread.
+        error = error.model_copy(update={"hint": NO_THREAD})
+        result = result.model_copy(update={"error": error})
     following = _next(result.status, result.run_id, thread_id, result.error)
     changes = result.changes
     if result.copy_folder is not None and changes is not None and changes.files:
@@ -350,12 +361,12 @@ def _fitted(result: RunResult, response: str | None, limit: int = RESULT_LIMIT) 
 
     Structured output is never cut, because the caller asked for it.
     """
+    if result.structured_output is not None and len(response or "") > SAID_TWICE:
+        response = "(see structured_output)"
+        result = result.model_copy(update={"final_response": response})
     if _size(result) <= limit:
         return result
     result = result.model_copy(update={"changes": shorten_changes(result.changes, limit // 8)})
-    if result.structured_output is not None and response is not None:
-        response = "(see structured_output)"  # The same answer; keep the parsed one.
-        result = result.model_copy(update={"final_response": response})
     note = "Lists were cut to fit."
     lists = {name: list(getattr(result, name)) for name in _KEPT_END}
     sizes = {name: len(_json(items)) for name, items in lists.items()}
@@ -410,6 +421,9 @@ def tell_error(error: CodexError) -> RunError:
 NOTHING_LEFT = "Nothing is left to do."
 """The next step after a run that cannot be continued."""
 
+NO_THREAD = "There is no thread to resume; call codex_run again instead."
+"""The hint of an error whose own hint is to resume a thread that Codex did not keep."""
+
 FOLLOW_HINT = "Follow the hint of the error."
 """The next step after an error that says what to do."""
 
@@ -419,16 +433,16 @@ def _next(
 ) -> str:
     resume = f'codex_resume with thread_id "{thread_id}"' if thread_id else None
     if status in ("running", "queued"):
-        return f'Wait for it with codex_wait and run_ids ["{run_id}"], or stop it with codex_stop.'
+        return (
+            f'Wait for it with codex_wait and run_ids ["{run_id}"], or stop it with codex_stop. It'
+            " ends with the connection that started it."
+        )
     if status == "planned":
         return "Nothing was started. Call again without dry_run to start it."
     if error is None:
         return f"To continue this thread, call {resume}." if resume else NOTHING_LEFT
     if error.kind in ("wrong_thread", "context_window_exceeded"):
         return "Begin a new thread with codex_run, as the hint of the error says."
-    if resume is None and "codex_resume" in error.hint:
-        # The error does not know that Codex kept no thread.
-        return "There is no thread to resume; call codex_run again instead."
     if resume is None or error.kind in (
         "thread_not_found",
         "thread_busy",

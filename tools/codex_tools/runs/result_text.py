@@ -8,6 +8,7 @@ an error.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -49,7 +50,8 @@ def words_of(result: RunResult) -> Words:
     else:
         text = text_of(result, RESULT_LIMIT)
     uri = run_uri(result.run_id)
-    shortened = uri is not None and uri in f"{text}{result.final_response}"
+    # The address of the run's diff begins in the same way.
+    shortened = uri is not None and re.search(rf"{uri}(?!/)", f"{text}{result.final_response}")
     return Words(text, tail, is_error=failed, whole_answer=uri if shortened else None)
 
 

@@ -33,12 +33,14 @@ def read_target(review: dict[str, Any]) -> ReviewTarget:
     Raises:
         ValueError: It is none.
     """
-    if len(review) != 1 or (kind := next(iter(review))) not in KINDS:
+    # A strict client sends every key it knows, null or "" where it means nothing.
+    given = {kind: value for kind, value in review.items() if value not in (None, "", False)}
+    if len(given) != 1 or (kind := next(iter(given))) not in KINDS:
         raise ValueError(
             'give exactly one of {"uncommitted": true}, {"base": "BRANCH"}, {"commit": "SHA"}'
             ' and {"custom": true}'
         )
-    value = review[kind]
+    value = given[kind]
     if kind in ("uncommitted", "custom"):
         if value is not True:
             raise ValueError(f"{kind} must be true")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -9,9 +10,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from codex_tools.codex.errors import (
-    CodexError,
-)
+from codex_tools.codex.errors import CodexError, RequestError
 from codex_tools.codex.masking import mask
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import ChangeKind, TurnProgress, TurnResult
@@ -23,7 +22,7 @@ from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
 from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import Changes, SeenBy, merge
-from codex_tools.worktree.tree_changes import Changes as AllChanges
+from codex_tools.worktree.tree_changes import Changes as Diff
 
 Files = tuple[tuple[str, ChangeKind, SeenBy], ...]
 """Changed files: the path, the kind of the change, and its source."""
@@ -33,13 +32,17 @@ class WorkCopy(Protocol):
     """The copy of a project that a run works in, here or at another place; see `RunCopy`."""
 
     folder: Path
-    changes: AllChanges | None
+    changes: Diff | None
     seen: Changes | None
     problem: str
 
     @property
     def left_out(self) -> tuple[tuple[str, str], ...]:
         """Paths that are not in the copy, each with the reason."""
+        ...
+
+    def at_home(self, error: RequestError) -> RequestError:
+        """Let *error* name the person's folder instead of the copy, and return it."""
         ...
 
     def finish(self) -> None:
@@ -76,6 +79,12 @@ class Run:
     """Changes of the work tree since the run began; None until they are known."""
     unseen: str | None = None
     """The reason why they could not be found; None if they could."""
+    diff: Diff | None = None
+    """The lines that those changes touched; None if only names are known, or in a copy."""
+    undiffed: str = "the state folder of this server cannot be used"
+    """The reason why the lines are not known."""
+    look: Callable[[], Awaitable[None]] | None = None
+    """Finds what it changed in the person's folder; None if it cannot change anything there."""
     answer: str | None = None
     """The answer in full if the result contains a shortened one; set when the run has ended."""
     used: Usage | None = None

@@ -21,7 +21,7 @@ LEFT_OUT_LIMIT = 50
 
 
 class FileDiff(Record):
-    """A changed file; lines are null for a binary file, and where only names are known."""
+    """A changed file; lines are null for a binary file, and where only its name is known."""
 
     path: str
     kind: Literal["add", "update", "delete"]
@@ -32,7 +32,7 @@ class FileDiff(Record):
 
 
 class LeftOutPath(Record):
-    """A path that was not copied or not compared."""
+    """A path that was not copied or not compared line by line."""
 
     path: str
     reason: str
@@ -45,7 +45,7 @@ class RunChanges(Record):
     insertions: int | None
     deletions: int | None
     text: str | None
-    """The diff, shortened; null if the run was not isolated."""
+    """The diff, shortened; null where only names are known."""
     patch: str | None
     """The resource with the whole diff."""
     left_out: list[LeftOutPath]
@@ -53,24 +53,48 @@ class RunChanges(Record):
     """True if the changes are in the person's folder."""
 
 
-def changes_in_place(files: Sequence[tuple[str, ChangeKind]]) -> RunChanges:
-    """Return the changes of a run that was not isolated; only their names are known."""
-    return RunChanges(
-        files=[
+def changes_in_place(
+    files: Sequence[tuple[str, ChangeKind]],
+    diff: Changes | None = None,
+    run_id: str = "",
+    problem: str = "",
+) -> RunChanges:
+    """Return the changes of a run that was not isolated.
+
+    Args:
+        files: The changed paths.
+        diff: The changes of those whose lines could be compared; None if only names are known.
+        run_id: The id of the run.
+        problem: Why there is no *diff*.
+    """
+    lines = {} if diff is None else {shown(each.path): each for each in diff.files}
+    named: list[FileDiff] = []
+    for path, kind in files[:FILES_LIMIT]:
+        each = lines.get(path)
+        acts = acts_by_itself(path) if each is None else each.warning
+        named.append(
             FileDiff(
                 path=path,
                 kind=kind,
-                insertions=None,
-                deletions=None,
-                warning=acts_by_itself(path) if kind != "delete" else None,
+                insertions=None if each is None else each.insertions,
+                deletions=None if each is None else each.deletions,
+                warning=acts if kind != "delete" else None,
             )
-            for path, kind in files[:FILES_LIMIT]
-        ],
-        insertions=None,
-        deletions=None,
-        text=None,
-        patch=None,
-        left_out=[],
+        )
+    left_out: list[tuple[str, str]] = []
+    if diff is not None:
+        left_out = [(each.path, each.reason) for each in diff.left_out]
+    elif files:
+        left_out = [("...", f"only names are known: {problem}")]
+    uri = patch_uri(run_id) if diff is not None and diff.patch is not None else None
+    is_known = diff is not None or not files
+    return RunChanges(
+        files=named,
+        insertions=sum(each.insertions or 0 for each in lines.values()) if is_known else None,
+        deletions=sum(each.deletions or 0 for each in lines.values()) if is_known else None,
+        text=_bounded(mask(diff.text), DIFF_LIMIT, uri) if diff is not None else None,
+        patch=uri,
+        left_out=_named(left_out),
         applied=True,
     )
 
@@ -88,10 +112,6 @@ def changes_of_copy(
     """
     uri = patch_uri(run_id) if changes.patch is not None else None
     missing = {*left_out, *((each.path, each.reason) for each in changes.left_out)}
-    named = [LeftOutPath(path=shown(path), reason=reason) for path, reason in sorted(missing)]
-    if len(named) > LEFT_OUT_LIMIT:
-        more = LeftOutPath(path="...", reason=f"{len(named) - LEFT_OUT_LIMIT:,} more paths")
-        named = [*named[:LEFT_OUT_LIMIT], more]
     return RunChanges(
         files=[
             FileDiff(
@@ -107,9 +127,17 @@ def changes_of_copy(
         deletions=changes.deletions,
         text=_bounded(mask(changes.text), DIFF_LIMIT, uri),
         patch=uri,
-        left_out=named,
+        left_out=_named(sorted(missing)),
         applied=applied,
     )
+
+
+def _named(left_out: Sequence[tuple[str, str]]) -> list[LeftOutPath]:
+    named = [LeftOutPath(path=shown(path), reason=reason) for path, reason in left_out]
+    if len(named) <= LEFT_OUT_LIMIT:
+        return named
+    more = LeftOutPath(path="...", reason=f"{len(named) - LEFT_OUT_LIMIT:,} more paths")
+    return [*named[:LEFT_OUT_LIMIT], more]
 
 
 def shorten_changes(changes: RunChanges | None, limit: int) -> RunChanges | None:
@@ -122,7 +150,7 @@ def shorten_changes(changes: RunChanges | None, limit: int) -> RunChanges | None
 
 
 def patch_uri(run_id: str) -> str:
-    """Return the address of the whole diff of an isolated run, as the server's resource."""
+    """Return the address of the whole diff of a run, as the server's resource."""
     return f"codex://runs/{run_id}/patch"
 
 

@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -243,6 +244,7 @@ class RunStore(StoredRuns):
         """
         super().__init__(state_dir)
         self._scratch = state_dir / "scratch"
+        self._closing = threading.Lock()
         claim_folder(state_dir)
         for folder in (self._runs, self._servers, self._scratch):
             claim_folder(folder, follow=False)
@@ -266,11 +268,16 @@ class RunStore(StoredRuns):
         return self._scratch / self.server_id
 
     def close(self) -> None:
-        """Remove and unlock the file that marks this server alive; may be called twice."""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            self._alive.unlink(missing_ok=True)
-            os.close(lock)
+        """Remove and unlock the file that marks this server alive.
+
+        May be called twice, and from two threads: each returns only when the file is gone, because
+        the process may end right after.
+        """
+        with self._closing:
+            lock, self._lock = self._lock, -1
+            if lock >= 0:
+                self._alive.unlink(missing_ok=True)
+                os.close(lock)
 
     def save(
         self,

@@ -1,7 +1,8 @@
 """Wait in the queue until the usage limit of the account resets, if the operator wants that.
 
 Codex says when a usage limit resets only in its message: "try again at Jan 1st, 2030 2:05 PM",
-without the date on the same day, in the time zone of the machine (0.60.1 to 0.171.0).
+without the date on the same day, in the time zone of the machine (0.60.1 to 0.171.0). A new login
+ends the wait. Bought credits do not: nothing on disk shows them, and a try would cost a request.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ SHORTEST_S = 1.0
 PRECISION_S = 60.0
 """Seconds that the limit may last beyond the named time, which Codex cuts to whole minutes."""
 
-_LOOK_EVERY_S = 30.0
-"""Seconds between two looks at the clock, which may be set, or go on while the machine sleeps."""
+_LOOK_EVERY_S = 5.0
+"""Seconds between two looks at the clock, which may be set, or go on while the machine sleeps.
+
+Also between two looks at auth.json: another login has limits of its own.
+"""
 
 _ASKED = re.compile(
     r"(?:try again|retry(?:ing)?)\s+(?:in|after)\s+(?:about\s+)?((?:\d+(?:\.\d+)?\s*[a-z]+\s*)+)",
@@ -131,11 +135,14 @@ class UsageLimits:
             return None
         return until
 
+    async def login(self) -> tuple[int, ...] | None:
+        """Return what changes when a person logs in; Codex changes it, too, with new tokens."""
+        return await on_disk(file_stamp, self._login)
+
     async def _key_of(self, run: Run) -> tuple[object, ...]:
         # Another login is another account, and some models have a limit of their own.
         request = run.request
-        login = await on_disk(file_stamp, self._login)
-        return login, request.model, request.profile, request.config
+        return await self.login(), request.model, request.profile, request.config
 
 
 class Place:
@@ -205,13 +212,16 @@ class Place:
         return True
 
     async def _sleep(self, until: datetime) -> None:
-        """Give the place back until the time *until*."""
+        """Give the place back until the time *until*, or until there is another login."""
         self._free()
         self._run.waiting_until = until
         self._save()
         try:
-            while (left_s := _left_s(until)) > 0:  # noqa: ASYNC110 - the clock may be set
+            login = await self._limits.login()
+            while (left_s := _left_s(until)) > 0:
                 await anyio.sleep(min(left_s, _LOOK_EVERY_S))
+                if await self._limits.login() != login:
+                    return
         finally:
             self._run.waiting_until = None
             self._save()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,10 +13,20 @@ import anyio
 
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
+from codex_tools.runs import kept_run
 from codex_tools.runs.isolation import NotIsolated, open_run_copy
+from codex_tools.runs.kept_run import KeptRun
 from codex_tools.runs.run import Run
 from codex_tools.runs.sites import Site
-from codex_tools.worktree.changes import Snapshot, changes_since, explain_unseen, take_snapshot
+from codex_tools.worktree.changes import (
+    Changes,
+    Snapshot,
+    changes_since,
+    explain_unseen,
+    take_snapshot,
+)
+from codex_tools.worktree.contents import Contents, compare_contents, keep_contents
+from codex_tools.worktree.tree_error import TreeError
 
 if TYPE_CHECKING:
     from codex_tools.runs.copy_elsewhere import CopyElsewhere
@@ -47,6 +59,8 @@ class WorkPlace:
         """Runs the turns: at another place, the seat of the run."""
         self._elsewhere: CopyElsewhere | None = None
         self._before: Snapshot | None = None
+        self._contents: Contents | None = None
+        self._began_at = 0.0
 
     async def enter(self, stack: AsyncExitStack) -> TurnRequest:
         """Make the place ready, and return the run's turn in it; *stack* ends what was opened.
@@ -79,7 +93,11 @@ class WorkPlace:
         """
         request = self._run.request
         if request.isolation != "copy" and request.sandbox != "read-only":
-            self._before = await take_snapshot(request.cwd, self._roots)
+            self._began_at = time.time()
+            before = self._before = await take_snapshot(request.cwd, self._roots)
+            if before is not None and self._can_copy:
+                self._contents = await on_disk(keep_contents, self._state_dir, before, abandon=True)
+            self._run.look = self.look
 
     async def look(self) -> None:
         """Find what the run changed."""
@@ -93,6 +111,27 @@ class WorkPlace:
                 run.seen = await changes_since(self._before)
             if run.seen is None:
                 run.unseen = await explain_unseen(run.request.cwd)
+            elif run.seen.changed and self._contents is not None:
+                await on_disk(self._compare, self._contents, run.seen, abandon=True)
+
+    def _compare(self, contents: Contents, seen: Changes) -> None:
+        """Find which lines changed in the person's folder, and keep that for other runs."""
+        run = self._run
+        try:
+            shadow, diff = compare_contents(self._state_dir, contents, seen.changed)
+            names = [os.fspath(seen.root / os.fsdecode(path)) for path in seen.changed]
+            kept = KeptRun(
+                *(run.run_id, os.fspath(shadow.root), os.fspath(run.request.cwd)),
+                *(diff.snapshot, "", self._began_at),
+                applied_at=time.time(),
+            )
+            paths = [os.path.relpath(name, shadow.root) for name in names]
+            kept_run.save_changes(shadow.folder, kept, diff, sorted(paths))
+            run.diff = diff
+        except TreeError as error:
+            run.undiffed = str(error)
+        except OSError as error:
+            run.undiffed = error.strerror or str(error)
 
     def note_thread(self, thread_id: str) -> None:
         """Store where a thread of another place belongs; called in the writer's thread."""
@@ -111,11 +150,17 @@ class WorkPlace:
 
 
 async def leave_copy(run: Run) -> None:
-    """Look at the copy of a run that was stopped or interrupted, as far as there is time."""
-    if run.copy is None or run.seen is not None:
+    """Look at what a run changed that was stopped or interrupted, as far as there is time.
+
+    When the server ends, only copies are looked at: Claude Code gives it 0.5 s in all.
+    """
+    if run.seen is not None or (run.copy is None and not run.stopped):
         return
     with anyio.move_on_after(STOPPED_WITHIN_S if run.stopped else INTERRUPTED_WITHIN_S):
-        await on_disk(_finish, run, abandon=True)
+        if run.copy is not None:
+            await on_disk(_finish, run, abandon=True)
+        elif run.look is not None and run.unseen is None:
+            await run.look()
 
 
 def _finish(run: Run) -> None:

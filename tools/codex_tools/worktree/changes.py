@@ -41,7 +41,7 @@ from codex_tools.codex.masking import quote
 from codex_tools.codex.paths import repository_around
 from codex_tools.codex.turn_result import ChangeKind
 from codex_tools.codex.workers import on_disk
-from codex_tools.worktree.files import File, GaveUp, Tree, folders_of
+from codex_tools.worktree.files import File, GaveUp, Tree, folders_of, is_mount_point
 from codex_tools.worktree.git import find_git, git_problem, run_git
 
 FIRST_SCAN_S = 3.0
@@ -66,9 +66,6 @@ _ENTRY = re.compile(
     rb"(?:  (ctime: \d+:\d+\n  mtime: \d+:\d+)\n  dev: .*\n  uid: .*\n  size: (-?\d+)\t.*\n)?"
 )
 _TIMES = b"ctime: %d:%d\n  mtime: %d:%d"
-
-_MOUNT_POINTS = (b".codex", b".agents", b".aws")
-"""Paths that Codex's sandbox protects from commands; it creates those that do not exist."""
 
 T = TypeVar("T")
 
@@ -97,6 +94,8 @@ class Changes:
     """By path relative to *root*; U+FFFD replaces bytes that are not UTF-8."""
     looked_at: Set[str]
     """All paths that were compared, changed or not."""
+    changed: tuple[bytes, ...] = ()
+    """The paths of *kinds* as the file system has them."""
 
     def name(self, path: str) -> str | None:
         """Return *path* (absolute, or relative to *cwd*) relative to *root*; None if outside."""
@@ -279,6 +278,7 @@ def _add_contents(tree: Tree, files: dict[bytes, File]) -> dict[bytes, File]:
     """Add the ids of contents that git does not know to *files*, small files first."""
     unknown = [path for path, file in files.items() if file.blob is None]
     for path in sorted(unknown, key=lambda path: files[path].size):
+        files[path].is_read = True
         files[path].blob = tree.read(path, files[path])
     return files
 
@@ -295,13 +295,18 @@ def _compare(before: Snapshot, tree: Tree, after: dict[bytes, File]) -> Changes:
         elif not _is_same(tree, path, old, new, before.taken_ns):
             kinds[path] = "update"
     added = after.keys() - before.files.keys()
-    added -= {path for path in added if _is_mount_point(path, after[path])}
+    added -= {
+        path
+        for path in added
+        if not after[path].is_folder and is_mount_point(path, after[path].size)
+    }
     kinds |= dict.fromkeys(added - _existed_before(before, after, added, kinds), "add")
     return Changes(
         before.cwd,
         before.root,
         {_to_text(path): kind for path, kind in kinds.items()},
         {_to_text(path) for path in before.files.keys() | after.keys()},
+        tuple(kinds),
     )
 
 
@@ -357,11 +362,6 @@ def _existed_before(
         if is_hidden:
             hidden.add(path)
     return hidden
-
-
-def _is_mount_point(path: bytes, file: File) -> bool:
-    """Return True if *path* is left over from Codex's sandbox, as after each run of 0.120.0."""
-    return path.rpartition(b"/")[2] in _MOUNT_POINTS and not file.is_folder and file.size == 0
 
 
 def _to_text(path: bytes) -> str:

@@ -32,6 +32,18 @@ FAT stores times to 2 s, HFS+ to 1 s.
 """
 
 
+_MOUNT_POINTS = (b".codex", b".agents", b".aws")
+"""Paths that Codex's sandbox protects from commands; it creates those that do not exist."""
+
+
+def is_mount_point(path: bytes, size: int) -> bool:
+    """Return True if a new file of *size* bytes may be left over from Codex's sandbox.
+
+    0.120.0 leaves an empty `.codex` in the folder of each run.
+    """
+    return size == 0 and path.rpartition(b"/")[2] in _MOUNT_POINTS
+
+
 class GaveUp(Exception):
     """The tree is too large, time is up, or git's output has an unknown form."""
 
@@ -49,6 +61,8 @@ class File:
     """git's id of the content, in hex; None if it is unknown."""
     tracked: bool = False
     """True if git's index holds the file."""
+    is_read: bool = False
+    """True if its content was read, because git's index has no valid id of it."""
 
     @property
     def kind(self) -> int:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codex_tools.worktree.files import folders_of
+from codex_tools.worktree.files import folders_of, is_mount_point
 from codex_tools.worktree.shadow import Shadow
 from codex_tools.worktree.tree_error import GitFailed, TreeError
 
@@ -128,7 +128,7 @@ def scan(shadow: Shadow, at: Folder, lock_fd: int | None) -> Scan:
     if len(wanted) > FILES_LIMIT:
         raise TreeError(f"{at.path} has more than {FILES_LIMIT:,} files")
     candidates = (wanted - known) | (changed & wanted)
-    taken = set(_take(candidates, real, found))
+    taken = set(_take(candidates, real, known if at.tracked is None else at.tracked, found))
     _update(shadow, at, (known - wanted) | ((candidates - taken) & known), taken, lock_fd)
     found.tree = own.run("write-tree", "--missing-ok").decode().strip()
     return found
@@ -141,8 +141,14 @@ def _parse(listing: bytes) -> tuple[set[bytes], set[bytes]]:
     return known, {line[2:] for line in lines if line[0] != 72}
 
 
-def _take(candidates: Iterable[bytes], real: _Folders, found: Scan) -> Iterator[bytes]:
-    """Yield those of the *candidates* that exist and can be taken; name the others that exist."""
+def _take(
+    candidates: Iterable[bytes], real: _Folders, tracked: Set[bytes], found: Scan
+) -> Iterator[bytes]:
+    """Yield those of the *candidates* that exist and can be taken; name the others that exist.
+
+    What Codex's sandbox leaves behind is passed over: in the person's folder it would be taken for
+    a change of the run, and would be applied.
+    """
     total = 0
     for path in sorted(candidates):
         reason = ""
@@ -156,6 +162,8 @@ def _take(candidates: Iterable[bytes], real: _Folders, found: Scan) -> Iterator[
             else:
                 state = os.lstat(real.root + b"/" + path)
                 if stat.S_ISREG(state.st_mode):
+                    if path not in tracked and is_mount_point(path, state.st_size):
+                        continue
                     total += state.st_size
                     if state.st_size > FILE_LIMIT:
                         reason = f"it is larger than {FILE_LIMIT >> 20:,} MB"

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from codex_tools.codex.json_object import Json
 
-Status = Literal["ok", "warning", "problem"]
+Status = Literal["ok", "skipped", "warning", "problem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,11 @@ class Check:
 def ok(name: str, message: str, **details: Any) -> Check:
     """Return a finding without a problem."""
     return Check(name, "ok", message, None, details)
+
+
+def skipped(name: str, message: str) -> Check:
+    """Return a finding of a check that could not be made because of a problem elsewhere."""
+    return Check(name, "skipped", message)
 
 
 def warning(name: str, message: str, cure: str, **details: Any) -> Check:

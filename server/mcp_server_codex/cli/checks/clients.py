@@ -13,6 +13,7 @@ from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import expand_home
 from mcp_server_codex.cli.checks.check import Check, ok, problem, warning
 from mcp_server_codex.cli.checks.context import CheckContext
+from mcp_server_codex.cli.checks.plugins import enabled_plugins
 from mcp_server_codex.cli.clients.known import (
     CLIENTS,
     Client,
@@ -58,13 +59,18 @@ def check_clients(context: CheckContext) -> list[Check]:
         try:
             found = [*_entries(client, home, context)]
         except ConfigError as error:
-            if client.name != "codex":  # check_config reports errors in Codex's own file.
+            if client.name != "codex":
                 findings.append(_broken(client, home, context, error))
+            else:  # check_config reports errors in Codex's own file.
+                without.append(client)
             continue
         findings += [_finding(entry, env) for entry in found]
         entries += found
         if not found and client.is_present(home, env):
             without.append(client)
+    if any(plugin.is_own for plugin in enabled_plugins(home, env)):
+        without = [client for client in without if client.name != "claude-code"]
+        return [*findings, *_without(without, any_entry=True)]
     return [*findings, *_without(without, any_entry=bool(entries))]
 
 

@@ -220,7 +220,7 @@ def _without_login(context: CheckContext, reports: Mapping[str, Json]) -> Check:
         return ok("login", f"The provider {name} needs no OpenAI login.")
     if reports.get("auth.credentials", {}).get("status") == "ok":
         return ok("login", "`codex doctor` reports that Codex can authenticate.")
-    return warning("login", "Codex is not logged in.", f"{_command(context)} login")
+    return problem("login", "Codex is not logged in.", f"{_command(context)} login")
 
 
 async def _doctor(context: CheckContext) -> Mapping[str, Json]:

@@ -122,6 +122,21 @@ def _damaged_indexes(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def check_folders(context: CheckContext) -> list[Check]:
+    """Report where this server and Codex keep their files."""
+    kept = {
+        "runs and index": context.settings.state_dir,
+        "audit log": context.settings.state_dir / "audit.jsonl",
+        "prices": context.settings.policy.cache_dir,
+        "threads": context.home / "sessions",
+    }
+    shown = "; ".join(f"{what} in {path}" for what, path in kept.items())
+    message = f"{shown}. The server logs to stderr, which the client keeps."
+    return [
+        ok("folders", message[:1].upper() + message[1:], **{k: str(v) for k, v in kept.items()})
+    ]
+
+
 def check_policy(context: CheckContext) -> list[Check]:
     """Report the limits for callers."""
     policy = context.settings.policy

@@ -1,0 +1,104 @@
+"""The engines behind a server: which one runs a turn, and what is the same by either."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import cast
+
+import pytest
+from mcp import Client
+
+from codex_tools.engines.app_server import OLDEST
+from mcp_server_codex.cli.scripted_model import Shell, do, say
+from support.codex_versions import VERSIONS, number
+from support.engine_turns import untouched
+from support.lab import Json, Lab, call, connect, marked, until
+
+
+@pytest.fixture(params=[v for v in VERSIONS if number(v) >= OLDEST], scope="module")
+def version(request: pytest.FixtureRequest) -> str:
+    """A Codex version that the app-server engine runs."""
+    return str(request.param)
+
+
+async def test_auto_runs_turns_by_the_app_server_and_leaves_nothing(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    before = untouched(lab.home)
+    first = lab.script("make", do(Shell("echo made > made.txt")), say("Made."))
+    second = lab.script("look", do(Shell("cat made.txt")), say("Looked."))
+    mark = f"FAR_END={lab.root}"
+    mark = f"CODEX_HOME={lab.home}"
+    async with connect(mode, codex, lab, "--engine", "auto") as client:
+        made = await call(client, "codex_run", prompt=first, sandbox="workspace-write")
+        await until(lambda: app_servers(mark))  # The spare.
+        looked = await call(client, "codex_resume", prompt=second, thread_id=made["thread_id"])
+        found = await sessions(client, thread_id=made["thread_id"])
+    assert [(r["engine"], r["status"], r["warnings"]) for r in (made, looked)] == [
+        ("app-server", "completed", [])
+    ] * 2
+    assert (made["sandbox"], looked["sandbox"]) == ("workspace-write", "workspace-write")
+    assert [Path(each["path"]).name for each in made["files_changed"]] == ["made.txt"]
+    assert [each["command"] for each in looked["commands"]] == ["cat made.txt"]
+    assert found["session"]["source"] == "mcp-server-codex"
+    await until(lambda: not marked(mark))
+    assert untouched(lab.home) == before
+    async with connect(mode, codex, lab, "--engine", "exec") as client:
+        again = await call(client, "codex_resume", prompt=second, thread_id=made["thread_id"])
+        listed = await sessions(client, source="mcp-server-codex")
+    assert (again["engine"], again["status"]) == ("exec", "completed")
+    assert [each["thread_id"] for each in listed["sessions"]] == [made["thread_id"]]
+
+
+async def test_a_profile_is_run_by_exec_without_a_warning_or_refused(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    (lab.home / "careful.config.toml").write_text('model_reasoning_effort = "low"\n')
+    prompt = lab.script("hello", say("Hello."))
+    async with connect(mode, codex, lab, "--engine", "auto") as client:
+        result = await call(client, "codex_run", prompt=prompt, profile="careful")
+    assert (result["engine"], result["status"]) == ("exec", "completed")
+    assert result["warnings"] == []
+    async with connect(mode, codex, lab, "--engine", "app-server") as client:
+        refused = await call(client, "codex_run", prompt=prompt, profile="careful")
+    assert refused["error"]["kind"] == "codex_unsupported"
+    assert "--engine auto" in refused["text"]
+
+
+@pytest.mark.parametrize("fault", ["exit 3", "exec sleep 600", "echo nonsense; exec cat"])
+async def test_exec_runs_the_turn_with_a_warning_if_the_app_server_does_not_start(
+    codex: Path, lab: Lab, fault: str
+) -> None:
+    broken = lab.root / "broken"
+    broken.mkdir()
+    program = broken / "codex"
+    real = shlex.quote(str(codex))
+    program.write_text(
+        f'#!/bin/sh\ncase " $* " in *" app-server "*) {fault};; esac\nexec {real} "$@"\n'
+    )
+    program.chmod(0o755)
+    prompt = lab.script("hello", say("Hello."))
+    async with connect("auto", program, lab, "--engine", "auto") as client:
+        result = await call(client, "codex_run", prompt=prompt)
+    assert (result["engine"], result["final_response"]) == ("exec", "Hello.")
+    assert [each for each in result["warnings"] if "The engine exec ran this turn" in each]
+    assert len(lab.model.requests) == 1
+
+
+async def sessions(client: Client, **arguments: str) -> Json:
+    """Call codex_sessions and return its structured result."""
+    return cast("Json", (await client.call_tool("codex_sessions", arguments)).structured_content)
+
+
+def app_servers(mark: str) -> list[int]:
+    """Return the ids of the app-servers that carry *mark* in their environment."""
+    found: list[int] = []
+    for pid in marked(mark):
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if argv[1:2] == [b"app-server"]:
+            found.append(pid)
+    return found

@@ -1,0 +1,74 @@
+"""Run turns with one engine where it can, else with another one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
+from pathlib import Path
+
+from codex_tools.codex.events import Event, NoticeEvent
+from codex_tools.codex.program import Program
+from codex_tools.engines.engine import Engine, EngineFailed, EngineUnfit, Keep, Plan, TurnRequest
+from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.engines.model_list import ModelList
+
+
+class AutoEngine:
+    """Run each turn with the first engine if that can run it, else with the second one."""
+
+    name = "auto"
+
+    def __init__(self, first: Engine, fallback: Engine) -> None:
+        """Remember the engines; *fallback* runs the turns that *first* cannot run."""
+        self._first = first
+        self._fallback = fallback
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """Let the first engine keep processes ready; see `Engine.opened`."""
+        return self._first.opened()
+
+    async def prepare(self, cwd: Path, rules: EnvironmentRules) -> Program:
+        """Find Codex and return its path, version and abilities; see `Engine.prepare`."""
+        return await self._fallback.prepare(cwd, rules)
+
+    async def list_models(self, program: Program, rules: EnvironmentRules) -> ModelList | None:
+        """Return the models that *program* offers; see `Engine.list_models`."""
+        return await self._fallback.list_models(program, rules)
+
+    async def plan_turn(self, request: TurnRequest) -> Plan:
+        """Return what would run the turn if all goes well; see `Engine.plan_turn`."""
+        try:
+            return await self._first.plan_turn(request)
+        except EngineUnfit:
+            return await self._fallback.plan_turn(request)
+
+    @asynccontextmanager
+    async def open_turn(
+        self, request: TurnRequest, keep: Keep
+    ) -> AsyncGenerator[AsyncGenerator[Event]]:
+        """Start a turn and yield its events; see `Engine.open_turn`.
+
+        The second engine takes over only if the first one raises before its first event: until
+        then nothing was sent to a model.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                events = await stack.enter_async_context(self._first.open_turn(request, keep))
+            except EngineUnfit as error:
+                events = await stack.enter_async_context(self._fallback.open_turn(request, keep))
+                if isinstance(error, EngineFailed):
+                    used, other = self._fallback.name, self._first.name
+                    notice = f"The engine {used} ran this turn, not {other}: {error.message}"
+                    events = await stack.enter_async_context(aclosing(_after(notice, events)))
+            yield events
+
+
+async def _after(notice: str, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    yield NoticeEvent(notice)
+    async for event in events:
+        yield event
