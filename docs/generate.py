@@ -29,19 +29,18 @@ from codex_tools.codex.errors import (
     NotAllowed,
     OutputMismatch,
     PromptTooLarge,
-    QueueFull,
     Stalled,
     ThreadBusy,
     ThreadNotFound,
     TimedOut,
     TooDeep,
     TurnFailed,
-    UnknownRun,
     WrongThread,
 )
 from codex_tools.codex.failures import classify, classify_exit, last_words
 from codex_tools.codex.masking import shorten
 from codex_tools.codex.place_errors import PlaceLost, PlaceUnavailable, ThreadElsewhere
+from codex_tools.codex.run_errors import QueueFull, UnknownRun
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.applying import ApplyConflict
 from codex_tools.runs.result import tell_error

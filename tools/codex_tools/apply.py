@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from codex_tools.codex.clean_text import clean
-from codex_tools.codex.errors import CodexError, InvalidArguments, NotAllowed, UnknownRun
+from codex_tools.codex.errors import CodexError, InvalidArguments, NotAllowed
 from codex_tools.codex.paths import in_roots
 from codex_tools.codex.record import Record
+from codex_tools.codex.run_errors import UnknownRun
 from codex_tools.codex.workers import on_disk
 from codex_tools.runs.applying import (
     Applied,

@@ -10,10 +10,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from codex_tools.codex.errors import CodexError, UnknownRun
+from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import is_cut_of, quote
 from codex_tools.codex.paths import in_roots
+from codex_tools.codex.run_errors import UnknownRun
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.threads import Threads, local_threads
 from codex_tools.runs.activity import Activity

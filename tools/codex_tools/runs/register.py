@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from codex_tools.codex.budget import NO_BUDGETS, Budgets
-from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun
+from codex_tools.codex.errors import CodexError, ThreadBusy
 from codex_tools.codex.faults import fault_for
-from codex_tools.codex.masking import shorten
 from codex_tools.codex.paths import in_roots
+from codex_tools.codex.run_errors import QueueFull, UnknownRun
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
 from codex_tools.engines.engine import TurnRequest
@@ -35,6 +35,7 @@ from codex_tools.runs.event_log import EventLog, EventPage
 from codex_tools.runs.isolation import remove_old_copies
 from codex_tools.runs.kept_result import may_differ, refreshed, with_answer
 from codex_tools.runs.keys import Keys, new_run_id
+from codex_tools.runs.records import ANSWER_LIMIT, Records
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
 from codex_tools.runs.sites import HERE, Site, Sites
@@ -61,12 +62,6 @@ PRUNE_AFTER_S = 5.0
 
 PRUNE_EVERY_S = 3600.0
 """Interval in seconds for removing old files."""
-
-RETRY_EVERY_S = 10.0
-"""Retry interval in seconds for a record that could not be written, for example to a full disk."""
-
-ANSWER_LIMIT = 1_000_000
-"""Maximum characters of an answer that are kept on disk."""
 
 POLL_EVERY_S = 0.5
 """Polling interval in seconds for runs owned by another server."""
@@ -97,6 +92,7 @@ class Runs:
         self._tasks = tasks
         self._store = store
         self._writer = writer
+        self._records = Records(store, writer)
         self._state_dir = state_dir
         self._notes = notes
         self._is_kept = is_kept
@@ -107,8 +103,6 @@ class Runs:
         self._sites = sites
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
-        self._unsaved: set[str] = set()
-        """Ids of ended runs whose record could not be written yet."""
         self._closing = False
         self._stops = StopWatch(tasks, store)
         self._changed = anyio.Event()
@@ -185,7 +179,7 @@ class Runs:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
         try:
-            self._save(run)
+            self._records.save(run)
             self.audit.write("started", facts_of(run))
             self._tasks.start_soon(self._work, run, lock, name=run_id)
             self._stops.add(run)
@@ -227,7 +221,7 @@ class Runs:
         if isinstance(found, StoredRun) and found.recorded is not None:
             threads = self._sites.of(found.result.place).threads
             found = await on_cpu(ending.revise, found, threads)
-            self._writer.put(partial(self._write_revised, found))
+            self._records.save_revised(found)
         return found
 
     async def result(self, run_id: str) -> RunResult:
@@ -364,7 +358,7 @@ class Runs:
         try:
             with run.scope:
                 try:
-                    save, site = partial(self._save, run), self._site(run)
+                    save, site = partial(self._records.save, run), self._site(run)
                     async with Place(site.slots, site.limits, run, save) as place:
                         run.started_at = anyio.current_time()
                         outcome = await self._turn(run, locks, place)
@@ -393,13 +387,13 @@ class Runs:
             self.ledger.end(run.run_id, run.spent, run.outcome.usage, run.outcome.cost_usd)
             answer = run.progress.final_response
             run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer is large.
-            self._save(run, answer)
+            self._records.save(run, answer)
             self.audit.write("ended", ending_of(run))
             # In the writer's thread, because the lock of a new thread may be taken only now.
             self._writer.put(partial(release_all, locks))
             in_time = await self._writer.flush(WRITTEN_WITHIN_S)
-            if not in_time or run.run_id in self._unsaved:
-                self._tasks.start_soon(self._save_later, run)
+            if not in_time or self._records.is_unsaved(run.run_id):
+                self._tasks.start_soon(self._records.save_later, run)
             self._forget()
             run.done.set()
             self._changed.set()
@@ -417,10 +411,10 @@ class Runs:
                 if run.request.resumed is None:
                     self._writer.put(partial(self._lock_new_thread, run, locks))
                 self._writer.put(partial(work.note_thread, progress.thread_id))
-                self._save(run)
+                self._records.save(run)
 
         site = self._site(run)
-        watch = UsageWatch(site.threads, run, self.ledger, partial(self._save, run))
+        watch = UsageWatch(site.threads, run, self.ledger, partial(self._records.save, run))
         self.ledger.begin(run.run_id)
         work = WorkPlace(run, site, self._state_dir, self._roots, can_copy=self._is_kept)
         place.on_return = work.remember
@@ -430,7 +424,7 @@ class Runs:
             except CodexError as error:
                 return ending.failed(run, error, ending.Evidence())
             if run.copy is not None:
-                self._save(run)
+                self._records.save(run)
             identities = await on_disk(folders.identify, request)
             with EventLog(self._store.log_path(run.run_id), self._writer) as log:
                 try:
@@ -460,40 +454,9 @@ class Runs:
         except (ThreadBusy, OSError) as error:
             logger.warning("cannot lock the new thread %s: %s", thread_id, error)
 
-    def _save(self, run: Run, answer: str | None = None) -> None:
-        """Queue the writing of a run's result, final or so far, and return at once."""
-        result = run.result()
-        if answer is not None and answer != result.final_response:
-            run.answer = shorten(answer, ANSWER_LIMIT)
-        self._writer.put(partial(self._write, run, result))
-
-    def _write(self, run: Run, result: RunResult) -> None:
-        """Write a run's record; called in the writer's thread."""
-        try:
-            self._store.save(result, run.created_at, run.answer, run.recorded)
-        except (OSError, TypeError) as error:
-            logger.warning("cannot write the record of %s: %s", run.run_id, error)
-            if result.has_ended:
-                self._unsaved.add(run.run_id)
-        else:
-            run.answer = None
-            self._unsaved.discard(run.run_id)
-
-    def _write_revised(self, found: StoredRun) -> None:
-        """Store what a run of a dead server came to; called in the writer's thread."""
-        with suppress(OSError):  # The next caller's call revises the record again.
-            self._store.save(found.result, found.created_at)
-
-    async def _save_later(self, run: Run) -> None:
-        """Retry writing the record of an ended run until it succeeds."""
-        await anyio.sleep(RETRY_EVERY_S)  # A slow disk may still succeed, or fail.
-        while run.run_id in self._unsaved:
-            self._save(run)
-            await anyio.sleep(RETRY_EVERY_S)
-
     def _forget(self) -> None:
         """Drop the oldest ended runs above KEPT_IN_MEMORY from memory, except unsaved ones."""
-        runs = self._runs.items()
-        ended = [id_ for id_, run in runs if run.outcome is not None and id_ not in self._unsaved]
+        unsaved, runs = self._records.is_unsaved, self._runs.items()
+        ended = [id_ for id_, run in runs if run.outcome is not None and not unsaved(id_)]
         for run_id in ended[:-KEPT_IN_MEMORY]:
             del self._runs[run_id]
