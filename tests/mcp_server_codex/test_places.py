@@ -18,6 +18,7 @@ from mcp import Client
 from codex_tools.codex.json_object import Json
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.far_machine import FarMachine, far_machine, living, wait_until_gone
+from support.isolated import apply
 from support.lab import Lab, call, connect, environment, server_program, until
 
 THREAD = "01a20000-0000-7000-8000-000000000001"
@@ -72,6 +73,16 @@ def scene(lab: Lab, fake: FakeCodex) -> Generator[Scene]:
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+async def lose(client: Client, scene: Scene) -> str:
+    """Start a run at the place, stop its worker, and return the id of the run."""
+    options: Json = {"sandbox": "workspace-write", "place": "box", "wait_s": 0}
+    started = await call(client, "codex_run", prompt="x", **options)
+    await until(lambda: scene.sleepers() == 2)
+    (worker,) = (pid for pid, argv in living(scene.tag).items() if " worker " in argv)
+    os.kill(worker, signal.SIGSTOP)
+    return str(started["run_id"])
 
 
 async def wait(client: Client, run_id: str) -> Json:
@@ -214,16 +225,100 @@ async def test_a_lost_place_is_an_error_with_the_thread_and_nothing_is_alive(
 ) -> None:
     fake.body = SLEEPERS
     async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        run_id = await lose(client, scene)
+        result = await wait(client, run_id)
+        assert scene.sleepers() == 0
+        assert result["error"]["kind"] == "place_lost"
+        assert result["error"]["retryable"] is False
+        assert result["thread_id"] == THREAD
+        # What it did is fetched by another connection, and can be applied.
+        assert [each["path"] for each in result["changes"]["files"]] == ["a.txt"]
+        await apply(client, run_id, "apply")
+    assert (scene.lab.project / "a.txt").read_text() == "half\n"
+
+
+async def test_changes_that_a_lost_place_could_not_send_are_fetched_by_codex_apply(
+    mode: str, scene: Scene, fake: FakeCodex
+) -> None:
+    fake.body = SLEEPERS
+    away = scene.far.socket.with_suffix(".away")
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        run_id = await lose(client, scene)
+        scene.far.socket.rename(away)
+        result = await wait(client, run_id)
+        assert (result["error"]["kind"], result["changes"]) == ("place_lost", None)
+        assert any("still at the place box" in each for each in result["warnings"])
+        refused = await client.call_tool("codex_apply", {"run_id": run_id, "action": "check"})
+        assert refused.is_error
+        error = cast("Json", refused.structured_content)["error"]
+        assert (error["kind"], error["retryable"]) == ("place_unavailable", True)
+        away.rename(scene.far.socket)
+        planned = await apply(client, run_id, "check")
+        assert [each["path"] for each in planned["files"]] == ["a.txt"]
+        later = await wait(client, run_id)
+        assert [each["path"] for each in later["changes"]["files"]] == ["a.txt"]
+        assert not any("still at the place" in each for each in later["warnings"])
+        await apply(client, run_id, "apply")
+    assert (scene.lab.project / "a.txt").read_text() == "half\n"
+
+
+async def test_the_changes_of_a_run_whose_server_has_ended_are_fetched_by_the_next_one(
+    mode: str, scene: Scene, fake: FakeCodex
+) -> None:
+    fake.body = SLEEPERS
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
         started = await call(client, "codex_run", prompt="x", place="box", wait_s=0)
         await until(lambda: scene.sleepers() == 2)
-        (worker,) = (pid for pid, argv in living(scene.tag).items() if " worker " in argv)
-        os.kill(worker, signal.SIGSTOP)
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
         result = await wait(client, started["run_id"])
-        assert scene.sleepers() == 0
-    assert result["error"]["kind"] == "place_lost"
-    assert result["error"]["retryable"] is False
-    assert result["thread_id"] == THREAD
-    assert result["changes"] is None
+        assert (result["error"]["kind"], result["changes"]) == ("interrupted", None)
+        assert any("still at the place box" in each for each in result["warnings"])
+        await apply(client, started["run_id"], "apply")
+    assert (scene.lab.project / "a.txt").read_text() == "half\n"
+
+
+@pytest.mark.parametrize("end", ["failed", "exited", "timed out"])
+async def test_the_changes_of_a_run_that_fails_at_a_place_come_back(
+    mode: str, scene: Scene, fake: FakeCodex, end: str
+) -> None:
+    fake.body = "open('a.txt', 'w').write('half\\n')\n"
+    fake.stdout = events(thread_line(), {"type": "turn.started"})
+    if end == "failed":
+        failure = {"type": "turn.failed", "error": {"message": "no"}}
+        fake.stdout = events(thread_line(), {"type": "turn.started"}, failure)
+    elif end == "timed out":
+        fake.body = SLEEPERS
+    options: Json = {"sandbox": "workspace-write", "place": "box"}
+    if end == "timed out":
+        options["timeout_s"] = 3
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        result = await call(client, "codex_run", prompt="x", **options)
+        assert result["status"] == ("timed_out" if end == "timed out" else "failed"), result
+        assert [each["path"] for each in result["changes"]["files"]] == ["a.txt"]
+        await apply(client, result["run_id"], "apply")
+    assert (scene.lab.project / "a.txt").read_text() == "half\n"
+
+
+async def test_a_file_that_may_not_leave_this_machine_is_not_deleted_by_a_later_run(
+    mode: str, scene: Scene, fake: FakeCodex
+) -> None:
+    lab = scene.lab
+    (lab.project / ".gitignore").write_text(".env\n")
+    (lab.project / ".worktreeinclude").write_text(".env\n")
+    (lab.project / ".env").write_text("SECRET=1\n")
+    fake.body = "assert not os.path.exists('.env')\nopen('a.txt', 'a').write('more\\n')\n"
+    fake.body += ROLLOUT.format(thread=THREAD)
+    fake.stdout = events(thread_line(), *answer_lines("hi"))
+    async with connect(mode, fake.build(), lab, *scene.options) as client:
+        options: Json = {"sandbox": "workspace-write"}
+        first = await call(client, "codex_run", prompt="x", place="box", **options)
+        second = await call(client, "codex_resume", prompt="y", thread_id=THREAD, **options)
+        assert first["copy"] == second["copy"] is not None
+        for result in (first, second):
+            assert [each["path"] for each in result["changes"]["files"]] == ["a.txt"]
+        await apply(client, second["run_id"], "apply")
+    assert (lab.project / "a.txt").read_text() == "one\nmore\nmore\n"
+    assert (lab.project / ".env").read_text() == "SECRET=1\n"
 
 
 async def test_the_default_place_is_that_of_the_operator(

@@ -144,6 +144,24 @@ async def test_a_turn_at_a_place_yields_the_events_in_order_and_its_changes_come
     assert seat.warnings == []
 
 
+async def test_changes_are_fetched_again_after_a_call_that_was_cancelled(
+    scene: Scene, fake: FakeCodex
+) -> None:
+    fake.body = "open('big', 'wb').write(os.urandom(2_000_000))"
+    fake.stdout = events(thread_line(), *answer_lines("hi"))
+    fake.build()
+    async with open_seat(scene.place(), scene.mirror, "run_1", scene.shadow) as seat:
+        snapshot = await lay(seat, scene.shadow)
+        async with seat.open_turn(turn_in(seat), ignore) as turn:
+            assert [each async for each in turn]
+        for within_s in (0.0, 0.001, 0.03, 0.1):  # Whatever has arrived by then is right.
+            with anyio.move_on_after(within_s):
+                await seat.collect(snapshot)
+            changes = await seat.collect(snapshot)
+            assert [each.path for each in changes.files] == ["big"]
+            assert not seat.is_lost
+
+
 async def test_no_environment_and_no_secret_of_this_machine_reaches_the_place(
     scene: Scene, fake: FakeCodex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ class Seat:
         self._pipe, self._hello, self._mirror = pipe, hello, mirror
         self._run_id, self._shadow = run_id, shadow
         self._turns = 0
+        self._is_collecting = False
         self._threads: set[str] = set()
         """The threads whose rollouts this seat may send."""
         self._limit = int(pipe.place.max_tree_mb * _MB)
@@ -97,6 +98,11 @@ class Seat:
     def program(self) -> Program:
         """The Codex of the place."""
         return self._hello.program
+
+    @property
+    def is_lost(self) -> bool:
+        """True if the connection was given up, or has ended."""
+        return self._pipe.has_failed
 
     async def reopen(self, copy: str | None) -> Sequence[str] | None:
         """Open the project at the place, and the *copy* of an earlier run if it is still kept.
@@ -149,7 +155,11 @@ class Seat:
         """
         try:
             with anyio.fail_after(COLLECT_WITHIN_S), tempfile.TemporaryFile() as pack:
+                while self._is_collecting:  # An earlier call was cancelled: skip its frames.
+                    kind = (await self._pipe.next()).type
+                    self._is_collecting = kind not in ("collected", "refused")
                 await self._pipe.send(Frame("collect", {"limit": self._limit}))
+                self._is_collecting = True
                 trees, left_out = await on_disk(read_trees, (await self._answer("trees")).body)
                 size = 0
                 while (frame := await self._pipe.next()).type == "pack":
@@ -157,6 +167,7 @@ class Seat:
                     if size > self._limit:
                         raise ProtocolError("the pack is larger than max_tree_mb")
                     await on_disk(pack.write, frame.body)
+                self._is_collecting = False
                 if frame.type != "collected":
                     raise ProtocolError(f"{frame.type[:40]!r} instead of 'collected'")
                 return await on_disk(self._compare, before, trees, left_out, pack)
@@ -164,6 +175,7 @@ class Seat:
             self._pipe.fail(str(error))
             raise TreeError(f"the place {self.place.name} broke the protocol: {error}") from error
         except (PipeEnded, PlaceUnavailable) as error:
+            self._is_collecting = False
             raise TreeError(f"the place {self.place.name} did not send them: {error}") from error
         except TimeoutError:
             problem = f"did not send them within {COLLECT_WITHIN_S:g} s"

@@ -109,13 +109,12 @@ def make_parcel(shadow: Shadow, snapshot: Snapshot, *, carry: bool) -> Parcel:
     """
     warnings: tuple[str, ...] = ()
     if snapshot.carried and not carry:
-        snapshot = _without_carried(shadow, snapshot)
         names = ", ".join(snapshot.carried[:5])
         warnings = (
             f"{len(snapshot.carried)} ignored files that .worktreeinclude names stay on this"
             f" machine, because the place has no `carry = true`: {names}.",
         )
-        snapshot = replace(snapshot, carried=())
+        snapshot = _without_carried(shadow, snapshot)
     parts: list[Json] = []
     for number, part in enumerate(snapshot.parts):
         folder = shadow.folder / "snapshots" / snapshot.id / str(number)
@@ -355,13 +354,23 @@ def _without_carried(shadow: Shadow, snapshot: Snapshot) -> Snapshot:
         tree = git.run("write-tree", "--missing-ok").decode().strip()
     finally:
         index.unlink(missing_ok=True)
-    shadow.keep(f"{snapshot.id}/sent-{secrets.token_hex(6)}", [tree])
     left_out = [LeftOut(each, "not carried to another place") for each in snapshot.carried]
-    return replace(
+    # It is kept as a snapshot of its own: a later run in the same copy is compared with it. With
+    # the other one, the files that stayed here would look as if that run had deleted them.
+    name = f"{int(time.time()):x}-{secrets.token_hex(6)}"
+    made = replace(
         snapshot,
+        id=name,
         parts=(replace(first, tree=tree), *snapshot.parts[1:]),
         left_out=bounded([*snapshot.left_out, *left_out]),
+        carried=(),
     )
+    objects = [each for part in made.parts for each in (part.tree, part.staged, part.head) if each]
+    shadow.keep(name, [each for each in objects if each in (tree, first.staged)])
+    folder = shadow.folder / "snapshots"
+    shutil.copytree(folder / snapshot.id, folder / name, symlinks=True)
+    write_whole(folder / name / "snapshot.json", made.dump())
+    return made
 
 
 def _write_state(folder: Path, files: dict[str, str]) -> None:

@@ -48,13 +48,16 @@ from codex_tools.rollouts.threads import Threads
 from codex_tools.worktree.copies import Copy, clean_up, lay_out, open_copy
 from codex_tools.worktree.shadow import Shadow
 from codex_tools.worktree.snapshot import Snapshot, load_snapshot
-from codex_tools.worktree.tree_error import TreeError
+from codex_tools.worktree.tree_error import CopyBusy, TreeError
 
 PACK_LIMIT = 64 * 1024 * 1024 * 1024
 """Most bytes of a pack; the server sets the limit that counts, by its `max_tree_mb`."""
 
 END_WITHIN_S = 15.0
 """Seconds to end all work after the end of the pipe; then this process ends at once."""
+
+ENDED_WITHIN_S = 5.0
+"""Seconds to wait for a copy in which another worker was that has lost its server."""
 
 FOLLOW_EVERY_S = 0.2
 """Interval in seconds for sending what Codex has appended to a rollout."""
@@ -237,12 +240,16 @@ class _Service:
         )
         name = frame.fields.get("copy")
         if isinstance(name, str) and trees.is_copy_id(name):
-            with suppress(TreeError):
+            try:
                 copy, self._snapshot = await on_disk(_reopen, shadow, name)
                 self._copy = copy
                 fields: Json = {"copy": copy.id, "folder": str(copy.folder)}
                 await self._writer.send(Frame("project", {**fields, "known": []}))
                 return
+            except CopyBusy:
+                raise
+            except TreeError:
+                pass  # It is no longer kept.
         known = await on_disk(trees.known_objects, shadow)
         await self._writer.send(Frame("project", {"copy": None, "known": known}))
 
@@ -410,7 +417,15 @@ class _Service:
 
 
 def _reopen(shadow: Shadow, name: str) -> tuple[Copy, Snapshot]:
-    copy = open_copy(shadow, name)
+    until = time.monotonic() + ENDED_WITHIN_S
+    while True:
+        try:
+            copy = open_copy(shadow, name)
+            break
+        except CopyBusy:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
     try:
         snapshot = load_snapshot(shadow, copy.snapshot)
         os.utime(copy.place)

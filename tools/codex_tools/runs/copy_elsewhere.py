@@ -12,12 +12,13 @@ from pathlib import Path
 import anyio
 
 from codex_tools.codex.copy_paths import CopyPlace
-from codex_tools.codex.errors import RequestError
+from codex_tools.codex.errors import InvalidArguments, RequestError
 from codex_tools.codex.paths import project_root
+from codex_tools.codex.place_errors import PlaceUnavailable
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.places.mirror import Home
-from codex_tools.places.places import Elsewhere
+from codex_tools.places.places import Elsewhere, Places
 from codex_tools.places.seat import Seat, open_seat
 from codex_tools.runs import kept_run
 from codex_tools.runs.isolation import NotIsolated, name_home, own_changes
@@ -30,6 +31,9 @@ from codex_tools.worktree.tree_changes import Changes
 from codex_tools.worktree.tree_error import TreeError
 
 logger = logging.getLogger(__name__)
+
+AGAIN_WITHIN_S = 20.0
+"""Maximum seconds to fetch changes by another connection, after the first one was lost."""
 
 STOPPED_WITHIN_S = 20.0
 """Maximum seconds to fetch the changes of a run that was stopped."""
@@ -93,8 +97,8 @@ class CopyElsewhere:
         if self.seen is None:
             try:
                 await self._fetch()
-            except (TreeError, OSError) as error:
-                self.problem = str(error)
+            except (TreeError, OSError, PlaceUnavailable) as error:
+                self.problem = str(error).rstrip(".")
                 logger.warning("the changes of %s are not known: %s", run.run_id, error)
             run.seen = self.seen
             run.unseen = self.problem if self.seen is None else None
@@ -114,8 +118,11 @@ class CopyElsewhere:
         """Do nothing: the seat is closed by the stack that opened it."""
 
     async def _fetch(self) -> None:
-        snapshot = await on_disk(load_snapshot, self._shadow, self._kept.snapshot)
-        changes = await self.seat.collect(self.seat.snapshot or snapshot)
+        if self.seat.is_lost:
+            changes = await _collect_again(self._site, self._shadow, self._kept)
+        else:
+            snapshot = await on_disk(load_snapshot, self._shadow, self._kept.snapshot)
+            changes = await self.seat.collect(snapshot)
 
         def keep() -> None:
             kept_run.save_changes(self._shadow.folder, self._kept, changes)
@@ -173,6 +180,48 @@ async def open_copy_elsewhere(
     stack.push_async_callback(made.leave, run)
     run.progress.doing = "starting Codex"
     return made
+
+
+async def fetch_late(places: Places, state_dir: Path, place: str, run_id: str) -> None:
+    """Fetch the changes of a run whose place could not send them when the run ended.
+
+    Raises:
+        InvalidArguments: They are no longer kept at the place, or the place has been removed.
+        PlaceUnavailable: The place cannot be reached, or another run works in the copy.
+    """
+    found = await on_disk(kept_run.find, state_dir, run_id)
+    if found is None or found[1].has_changes or found[1].is_discarded:
+        return
+    site, (folder, kept) = places.of(place), found
+    try:
+        shadow = await on_disk(lambda: Shadow.open(state_dir.resolve(), Path(kept.root)))
+        changes = await _collect_again(site, shadow, kept)
+        await on_disk(kept_run.save_changes, folder, kept, changes)
+    except (TreeError, OSError) as error:
+        raise InvalidArguments([f"run_id: {error}"]) from error
+
+
+async def _collect_again(site: Elsewhere, shadow: Shadow, kept: KeptRun) -> Changes:
+    """Connect to a place once more, and fetch what was changed in the copy of a run there.
+
+    Raises:
+        PlaceUnavailable: The place cannot be reached, or the copy is in use.
+        TreeError: The copy is no longer kept, here or there.
+    """
+    name = site.place.name
+    try:
+        snapshot = await on_disk(load_snapshot, shadow, kept.snapshot)
+        with anyio.fail_after(AGAIN_WITHIN_S):
+            async with (
+                site.starting,
+                open_seat(site.place, site.mirror, kept.run_id, shadow) as seat,
+            ):
+                if await seat.reopen(kept.copy) is not None:
+                    raise TreeError(f"the copy of {kept.run_id} is no longer kept at {name}")
+                return await seat.collect(snapshot)
+    except TimeoutError:
+        problem = f"it did not send the changes within {AGAIN_WITHIN_S:g} s"
+        raise PlaceUnavailable(name, problem) from None
 
 
 async def _settle(

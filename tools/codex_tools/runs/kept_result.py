@@ -9,6 +9,7 @@ from codex_tools.runs import kept_run
 from codex_tools.runs.kept_run import KeptRun
 from codex_tools.runs.result import FILES_KEPT, ChangedFile, RunResult, with_next
 from codex_tools.runs.run_changes import changes_of_copy, shown
+from codex_tools.runs.sites import HERE
 from codex_tools.worktree.tree_changes import Changes
 from codex_tools.worktree.tree_error import TreeError
 
@@ -38,10 +39,15 @@ def refreshed(state_dir: Path, result: RunResult) -> RunResult:
     if result.changes is None and not kept.is_discarded:
         try:
             if kept.has_changes:
-                changes = kept_run.load_changes(folder, kept)
+                result = _with_changes(result, kept, kept_run.load_changes(folder, kept))
+            elif result.place != HERE:
+                warnings.append(
+                    f"The changes are still at the place {result.place}: codex_apply with action"
+                    " check fetches them."
+                )
             else:
                 kept, changes = kept_run.collect(state_dir, folder, kept)
-            result = _with_changes(result, kept, changes)
+                result = _with_changes(result, kept, changes)
         except (TreeError, OSError) as error:
             warnings.append(f"changes is null: {error}.")
     if result.changes is not None and result.changes.applied != (kept.applied_at is not None):
