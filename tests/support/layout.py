@@ -25,7 +25,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     ),
     "mcp_server_codex.cli.checks": (
         *("mcp_server_codex", "mcp_server_codex.cli", "mcp_server_codex.cli.clients"),
-        *("codex_tools.engines", "codex_tools.history"),
+        *("codex_tools.engines", "codex_tools.history", "codex_tools.places"),
     ),
     "mcp_server_codex.cli.clients": ("mcp_server_codex",),
     "mcp_server_codex": (

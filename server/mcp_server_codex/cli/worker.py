@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +28,8 @@ def run_worker(arguments: list[str]) -> NoReturn:
     target = os.dup(1)
     os.dup2(2, 1)  # Stdout carries frames only.
     log_to_stderr(settings.log_level)
+    # A parent that ignores it, as some daemons do, would hide the exit codes of Codex and git.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     hide_memory()
     anyio.run(serve, _make(settings), 0, target)
     # While the interpreter shuts down, no other thread runs: nothing would keep the lease.

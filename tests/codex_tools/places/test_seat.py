@@ -131,6 +131,7 @@ async def test_a_turn_at_a_place_yields_the_events_in_order_and_its_changes_come
     assert found[0] == EngineEvent("exec")
     assert isinstance(found[1], ThreadStartedEvent)
     assert isinstance(found[-1], ExitedEvent)
+    assert found[-1].returncode == 0  # Although the parent of the worker ignores SIGCHLD.
     said = [e.item.text for e in found if isinstance(e, ItemCompletedEvent)]  # pyright: ignore
     assert said == [*map(str, range(500)), "hi"]
     assert b"\n".join(lines) == fake.stdout.strip()  # pyright: ignore

@@ -16,8 +16,10 @@ class PlaceUnavailable(RequestError):
     kind = "place_unavailable"
     retryable = True
 
-    def __init__(self, place: str, problem: str) -> None:
+    def __init__(self, place: str, problem: str, kind_there: str = "") -> None:
         self.place, self.problem = place, problem
+        self.kind_there = kind_there
+        """The kind of the error that the worker met; empty if there was no worker."""
         super().__init__(
             f"The place {place} cannot be used: {problem}. Nothing was started there.",
             "Name another place. The operator can run the command of the place in a terminal to see"

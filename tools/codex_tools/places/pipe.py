@@ -56,6 +56,8 @@ class Pipe:
     ) -> None:
         self.place, self._margin_s = place, margin_s
         self._child, self._writer, self._pings = child, writer, pings
+        self.echo_s: float | None = None
+        """Seconds from the latest ping that was answered to its answer."""
         self._handing = False
         self._ready: deque[Frame] = deque()
         send, receive = anyio.create_memory_object_stream[list[Frame]](_BATCHES)
@@ -146,7 +148,12 @@ class Pipe:
             async with self._send, aclosing(self._child.pieces()) as pieces:
                 async for piece in pieces:
                     self._pings.heard_at = now()
-                    batch = [each for each in decoder.feed(piece) if each.type != "pong"]
+                    batch: list[Frame] = []
+                    for frame in decoder.feed(piece):
+                        if frame.type != "pong":
+                            batch.append(frame)
+                        elif "sent" in frame.fields:
+                            self.echo_s = now() - frame.seconds("sent")
                     if batch:
                         self._handing = True
                         await self._send.send(batch)
@@ -237,7 +244,8 @@ async def _greet(pipe: Pipe, place: Place, more: Json) -> Hello:
             await pipe.send(Frame("hello", {**greeting, **more}))
             frame = await pipe.next()
             if frame.type == "refused":
-                raise PlaceUnavailable(place.name, quote(frame.text("problem"), _SAID))
+                kind = str(frame.fields.get("kind"))[:40]
+                raise PlaceUnavailable(place.name, quote(frame.text("problem"), _SAID), kind)
             if frame.type != "hello":
                 raise ProtocolError(f"{frame.type[:40]!r} instead of 'hello'")
             if frame.number("protocol") != PROTOCOL:

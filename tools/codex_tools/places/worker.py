@@ -161,7 +161,7 @@ class _Service:
     def _ping(self, frame: Frame) -> None:
         lease = self._lease
         if lease is None or lease.renew(frame.seconds("sent")):
-            self._writer.put(Frame("pong"), first=True)
+            self._writer.put(Frame("pong", {"sent": frame.seconds("sent")}), first=True)
             if self._guards is not None:
                 self._guards.renew()
 
@@ -184,6 +184,8 @@ class _Service:
                     self._images.append(frame.body)
                 case "collect":
                     await self._collect(frame)
+                case "examine":
+                    await self._examine()
                 case _:
                     raise ProtocolError(f"an unknown frame {frame.type[:40]!r}")
         except (_Refused, CodexError, TreeError, OSError) as error:
@@ -276,6 +278,17 @@ class _Service:
             while piece := await on_disk(pack.read, 1 << 18):
                 await self._writer.send(Frame("pack", body=piece))
         await self._writer.send(Frame("collected"))
+
+    async def _examine(self) -> None:
+        if self._program is None:
+            raise ProtocolError("nothing to examine")
+        from codex_tools.places.examination import examine
+
+        worker = self._worker
+        found = await examine(
+            self._program, worker.threads.home, worker.state_dir, worker.rules, self._guards
+        )
+        await self._writer.send(Frame("examined", found))
 
     async def _run_turn(self, frame: Frame, scope: anyio.CancelScope) -> None:
         """Run a turn; `dead` is sent when none of its processes is left."""
