@@ -405,17 +405,18 @@ def read_settings(
 
 def check_places(settings: Settings, fail: Callable[[str], NoReturn]) -> None:
     """Read the file of places once, so that an error in it is one at the start."""
-    names = {"here"}
+    names = {"here", "any"}
     if settings.places is not None:
         from codex_tools.places.place import read_places
 
         try:
-            names |= read_places(settings.places).keys()
+            known = read_places(settings.places)
+            names |= {*known, *(label for each in known.values() for label in each.labels)}
         except ValueError as error:
             fail(f"--places: {error}")
     if settings.default_place not in names:
-        known = ", ".join(sorted(names))
-        fail(f"--default-place: there is no place {settings.default_place!r}; there are {known}")
+        there = ", ".join(sorted(names))
+        fail(f"--default-place: there is no place {settings.default_place!r}; there are {there}")
 
 
 def default_state_dir() -> Path:

@@ -321,6 +321,85 @@ async def test_a_file_that_may_not_leave_this_machine_is_not_deleted_by_a_later_
     assert (lab.project / ".env").read_text() == "SECRET=1\n"
 
 
+GONE = "[gone]\nargv = ['/bin/sh', '-c', 'echo gone >> {log}; exit 255']\nlabels = ['fast']\n"
+
+
+def rewrite(scene: Scene, here: int, box: int, more: str = "") -> None:
+    """Let this machine take *here* runs, and box *box* runs, which has the label `fast`."""
+    file = scene.lab.root / "places.toml"
+    file.write_text(
+        f"[here]\nmax_runs = {here}\n[box]\nargv = {json.dumps([*scene.far.argv])}\n"
+        f"worker = 'unused'\nlease_s = 4\nmax_runs = {box}\nlabels = ['fast']\n{more}"
+    )
+
+
+async def test_any_takes_the_place_with_the_fewest_runs_for_its_size(
+    mode: str, scene: Scene, fake: FakeCodex
+) -> None:
+    fake.body = "time.sleep(600)"
+    rewrite(scene, here=1, box=2)
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        chosen: list[str] = []
+
+        async def start() -> None:
+            started = await call(client, "codex_run", prompt="x", place="any", wait_s=0)
+            chosen.append(started["place"])
+
+        async with anyio.create_task_group() as tasks:  # At the same time.
+            for _ in range(3):
+                tasks.start_soon(start)
+        assert sorted(chosen) == ["box", "box", "here"]
+        planned = await call(
+            client, "codex_run", prompt="x", place="any", isolation="none", dry_run=True
+        )
+        assert planned["place"] == "here"  # Nowhere else does a run work in the folder itself.
+
+
+async def test_any_leaves_out_a_place_that_cannot_be_reached_and_a_label_names_some(
+    mode: str, scene: Scene, fake: FakeCodex
+) -> None:
+    log = scene.lab.root / "gone.log"
+    rewrite(scene, here=1, box=1, more=GONE.format(log=log) + "max_runs = 10\n")
+    fake.body = "time.sleep(600)"
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        for _ in range(3):  # From the second one on, `gone` has fewer runs for its size.
+            started = await call(client, "codex_run", prompt="x", place="fast", wait_s=0)
+            assert started["place"] == "box"
+        refused = await call(client, "codex_run", prompt="x", place="slow")
+        assert "there are here, box, gone, any, fast" in refused["error"]["message"]
+    # It was tried once, and then left alone for a while.
+    assert log.read_text() == "gone\n"
+
+
+async def test_any_leaves_out_an_account_whose_usage_limit_is_reached(
+    mode: str, scene: Scene, fake: FakeCodex
+) -> None:
+    rewrite(scene, here=4, box=4)
+    message = "You've hit your usage limit. Try again in 2 hours."
+    failure = {"type": "turn.failed", "error": {"message": message}}
+    fake.stdout = events(thread_line(), {"type": "turn.started"}, failure)
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        failed = await call(client, "codex_run", prompt="x", place="here")
+        assert failed["error"]["kind"] == "usage_limit"
+        fake.stdout = events(thread_line(), *answer_lines("hi"))
+        fake.build()
+        for _ in range(2):
+            assert (await call(client, "codex_run", prompt="x", place="any"))["place"] == "box"
+        # A caller who names the place gets it; only --wait-for-limits makes runs wait.
+        assert (await call(client, "codex_run", prompt="x", place="here"))["status"] == "completed"
+
+
+async def test_any_continues_a_thread_where_it_is(mode: str, scene: Scene, fake: FakeCodex) -> None:
+    rewrite(scene, here=4, box=4)
+    fake.body = ROLLOUT.format(thread=THREAD)
+    fake.stdout = events(thread_line(), *answer_lines("hi"))
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        assert (await call(client, "codex_run", prompt="x", place="fast"))["place"] == "box"
+        for word in ("any", "fast"):
+            more = await call(client, "codex_resume", prompt="y", thread_id=THREAD, place=word)
+            assert (more["place"], more["status"]) == ("box", "completed")
+
+
 async def test_the_default_place_is_that_of_the_operator(
     mode: str, scene: Scene, fake: FakeCodex
 ) -> None:
@@ -368,6 +447,11 @@ def test_a_wrong_file_of_places_is_an_error_at_the_start(lab: Lab) -> None:
     )
     assert done.returncode == 2
     assert f"{file}: [box] ssh: must be a text" in done.stderr
+    file.write_text("[box]\nssh = 'b'\nlabels = ['box']\n")
+    labelled = subprocess.run(
+        [server_program(), "--places", str(file)], capture_output=True, text=True, check=False
+    )
+    assert f"{file}: [box] labels: 'box' must be" in labelled.stderr
     unknown = subprocess.run(
         [server_program(), "--default-place", "box"], capture_output=True, text=True, check=False
     )

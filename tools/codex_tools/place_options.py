@@ -13,18 +13,36 @@ from codex_tools.turn_options import TurnOptions
 if TYPE_CHECKING:
     from codex_tools.places.places import Places
 
+ANY = "any"
+"""The word by which a caller leaves the choice to this server."""
+
 _NOT_ELSEWHERE = ("review", "images")
 """Arguments that other places do not take yet."""
 
 
-def choose_place(options: TurnOptions, places: Places | None, default: str) -> str:
-    """Return the place of a new thread, by its name.
+def places_for(options: TurnOptions, places: Places | None, default: str) -> list[str]:
+    """Return the names of the places where a new thread may be, at least one.
 
     Raises:
         InvalidArguments: There is no such place, or it cannot do what is asked for.
     """
-    name = options.place or default
-    return HERE if name == HERE else check_place(options, places, name)
+    word = options.place or default
+    if word == HERE or (word == ANY and places is None):
+        return [HERE]
+    if places is None:
+        raise InvalidArguments(
+            [f"place: there is no place {word!r}; this server has only {HERE} (option --places)"]
+        )
+    found: list[str] = []
+    problem: InvalidArguments | None = None
+    for name in places.named(word):
+        try:
+            found.append(HERE if name == HERE else check_place(options, places, name))
+        except InvalidArguments as error:
+            problem = error
+    if problem is not None and not found:
+        raise problem
+    return found
 
 
 def check_place(options: TurnOptions, places: Places | None, name: str) -> str:
@@ -61,6 +79,8 @@ async def place_of_thread(
     found = None
     if places is not None and not is_here:
         found = await on_disk(places.find, thread_id)
-    if options.place not in (None, found or HERE):
-        raise ThreadElsewhere(thread_id, found or HERE, str(options.place))
+    if options.place not in (None, ANY, found or HERE):
+        named = places.named(options.place) if places is not None else ()
+        if (found or HERE) not in named:
+            raise ThreadElsewhere(thread_id, found or HERE, options.place)
     return HERE if found is None else check_place(options, places, found)

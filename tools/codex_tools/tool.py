@@ -14,13 +14,14 @@ from codex_tools.arguments import read_arguments
 from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import CodexError, InvalidArguments, NotAllowed
 from codex_tools.codex.json_object import Json, write_exactly
+from codex_tools.codex.place_errors import PlaceUnavailable
 from codex_tools.codex.program import NOT_ASKED
 from codex_tools.codex.record import Record
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.codex.workers import on_disk, on_index
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
-from codex_tools.place_options import choose_place
+from codex_tools.place_options import places_for
 from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.project_config import find_uncommitted
@@ -107,7 +108,8 @@ class Context:
         *place* is that of *thread*; a new one is where the caller or the operator says.
         """
         if place is None:
-            place = choose_place(options, self.places, self.default_place)
+            names = places_for(options, self.places, self.default_place)
+            place = names[0] if len(names) == 1 else await self._choose(names, options.model)
         if place != HERE:
             options = options.model_copy(update={"isolation": "copy"})
         check = functools.partial(
@@ -123,6 +125,23 @@ class Context:
         turn = replace(turn, request=replace(turn.request, place=place))
         excess = await find_uncommitted(turn.request.project_files or {}, turn.request.cwd)
         return turn if excess is None else replace(turn, excesses=(*turn.excesses, excess))
+
+    async def _choose(self, names: Sequence[str], model: str | None) -> str:
+        """Return the place where a run that may be at each of *names* is to be.
+
+        Raises:
+            PlaceUnavailable: None of them can be used.
+        """
+        failure: PlaceUnavailable | None = None
+        for name in await self.runs.order(names, model):
+            try:
+                if name != HERE and self.places is not None:
+                    await self.places.of(name).prepare(self.default_cwd, self.policy.environment)
+                return name
+            except PlaceUnavailable as error:
+                failure = error
+        assert failure is not None
+        raise failure
 
     async def permit(self, turn: CheckedTurn, *, dry_run: bool = False) -> tuple[str, ...]:
         """Permit a turn that is within the limits, or that a person allows this once.

@@ -55,7 +55,7 @@ class TurnOptions(Record):
     isolation: Isolation | None = None
     """copy: work in a copy of the project, which changes only by codex_apply"""
     place: Annotated[str, _plain(r"[a-z0-9][a-z0-9_-]{0,39}")] | None = None
-    """Where to run: a machine that the operator has named; always with isolation copy"""
+    """A machine or label that the operator has named, or any; elsewhere always isolation copy"""
     model: Model | None = None
     """Leave out for the user's default"""
     reasoning_effort: Effort | None = None

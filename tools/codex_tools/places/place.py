@@ -122,6 +122,11 @@ def read_places(file: Path) -> dict[str, Place]:
         else:
             table.check_keys(_KEYS)
         found[name] = _place(table)
+    for name, place in found.items():
+        for label in place.labels:
+            if label in (ANY, HERE, *found) or _NAME.fullmatch(label) is None:
+                why = f"{label!r} must be of a-z, 0-9, _ and -, and no name of a place"
+                raise PlacesError(file, f"[{name}] labels", why)
     return found
 
 
@@ -130,6 +135,11 @@ class _Table:
 
     def __init__(self, file: Path, name: str, values: dict[str, object]) -> None:
         self.file, self.name, self.values = file, name, values
+
+    @property
+    def has_limit(self) -> bool:
+        """False for this machine without a limit of its own: then `--max-runs` holds."""
+        return self.name != HERE or "max_runs" in self.values
 
     def fail(self, key: str, problem: str) -> PlacesError:
         return PlacesError(self.file, f"[{self.name}] {key}", problem)
@@ -200,7 +210,7 @@ def _place(table: _Table) -> Place:
         is_ssh=is_ssh,
         worker=worker,
         ray=_ray(table),
-        max_runs=table.count("max_runs", _DEFAULT.max_runs),
+        max_runs=table.count("max_runs", _DEFAULT.max_runs) if table.has_limit else 0,
         starts_at_once=table.count("starts_at_once", _DEFAULT.starts_at_once),
         lease_s=table.number("lease_s", _DEFAULT.lease_s, 2, 3600),
         keep_days=table.number("keep_days", _DEFAULT.keep_days, 0, 3650),

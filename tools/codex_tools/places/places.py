@@ -19,7 +19,7 @@ from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.engines.model_list import ModelList
 from codex_tools.places.mirror import Mirror, MirrorThreads, places_with
 from codex_tools.places.pipe import open_pipe
-from codex_tools.places.place import HERE, Place
+from codex_tools.places.place import ANY, HERE, Place
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.threads import Threads
 
@@ -52,11 +52,35 @@ class Places:
             if name != HERE
         }
         self._state_dir = state_dir
+        self._here = known.get(HERE)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the places."""
         return tuple(self._sites)
+
+    @property
+    def max_runs_here(self) -> int | None:
+        """The number of runs on this machine, if the file says it."""
+        return self._here.max_runs or None if self._here is not None else None
+
+    def named(self, word: str) -> tuple[str, ...]:
+        """Return the names of the places that *word* means: a name, a label or `any`.
+
+        Raises:
+            InvalidArguments: There is none.
+        """
+        if word == ANY:
+            return (HERE, *self._sites)
+        if word == HERE or word in self._sites:
+            return (word,)
+        labels = {name: site.place.labels for name, site in self._sites.items()}
+        labels[HERE] = self._here.labels if self._here is not None else ()
+        found = tuple(name for name in (HERE, *self._sites) if word in labels[name])
+        if not found:
+            known = ", ".join((HERE, *self._sites, ANY, *sorted({*sum(labels.values(), ())})))
+            raise InvalidArguments([f"place: there is no place {word[:40]!r}; there are {known}"])
+        return found
 
     def of(self, name: str) -> Elsewhere:
         """Return the place *name*.
@@ -95,6 +119,12 @@ class Elsewhere:
         """Admits the runs that connect and send their project: pings must not starve."""
         self._asking = anyio.Lock()
         self._known: tuple[float, Program] | None = None
+        self._failed_at: float | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """True if the place could not be reached a moment ago."""
+        return self._failed_at is not None and time.monotonic() - self._failed_at < KNOWN_FOR_S
 
     def opened(self) -> AbstractAsyncContextManager[None]:
         """Keep nothing ready; see `Engine.opened`."""
@@ -109,9 +139,14 @@ class Elsewhere:
         async with self._asking:
             if self._known is not None and time.monotonic() - self._known[0] < KNOWN_FOR_S:
                 return self._known[1]
-            async with self.starting, open_pipe(self.place) as (_, hello):
-                self._known = time.monotonic(), hello.program
-                return hello.program
+            try:
+                async with self.starting, open_pipe(self.place) as (_, hello):
+                    self._known = time.monotonic(), hello.program
+            except PlaceUnavailable:
+                self._failed_at = time.monotonic()
+                raise
+            self._failed_at = None
+            return self._known[1]
 
     async def plan_turn(self, request: TurnRequest) -> Plan:
         """Return what is started here for a turn; see `Engine.plan_turn`."""

@@ -8,6 +8,7 @@ of the server ends all runs at once.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -121,6 +122,13 @@ class Runs:
                 await run.done.wait()
         return await take_lock(self._sites.of(place).threads.home, self._state_dir, thread_id)
 
+    async def order(self, places: Sequence[str], model: str | None) -> list[str]:
+        """Return *places* in the order in which to try them for a run; see `Sites.order`."""
+        unfinished = [run for run in self._runs.values() if run.outcome is None]
+        return await self._sites.order(
+            places, Counter(run.request.place for run in unfinished), model
+        )
+
     def in_thread(self, thread_id: str) -> list[Run]:
         """Return the runs of this server that are or were in a thread, and are in memory."""
         return [run for run in self._runs.values() if run.progress.thread_id == thread_id]
@@ -178,6 +186,7 @@ class Runs:
         if unfinished < slots:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
+        self._sites.note_start(request.place)
         try:
             self._records.save(run)
             self.audit.write("started", facts_of(run))

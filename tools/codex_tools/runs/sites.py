@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 HERE = "here"
 """The name of this machine among the places."""
+
+CHOSEN_FOR_S = 10.0
+"""Seconds that a run counts at the place that was chosen for it, until it is started there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,9 @@ class Sites:
     ) -> None:
         """Know this machine, and *places* if there are any."""
         self._waits, self._places = waits, places
+        self._chosen: deque[tuple[float, str]] = deque()
+        if places is not None:
+            max_runs = places.max_runs_here or max_runs
         slots = anyio.CapacityLimiter(max_runs)
         limits = UsageLimits(threads.home, waits=waits)
         self._known = {HERE: Site(HERE, engine, threads, slots, limits)}
@@ -49,6 +58,41 @@ class Sites:
     def here(self) -> Site:
         """This machine."""
         return self._known[HERE]
+
+    async def order(
+        self, names: Sequence[str], unfinished: Mapping[str, int], model: str | None
+    ) -> list[str]:
+        """Return *names* in the order in which to try them, and count on the first one.
+
+        Last are those that could not be reached a moment ago, or whose account has met a usage
+        limit. Of the others, that with the fewest runs for its size is the first.
+
+        Args:
+            names: The places.
+            unfinished: For each place, its number of runs that have not ended.
+            model: The model of the run.
+        """
+        met = [name for name in names if await self.of(name).limits.is_met(model)]
+        while self._chosen and time.monotonic() - self._chosen[0][0] > CHOSEN_FOR_S:
+            self._chosen.popleft()
+        ahead = Counter(name for _, name in self._chosen)
+
+        def rank(name: str) -> tuple[bool, bool, float]:
+            site = self.of(name)
+            has_failed = site.elsewhere is not None and site.elsewhere.has_failed
+            load = (unfinished.get(name, 0) + ahead[name]) / site.slots.total_tokens
+            return has_failed, name in met, load
+
+        found = sorted(names, key=rank)
+        self._chosen.append((time.monotonic(), found[0]))
+        return found
+
+    def note_start(self, name: str) -> None:
+        """Note that a run has been started at a place, so that `order` counts it only once."""
+        for each in self._chosen:
+            if each[1] == name:
+                self._chosen.remove(each)
+                return
 
     def of(self, name: str) -> Site:
         """Return the place *name*; this machine for a place that no longer exists."""
