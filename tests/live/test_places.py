@@ -42,6 +42,8 @@ async def test_work_at_a_place_comes_home_and_is_continued_there(
             applied = await apply(client, second["run_id"], "apply")
             listed: Any = await client.call_tool("codex_sessions", {"cwd": str(lab.project)})
             usage: Any = await client.call_tool("codex_usage", {"group_by": "cwd"})
+            local = await call(client, "codex_run", prompt=lab.script("here", say("here")))
+            both: Any = await client.call_tool("codex_usage", {"group_by": "place"})
     assert first["status"] == second["status"] == "completed", (first, second, far.log)
     assert (first["place"], second["place"]) == ("box", "box")
     assert first["thread_id"] == second["thread_id"]
@@ -56,7 +58,7 @@ async def test_work_at_a_place_comes_home_and_is_continued_there(
     assert (thread["place"], thread["cwd"]) == ("box", str(lab.project))
     assert thread["turn_count"] == 2
     # Nothing of Codex was started here, and the mirror is what is there.
-    assert lab.rollouts() == []
+    assert len(lab.rollouts()) == 1  # That of the run here.
     there = sorted((far_home / "sessions").rglob("rollout-*.jsonl"))
     here = sorted((lab.state / "places" / "box" / "sessions").rglob("rollout-*.jsonl"))
     assert [each.read_bytes() for each in here] == [each.read_bytes() for each in there]
@@ -65,3 +67,5 @@ async def test_work_at_a_place_comes_home_and_is_continued_there(
     assert group["key"] == str(lab.project)
     total = first["usage"]["total_tokens"] + second["usage"]["total_tokens"]
     assert group["total_tokens"] == total
+    of_place = {each["key"]: each["total_tokens"] for each in both.structured_content["groups"]}
+    assert of_place == {"box": total, "here": local["usage"]["total_tokens"]}

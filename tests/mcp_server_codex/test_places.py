@@ -412,6 +412,19 @@ async def test_the_default_place_is_that_of_the_operator(
     assert planned["planned"]["argv"][-1] == "unused"
 
 
+async def test_runs_and_watch_say_where_a_run_is(mode: str, scene: Scene, fake: FakeCodex) -> None:
+    fake.stdout = events(thread_line(), *answer_lines("hi"))
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        for name in ("here", "box"):
+            await call(client, "codex_run", prompt="x", place=name)
+    command = [server_program(), "runs", "--state-dir", str(scene.lab.state)]
+    shown = await anyio.run_process(command, env=environment(scene.lab))
+    lines = [line for line in shown.stdout.decode().splitlines() if "read-only" in line]
+    assert [" · at box · " in line for line in lines] == [True, False]
+    listed = await anyio.run_process([*command, "--json"], env=environment(scene.lab))
+    assert [each["place"] for each in json.loads(listed.stdout)["runs"]] == ["box", "here"]
+
+
 async def test_the_end_of_the_server_ends_the_run_there(
     mode: str, scene: Scene, fake: FakeCodex
 ) -> None:
