@@ -21,8 +21,8 @@ from codex_tools.places.trees import (
     unpack,
 )
 from codex_tools.worktree.copies import Copy, lay_out
-from codex_tools.worktree.shadow import Shadow
-from codex_tools.worktree.snapshot import Snapshot, take_snapshot
+from codex_tools.worktree.shadow import PACKS_LIMIT, Shadow, prune
+from codex_tools.worktree.snapshot import Snapshot, forget_snapshot, take_snapshot
 from codex_tools.worktree.tree_changes import Changes
 from codex_tools.worktree.tree_error import TreeError
 from support.work_trees import run_git
@@ -145,3 +145,28 @@ def test_a_description_that_leads_out_of_the_state_folder_is_refused(
     here = Shadow.open(tmp_path / "here", project)
     with pytest.raises(TreeError):
         open_project(tmp_path / "there", describe_project(here) | dict([field]))
+
+
+def test_packs_do_not_pile_up_at_a_place(tmp_path: Path, project: Path) -> None:
+    here = Shadow.open(tmp_path / "here", project)
+    there = open_project(tmp_path / "there", describe_project(here))
+    laid: list[Snapshot] = []
+    for number in range(PACKS_LIMIT + 2):
+        (project / "untracked.txt").write_bytes(b"%d\n" % number * 100)
+        laid.append(send(here, there)[1])
+    packs = there.git_dir / "objects" / "pack"
+    assert len([*packs.glob("*.pack")]) > PACKS_LIMIT
+    first, last = (each.parts[0].tree for each in (laid[0], laid[-1]))
+    for each in laid[:-1]:
+        forget_snapshot(there, each.id)
+    prune(there, 3600)  # What is new stays: another worker may be about to name it.
+    assert len([*packs.glob("*.pack")]) == 1
+    assert there.git().run("cat-file", "-t", first).strip() == b"tree"
+    prune(there, -3600)
+    with pytest.raises(TreeError):
+        there.git().run("cat-file", "-e", first)
+    copy = lay_out(there, laid[-1])
+    assert there.git().run("cat-file", "-t", last).strip() == b"tree"
+    assert (copy.folder / "untracked.txt").read_bytes() == b"%d\n" % (PACKS_LIMIT + 1) * 100
+    assert (copy.folder / "a.txt").read_bytes() == b"one\r\ntwo\n" * 2000
+    copy.close()

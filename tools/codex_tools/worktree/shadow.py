@@ -34,6 +34,10 @@ from codex_tools.worktree.git_call import Git, clean_env, find_git
 from codex_tools.worktree.repository import Repository, read_repository
 from codex_tools.worktree.tree_error import CopyBusy, GitFailed, TreeError
 
+PACKS_LIMIT = 20
+"""Number of packs of a shadow repository above which they become one: each run elsewhere adds one.
+"""
+
 LOCK_WITHIN_S = 120.0
 """Seconds to wait for another process that takes a snapshot of the same project."""
 
@@ -289,6 +293,13 @@ def is_locked_now(path: Path) -> bool:
 
 
 def prune(shadow: Shadow, older_than_s: float) -> None:
-    """Delete the objects that no snapshot needs and that are older than *older_than_s*."""
+    """Delete the objects that no snapshot needs and that are older than *older_than_s*.
+
+    Each project or result that came from another machine left a pack. `git prune` does not look
+    into packs, so many of them become one; newer objects that nothing needs yet stay.
+    """
+    expiry = int(time.time() - older_than_s)
     with suppress(GitFailed), shadow.locked():
-        shadow.git().run("prune", f"--expire={int(time.time() - older_than_s)}")
+        if sum(1 for _ in (shadow.git_dir / "objects" / "pack").glob("*.pack")) > PACKS_LIMIT:
+            shadow.git().run("repack", "-A", "-d", "-l", "-q", f"--unpack-unreachable={expiry}")
+        shadow.git().run("prune", f"--expire={expiry}")
