@@ -18,6 +18,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from codex_tools.answer import ANSWER
 from codex_tools.apply import APPLY
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.errors import CodexError
@@ -37,14 +38,17 @@ from codex_tools.run import RUN
 from codex_tools.runs.opening import open_runs
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import RunResult
+from codex_tools.runs.run import Run
 from codex_tools.sessions import SESSIONS
+from codex_tools.steer import STEER
 from codex_tools.stop import STOP
 from codex_tools.tool import Context
 from codex_tools.usage import USAGE
 from codex_tools.wait import WAIT
 from mcp_server_codex import prompts, tasks
-from mcp_server_codex.elicitation import Ask, Seals, Unanswered, find_asker
+from mcp_server_codex.elicitation import Ask, Seals, Unanswered, can_ask, find_asker
 from mcp_server_codex.progress import ProgressReporter
+from mcp_server_codex.questions import find_questioner, find_repeated, seal_of, take_answer
 from mcp_server_codex.resources import Resources
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import AnyTool, caller_of, to_result, to_tool
@@ -54,7 +58,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, STOP, APPLY, SESSIONS, USAGE)
+TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, ANSWER, STEER, STOP, APPLY, SESSIONS, USAGE)
 OLD_TOOLS: tuple[AnyTool, ...] = (CODEX, CODEX_REPLY)
 """Offered in addition with `--compat codex-mcp-server`."""
 
@@ -194,11 +198,13 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         if tool is None:
             raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
         if not call.session.can_send_request:  # Else no question came as a result.
-            seals.check(params.request_state)
+            seals.check(seal_of(params.request_state))
         try:
             return await _call(tool, call, params, surroundings, seals)
         except Unanswered as question:
             return question.result
+        except MCPError:  # A state that belongs to another call.
+            raise
         except Exception as error:  # An outer wall: the SDK would send the error's text.
             logger.exception("%s met an internal fault", tool.name)
             return to_result(tool, tool.refuse(fault_for(error)))
@@ -271,13 +277,15 @@ async def _call(
     request = arguments.request
     _leave_deleted_folder()
     cwd = Path()
-    if getattr(request, "cwd", "") is None:
+    repeated = find_repeated(params, request, seals)
+    if repeated is None and getattr(request, "cwd", "") is None:
         found = await _callers_folder(call, params, around.folder)
         if isinstance(found, types.InputRequiredResult):
             return found
         cwd = found
     depth = around.depth if around.depth is not None else await on_disk(around.find_depth)
     progress = ProgressReporter(call.session)
+    questioner = find_questioner(call, params, request, seals) if not depth else None
     context = Context(
         policy=settings.policy,
         runs=runs,
@@ -297,12 +305,17 @@ async def _call(
         warnings=arguments.warnings,
         places=around.places,
         default_place=settings.default_place,
+        ask_person=questioner,
+        reaches_person=questioner is not None or (tasks.wants_task(call) and can_ask(call)),
     )
     # The run of a key may belong to another server, and a dry run is no run.
     may_be_new = not getattr(request, "idempotency_key", None) and not getattr(
         request, "dry_run", False
     )
-    if tool.start is not None and tasks.wants_task(call) and may_be_new:
+    # What a task asks goes to the person, not to the agent that delegated it.
+    asks = getattr(request, "approvals", None) == "ask" and not can_ask(call)
+    may_be_task = may_be_new and not asks and not getattr(request, "ask_caller", False)
+    if tool.start is not None and tasks.wants_task(call) and may_be_task and repeated is None:
         try:
             run = await tool.start(request, context)
         except CodexError as error:
@@ -314,7 +327,12 @@ async def _call(
     wants_progress = (call.meta or {}).get("progress_token") is not None
     async with progress.reporting() if wants_progress else nullcontext():
         try:
-            result = await tool.call(request, context)
+            if repeated is not None:
+                await take_answer(repeated, runs)
+            if repeated is None or tool.start is None:
+                result = await tool.call(request, context)
+            else:
+                result = await _go_on(repeated.run_id, request, context)
         except CodexError as error:
             return refuse(error)
         except Unanswered as question:  # Further out, the task group would have wrapped it.
@@ -323,6 +341,14 @@ async def _call(
         runs.audit.write("called", {"caller": caller, "tool": tool.name})
     note_handover(runs, caller, result)
     return to_result(tool, result)
+
+
+async def _go_on(run_id: str, request: Record, context: Context) -> Record:
+    """Go on with the run that an earlier call of the same kind started."""
+    found = await context.runs.find(run_id)
+    if not isinstance(found, Run):
+        return await context.runs.refreshed(found.result)
+    return await context.follow(found, getattr(request, "wait_s", None))
 
 
 def note_handover(runs: Runs, caller: str, result: Record) -> None:

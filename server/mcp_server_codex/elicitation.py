@@ -90,10 +90,15 @@ class Seals:
             problem = "requestState is not as this server sent it; call again without it"
             raise MCPError(code=types.INVALID_PARAMS, message=problem)
 
+    def belongs(self, seal: str | None, matter: str) -> bool:
+        """Return True if *seal* belongs to *matter*, whether it was used before or not."""
+        number, _, rest = (seal or "").partition(".")
+        return self._is(rest.partition(".")[0], number, matter)
+
     def breaks(self, seal: str | None, matter: str) -> bool:
         """Use up a checked *seal*; return True if it belongs to *matter* and was unused."""
-        number, _, rest = (seal or "").partition(".")
-        if not self._is(rest.partition(".")[0], number, matter) or number not in self._open:
+        number = (seal or "").partition(".")[0]
+        if not self.belongs(seal, matter) or number not in self._open:
             return False
         del self._open[number]
         return True
@@ -105,6 +110,17 @@ class Seals:
     def _sign(self, number: str, matter: str) -> str:
         data = f"{number}\n{matter}".encode("utf-8", "surrogatepass")
         return hmac.new(self._key, data, hashlib.sha256).hexdigest()
+
+
+def can_ask(call: ServerRequestContext[Any, Any]) -> bool:
+    """Return True if the client says that it can show a form to a person."""
+    capabilities = call.session.client_capabilities
+    offered = capabilities.elicitation if capabilities is not None else None
+    client = call.session.client_params
+    if client is not None and client.client_info.name in ANSWERS_ITSELF:
+        return False
+    # {} means forms.
+    return offered is not None and (offered.form is not None or offered.url is None)
 
 
 def find_asker(
@@ -129,13 +145,8 @@ def find_asker(
         within_s: Seconds to wait for the answer, less than the client allows a call.
     """
     within_s = min(within_s, ANSWER_WITHIN_S)
-    capabilities = call.session.client_capabilities
-    offered = capabilities.elicitation if capabilities is not None else None
-    client = call.session.client_params
-    if client is not None and client.client_info.name in ANSWERS_ITSELF:
+    if not can_ask(call):
         return None
-    if offered is None or (offered.form is None and offered.url is not None):
-        return None  # No elicitation, or URLs only; {} means forms.
 
     async def ask(question: str, _: object) -> bool:
         report(lambda: WAITING)

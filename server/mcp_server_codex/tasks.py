@@ -1,7 +1,8 @@
 """Serve MCP Tasks: the extension io.modelcontextprotocol/tasks of 2026-07-28.
 
 A client that declares the extension gets a task at once from codex_run and codex_resume. It then
-polls the task with tasks/get until the run has ended. A task is a run and has the run's id, so
+polls the task with tasks/get until the run has ended, and answers with tasks/update what the run
+asks meanwhile. A task is a run and has the run's id, so
 tasks outlive this server as runs do. The shapes follow the extension's published schema
 (@modelcontextprotocol/ext-tasks 0.2.2).
 """
@@ -21,6 +22,8 @@ from codex_tools.codex.run_errors import UnknownRun
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import KEEP_S, StoredRun, now
+from mcp_server_codex.elicitation import can_ask
+from mcp_server_codex.questions import requests_of, take_responses
 from mcp_server_codex.wire import AnyTool, caller_of, to_result
 
 EXTENSION = "io.modelcontextprotocol/tasks"
@@ -29,7 +32,7 @@ POLL_EVERY_MS = 1000
 """Polling interval in milliseconds that clients are asked to keep."""
 
 Call = ServerRequestContext[Runs, Any]
-Status = Literal["working", "completed", "cancelled"]
+Status = Literal["working", "input_required", "completed", "cancelled"]
 
 
 class TaskParams(types.RequestParams):
@@ -64,7 +67,12 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
         result = found.result() if isinstance(found, Run) else found.result
         result = await call.lifespan_context.refreshed(result)
         match result.status:
-            case "running" | "queued":
+            case "needs_answer" if isinstance(found, Run) and can_ask(call):
+                requests = requests_of(found)
+                status = "input_required" if requests else "working"
+                more = {"inputRequests": requests} if requests else {}
+                return {"resultType": "complete", **_head(found, status), **more}
+            case "running" | "queued" | "needs_answer":
                 return {"resultType": "complete", **_head(found, "working")}
             case "cancelled":
                 return {"resultType": "complete", **_head(found, "cancelled")}
@@ -86,8 +94,9 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
         return {"resultType": "complete"}
 
     async def update(call: Call, params: UpdateParams) -> Json:
-        # The method takes answers to questions; tasks of this server ask none.
-        await _find(call, params.task_id)
+        found = await _find(call, params.task_id)
+        if isinstance(found, Run) and can_ask(call):
+            take_responses(found, params.input_responses, call.lifespan_context)
         return {"resultType": "complete"}
 
     server.extensions[EXTENSION] = {}

@@ -31,6 +31,9 @@ say: a noisy machine disturbs both of a pair alike. One table, one run:
 6. Isolation: the wall time of the first snapshot of a project, of laying out a copy, and of
    bringing a used copy to a new state, beside `git worktree add` of the same commit; and all that
    isolation adds to a run in a small project. 5,000 files, or --files 50000 (540 MB).
+7. Engines, only with --only engines: a turn on an app-server that was kept ready, until none of its
+   processes is left, beside the bare `codex exec`; eight turns at once with eight spares beside
+   eight by the exec engine, with the memory (PSS) of their processes; and that of an idle spare.
 
 Ends with exit code 1 if a limit does not hold. Needs Linux's /proc.
 """
@@ -47,6 +50,7 @@ from statistics import median
 from typing import cast
 
 import pytest
+from engine_measures import measure_engines
 from figure import Figure, Json, spread
 from history_measures import measure_history, measure_huge_home
 from isolation_measures import FILES, measure_isolation
@@ -122,6 +126,8 @@ def main() -> int:
             measure_isolation, min(runs, 5), max(1000, cast("int", options.files))
         ),
     }
+    if options.only == "engines":
+        measurements["engines"] = partial(measure_engines, runs, version)
     if options.huge:
         measurements["huge home"] = partial(measure_huge_home, min(runs, 5), notes)
     if options.only is not None:

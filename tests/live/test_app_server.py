@@ -11,21 +11,20 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import orjson
 import pytest
 
-from codex_tools.codex.events import Event, ItemStartedEvent
+from codex_tools.codex.events import EngineEvent, Event, ItemStartedEvent
 from codex_tools.codex.json_object import Json
+from codex_tools.codex.questions import Answer, NotSteered
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.engines.app_server import OLDEST, AppServerEngine
 from codex_tools.engines.engine import Engine, ReviewTarget
 from codex_tools.engines.exec import ExecEngine
-from codex_tools.engines.handle import Handle
-from codex_tools.engines.json_rpc import ConnectionEnded
-from codex_tools.engines.questions import Answer
+from codex_tools.engines.handle import TurnHandle
 from mcp_server_codex.cli.scripted_model import (
     Call,
     Cut,
@@ -456,17 +455,21 @@ async def test_nothing_survives_the_death_of_this_process(
 
 @asynccontextmanager
 async def live(
-    engine: AppServerEngine, lab: Lab, prompt: str, *, asks: bool = False, **more: Any
-) -> AsyncGenerator[tuple[TurnProgress, Handle, list[Event]]]:
+    engine: AppServerEngine, lab: Lab, prompt: str, **more: Any
+) -> AsyncGenerator[tuple[TurnProgress, TurnHandle, list[Event]]]:
     """Run a turn beside the test; yield its progress, its handle and its events so far."""
     request = await request_for(engine, lab, prompt, **more)
     progress = TurnProgress()
     seen: list[Event] = []
     with anyio.fail_after(120):
         async with (
-            engine.open_live_turn(request, lambda _: None, asks=asks) as (events, handle),
+            engine.open_turn(request, lambda _: None) as events,
             anyio.create_task_group() as tasks,
         ):
+            first = await anext(events)
+            assert isinstance(first, EngineEvent)
+            handle = cast("TurnHandle", first.handle)
+            progress.add(first)
 
             async def read() -> None:
                 async for event in events:
@@ -489,7 +492,7 @@ async def test_a_turn_can_be_steered_and_only_while_it_runs(
         await until(lambda: progress.ended)
     assert progress.completed
     assert progress.final_response == "steered"
-    with pytest.raises(ConnectionEnded):
+    with pytest.raises(NotSteered):
         await handle.steer("too late")
 
 
@@ -540,7 +543,7 @@ async def test_questions_wait_for_their_answers_and_two_can_be_open(
         say("done"),
     )
     asked: list[str] = []
-    async with live(engine, lab, "ask", asks=True, sandbox="workspace-write") as (
+    async with live(engine, lab, "ask", approvals="ask", sandbox="workspace-write") as (
         progress,
         handle,
         _,
@@ -570,8 +573,19 @@ async def test_a_question_is_declined_at_once_where_nobody_is_asked_or_in_time(
     lab.script("ask", do(escalated(f"touch {out}")), say("done"))
     ran = await run(engine, lab, "ask", sandbox="workspace-write")
     assert ran.kind is None
-    async with live(engine, lab, "ask", asks=True) as (progress, handle, _):
+    async with live(engine, lab, "ask", approvals="ask") as (progress, handle, _):
         handle._answer_within_s = 0.0  # pyright: ignore[reportPrivateUsage]
         await until(lambda: progress.ended)
     assert progress.completed
     assert not out.exists()
+
+
+async def test_what_the_model_writes_is_told_and_kept_out_of_the_log(
+    engine: AppServerEngine, lab: Lab
+) -> None:
+    lab.script("hello", say("Hello there."))
+    doing: list[str] = []
+    ran = await run(engine, lab, "hello", lambda progress: doing.append(progress.doing))
+    assert ran.result.final_response == "Hello there."
+    assert any(each.startswith("writing: Hello") for each in doing), doing
+    assert not any(b"delta" in line for line in ran.lines)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
 
+from codex_tools.engines.app_server import OLDEST
 from mcp_server_codex.app import INSTRUCTIONS, TOOLS
-from mcp_server_codex.cli.scripted_model import Patch, Shell, api_error, do, say
+from mcp_server_codex.cli.scripted_model import Call, Patch, Shell, api_error, do, say
 from mcp_server_codex.wire import to_tool
 from support.claude_code import MOST_SHOWN, ClaudeCode
-from support.codex_versions import real_codex
+from support.codex_versions import number, real_codex
 from support.lab import Json, Lab
-from support.scripted_messages import ScriptedMessages, Step, Use
+from support.scripted_messages import ScriptedMessages, Step, ToolResult, Use
 
 RUN, RESUME = "mcp__codex__codex_run", "mcp__codex__codex_resume"
 
@@ -128,6 +130,68 @@ def test_with_no_person_there_what_is_over_the_ceiling_is_refused(
     lines = (lab.state / "audit.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["declined", "refused"]
     assert lab.model.requests == []
+
+
+OUTSIDE: Json = {"sandbox": "workspace-write", "approvals": "ask"}
+
+
+def escalated(lab: Lab) -> tuple[str, Path]:
+    """Let Codex ask for a file outside its sandbox; return the prompt and the file."""
+    out = lab.root / "out"
+    arguments: Json = {
+        "cmd": f"touch {out}",
+        "sandbox_permissions": "require_escalated",
+        "justification": "need it",
+    }
+    return lab.script("ask", do(Call("exec_command", arguments)), say("Done.")), out
+
+
+def test_its_model_answers_what_codex_asks_where_there_is_no_person(
+    claude: ClaudeCode, lab: Lab, version: str
+) -> None:
+    """With -p, Claude Code cancels each form by itself."""
+    if number(version) < OLDEST:
+        pytest.skip("this Codex cannot ask")
+    claude.add_server(real_codex(version), "--engine", "auto", "--approvals", "caller")
+    prompt, out = escalated(lab)
+
+    def answer(results: Sequence[ToolResult]) -> Use:
+        asked = result_of(results[0].text)
+        (question,) = asked["questions"]
+        name = {"run_id": asked["run_id"], "question_id": question["id"]}
+        return Use("mcp__codex__codex_answer", name | {"decision": "accept"})
+
+    def wait(results: Sequence[ToolResult]) -> Use:
+        run_id = result_of(results[0].text)["run_id"]
+        return Use("mcp__codex__codex_wait", {"run_ids": [run_id]})
+
+    ask(claude, Use(RUN, {"prompt": prompt, **OUTSIDE}), answer, wait, "All done.")
+    asked, answered, waited = claude.model.tool_results
+    assert result_of(asked.text)["status"] == "needs_answer"
+    assert not answered.is_error
+    assert result_of(waited.text)["runs"][0]["final_response"] == "Done."
+    assert out.exists()
+
+
+@pytest.mark.parametrize("action", ["accept", "decline"])
+def test_its_person_answers_what_codex_asks(
+    claude: ClaudeCode, lab: Lab, version: str, action: str
+) -> None:
+    """A hook of Claude Code stands for the person: it gets the form and answers it."""
+    if number(version) < OLDEST:
+        pytest.skip("this Codex cannot ask")
+    claude.add_server(real_codex(version), "--engine", "auto", "--approvals", "person")
+    prompt, out = escalated(lab)
+    reply: Json = {"hookEventName": "Elicitation", "action": action, "content": {}}
+    seen = lab.root / "form.json"
+    command = f"cat > {seen}; echo {shlex.quote(json.dumps({'hookSpecificOutput': reply}))}"
+    claude.hook("Elicitation", command)
+    ask(claude, Use(RUN, {"prompt": prompt, **OUTSIDE}), "All done.")
+    (result,) = claude.model.tool_results
+    data = result_of(result.text)
+    assert (data["status"], data["final_response"]) == ("completed", "Done.")
+    assert out.exists() is (action == "accept")
+    assert f"touch {out}" in seen.read_text()
 
 
 def test_the_commands_of_codex_see_nothing_of_claude_code(claude: ClaudeCode, lab: Lab) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -105,6 +106,10 @@ def client(
     outer = Client(lab, real_codex(request.param), mark)
     outer.add_server(request.param, codex)
     yield outer
+    for _ in range(100):  # The guard of a spare takes a moment to end.
+        if not commands(mark):
+            break
+        time.sleep(0.05)
     left = commands(mark)
     for pid in marked(mark):
         with suppress(ProcessLookupError):

@@ -14,7 +14,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp_server_codex.cli.scripted_model import Shell, api_error, do, say
 from support.codex_versions import PINNED, real_codex
 from support.fake_codex import FakeCodex
-from support.lab import Json, Lab, connect, environment, open_lab
+from support.lab import BY_EXEC, Json, Lab, connect, environment, open_lab
 
 COMPAT = ("--compat", "codex-mcp-server")
 
@@ -91,7 +91,7 @@ async def test_they_answer_as_the_real_one_answers(mode: str) -> None:
             answers.append((text, failed))
             asked.append(seen(lab, first))
         lab.model.requests.clear()
-        async with connect(mode, real_codex(PINNED[0]), lab, *COMPAT) as client:
+        async with connect(mode, real_codex(PINNED[0]), lab, *BY_EXEC, *COMPAT) as client:
             text, failed, data = await ask(
                 client, "codex", prompt=first, sandbox="read-only", approval_policy="never"
             )

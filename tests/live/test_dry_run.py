@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.lab import Lab, call, connect
+from support.lab import ENGINE, Lab, call, connect
 
 
 async def test_a_dry_run_says_what_would_run_and_starts_nothing(
@@ -26,8 +26,11 @@ async def test_a_dry_run_says_what_would_run_and_starts_nothing(
         assert (plan["status"], plan["run_id"], plan["thread_id"]) == ("planned", None, None), plan
         assert (plan["sandbox"], plan["model"]) == ("workspace-write", "some-model")
         argv = plan["planned"]["argv"]
-        assert argv[1:5] == ["exec", "--json", "-s", "workspace-write"]
-        assert {"-m", "some-model", "--output-schema"} <= {*argv}
+        if ENGINE == "app-server":  # The settings of the turn go into its input.
+            assert argv[1:] == ["app-server"]
+        else:
+            assert argv[1:5] == ["exec", "--json", "-s", "workspace-write"]
+            assert {"-m", "some-model", "--output-schema"} <= {*argv}
         assert plan["planned"]["timeout_s"] == 77
         assert {"PATH", "CODEX_HOME"} <= {*plan["planned"]["environment"]}
         assert "must-not-be-shown" not in str(plan)
@@ -42,7 +45,8 @@ async def test_a_dry_run_says_what_would_run_and_starts_nothing(
         again = await call(
             client, "codex_resume", thread_id=first["thread_id"], prompt="y", dry_run=True
         )
-        assert again["planned"]["argv"][-3:] == ["resume", first["thread_id"], "-"]
+        if ENGINE != "app-server":
+            assert again["planned"]["argv"][-3:] == ["resume", first["thread_id"], "-"]
         assert again["thread_id"] == first["thread_id"]
         assert lab.rollouts() == [rollout]
         assert rollout.read_bytes() == before

@@ -23,7 +23,7 @@ from mcp_server_codex.cli.scripted_model import (
     say,
 )
 from support.codex_versions import number
-from support.lab import Json, Lab, call, connect
+from support.lab import ENGINE, Json, Lab, call, connect
 
 BAD_REQUEST = api_error(400, "Unknown parameter: frobnicate.", "invalid_request_error", "bad")
 UNAUTHORIZED = api_error(
@@ -282,18 +282,18 @@ async def test_a_failed_start_is_told_by_its_cause(
         (lab.home / "sessions").touch()
         await ask("sessions", good)
     kinds = {name: error and (error["kind"], error["retryable"]) for name, error in results.items()}
-    old = number(version) < (0, 98, 0)
+    old, by_app = number(version) < (0, 98, 0), ENGINE == "app-server"
     expected: dict[str, tuple[str, bool] | None] = {
         "provider": ("bad_config", False),
         "instructions": None if old else ("bad_config", False),
         "profile": ("bad_config", False) if number(version) >= (0, 134, 0) else None,
-        "login": ("not_authenticated", False),
+        "login": ("codex_unsupported" if by_app else "not_authenticated", False),
         # Newer ones work on without.
         "sessions": ("not_started", False) if number(version) < (0, 120, 0) else None,
     }
     assert kinds == expected
     assert "forced_login_method" not in results["provider"]["hint"]
-    assert "workspace" in results["login"]["hint"]
+    assert ("--engine auto" if by_app else "workspace") in results["login"]["hint"]
     if number(version) < (0, 120, 0):
         assert "Not a directory" in results["sessions"]["message"]
 
@@ -326,7 +326,10 @@ async def test_a_codex_home_that_cannot_be_written_is_named(
         return
     error = result["error"]
     assert (error["kind"], error["retryable"]) == ("not_started", False), error
-    assert ("os error 30" if fault == "read-only" else "os error 28") in error["message"]
+    if ENGINE == "app-server":  # 0.163.0 and 0.171.0 do not say why.
+        assert "failed to initialize state runtime" in error["message"]
+    else:
+        assert ("os error 30" if fault == "read-only" else "os error 28") in error["message"]
     assert "CODEX_HOME" in error["hint"]
 
 
@@ -336,8 +339,11 @@ async def test_a_hook_that_stops_the_prompt_is_no_missing_answer(
     if number(version) < (0, 147, 0):
         pytest.skip("it has no such hooks")
     wrapper = lab.root / "codex"  # Without that flag, only hooks that a person has trusted run.
-    start = 'shift; set -- exec --dangerously-bypass-hook-trust "$@"'
-    wrapper.write_text(f'#!/bin/sh\n[ "$1" = exec ] && {{ {start}; }}\nexec {codex} "$@"\n')
+    flag = "--dangerously-bypass-hook-trust"
+    wrapper.write_text(
+        f'#!/bin/sh\ncase $1 in exec) shift; set -- exec {flag} "$@";;'
+        f' app-server) set -- {flag} "$@";; esac\nexec {codex} "$@"\n'
+    )
     wrapper.chmod(0o755)
     block = {"type": "command", "command": "echo no prompts today >&2; exit 2"}
     async with connect(mode, wrapper, lab) as client:

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
-from support.lab import PNG, Json, Lab, call, connect, marked, until
+from support.lab import PNG, Json, Lab, by_app_server, call, connect, marked, until
 
 SCHEMA: Json = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -113,7 +113,8 @@ async def test_one_run_cannot_rewrite_the_schema_of_another(
             assert result["structured_output"] == {"a": 1}
         ids = [attacker["run_id"]]
         await client.call_tool("codex_wait", {"run_ids": ids, "wait_s": 100})
-    assert (lab.project / "seen").exists()
+    # An app-server gets the schema in its input: there is no file to rewrite.
+    assert (lab.project / "seen").exists() is not by_app_server(attacker)
     assert not (lab.project / "rewritten").exists()
 
 

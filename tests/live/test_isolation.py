@@ -12,7 +12,7 @@ import pytest
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
 from support.codex_versions import number, real_codex
 from support.isolated import COPY, apply
-from support.lab import Lab, call, connect
+from support.lab import BY_EXEC, Lab, call, connect
 from support.repository_kinds import KINDS, OTHER_KINDS
 from support.stub_server import commit, started, stub, trust
 from support.work_trees import IGNORED, Project, files_in, make_torture_tree, run_git, state_of
@@ -347,7 +347,7 @@ async def test_an_error_about_the_folder_of_a_copy_names_that_of_the_project(lab
     config.write_text(
         "".join(line for line in config.read_text().splitlines(True) if "trust" not in line)
     )
-    async with connect("auto", real_codex("0.120.0"), lab) as client:
+    async with connect("auto", real_codex("0.120.0"), lab, *BY_EXEC) as client:
         result = await call(client, "codex_run", prompt="x", **COPY)
     assert result["error"]["kind"] == "codex_unsupported", result
     for text in (result["error"]["message"], result["error"]["hint"]):

@@ -3,6 +3,9 @@
 One command of a scripted turn starts sleepers of every kind. Then the run is
 ended, and what carries the lab's mark in its environment is counted, no matter
 whose child it is by then. A table of all that was seen ends the test run.
+
+With the app-server engine, an idle spare is no part of the run. It may stay as long as the server
+lives, and must be gone with it.
 """
 
 from __future__ import annotations
@@ -27,10 +30,15 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from codex_tools.engines.guard import processes
+from codex_tools.engines.app_server import OLDEST
+from codex_tools.engines.choose import EngineChoice
+from codex_tools.engines.guard import processes, tree
 from mcp_server_codex.cli.scripted_model import Shell, do, say
-from support.kill_matrix import KINDS, OTHERS, Ending
+from support.codex_versions import VERSIONS, number
+from support.engine_turns import untouched
+from support.kill_matrix import KINDS, OTHERS, Ending, idle_spares
 from support.lab import (
+    ENGINE,
     Json,
     Lab,
     Note,
@@ -48,6 +56,8 @@ SLEEPERS = (
     "(setsid sh -c 'sleep 604 & sleep 605' &) ; echo ready; sleep 600"
 )
 SANDBOXES = ("workspace-write", "danger-full-access")
+USUAL = cast("EngineChoice", ENGINE or "exec")
+APP_SERVER_VERSIONS = [each for each in VERSIONS if number(each) >= OLDEST]
 AT_ONCE = 3
 GONE_WITHIN_S = 20.0
 WAIT_S = 60.0
@@ -56,9 +66,11 @@ THREAD_ID = re.compile(r"thread_id (\S{36})")
 
 
 @asynccontextmanager
-async def serve(codex: Path, lab: Lab, mode: str, mark: str = "") -> AsyncGenerator[Server]:
+async def serve(
+    codex: Path, lab: Lab, mode: str, mark: str = "", engine: EngineChoice = USUAL
+) -> AsyncGenerator[Server]:
     """Start a server with bare pipes, to be ended in whatever way; kill it if it is not."""
-    options = ("--codex-bin", str(codex), "--state-dir", str(lab.state))
+    options = ("--codex-bin", str(codex), "--state-dir", str(lab.state), "--engine", engine)
     with (
         lab.log.open("ab") as log,
         subprocess.Popen(  # noqa: ASYNC220 - nothing waits for it but polls
@@ -87,6 +99,8 @@ class Server:
         self.process = process
         self.lab = lab
         self.tag = tag
+        self.run: set[int] = set()
+        """Ids of the guard and the processes of the run, while it sleeps."""
         self.stdin = cast("IO[bytes]", process.stdin)
         self.stdout = cast("IO[bytes]", process.stdout)
         self._mode = mode
@@ -131,6 +145,15 @@ class Server:
             while (found := id_.search(" ".join(self._told))) is None:
                 await self._receive()
         return found[1]
+
+    def others(self) -> list[int]:
+        """Return the ids of the server's processes, without those of the server and a spare."""
+        spares = idle_spares(self.process.pid, self.run)
+        return [pid for pid in marked(self.tag) if pid not in {self.process.pid, *spares}]
+
+    def forget(self) -> None:
+        """Forget the progress so far."""
+        self._told.clear()
 
     def _request(self, method: str, params: Json) -> int:
         self._last_id += 1
@@ -206,9 +229,8 @@ async def close_stdout(server: Server, _: int, __: str) -> None:
 
 async def kill_guard(server: Server, request: int, _: str) -> None:
     """Kill the guard alone, as the kernel does when it is short of memory."""
-    own = server.process.pid
     parents = dict(processes())
-    (guard,) = (pid for pid in marked(server.tag) if parents.get(pid) == own)
+    (guard,) = (pid for pid in server.run if parents.get(pid) == server.process.pid)
     os.kill(guard, KILL)
     await server.answer(request)
 
@@ -252,10 +274,10 @@ async def send_all(server: Server, _: int, __: str) -> None:
 
     def storm() -> None:
         # In a thread, for a millisecond to be one: the exit itself takes few.
-        for number in cycle((TERM, INT, HUP)):
+        for each in cycle((TERM, INT, HUP)):
             if server.process.poll() is not None:
                 return
-            server.process.send_signal(number)
+            server.process.send_signal(each)
             time.sleep(0.0005)
 
     await anyio.to_thread.run_sync(storm, abandon_on_cancel=True)
@@ -298,9 +320,12 @@ class Play:
     seen: Ending
 
     @classmethod
-    def of(cls, end: End, version: str, sandbox: str, mode: str) -> Play:
+    def of(
+        cls, end: End, version: str, sandbox: str, mode: str, engine: EngineChoice = USUAL
+    ) -> Play:
         place = (*ENDS, *IMPATIENT).index(end)
-        return cls(end, Ending(place, end.name, not end.exit_codes, version, sandbox, mode))
+        lives = not end.exit_codes
+        return cls(end, Ending(place, end.name, lives, version, engine, sandbox, mode))
 
 
 @pytest.mark.every_pair
@@ -317,6 +342,17 @@ async def test_no_second_signal_cuts_the_clean_up_short(
     codex: Path, version: str, mode: str, note: Note
 ) -> None:
     plays = [Play.of(end, version, "danger-full-access", mode) for end in IMPATIENT]
+    await play_all(plays, codex, note)
+
+
+@pytest.mark.every_pair
+@pytest.mark.skipif(USUAL == "app-server", reason="The tests above are by this engine.")
+@pytest.mark.parametrize("version", APP_SERVER_VERSIONS, scope="module")
+async def test_an_app_server_and_its_spare_leave_nothing_either(
+    codex: Path, version: str, mode: str, note: Note
+) -> None:
+    ends = (*ENDS, *IMPATIENT)
+    plays = [Play.of(end, version, "danger-full-access", mode, "app-server") for end in ends]
     await play_all(plays, codex, note)
 
 
@@ -343,7 +379,7 @@ async def test_notify_finishes_after_the_run_and_all_else_is_gone(
                 assert any("gate" in each and "guard" not in each for each in left)
                 if how == "gate":
                     (lab.root / "gate").touch()
-                    await until(lambda: len(marked(tag)) == 1)
+                    await until(lambda: not server.others())
                     assert done.exists()
                     (lab.root / "gate").unlink()
                     done.unlink()
@@ -361,7 +397,7 @@ async def play_all(plays: Sequence[Play], codex: Path, note: Note) -> None:
         async with places:
             try:
                 await play(each.end, each.seen, codex)
-            except (AssertionError, TimeoutError, OSError) as error:
+            except Exception as error:
                 # The others go on: the table shall be whole.
                 each.seen.fault = f"{type(error).__name__}: {error}"
 
@@ -380,38 +416,56 @@ async def play(end: End, ending: Ending, codex: Path) -> None:
     """Run the sleepers, end them, note what is left, and go on with the thread."""
     mark = str(uuid.uuid4())
     tag = f"FAR_END={mark}"
+    engine = cast("EngineChoice", ending.engine)
     with open_lab(ending.version) as lab:
         prompt = lab.script("sleep", do(Shell(SLEEPERS)), say("never said"))
+        (lab.home / "auth.json").write_text('{"OPENAI_API_KEY": "sk-kept"}')
+        before = untouched(lab.home)
         try:
-            async with serve(codex, lab, ending.mode, mark) as server:
+            async with serve(codex, lab, ending.mode, mark, engine) as server:
+                if engine == "app-server" and ending.mode == "auto":
+                    await take_no_fresh_one(server)
+                rollouts = lab.rollouts()
                 limit = {} if end.timeout_s is None else {"timeout_s": end.timeout_s}
                 asked_at = anyio.current_time()
                 request = server.ask("codex_run", prompt=prompt, sandbox=ending.sandbox, **limit)
                 run_id = await server.told(RUN_ID)
                 # Codex may begin before a server on a busy machine has read of its thread.
                 thread_id = await server.told(THREAD_ID)
-                await sleep_all(tag)
+                server.run = await sleep_all(tag, server.process.pid)
+                if engine == "app-server":
+                    await until(lambda: idle_spares(server.process.pid, server.run))
                 began = max(anyio.current_time(), asked_at + (end.timeout_s or 0))
                 with anyio.fail_after(WAIT_S):
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(end.bring, server, request, run_id)
-                        await watch(ending, server.process, tag, began)
+                        await watch(ending, server, began)
                 assert ending.left == {}
-                assert [rollout.stem[-36:] for rollout in lab.rollouts()] == [thread_id]
+                new = [each for each in lab.rollouts() if each not in rollouts]
+                assert [rollout.stem[-36:] for rollout in new] == [thread_id]
+                if engine == "app-server":
+                    assert untouched(lab.home) == before
+                    pair = 2 if ending.server_lives else 0
+                    assert len(idle_spares(server.process.pid)) == pair
                 if not end.exit_codes:
                     # A cancel is not answered; before the run has ended, its thread is busy.
                     ended = (await server.call("codex_wait", run_ids=[run_id]))["runs"][0]
                     kinds = (end.kind,) if end.kind else ("cancelled", "timed_out")
                     assert ended["error"]["kind"] in kinds, ended
+                    assert ended["engine"] == engine
+                    if engine == "app-server":
+                        await resume_by_exec(codex, lab, thread_id, ending.sandbox)
                     await go_on(ending, server, thread_id)
             if end.exit_codes:
                 assert ending.exit_code in end.exit_codes, "the server's exit code"
                 if ending.exit_code != -KILL:
                     assert not list((lab.state / "servers").iterdir()), "its clean-up came short"
-                async with serve(codex, lab, ending.mode) as server:
+                async with serve(codex, lab, ending.mode, engine=engine) as server:
                     kept = (await server.call("codex_wait", run_ids=[run_id]))["runs"][0]
                     assert kept["error"]["kind"] == (end.kind or "interrupted")
                     assert kept["thread_id"] == thread_id
+                    if engine == "app-server":
+                        await resume_by_exec(codex, lab, thread_id, ending.sandbox)
                     await go_on(ending, server, thread_id)
         finally:
             for pid in marked(tag):
@@ -419,18 +473,30 @@ async def play(end: End, ending: Ending, codex: Path) -> None:
                     os.kill(pid, KILL)
 
 
-async def sleep_all(tag: str) -> None:
-    """Wait until there is a sleeper of each kind."""
+async def take_no_fresh_one(server: Server) -> None:
+    """Let a spare wait, so that the next run gets it."""
+    prompt = server.lab.script("first", say("done"))
+    assert (await server.call("codex_run", prompt=prompt))["engine"] == "app-server"
+    await until(lambda: idle_spares(server.process.pid))
+    server.forget()
+
+
+async def sleep_all(tag: str, server: int) -> set[int]:
+    """Wait until there is a sleeper of each kind; return all processes of their run."""
     with anyio.fail_after(WAIT_S):
         while not KINDS.keys() <= {command(pid) for pid in marked(tag)}:  # noqa: ASYNC110
             await anyio.sleep(0.1)
+    trees = [{pid, *tree(pid)} for pid, parent in processes() if parent == server]
+    (run,) = (each for each in trees if any(command(pid) in KINDS for pid in each))
+    return run
 
 
-async def watch(ending: Ending, process: subprocess.Popen[bytes], tag: str, began: float) -> None:
+async def watch(ending: Ending, server: Server, began: float) -> None:
     """Note when all is gone, when the server is, and what is left when time is up."""
+    process = server.process
     while True:
         took_s = max(0.0, anyio.current_time() - began)
-        left = [pid for pid in marked(tag) if pid != process.pid]
+        left = server.others()
         if not left and ending.gone_s is None:
             ending.gone_s = took_s
         if ending.exit_code is None and (code := process.poll()) is not None:
@@ -448,7 +514,14 @@ async def go_on(ending: Ending, server: Server, thread_id: str) -> None:
     assert after["status"] == "completed", after
     assert after["thread_id"] == thread_id
     assert after["sandbox"] == ending.sandbox
+    assert after["engine"] == ending.engine
     ending.goes_on = True
+
+
+async def resume_by_exec(codex: Path, lab: Lab, thread_id: str, sandbox: str) -> None:
+    """Resume the thread without a server: Codex itself must not find it locked."""
+    argv = [str(codex), "exec", "-s", sandbox, "resume", thread_id, "go on"]
+    await anyio.run_process(argv, cwd=lab.project, env=environment(lab))
 
 
 def command(pid: int) -> str:

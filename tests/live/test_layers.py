@@ -11,7 +11,7 @@ import pytest
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import number
-from support.lab import Json, Lab, call, connect
+from support.lab import ENGINE, Json, Lab, call, connect
 from support.stub_server import commit, extend, started, stub, trust
 
 SHOW_ENVIRONMENT = do(Shell("env; echo end-of-env"), delay_s=1.0)
@@ -112,13 +112,14 @@ async def test_only_the_wanted_mcp_servers_of_codex_are_started(
     servers = tomllib.loads(stub(lab, "plugged"))["mcp_servers"]
     (plugin / ".mcp.json").write_text(json.dumps({"mcpServers": servers}))
     extend(lab.home / "config.toml", '[plugins."plug@local"]\nenabled = true\n')
-    profile: Json = {"profile": "fast"} if new else {}
+    has_profile = new and ENGINE != "app-server"
+    profile: Json = {"profile": "fast"} if has_profile else {}
     every = {"one", "two", "managed"}
     if has_layers:
         every |= {"project", "machine"}
     if number(version) >= (0, 120, 0):
         every.add("plugged")
-    if new:
+    if has_profile:
         every.add("profile")
     if number(version) >= (0, 163, 0):  # Older ones start no server whose name has a dot.
         every.add("dotted.name")

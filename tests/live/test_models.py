@@ -17,7 +17,7 @@ from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.loopback import Loopback, QuietHandler
 from mcp_server_codex.cli.scripted_model import api_error, say
 from support.codex_versions import number
-from support.lab import Lab, call, commands, connect, until
+from support.lab import BY_EXEC, Lab, call, commands, connect, until
 
 NO_MODEL = api_error(404, "The model `gpt-x` does not exist.", "not_found", "model_not_found")
 OWN_LIST = {"0.60.1": "gpt-5.1-codex", "0.163.0": "gpt-6-sol"}
@@ -69,7 +69,7 @@ async def test_a_model_that_cannot_be_used_is_answered_with_those_that_codex_lis
     good = lab.script("y", say("ok"))
     config = (lab.home / "config.toml").read_bytes()
     ref = PromptReference(type="ref/prompt", name="delegate")
-    async with connect(mode, logged(codex, lab), lab) as client:
+    async with connect(mode, logged(codex, lab), lab, *BY_EXEC) as client:
         assert (await call(client, "codex_run", prompt=good))["error"] is None
         assert starts(lab) == 0
         results = [await call(client, "codex_run", prompt="x", model=f"gpt-{n}") for n in range(2)]
@@ -130,7 +130,7 @@ async def test_a_codex_that_does_not_say_its_models_costs_seconds_and_can_be_sto
     lab.script("x", NO_MODEL)
     program = logged(codex, lab, "exec sleep 1000")
     tag = str(uuid.uuid4())
-    async with connect(mode, program, lab, env={"FAR_END": tag}) as client:
+    async with connect(mode, program, lab, *BY_EXEC, env={"FAR_END": tag}) as client:
         result = await call(client, "codex_run", prompt="x")
         error = result["error"]
         assert error["kind"] == "model_unavailable"

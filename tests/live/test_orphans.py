@@ -10,7 +10,7 @@ import pytest
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import real_codex
-from support.lab import Lab, call, connect, marked
+from support.lab import BY_EXEC, Lab, call, connect, marked
 
 KILL = """setsid sleep 600 & p=$$; while [ "$p" -gt 1 ]; do
 if tr '\\0' ' ' < /proc/$p/cmdline | grep -q 'engines/.*[g]uard'; then kill -9 $p; break; fi
@@ -23,7 +23,7 @@ async def test_a_command_that_kills_the_guard_leaves_nothing_alive(mode: str, la
     prompt = lab.script("kill", do(Shell(KILL)), say("done"))
     # From 0.120 on, the sandbox has its own pid namespace, in which the guard is not visible.
     codex: Path = real_codex("0.60.1")
-    async with connect(mode, codex, lab, env={"TEST_MARK": tag}) as client:
+    async with connect(mode, codex, lab, *BY_EXEC, env={"TEST_MARK": tag}) as client:
         result = await call(client, "codex_run", prompt=prompt)
         left = [pid for pid in marked(tag) if b"mcp-server-codex" not in cmdline(pid)]
     assert result["status"] == "failed", result["commands"]

@@ -10,7 +10,7 @@ import pytest
 
 from mcp_server_codex.cli.scripted_model import Call, Shell, Usage, do, say
 from support.codex_versions import real_codex
-from support.lab import Json, Lab, call, connect, open_lab, until
+from support.lab import BY_EXEC, Json, Lab, call, connect, open_lab, until
 
 UNKNOWN = "01a20635-0000-7000-8000-000000000000"
 
@@ -228,7 +228,7 @@ async def test_an_old_codex_does_not_damage_a_paginated_thread(mode: str) -> Non
         async with connect(mode, real_codex("0.163.0"), lab) as client:
             first = await call(client, "codex_run", prompt="a")
         before = lab.rollouts()[0].read_bytes()
-        async with connect(mode, real_codex("0.60.1"), lab) as client:
+        async with connect(mode, real_codex("0.60.1"), lab, *BY_EXEC) as client:
             refused = await call(client, "codex_resume", thread_id=first["thread_id"], prompt="b")
         assert refused["error"]["kind"] == "codex_unsupported"
         assert "0.60.1" in refused["error"]["message"]
@@ -269,7 +269,7 @@ async def test_a_fork_of_a_thread_of_an_old_codex_is_not_taken_for_a_wider_one(
     mode: str,
 ) -> None:
     with open_lab("0.60.1") as lab:
-        async with connect(mode, real_codex("0.60.1"), lab) as client:
+        async with connect(mode, real_codex("0.60.1"), lab, *BY_EXEC) as client:
             first = await call(client, "codex_run", prompt="a", sandbox="workspace-write")
         async with connect(mode, real_codex("0.163.0"), lab) as client:
             fork = await call(
@@ -305,7 +305,7 @@ async def test_a_thread_can_be_forked_while_a_run_is_in_it(mode: str, lab: Lab) 
 
 async def test_a_codex_that_cannot_fork_says_so(mode: str) -> None:
     with open_lab("0.60.1") as lab:
-        async with connect(mode, real_codex("0.60.1"), lab) as client:
+        async with connect(mode, real_codex("0.60.1"), lab, *BY_EXEC) as client:
             first = await call(client, "codex_run", prompt="a")
             fork = await call(
                 client, "codex_resume", thread_id=first["thread_id"], prompt="b", fork=True

@@ -11,7 +11,7 @@ import pytest
 
 from mcp_server_codex.cli.scripted_model import Fail, Shell, do, say
 from support.codex_versions import number, real_codex
-from support.lab import Lab, call, connect, open_lab
+from support.lab import BY_EXEC, Lab, call, connect, open_lab
 
 HAS_REVIEWER = (0, 98, 0)
 
@@ -227,7 +227,7 @@ async def test_other_versions_record_a_review_in_a_form_that_is_known(reviewer: 
     with open_lab(reviewer) as lab:
         lay_project(lab)
         lab.model.default = (say(codex_answer(lab)),)
-        async with connect("auto", real_codex(reviewer), lab) as client:
+        async with connect("auto", real_codex(reviewer), lab, *BY_EXEC) as client:
             result = await call(client, "codex_run", review={"base": "main"})
         assert result["structured_output"] == expected(lab), result
         assert result["usage"]["input_tokens"] == 1200
@@ -244,7 +244,7 @@ async def test_a_reviewer_that_works_with_a_wider_sandbox_is_stopped(mode: str, 
     )
     wrapper.chmod(0o755)
     lab.model.default = (do(Shell("sleep 5; touch written")), say(codex_answer(lab)))
-    async with connect(mode, wrapper, lab) as client:
+    async with connect(mode, wrapper, lab, *BY_EXEC) as client:
         result = await call(client, "codex_run", review={"uncommitted": True})
     assert result["status"] == "failed", result
     assert "workspace-write" in result["error"]["message"]

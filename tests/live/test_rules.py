@@ -8,7 +8,7 @@ import pytest
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import number
-from support.lab import Lab, call, connect
+from support.lab import BY_ANY, Lab, call, connect
 from support.stub_server import commit, trust
 
 ALLOW = 'prefix_rule(pattern=["touch"], decision="allow")\n'
@@ -34,7 +34,7 @@ async def test_rules_do_not_lift_the_sandbox(
 ) -> None:
     """Seen before: the file was there on 0.77.0 to 0.171.0, and the result said read-only."""
     outside = plant(lab, place, ALLOW)
-    async with connect(mode, codex, lab, "--max-sandbox", "read-only") as client:
+    async with connect(mode, codex, lab, *BY_ANY, "--max-sandbox", "read-only") as client:
         first = await call(client, "codex_run", prompt="x")
         if (0, 99, 0) <= number(version) < (0, 147, 0):
             assert first["error"]["kind"] == "not_allowed"
@@ -66,7 +66,7 @@ async def test_a_rule_that_no_longer_forbids_is_named_in_the_result(
     if (0, 99, 0) <= number(version) < (0, 147, 0):
         pytest.skip("this Codex obeys rules whatever it is told, so the run is refused")
     plant(lab, "CODEX_HOME", FORBID)
-    async with connect(mode, codex, lab) as client:
+    async with connect(mode, codex, lab, *BY_ANY) as client:
         result = await call(client, "codex_run", prompt="x")
     assert result["status"] == "completed", result
     (said,) = [w for w in result["warnings"] if "rules were ignored" in w]

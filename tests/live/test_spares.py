@@ -17,6 +17,7 @@ import pytest
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.engines.app_server import OLDEST, AppServerEngine
 from codex_tools.engines.exec import ExecEngine
+from codex_tools.engines.guard import processes
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import VERSIONS, number
 from support.engine_turns import run, untouched
@@ -161,15 +162,19 @@ async def test_a_new_login_and_another_environment_get_no_old_spare(
     assert marked(mark) == []
 
 
+@pytest.mark.parametrize("killed", ["spare", "guard"])
 async def test_a_spare_that_has_died_is_not_used(
-    engine: AppServerEngine, lab: Lab, mark: str
+    engine: AppServerEngine, lab: Lab, mark: str, killed: str
 ) -> None:
     async with engine.keep_spares():
         await run(engine, lab, "one")
-        os.kill(await spare_of(mark, engine), signal.SIGKILL)
+        spare = await spare_of(mark, engine)
+        victim = spare if killed == "spare" else dict(processes())[spare]
+        os.kill(victim, signal.SIGKILL)
         await until(lambda: not app_servers(mark))
         assert (await run(engine, lab, "two")).kind is None
         await spare_of(mark, engine)
+    assert marked(mark) == []
 
 
 IDLE = """

@@ -15,7 +15,7 @@ import pytest
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import number
 from support.fake_codex import wrapped_codex
-from support.lab import PNG, Lab, call, connect
+from support.lab import BY_ANY, PNG, Lab, call, connect
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@example.com")
 COMMIT = f"touch f; git add f; git {' '.join(IDENTITY)} commit -qm x; true"
@@ -162,7 +162,7 @@ async def test_a_damaged_image_is_said(codex: Path, version: str, mode: str, lab
 async def test_a_profile_that_codex_would_ignore_is_refused(
     codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
-    async with connect(mode, codex, lab) as client:
+    async with connect(mode, codex, lab, *BY_ANY) as client:
         result = await call(client, "codex_run", prompt="x", profile="nope")
         assert result["status"] == "failed"
         old = number(version) < (0, 134, 0)

@@ -16,34 +16,35 @@ from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.scripted_model import Reply, Shell, Usage, do, say
 from support.codex_versions import number
 from support.fake_codex import wrapped_codex
-from support.lab import Lab, call, connect, until
+from support.lab import BY_ANY, Lab, call, connect, until
 
 USED = Usage(5000, 100, 70, 30)
 LOSE_THE_END = """
 for line in lines():
-    if b'"turn.completed"' not in line:
-        put(line)
-sys.exit(codex.wait())
+    if ended(line):
+        sys.exit(finish())
+    put(line)
 """
 STOP_PRINTING = """
 for line in lines():
-    if b'"thread.started"' in line:
+    if b'"thread.started"' in line or line.startswith(b'{"id":'):  # Or an answer to a request.
         put(line)
-codex.wait()
+    if ended(line):
+        break
 time.sleep(600)
 """
 LOSE_THE_ANSWER = """
 for line in lines():
-    if b'"agent_message"' not in line:
+    if ended(line) or not (b'"agent_message"' in line or b'agentMessage' in line):
         put(line)
 sys.exit(codex.wait())
 """
 SIGNAL_AFTER_THE_END = """
 for line in lines():
-    if b'"turn.completed"' not in line:
-        put(line)
-codex.wait()
-os.kill(os.getpid(), 9)
+    if ended(line):
+        finish()
+        os.kill(os.getpid(), 9)
+    put(line)
 """
 
 
@@ -158,7 +159,7 @@ async def test_the_sandbox_that_was_asked_for_runs_under_machine_requirements(
     outside = lab.root / "outside"
     prompt = lab.script("write", do(Shell(f"touch {outside}; touch inside; true")), say("ok"))
     more = lab.script("more", do(Shell(f"touch {outside}; touch inside; true")), say("ok"))
-    async with connect(mode, program, lab) as client:
+    async with connect(mode, program, lab, *BY_ANY) as client:
         result = await call(client, "codex_run", prompt=prompt, sandbox=sandbox)
         assert (result["status"], result["sandbox"]) == ("completed", sandbox), result
         resumed = await call(client, "codex_resume", prompt=more, thread_id=result["thread_id"])
@@ -178,7 +179,7 @@ async def test_a_run_that_codex_gives_more_rights_than_asked_ends_before_it_can_
     act = (do(Shell(f"touch {outside}"), delay_s=3), say("ok"))
     for prompt in ("write", "more"):
         lab.script(prompt, *act)
-    async with connect(mode, program, lab) as client:
+    async with connect(mode, program, lab, *BY_ANY) as client:
         result = await call(client, "codex_run", prompt="write", sandbox="read-only")
         assert result["error"]["kind"] == "not_allowed", result
         assert "danger-full-access" in result["error"]["message"]
@@ -200,14 +201,13 @@ async def test_codex_must_open_the_thread_that_was_asked_for(
     elsewhere = lab.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "config.toml").write_bytes((lab.home / "config.toml").read_bytes())
-    body = "#!/bin/sh\n"
-    program = lab.root / "codex"
-    program.write_text(
-        f'{body}case "$*" in *resume*) export CODEX_HOME={elsewhere};; esac\nexec {codex} "$@"\n'
-    )
+    program, moved = lab.root / "codex", lab.root / "moved"
+    body = f"test -e {moved} && export CODEX_HOME={elsewhere}"
+    program.write_text(f'#!/bin/sh\n{body}\nexec {codex} "$@"\n')
     program.chmod(0o755)
-    async with connect(mode, program, lab) as client:
+    async with connect(mode, program, lab, "--spares", "0") as client:
         done = await call(client, "codex_run", prompt=first)
+        moved.touch()
         second = lab.script("second", say("two", delay_s=5))
         lost = await call(client, "codex_resume", prompt=second, thread_id=done["thread_id"])
     assert lost["status"] == "failed"

@@ -8,15 +8,21 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import anyio
 import pytest
 from anyio.abc import Process
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
 
+from codex_tools.runs.register import Runs
+from mcp_server_codex.app import make_server
+from mcp_server_codex.settings import read_settings
 from support.codex_versions import cannot_have, from_npm
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Json, Lab, environment, marked, server_program, until
+from support.scripted_engine import ScriptedEngine
 
 EXTENSION = "io.modelcontextprotocol/tasks"
 PACKAGES = ("@modelcontextprotocol/ext-tasks@0.2.2", "zod@4.6.7")
@@ -103,11 +109,36 @@ def said(judge: Judge) -> Generator[list[tuple[str, object]]]:
 SAID: list[tuple[str, object]] = []
 
 
+class Within:
+    """A server in this process, with the pipes of one that is a process."""
+
+    def __init__(self) -> None:
+        self.stdin, self._lines = anyio.create_memory_object_stream[bytes](100)
+        self._sent, self.stdout = anyio.create_memory_object_stream[bytes](100)
+
+    async def __aiter__(self) -> AsyncGenerator[str]:
+        async for line in self._lines:
+            yield line.decode()
+
+    async def write(self, text: str) -> None:
+        await self._sent.send(text.encode())
+
+    async def flush(self) -> None:
+        pass
+
+    async def serve(self, server: Server[Runs]) -> None:
+        pipe = cast("Any", self)
+        with self._lines, self._sent:
+            async with stdio_server(pipe, pipe) as (incoming, outgoing):
+                await server.run(incoming, outgoing, server.create_initialization_options())
+
+
 class Wire:
     """A client of the modern era, or the legacy one, that speaks in frames."""
 
-    def __init__(self, process: Process, era: str) -> None:
+    def __init__(self, process: Process, era: str, declared: Json | None = None) -> None:
         self.process = process
+        self._declared = declared or DECLARED
         self.era = era
         self._rest = b""
         self._count = 0
@@ -164,7 +195,9 @@ class Wire:
         return {
             "io.modelcontextprotocol/protocolVersion": "2026-07-28",
             "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "1"},
-            "io.modelcontextprotocol/clientCapabilities": DECLARED if self.era == "tasks" else {},
+            "io.modelcontextprotocol/clientCapabilities": self._declared
+            if self.era == "tasks"
+            else {},
         }
 
     async def _send(self, message: Json) -> None:
@@ -218,6 +251,22 @@ async def wire(
                 process.kill()
             await process.wait()
             await process.aclose()
+
+
+@asynccontextmanager
+async def wire_within(folder: Path, engine: ScriptedEngine, *options: str) -> AsyncGenerator[Wire]:
+    """Connect a client that takes tasks, and can show forms, to a server on a scripted engine."""
+
+    def fail(problem: str) -> NoReturn:
+        raise AssertionError(problem)
+
+    settings = read_settings(["--state-dir", str(folder / "state"), *options], {}, fail)
+    within = Within()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(within.serve, make_server(settings, engine))
+        yield Wire(cast("Process", within), "tasks", DECLARED | {"elicitation": {}})
+        within.stdin.close()
+    within.stdout.close()
 
 
 def working(task: Json) -> Json:
@@ -527,3 +576,52 @@ async def test_a_task_can_be_asked_for_from_another_server_while_it_is_at_work(
             assert answer["error"]["code"] == -32602
         await client.result("tasks/cancel", taskId=task_id)
         assert (await client.ended(task_id))["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("action", ["accept", "decline", "cancel"])
+@pytest.mark.parametrize("kind", ["command", "choice"])
+async def test_a_task_asks_the_person_and_is_told_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, action: str
+) -> None:
+    monkeypatch.setenv("CODEX_HOME", str(tmp_path / "home"))
+    engine = ScriptedEngine(tmp_path / "home")
+    project = tmp_path / "project"
+    project.mkdir()
+    options = {"cwd": str(project), "sandbox": "workspace-write", "approvals": "ask"}
+    async with wire_within(tmp_path, engine, "--approvals", "person") as client:
+        task = working(await client.call("codex_run", prompt=kind, **options))
+        task_id = task["taskId"]
+        asks = await client.ended(task_id)
+        assert asks["status"] == "input_required"
+        ((key, request),) = asks["inputRequests"].items()
+        assert (key, request["method"]) == ("question_1", "elicitation/create")
+        assert "need it" in request["params"]["message"] or kind == "choice"
+        answers: list[Json] = [
+            {"question_2": {"action": "accept", "content": {}}},
+            {key: {"action": "perhaps"}},
+            {key: "accept"},
+        ]
+        for wrong in answers:
+            await client.ask("tasks/update", taskId=task_id, inputResponses=wrong)
+            SAID.clear()  # The schemas have something against these.
+        assert (await client.task(task_id))["status"] == "input_required"
+        content = {"content": {"q1": "a"} if kind == "choice" else {}} if action == "accept" else {}
+        answer = {key: {"action": action, **content}}
+        await client.result("tasks/update", taskId=task_id, inputResponses=answer)
+        done = await client.ended(task_id)
+    data = done["result"]["structuredContent"]
+    said = "accepted" if action == "accept" else "declined"
+    assert (done["status"], data["final_response"]) == ("completed", said)
+    assert len(engine.turns) == 1
+
+
+async def test_a_run_that_may_ask_its_caller_is_no_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEX_HOME", str(tmp_path / "home"))
+    engine = ScriptedEngine(tmp_path / "home")
+    async with wire_within(tmp_path, engine) as client:
+        result = await client.call("codex_run", prompt="caller", cwd=str(tmp_path), ask_caller=True)
+        run = result["structuredContent"]
+        await client.call("codex_stop", run_id=run["run_id"])
+    assert run["status"] == "needs_answer"

@@ -53,9 +53,9 @@ def reports(tmp_path: Path, body: str) -> list[str]:
 def test_a_blocked_loop_is_reported_with_the_code_that_blocks_it(
     tmp_path: Path, body: str, where: tuple[str, ...]
 ) -> None:
-    (report,) = reports(tmp_path, body)
-    assert "The event loop was blocked" in report
-    assert any(each in report for each in where)
+    found = reports(tmp_path, body)  # On a busy machine, more than one.
+    assert all("The event loop was blocked" in report for report in found)
+    assert any(each in report for report in found for each in where)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import from_npm
-from support.lab import Json, Lab, commands, environment, marked, server_program, until
+from support.lab import ENGINE, Json, Lab, commands, environment, marked, server_program, until
 from support.scripted_messages import ScriptedMessages, Use
 
 CLAUDE_CODE = "2.1.332"
@@ -52,6 +52,13 @@ class ClaudeCode:
         args = ["--codex-bin", str(codex), "--state-dir", str(self.lab.state), *options]
         entry = {"type": "stdio", "command": server_program(), "args": args}
         self._servers.write_text(json.dumps({"mcpServers": {"codex": entry}}))
+
+    def hook(self, event: str, command: str) -> None:
+        """Let *command* run at each *event*, as a person's settings would say."""
+        settings = {"hooks": {event: [{"hooks": [{"type": "command", "command": command}]}]}}
+        folder = self.lab.root / ".claude"
+        folder.mkdir(exist_ok=True)
+        (folder / "settings.json").write_text(json.dumps(settings))
 
     def ask(self, prompt: str, *options: str, mark: str = "", **env: str) -> list[Json]:
         """Let it answer *prompt* and end; return what it printed, line by line."""
@@ -94,7 +101,7 @@ class ClaudeCode:
         with self.start("Go.", *options, mark=mark, **env) as process:
             try:
                 await until(lambda: {*commands(mark)} >= _SLEEPERS)
-                for part in ("mcp-server-codex", "/guard.", "codex exec"):
+                for part in ("mcp-server-codex", "/guard.", f"codex {ENGINE or 'exec'}"):
                     assert any(part in command for command in commands(mark)), part
                 process.send_signal(number)
                 await anyio.to_thread.run_sync(process.communicate)

@@ -120,7 +120,8 @@ def wrapped_codex(folder: Path, codex: Path, body: str) -> Path:
     """Return a program that runs the real *codex* and does to its output what *body* says.
 
     *body* is Python: `lines()` yields what the real Codex prints, `put(line)` passes a line on,
-    `codex.wait()` is its end. Its answer to `--version` is passed on unchanged.
+    `ended(line)` is True for the end of a turn. `finish()` returns the exit code after that: an
+    app-server must be told to end. Its answer to `--version` is passed on unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "codex"
@@ -132,7 +133,7 @@ def wrapped_codex(folder: Path, codex: Path, body: str) -> Path:
 _WRAPPER = """\
 #!{python} -I
 import json, os, subprocess, sys, time
-if "exec" not in sys.argv:
+if not {{"exec", "app-server"}} & {{*sys.argv}}:
     os.execv({codex!r}, [{codex!r}, *sys.argv[1:]])
 codex = subprocess.Popen([{codex!r}, *sys.argv[1:]], stdout=subprocess.PIPE)
 def lines():
@@ -140,5 +141,11 @@ def lines():
 def put(line):
     sys.stdout.buffer.write(line)
     sys.stdout.flush()
+def ended(line):
+    return b'"turn.completed"' in line or b'"turn/completed"' in line
+def finish():
+    if "app-server" in sys.argv:
+        codex.terminate()
+    return codex.wait()
 {body}
 """

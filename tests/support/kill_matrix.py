@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+
+from codex_tools.engines.guard import processes
 
 KINDS = {
     "sleep 600": "foreground",
@@ -38,6 +41,7 @@ class Ending:
     end: str
     server_lives: bool
     version: str
+    engine: str
     sandbox: str
     mode: str
     left: dict[str, int] | None = None
@@ -49,11 +53,38 @@ class Ending:
     fault: str = ""
 
     def __str__(self) -> str:
-        return f"{self.end}, {self.version}, {self.sandbox}, {self.mode}: {self.fault}"
+        where = f"{self.end}, {self.version}, {self.engine}, {self.sandbox}, {self.mode}"
+        return f"{where}: {self.fault}"
 
     def noted(self) -> dict[str, Any]:
         """Return it as a test notes it, for `Ending(**noted)` in another process."""
         return asdict(self)
+
+
+def idle_spares(server: int, run: Collection[int] = ()) -> set[int]:
+    """Return the ids of the idle app-servers of the process *server*, and of their guards.
+
+    Such a pair is alone: no other process descends from its guard. None belongs to a *run*.
+    """
+    children: dict[int, list[int]] = {}
+    for pid, parent in processes():
+        children.setdefault(parent, []).append(pid)
+    spares: set[int] = set()
+    for guard in children.get(server, ()):
+        match children.get(guard, ()):
+            case [spare] if not children.get(spare) and not {guard, spare} & {*run}:
+                if _arguments(spare)[1:2] == [b"app-server"]:
+                    spares |= {guard, spare}
+            case _:
+                pass
+    return spares
+
+
+def _arguments(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def drawn(endings: Sequence[Ending]) -> str:
@@ -61,13 +92,13 @@ def drawn(endings: Sequence[Ending]) -> str:
     left = sum(sum(ending.left.values()) for ending in endings if ending.left)
     faults = sum(1 for ending in endings if ending.fault)
     table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for column in ("end", "Codex", "sandbox", *COLUMNS):
+    for column in ("end", "Codex", "engine", "sandbox", *COLUMNS):
         table.add_column(column.replace(" ", "\n"), no_wrap=True)
     for column in ("gone\nafter s", "server", "exits\nafter s", "thread"):
         table.add_column(column, no_wrap=True)
 
-    def key(ending: Ending) -> tuple[int, str, str]:
-        return ending.place, ending.version, ending.sandbox
+    def key(ending: Ending) -> tuple[int, str, str, str]:
+        return ending.place, ending.version, ending.engine, ending.sandbox
 
     shown = ""
     for _, group in groupby(sorted(endings, key=key), key):
@@ -78,6 +109,7 @@ def drawn(endings: Sequence[Ending]) -> str:
         table.add_row(
             "" if shown == first.end else first.end,
             first.version,
+            first.engine,
             first.sandbox,
             *(_cell(_count(run, kind) for run in runs) for kind in COLUMNS),
             _cell(_seconds(run.gone_s) for run in runs),

@@ -100,6 +100,17 @@ def open_lab(version: str = PINNED[1], *, config: str = "") -> Generator[Lab]:
 ENGINE = os.environ.get("CODEX_ENGINE", "")
 """The --engine of the servers under test; "" for the default one."""
 
+BY_EXEC = ("--engine", "exec")
+"""Options for a test that is about `codex exec`, or about a Codex that only that can run."""
+
+BY_ANY = ("--engine", "auto") if ENGINE == "app-server" else ()
+"""Options for a test of what `codex exec` alone can do: see docs/engines.md."""
+
+
+def by_app_server(result: Json) -> bool:
+    """Return True if an app-server has run this result's turn."""
+    return result["engine"] == "app-server"
+
 
 @asynccontextmanager
 async def connect(

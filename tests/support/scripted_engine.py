@@ -8,21 +8,24 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
 
 from codex_tools.codex.events import (
     AgentMessageItem,
+    EngineEvent,
     Event,
     ExitedEvent,
     ItemCompletedEvent,
+    QuestionsEvent,
     ThreadStartedEvent,
     TurnCompletedEvent,
 )
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
+from codex_tools.codex.questions import Answer, Question
 from codex_tools.codex.record import Usage
 from codex_tools.engines.engine import Keep, Plan, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
@@ -37,15 +40,79 @@ USAGE = Usage(
 )
 
 
+QUESTIONS: dict[str, Question] = {
+    "command": Question("question_1", "command", "need it", "rm x", "/p", "need it"),
+    "patch": Question("question_1", "patch", files=("/p/a", "/p/b"), diff="+x"),
+    "permissions": Question("question_1", "permissions", '{"network":true}', reason="to look"),
+    "mcp_tool": Question("question_1", "mcp_tool", "Allow it?", schema={"type": "object"}),
+    "form": Question(
+        "question_1",
+        "form",
+        "Which?",
+        schema={
+            "type": "object",
+            "properties": {"n": {"type": "integer", "minimum": 1}},
+            "required": ["n"],
+        },
+    ),
+    "nested form": Question(
+        "question_1",
+        "form",
+        "Which?",
+        schema={"type": "object", "properties": {"n": {"type": "object"}}},
+    ),
+    "choice": Question("question_1", "choice", "Which?", options=(("q1", ("a", "b")),)),
+    "caller": Question(
+        "question_1",
+        "form",
+        "Which name?",
+        schema={
+            "type": "object",
+            "properties": {"answer": {"type": "string"}},
+            "required": ["answer"],
+        },
+        for_caller=True,
+    ),
+}
+"""One question of each kind, by the prompt that asks it."""
+
+
+class ScriptedHandle:
+    """The handle of a scripted turn, which asks one question, or none."""
+
+    def __init__(self, question: Question | None) -> None:
+        self.questions: tuple[Question, ...] = ()
+        if question is not None:
+            self.questions = (replace(question, until=anyio.current_time() + 600),)
+        self.answers: list[Answer] = []
+        self.answered = anyio.Event()
+        self.words: list[str] = []
+
+    def answer(self, question_id: str, answer: Answer) -> bool:
+        if not self.questions or self.questions[0].id != question_id:
+            return False
+        self.questions = ()
+        self.answers.append(answer)
+        self.answered.set()
+        return True
+
+    async def steer(self, text: str) -> None:
+        self.words.append(text)
+
+
 @dataclass
 class ScriptedEngine:
-    """Answers each prompt with the prompt in capitals; the prompt `hang` never ends."""
+    """Answers each prompt with the prompt in capitals; the prompt `hang` never ends.
+
+    A prompt of QUESTIONS asks that question first, and is answered with the decision.
+    """
 
     home: Path
     """Its threads lie here, as Codex's do in CODEX_HOME."""
     name: str = "scripted"
     turns: list[TurnRequest] = field(default_factory=list[TurnRequest])
     open_turns: int = 0
+    handles: list[ScriptedHandle] = field(default_factory=list[ScriptedHandle])
     asked: list[Path] = field(default_factory=list[Path])
     """The folders that `prepare` was asked about."""
 
@@ -79,10 +146,19 @@ class ScriptedEngine:
         self._write(thread_id, request)
         keep(json.dumps({"type": "scripted", "turn": number}).encode())
         yield ThreadStartedEvent(thread_id)
+        said = request.prompt.upper()
         if request.prompt == "hang":
             await anyio.sleep_forever()
+        elif request.prompt in QUESTIONS:
+            handle = ScriptedHandle(QUESTIONS[request.prompt])
+            self.handles.append(handle)
+            yield EngineEvent(self.name, handle)
+            yield QuestionsEvent()
+            await handle.answered.wait()
+            yield QuestionsEvent()
+            said = "accepted" if handle.answers[0].accept else "declined"
         await anyio.sleep(0.01)
-        yield ItemCompletedEvent(AgentMessageItem("item_0", request.prompt.upper()))
+        yield ItemCompletedEvent(AgentMessageItem("item_0", said))
         yield TurnCompletedEvent(USAGE)
         yield ExitedEvent(0, "")
 

@@ -9,7 +9,7 @@ conversation already holds, so a request that is sent again is answered alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -25,8 +25,11 @@ class Use:
     arguments: Json
 
 
-Step = Use | str
-"""What one request is answered with: a tool call, or a text that ends the turn."""
+Step = Use | str | Callable[[Sequence["ToolResult"]], Use]
+"""What one request is answered with: a tool call, or a text that ends the turn.
+
+A function makes the tool call from the results so far.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,12 @@ class ScriptedMessages:
         blocks = [b for message in self.requests[-1]["messages"] for b in _blocks(message)]
         return "\n".join([_text(system), *(b["text"] for b in blocks if b["type"] == "text")])
 
-    def next_step(self, body: Json) -> Step:
+    def next_step(self, body: Json) -> Use | str:
         """Record one request and return the step that answers it."""
         self.requests.append(body)
         taken = sum(message["role"] == "assistant" for message in body["messages"])
-        return self.steps[min(taken, len(self.steps) - 1)]
+        step = self.steps[min(taken, len(self.steps) - 1)]
+        return step(self.tool_results) if callable(step) else step
 
 
 def _blocks(message: Json) -> list[Json]:
@@ -127,7 +131,7 @@ class _Handler(QuietHandler):
         self.wfile.write(data)
 
 
-def _stream(step: Step, body: Json, number: int) -> Iterator[Json]:
+def _stream(step: Use | str, body: Json, number: int) -> Iterator[Json]:
     message: Json = {"id": f"msg_{number}", "type": "message", "role": "assistant", "content": []}
     message |= {"model": body["model"], "stop_reason": None, "stop_sequence": None}
     yield {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codex_tools.codex.errors import InvalidArguments
-from codex_tools.codex.place_errors import ThreadElsewhere
+from codex_tools.codex.place_errors import PlaceUnavailable, ThreadElsewhere
 from codex_tools.codex.workers import on_disk
+from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.runs.sites import HERE
 from codex_tools.turn_options import TurnOptions
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 ANY = "any"
 """The word by which a caller leaves the choice to this server."""
 
-_NOT_ELSEWHERE = ("review", "images")
+_NOT_ELSEWHERE = ("review", "images", "ask_caller")
 """Arguments that other places do not take yet."""
 
 
@@ -43,6 +46,24 @@ def places_for(options: TurnOptions, places: Places | None, default: str) -> lis
     if problem is not None and not found:
         raise problem
     return found
+
+
+async def first_usable(names: Sequence[str], places: Places, rules: EnvironmentRules) -> str:
+    """Return the first of some places that can be reached; this machine always can.
+
+    Raises:
+        PlaceUnavailable: None of them can be used.
+    """
+    failure: PlaceUnavailable | None = None
+    for name in names:
+        try:
+            if name != HERE:
+                await places.of(name).prepare(Path("/"), rules)
+            return name
+        except PlaceUnavailable as error:
+            failure = error
+    assert failure is not None
+    raise failure
 
 
 def check_place(options: TurnOptions, places: Places | None, name: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from codex_tools.approval_check import AllowedApprovals
 from codex_tools.caller_config import (
     Narrowing,
     checked_config,
@@ -70,6 +71,7 @@ class Policy:
     budgets: Budgets = field(default_factory=Budgets)
     max_depth: int = 1
     """Maximum number of nested runs: 1 forbids a run that starts another."""
+    approvals: AllowedApprovals = field(default_factory=AllowedApprovals)
     rules: Literal["ignore", "keep"] = "ignore"
     """`keep` to let Codex load its rules, which can let commands run outside the sandbox."""
     project_config: Literal["committed", "any"] = "committed"
@@ -156,6 +158,9 @@ class Policy:
             web_search=review.web_search(options.web_search, narrowed.others, layers),
             config=(*config, *review.mcp_servers(options, narrowed, layers)),
             isolation=isolation,
+            approvals=self.approvals.check(options.approvals, sandbox, depth),
+            answered_by="person" if self.approvals.by == "person" else "caller",
+            ask_caller=options.ask_caller,
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,
             environment=self.environment,

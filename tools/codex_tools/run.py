@@ -51,12 +51,15 @@ class RunRequest(TurnOptions):
         if self.prompt and not needs_prompt:
             raise ValueError('prompt: only review {"custom": true} takes a prompt')
         for name in _NOT_IN_REVIEWS:
-            if getattr(self, name) not in (None, False, []):
+            if getattr(self, name) not in (None, False, [], "never"):
                 raise ValueError(f"{name}: cannot be combined with review")
         return self
 
 
-_NOT_IN_REVIEWS = ("output_schema", "images", "add_dirs", "web_search", "ephemeral")
+_NOT_IN_REVIEWS = (
+    *("output_schema", "images", "add_dirs", "web_search", "ephemeral"),
+    *("approvals", "ask_caller"),
+)
 """Codex's reviewer ignores the schema, gets no images and no web search, and writes nothing (all
 seen). Without a record, neither its findings nor its usage could be read."""
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
@@ -14,22 +15,23 @@ from codex_tools.arguments import read_arguments
 from codex_tools.codex.clean_text import clean
 from codex_tools.codex.errors import CodexError, InvalidArguments, NotAllowed
 from codex_tools.codex.json_object import Json, write_exactly
-from codex_tools.codex.place_errors import PlaceUnavailable
 from codex_tools.codex.program import NOT_ASKED
 from codex_tools.codex.record import Record
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.codex.workers import on_disk, on_index
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
-from codex_tools.place_options import places_for
+from codex_tools.place_options import first_usable, places_for
 from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.runs.attend import AskPerson, attending
 from codex_tools.runs.project_config import find_uncommitted
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import EffectiveSettings, PlannedTurn, RunResult, make_result
 from codex_tools.runs.result_text import Words
 from codex_tools.runs.run import Run, wait_while_called
 from codex_tools.runs.sites import HERE
+from codex_tools.runs.stop_file import RunElsewhere
 from codex_tools.schemas.output_schema import Output
 from codex_tools.turn_options import TurnOptions
 
@@ -88,6 +90,10 @@ class Context:
     places: Places | None = None
     """Other machines to run at; None if the operator has named none."""
     default_place: str = HERE
+    ask_person: AskPerson | None = None
+    """Ask the person a question of a run; None if no person can be asked while the call waits."""
+    reaches_person: bool = False
+    """True if a person can be asked about runs, by this call or by its task."""
 
     def threads_at(self, place: str) -> Threads:
         """Return the threads of a place."""
@@ -109,7 +115,10 @@ class Context:
         """
         if place is None:
             names = places_for(options, self.places, self.default_place)
-            place = names[0] if len(names) == 1 else await self._choose(names, options.model)
+            place = names[0]
+            if self.places is not None and len(names) > 1:
+                order = await self.runs.order(names, options.model)
+                place = await first_usable(order, self.places, self.policy.environment)
         if place != HERE:
             options = options.model_copy(update={"isolation": "copy"})
         check = functools.partial(
@@ -122,26 +131,19 @@ class Context:
             ephemeral=ephemeral,
         )
         turn = await on_disk(check)
-        turn = replace(turn, request=replace(turn.request, place=place))
+        request = replace(turn.request, place=place)
+        by_person = request.approvals == "ask" and request.answered_by == "person"
+        note = ""
+        if place != HERE and request.approvals != "never":
+            note = f"approvals: nobody can be asked at {place}, so Codex must not ask."
+        elif by_person and not self.reaches_person:
+            note = "approvals: no person can be asked here, so Codex must not ask either."
+        if note:
+            request = replace(request, approvals="never")
+            turn = replace(turn, warnings=(*turn.warnings, note))
+        turn = replace(turn, request=request)
         excess = await find_uncommitted(turn.request.project_files or {}, turn.request.cwd)
         return turn if excess is None else replace(turn, excesses=(*turn.excesses, excess))
-
-    async def _choose(self, names: Sequence[str], model: str | None) -> str:
-        """Return the place where a run that may be at each of *names* is to be.
-
-        Raises:
-            PlaceUnavailable: None of them can be used.
-        """
-        failure: PlaceUnavailable | None = None
-        for name in await self.runs.order(names, model):
-            try:
-                if name != HERE and self.places is not None:
-                    await self.places.of(name).prepare(self.default_cwd, self.policy.environment)
-                return name
-            except PlaceUnavailable as error:
-                failure = error
-        assert failure is not None
-        raise failure
 
     async def permit(self, turn: CheckedTurn, *, dry_run: bool = False) -> tuple[str, ...]:
         """Permit a turn that is within the limits, or that a person allows this once.
@@ -218,10 +220,46 @@ class Context:
     async def follow(self, run: Run, wait_s: float | None) -> RunResult:
         """Wait for a run, reporting its progress; return its result, final or so far."""
         self.watch(run)
-        result = await wait_while_called(run, self.wait_s if wait_s is None else wait_s)
+        async with self.attending([run]):
+            result = await wait_while_called(
+                run, self.wait_s if wait_s is None else wait_s, attended=self.attends
+            )
         if not result.has_ended:
             await self.runs.stored()
         return await self.runs.refreshed(result)
+
+    @property
+    def attends(self) -> bool:
+        """True if a person is asked the questions of runs while the call waits for them."""
+        return self.ask_person is not None
+
+    def attending(self, runs: Sequence[Run]) -> AbstractAsyncContextManager[None]:
+        """Ask the person the questions of *runs* while the block runs."""
+        return attending(runs, self.ask_person, self.runs.audit)
+
+    async def find_live(self, run_id: str, doing: str) -> Run:
+        """Return a run of this server that has not ended.
+
+        *doing* is what the caller wants, as a verb.
+
+        Raises:
+            UnknownRun: There is no such run, or it belongs to another server process.
+            InvalidArguments: It has ended.
+        """
+        found = await self.runs.find(run_id)
+        has_ended = (
+            found.outcome is not None if isinstance(found, Run) else (found.result.has_ended)
+        )
+        if has_ended:
+            problem = f"run_id: {run_id} has ended; to go on with its thread, call codex_resume"
+            raise InvalidArguments([problem])
+        if not isinstance(found, Run):
+            raise RunElsewhere(
+                run_id,
+                f"only the client of that process can {doing} it",
+                "Wait for its end with codex_wait, or stop it with codex_stop.",
+            )
+        return found
 
     async def plan(
         self, request: TurnRequest, output: Output | None, warnings: tuple[str, ...]
@@ -278,7 +316,8 @@ class Context:
         if isinstance(found, Run):
             self.watch(found)
         wait_s = self.wait_s if options.wait_s is None else options.wait_s
-        (result,) = await self.runs.wait([run_id], wait_s, "all")
+        async with self.attending([found] if isinstance(found, Run) else []):
+            (result,) = await self.runs.wait([run_id], wait_s, "all", attended=self.attends)
         note = f"idempotency_key: an earlier call started {run_id}, which is returned again."
         return result.model_copy(update={"warnings": [*result.warnings, note]})
 

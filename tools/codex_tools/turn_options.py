@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from codex_tools.codex.questions import Approvals
 from codex_tools.codex.record import Folder, Record
 from codex_tools.codex.sandbox import Isolation, Sandbox
 from codex_tools.codex.workers import on_cpu
@@ -77,6 +78,10 @@ class TurnOptions(Record):
     """Codex settings by dotted key; few are allowed"""
     skip_git_repo_check: bool = False
     """Allow cwd outside a git repository"""
+    approvals: Approvals | None = None
+    """ask: Codex may ask before it leaves the sandbox; auto: Codex's own reviewer decides"""
+    ask_caller: bool = False
+    """Let Codex ask you; answer with codex_answer"""
     timeout_s: float | None = Field(None, gt=0)
     """Stop the run after this many seconds"""
     max_tokens: int | None = Field(None, ge=1)

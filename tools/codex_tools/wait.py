@@ -37,11 +37,14 @@ async def wait(request: WaitRequest, context: Context) -> WaitResult:
     """Wait for runs and return the result of each; stop none of them."""
     if len(set(request.run_ids)) < len(request.run_ids):
         raise InvalidArguments(["run_ids: give each run id only once"])
-    for run_id in request.run_ids:
-        found = await context.runs.find(run_id)
-        if isinstance(found, Run):
-            context.watch(found)
-    results = await context.runs.wait(request.run_ids, request.wait_s, request.until)
+    found = [await context.runs.find(run_id) for run_id in request.run_ids]
+    own = [run for run in found if isinstance(run, Run)]
+    for run in own:
+        context.watch(run)
+    async with context.attending(own):
+        results = await context.runs.wait(
+            request.run_ids, request.wait_s, request.until, attended=context.attends
+        )
     each = RESULT_LIMIT // len(results)
     return WaitResult(runs=[fit(result, each) for result in results], error=None)
 

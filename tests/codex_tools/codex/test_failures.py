@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from codex_tools.codex.events import TurnFailedEvent, parse_event
+from codex_tools.codex.failure_rules import KINDS_BY_CODE, KINDS_BY_STATUS, RULES
 from codex_tools.codex.failures import classify, classify_exit, last_words, unasked
 
 
@@ -297,3 +299,39 @@ def test_no_part_of_a_secret_outlives_the_cut_of_a_long_message() -> None:
     for end in range(500, 800, 7):
         message = classify("a " * 2000 + secret + " z" * (end // 2)).message
         assert "Q7Q7" not in message
+
+
+@pytest.mark.parametrize(
+    ("info", "kind"),
+    [
+        ("usageLimitExceeded", "usage_limit"),
+        ("cyberPolicy", "refused"),
+        ({"httpConnectionFailed": {"httpStatusCode": 401}}, "not_authenticated"),
+        ({"responseTooManyFailedAttempts": {"httpStatusCode": 429}}, "rate_limited"),
+        ({"responseStreamConnectionFailed": {"httpStatusCode": 502}}, "overloaded"),
+        ({"responseStreamDisconnected": {"httpStatusCode": None}}, "turn_failed"),
+        ({"responseStreamDisconnected": "cut"}, "turn_failed"),
+        ({"a": {}, "b": {}}, "turn_failed"),
+        ("other", "turn_failed"),
+        ("aCodeOfTomorrow", "turn_failed"),
+        (7, "turn_failed"),
+        (None, "turn_failed"),
+    ],
+)
+def test_codex_s_own_code_decides_where_the_text_says_nothing(info: object, kind: str) -> None:
+    error = {"message": "it went wrong", "codex_error_info": info}
+    event = parse_event(json.dumps({"type": "turn.failed", "error": error}).encode())
+    assert isinstance(event, TurnFailedEvent)
+    failure = classify(event.message, event.code)
+    assert (failure.kind, failure.message) == (kind, "it went wrong")
+    assert failure.hint
+
+
+def test_a_text_with_a_pattern_is_more_exact_than_a_code() -> None:
+    said = "You've hit your usage limit."
+    assert classify(said, "rateLimitExceeded") == classify(said)
+
+
+def test_each_kind_of_a_code_has_a_hint() -> None:
+    known = {rule.kind for rule in RULES}
+    assert {*KINDS_BY_CODE.values(), *KINDS_BY_STATUS.values()} <= known

@@ -413,12 +413,12 @@ def test_a_fork_must_be_another_thread_and_a_resumed_one_the_same() -> None:
             "sandbox": {"type": "readOnly"},
         }
 
-    assert check_echo(turn(), echo("a"), asks=False) is None
-    assert check_echo(turn(thread_id="a"), echo("a"), asks=False) is None
-    assert check_echo(turn(thread_id="a"), echo("b"), asks=False) == "thread b"
-    assert check_echo(turn(thread_id="a", fork=True), echo("a"), asks=False) == "thread a"
-    assert check_echo(turn(thread_id="a", fork=True), echo("b"), asks=False) is None
-    assert check_echo(turn(), echo("a"), asks=True) == "approval policy never"
+    assert check_echo(turn(), echo("a")) is None
+    assert check_echo(turn(thread_id="a"), echo("a")) is None
+    assert check_echo(turn(thread_id="a"), echo("b")) == "thread b"
+    assert check_echo(turn(thread_id="a", fork=True), echo("a")) == "thread a"
+    assert check_echo(turn(thread_id="a", fork=True), echo("b")) is None
+    assert check_echo(turn(approvals="ask"), echo("a")) == "approval policy never"
 
 
 def test_full_access_allows_every_echo_of_the_sandbox() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,13 @@ from codex_tools.codex.events import UnknownEvent, UnreadableEvent, parse_event
 from codex_tools.codex.failures import classify
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
-from codex_tools.engines.app_server_events import INTERRUPTED, TurnLines
+from codex_tools.engines.app_server_events import (
+    INTERRUPTED,
+    WRITING_EVERY_S,
+    WRITING_KEPT,
+    TurnLines,
+    Writing,
+)
 from codex_tools.engines.json_rpc import Notification
 
 DATA = Path(__file__).parents[2] / "data"
@@ -326,3 +333,27 @@ def test_hostile_shapes_yield_lines_that_parse() -> None:
             item = {"type": kind, "id": value, "status": value, "changes": value, "summary": value}
             for line in told(("item/completed", {"item": item})):
                 assert not isinstance(parse_event(orjson.dumps(line)), UnreadableEvent)
+
+
+THREAD = "the thread"
+
+
+def delta(text: str, thread_id: str = THREAD, item: str = "m") -> Notification:
+    params = {"threadId": thread_id, "itemId": item, "delta": text}
+    return Notification("item/agentMessage/delta", params)
+
+
+def test_what_the_model_is_writing_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    writing = Writing(THREAD)
+    assert writing.add(delta("One ")) == "One"
+    assert writing.add(delta("two\n", thread_id="other")) is None
+    assert writing.add(delta("two\n")) is None
+    now += WRITING_EVERY_S
+    assert writing.add(Notification("item/started", {"threadId": THREAD})) is None
+    assert writing.add(delta("three")) == "One two three"
+    now += WRITING_EVERY_S
+    assert writing.add(delta("x" * 1000)) == "x" * WRITING_KEPT
+    now += WRITING_EVERY_S
+    assert writing.add(delta("New.", item="n")) == "New."

@@ -7,16 +7,9 @@ from typing import Any
 import pytest
 
 from codex_tools.codex.json_object import Json
+from codex_tools.codex.questions import DECLINED, Answer, Question
 from codex_tools.engines.json_rpc import ServerRequest
-from codex_tools.engines.questions import (
-    DECLINED,
-    FILES_LIMIT,
-    TEXT_LIMIT,
-    Answer,
-    Question,
-    read_question,
-    write_answer,
-)
+from codex_tools.engines.questions import FILES_LIMIT, TEXT_LIMIT, read_question, write_answer
 
 COMMAND = ServerRequest(
     0,

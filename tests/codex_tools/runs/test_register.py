@@ -17,7 +17,7 @@ from codex_tools.engines.engine import TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.threads import Threads
-from codex_tools.runs import event_log, register
+from codex_tools.runs import event_log, pruning
 from codex_tools.runs.opening import open_runs
 from codex_tools.runs.register import Runs
 from codex_tools.runs.result import make_result
@@ -117,8 +117,8 @@ async def test_a_log_that_is_full_says_so_as_its_last_event(
 async def test_old_files_are_removed_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(register, "PRUNE_AFTER_S", 0.01)
-    monkeypatch.setattr(register, "PRUNE_EVERY_S", 0.05)
+    monkeypatch.setattr(pruning, "PRUNE_AFTER_S", 0.01)
+    monkeypatch.setattr(pruning, "PRUNE_EVERY_S", 0.05)
     pruned: list[list[str]] = []
     async with opened(tmp_path) as runs:
         store = runs._store  # pyright: ignore[reportPrivateUsage]

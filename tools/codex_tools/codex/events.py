@@ -14,6 +14,7 @@ from typing import Literal, cast
 import orjson
 
 from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
+from codex_tools.codex.questions import Handle
 from codex_tools.codex.record import Usage
 from codex_tools.codex.sandbox_trouble import find_trouble
 
@@ -151,6 +152,11 @@ class TurnFailedEvent:
     """The only event that means failure."""
 
     message: str
+    code: str | None = None
+    """Codex's own code for the reason, with the HTTP status after a colon if it has one.
+
+    Only the app-server tells it (0.147.0 to 0.171.0).
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +216,23 @@ class EngineEvent:
     """The engine that runs the turn; its first event, added by the engine, not by Codex."""
 
     name: str
+    handle: Handle | None = None
+    """With which the turn can be spoken to; None if the engine cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionsEvent:
+    """The questions that wait for an answer have changed; see `Handle.questions`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WritingEvent:
+    """The model is writing a message.
+
+    *text* is its last words so far. Sent at most twice a second.
+    """
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +260,8 @@ Event = (
     | UnreadableEvent
     | NoticeEvent
     | EngineEvent
+    | QuestionsEvent
+    | WritingEvent
     | ExitedEvent
 )
 
@@ -264,11 +289,23 @@ def parse_event(line: bytes) -> Event:
         case "turn.completed":
             return TurnCompletedEvent(read_usage(object_of(event, "usage")))
         case "turn.failed":
-            return TurnFailedEvent(_text(object_of(event, "error"), "message"))
+            error = object_of(event, "error")
+            return TurnFailedEvent(_text(error, "message"), _code(error.get("codex_error_info")))
         case "error":
             return ErrorEvent(_text(event, "message"))
         case other:
             return UnknownEvent(_name(other))
+
+
+def _code(info: object) -> str | None:
+    """Return a code of the app-server as text: a word, or a word and an HTTP status."""
+    if isinstance(info, str):
+        return info[:100]
+    if isinstance(info, dict) and len(cast("Json", info)) == 1:
+        name = next(iter(cast("Json", info)))
+        status = object_of(cast("Json", info), name).get("httpStatusCode")
+        return f"{name[:100]}:{status}" if type(status) is int else name[:100]
+    return None
 
 
 def _item(item: Json, line: bytes) -> Item:

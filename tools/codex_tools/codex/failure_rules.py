@@ -23,6 +23,35 @@ class Rule:
     retryable: bool = False
 
 
+KINDS_BY_CODE: dict[str, Kind] = {
+    "badRequest": "invalid_request",
+    "bioPolicy": "refused",
+    "contextWindowExceeded": "context_window_exceeded",
+    "cyberPolicy": "refused",
+    "inferenceHookDenied": "refused",
+    "internalServerError": "overloaded",
+    "misalignmentPolicyViolation": "refused",
+    "modelNotFound": "model_unavailable",
+    "rateLimitExceeded": "rate_limited",
+    "serverOverloaded": "overloaded",
+    "unauthorized": "not_authenticated",
+    "usageLimitExceeded": "usage_limit",
+}
+"""Kinds of failure by the app-server's code (seen or in the schema of 0.171.0).
+
+`other` says nothing. Codes that no kind fits are left to the text.
+"""
+
+KINDS_BY_STATUS: dict[str, Kind] = {
+    "400": "invalid_request",
+    "401": "not_authenticated",
+    "403": "not_authenticated",
+    "404": "model_unavailable",
+    "429": "rate_limited",
+}
+"""Kinds by the HTTP status that comes with a code."""
+
+
 def _rule(kind: Kind, pattern: str, hint: str, *, retryable: bool = False) -> Rule:
     return Rule(kind, re.compile(pattern, re.IGNORECASE), hint, retryable)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from codex_tools.codex.errors import Failure
-from codex_tools.codex.failure_rules import RULES, START_RULES, Rule
+from codex_tools.codex.failure_rules import KINDS_BY_CODE, KINDS_BY_STATUS, RULES, START_RULES, Rule
 from codex_tools.codex.masking import quote
 
 _READ = 20_000
@@ -32,9 +32,15 @@ _CRASH_HINT = (
 )
 
 
-def classify(message: str) -> Failure:
-    """Return the failure that Codex reported as *message*."""
-    return _classify(message) or Failure("turn_failed", _text(message), _UNKNOWN_HINT, False)
+def classify(message: str, code: str | None = None) -> Failure:
+    """Return the failure that Codex reported as *message*.
+
+    Args:
+        message: The text.
+        code: Codex's own code, if it gave one. It decides where no pattern matches the text.
+    """
+    failure = _classify(message) or _by_code(message, code)
+    return failure or Failure("turn_failed", _text(message), _UNKNOWN_HINT, False)
 
 
 def classify_exit(
@@ -140,6 +146,18 @@ def _classify(message: str) -> Failure | None:
         if rule.pattern.search(plain):
             return Failure(rule.kind, _text(message), rule.hint, rule.retryable)
     return None
+
+
+def _by_code(message: str, code: str | None) -> Failure | None:
+    """Return the failure that *code* names, with the hint of the first rule of its kind."""
+    name, _, status = (code or "").partition(":")
+    kind = KINDS_BY_CODE.get(name) or KINDS_BY_STATUS.get(status)
+    if kind is None and status.startswith("5"):
+        kind = "overloaded"
+    rule = next((rule for rule in RULES if rule.kind == kind), None)
+    if kind is None or rule is None:
+        return None
+    return Failure(kind, _text(message), rule.hint, rule.retryable)
 
 
 def _text(message: str) -> str:

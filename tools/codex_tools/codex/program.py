@@ -92,6 +92,7 @@ exact versions between these are not known, so the range is the widest possible.
 """
 
 _FLAG_SINCE: dict[str, Version] = {
+    "--approve-for-me": (0, 147, 0),  # Perhaps earlier; 0.120.0 refuses it.
     "--ephemeral": (0, 99, 0),
     "--ignore-rules": (0, 147, 0),  # Perhaps earlier; 0.120.0 refuses it.
     "exec fork": (0, 163, 0),  # Perhaps earlier; 0.147.0 lacks it.

@@ -22,6 +22,7 @@ from codex_tools.codex.events import (
     ItemStartedEvent,
     ItemUpdatedEvent,
     NoticeEvent,
+    QuestionsEvent,
     ReasoningItem,
     Status,
     ThreadStartedEvent,
@@ -33,8 +34,10 @@ from codex_tools.codex.events import (
     UnknownEvent,
     UnreadableEvent,
     WebSearchItem,
+    WritingEvent,
 )
 from codex_tools.codex.masking import mask, quote
+from codex_tools.codex.questions import Handle, Question
 from codex_tools.codex.record import Usage
 
 COMMANDS_KEPT = 50
@@ -124,10 +127,16 @@ class TurnProgress:
     """The thread that Codex says it has opened; None before it says so, "" for no valid id."""
     engine: str | None = None
     """The engine that runs the latest turn; None before it has started."""
+    handle: Handle | None = None
+    """With which the latest turn can be spoken to; None if it cannot."""
+    paused_s: float = 0.0
+    """Seconds in which the run waited for answers; its time limit is later by these."""
     final_response: str | None = None
     usage: Usage | None = None
     completed: bool = False
     failure: str | None = None
+    failure_code: str | None = None
+    """Codex's own code for the reason of the failure; see `TurnFailedEvent`."""
     exited: tuple[int, str] | None = None
     started: bool = False
     """True if Codex sent an event in this turn."""
@@ -165,6 +174,7 @@ class TurnProgress:
         self.thread_id, self.opened = thread_id, None
         self.final_response = self.usage = self.failure = self.exited = self.last_error = None
         self.completed = self._touched = self.alive = self.started = False
+        self.handle = None
         self.printed.clear()
         self.alive_at = None
         self.open_items.clear()
@@ -179,6 +189,11 @@ class TurnProgress:
     def ended(self) -> bool:
         """True if Codex reported that the turn completed or failed."""
         return self.completed or self.failure is not None
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What Codex waits for at the moment."""
+        return () if self.handle is None or self.ended else self.handle.questions
 
     @property
     def said_last(self) -> bool:
@@ -196,7 +211,7 @@ class TurnProgress:
             self.note(event.message)
             return  # It says nothing of Codex.
         if isinstance(event, EngineEvent):
-            self.engine = event.name
+            self.engine, self.handle = event.name, event.handle
             return
         self.alive = True
         self.started |= not isinstance(event, (UnknownEvent, UnreadableEvent, ExitedEvent))
@@ -219,11 +234,16 @@ class TurnProgress:
                 self.completed, self.failure = True, None
                 self.usage = usage or self.usage
                 self.doing = "finishing"
-            case TurnFailedEvent(message):
-                self.completed, self.failure = False, message
+            case TurnFailedEvent(message, code):
+                self.completed, self.failure, self.failure_code = False, message, code
                 self.doing = "failing"
             case ErrorEvent(message):
                 self._take_error(message)
+            case QuestionsEvent():
+                asked = self.questions
+                self.doing = f"waiting for an answer: {_asked(asked[0])}" if asked else "thinking"
+            case WritingEvent(text):
+                self.doing = f"writing: {text}"
             case UnknownEvent():
                 pass
             case UnreadableEvent(start):
@@ -346,6 +366,15 @@ def _net(first: ChangeKind, last: ChangeKind) -> ChangeKind | None:
     if last == "delete":
         return "delete"
     return "update"
+
+
+def _asked(question: Question) -> str:
+    """Return in a few words what is asked, for people."""
+    if question.command is not None:
+        return f"run {mask(bare_command(question.command[:COMMAND_LIMIT]))}"
+    if question.files:
+        return f"edit {PurePath(question.files[0]).name}"
+    return mask(question.text[:WARNING_LIMIT]) or question.kind.replace("_", " ")
 
 
 def _title(text: str) -> str:

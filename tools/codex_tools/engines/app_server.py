@@ -27,6 +27,7 @@ from contextlib import (
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import orjson
 import tomli
 
@@ -35,15 +36,22 @@ from codex_tools.codex.events import (
     Event,
     ExitedEvent,
     NoticeEvent,
+    QuestionsEvent,
     UnreadableEvent,
+    WritingEvent,
     parse_event,
 )
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.masking import mask
 from codex_tools.codex.program import Program, Version
 from codex_tools.codex.workers import on_disk
-from codex_tools.engines.app_server_events import TurnLines
-from codex_tools.engines.app_server_sandbox import check_echo, check_turn_echo, sandbox_policy
+from codex_tools.engines.app_server_events import TurnLines, Writing
+from codex_tools.engines.app_server_sandbox import (
+    approvals_of,
+    check_echo,
+    check_turn_echo,
+    sandbox_policy,
+)
 from codex_tools.engines.app_server_start import (
     ANSWER_WITHIN_S,
     IN_MEMORY,
@@ -51,12 +59,13 @@ from codex_tools.engines.app_server_start import (
     AppServer,
     DidNotStart,
     describe,
+    exit_of,
     read_config,
     start_app_server,
 )
 from codex_tools.engines.engine import EngineFailed, EngineUnfit, Keep, Plan, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
-from codex_tools.engines.handle import Handle
+from codex_tools.engines.handle import RESOLVED, TurnHandle
 from codex_tools.engines.json_rpc import (
     Connection,
     Notification,
@@ -72,6 +81,7 @@ from codex_tools.engines.preparation import (
     prepare_turn,
     settings_of,
 )
+from codex_tools.engines.questions import ASK_CALLER
 from codex_tools.engines.spares import Spares, open_spares, spare_key
 
 OLDEST: Version = (0, 163, 0)
@@ -80,8 +90,17 @@ OLDEST: Version = (0, 163, 0)
 0.147.0 asks for approval of MCP tools although the policy is `never`, and names turns otherwise.
 """
 
+INTERRUPT_WITHIN_S = 0.15
+"""Seconds to wait until a running turn is interrupted, before all is ended anyway.
+
+0.147.0 to 0.171.0 answer in 0.005 to 0.045 s.
+"""
+
 THREAD_WITHIN_S = 300.0
 """Seconds to wait for a thread to start, resume or fork, which reads its rollouts."""
+
+_LOGIN_RULES = ("forced_login_method", "forced_chatgpt_workspace_id")
+"""Settings that exec enforces at its start, and app-server does not (0.163.0, 0.171.0)."""
 
 _OTHER_LOGIN = "CODEX_ACCESS_TOKEN"
 _SANDBOX_SETTING = "sandbox_workspace_write"
@@ -111,13 +130,20 @@ class AppServerEngine:
     name = "app-server"
 
     def __init__(
-        self, codex_bin: str | None, untrusted: Sequence[Path] = (), spares: int = 0
+        self,
+        codex_bin: str | None,
+        untrusted: Sequence[Path] = (),
+        spares: int = 0,
+        *,
+        is_only: bool = False,
     ) -> None:
         """Remember *codex_bin*, the configured Codex; None to look for one.
 
         No Codex inside the folders *untrusted* is taken from PATH. While the engine is opened,
-        *spares* app-servers wait for the next turns.
+        *spares* app-servers wait for the next turns. With *is_only*, an app-server that ends at
+        its start is a failed turn, as with `codex exec`, since no other engine can try it.
         """
+        self._is_only = is_only
         self._count = spares
         self._codex_bin = codex_bin
         self._untrusted = untrusted
@@ -153,26 +179,8 @@ class AppServerEngine:
     ) -> AsyncGenerator[AsyncGenerator[Event]]:
         """Start a turn and yield its events; see `Engine.open_turn`.
 
-        Raises:
-            EngineUnfit: This engine cannot run the turn.
-        """
-        async with self.open_live_turn(request, keep) as (events, _):
-            yield events
-
-    @asynccontextmanager
-    async def open_live_turn(
-        self, request: TurnRequest, keep: Keep, *, asks: bool = False
-    ) -> AsyncGenerator[tuple[AsyncGenerator[Event], Handle]]:
-        """Start a turn; yield its events, and a handle with which to speak to it.
-
         The prompt is sent when the first event is taken. An error raised before, by this function,
         means that nothing was sent to a model.
-
-        Args:
-            request: The turn.
-            keep: Called with each line as `codex exec` would have written it.
-            asks: True to let Codex ask before it leaves the sandbox. Questions then wait for
-                `Handle.answer`; without, each is declined at once.
 
         Raises:
             EngineUnfit: This engine cannot run the turn.
@@ -180,14 +188,18 @@ class AppServerEngine:
         """
         start = await on_disk(_prepare, request)
         async with AsyncExitStack() as stack:
-            handle = Handle(asks=asks)
-            if start.is_refused:
-                events = _refused(start, _NOT_GIT)
-            else:
-                server = await self._server_for(start, handle, stack)
-                handle = server.handle
-                events = await _open(start, server, keep)
-            yield await stack.enter_async_context(aclosing(events)), handle
+            try:
+                if start.is_refused:
+                    events = _refused(start, _NOT_GIT)
+                else:
+                    server = await self._server_for(start, stack)
+                    stack.push_async_callback(_interrupt, server.handle)
+                    events = await _open(start, server, keep)
+            except DidNotStart as error:
+                if error.exited is None or not self._is_only:
+                    raise _broken(request, f"a working app-server ({error})") from error
+                events = _refused(start, error.exited.stderr, error.exited.returncode)
+            yield await stack.enter_async_context(aclosing(events))
 
     @asynccontextmanager
     async def keep_spares(self, count: int = 1) -> AsyncGenerator[None]:
@@ -201,15 +213,15 @@ class AppServerEngine:
             finally:
                 self._spares = None
 
-    async def _server_for(self, start: _Start, handle: Handle, stack: AsyncExitStack) -> AppServer:
+    async def _server_for(self, start: _Start, stack: AsyncExitStack) -> AppServer:
         """Return a spare app-server, or a new one if none is ready for this turn.
 
         Raises:
-            EngineUnfit: It did not start.
+            DidNotStart: It did not start.
         """
         request, spares = start.request, self._spares
         if spares is None:
-            return await self._fresh(start, handle, stack)
+            return await self._fresh(start, stack)
         key = await on_disk(spare_key, start.argv, start.env)
         spare = spares.take(key)
         if spare is not None:
@@ -217,51 +229,51 @@ class AppServerEngine:
             stack.push_async_callback(spare.release)
             with suppress(OSError):  # Its guard was killed.
                 spare.server.child.hold(request.held)
-                spare.server.handle.asks = handle.asks
                 return spare.server
-        server = await self._fresh(start, handle, stack)
+        server = await self._fresh(start, stack)
         # Not earlier: in a new CODEX_HOME, one of two app-servers of 0.163.0 that start at the
         # same time ends, because both make the database (seen).
         spares.order(key)
         return server
 
-    async def _fresh(self, start: _Start, handle: Handle, stack: AsyncExitStack) -> AppServer:
+    async def _fresh(self, start: _Start, stack: AsyncExitStack) -> AppServer:
         request = start.request
-        try:
-            return await start_app_server(
-                start.argv, start.env, request.cwd, handle, stack, request.held
-            )
-        except DidNotStart as error:
-            raise _broken(request, f"a working app-server ({error})") from error
+        return await start_app_server(
+            start.argv, start.env, request.cwd, TurnHandle(), stack, request.held
+        )
 
 
 async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:
     """Start a thread in *server*; return the events of the turn.
 
     Raises:
-        EngineUnfit: The app-server did not take the settings, or has ended.
+        EngineUnfit: The app-server did not take the settings, or cannot keep to them.
+        DidNotStart: It has ended, or does not answer.
     """
     request, connection, handle = start.request, server.connection, server.handle
+    handle.asks, handle.asks_caller = request.approvals == "ask", request.ask_caller
     try:
         try:
             config = await read_config(connection, request.cwd)
         except RequestRefused as error:
             return _refused(start, f"Error loading config.toml: {error.message}")
+        if any(config.get(name) for name in _LOGIN_RULES):
+            raise _unfit(request, f"an app-server that enforces {' and '.join(_LOGIN_RULES)}")
         try:
-            thread = await _open_thread(connection, start, asks=handle.asks)
+            thread = await _open_thread(connection, start)
         except RequestRefused as error:
             return _refused(start, f"Error: {error.message}")
     except RpcError as error:
         said = describe(error, server.child, connection)
-        raise _broken(request, f"a working app-server ({said})") from error
-    if (difference := check_echo(request, thread, asks=handle.asks)) is not None:
+        raise DidNotStart(said, await exit_of(server.child, connection)) from error
+    if (difference := check_echo(request, thread)) is not None:
         raise _broken(request, f"an app-server that takes the settings of the turn ({difference})")
     handle.thread_id = text_of(object_of(thread, "thread"), "id") or ""
     policy = sandbox_policy(request, object_of(config, _SANDBOX_SETTING))
     return _events(server, start, policy, keep)
 
 
-async def _open_thread(connection: Connection, start: _Start, *, asks: bool) -> Json:
+async def _open_thread(connection: Connection, start: _Start) -> Json:
     """Start, resume or fork the thread; return what Codex says of it.
 
     Raises:
@@ -272,12 +284,14 @@ async def _open_thread(connection: Connection, start: _Start, *, asks: bool) -> 
         "cwd": str(request.cwd),
         "sandbox": "read-only",
         "config": start.settings,
-        **_approvals(asks=asks),
+        **approvals_of(request),
     }
     if request.model is not None:
         params["model"] = request.model
     if request.base_instructions is not None:
         params["baseInstructions"] = request.base_instructions
+    if request.ask_caller:
+        params["dynamicTools"] = [ASK_CALLER]
     if request.thread_id is None:
         params["ephemeral"] = request.ephemeral
         return await connection.request("thread/start", params, THREAD_WITHIN_S)
@@ -288,16 +302,7 @@ async def _open_thread(connection: Connection, start: _Start, *, asks: bool) -> 
     return await connection.request("thread/resume", params, THREAD_WITHIN_S)
 
 
-def _approvals(*, asks: bool) -> Json:
-    """Return who may allow what the sandbox forbids: never a model.
-
-    With `untrusted`, an accepted command may run twice, the second time without a sandbox
-    (0.147.0 to 0.171.0).
-    """
-    return {"approvalPolicy": "on-request" if asks else "never", "approvalsReviewer": "user"}
-
-
-async def _begin(connection: Connection, handle: Handle, start: _Start, policy: Json) -> None:
+async def _begin(connection: Connection, handle: TurnHandle, start: _Start, policy: Json) -> None:
     """Send the prompt, or what to review.
 
     Raises:
@@ -314,7 +319,7 @@ async def _begin(connection: Connection, handle: Handle, start: _Start, policy: 
             "input": [*images, {"type": "text", "text": request.prompt}],
             "cwd": str(request.cwd),
             "sandboxPolicy": policy,
-            **_approvals(asks=handle.asks),
+            **approvals_of(request),
         }
         if request.model is not None:
             params["model"] = request.model
@@ -354,10 +359,10 @@ async def _events(
         return parse_event(data)
 
     child, connection, handle = server.child, server.connection, server.handle
-    yield EngineEvent(AppServerEngine.name)
+    yield EngineEvent(AppServerEngine.name, handle)
     for notice in start.notices:
         yield NoticeEvent(notice)
-    lines = TurnLines(handle.thread_id)
+    lines, writing = TurnLines(handle.thread_id), Writing(handle.thread_id)
     yield read({"type": "thread.started", "thread_id": handle.thread_id})
     # A spare was started in another folder, so its guard has not checked this one.
     await on_disk(check_unmoved, start.request)
@@ -372,13 +377,17 @@ async def _events(
         pass  # The app-server has ended; its exit is the last event.
     async with aclosing(connection.messages()) as messages:
         async for message in messages:
-            if not isinstance(message, Notification):
-                continue  # A question, which the handle knows.
+            if not isinstance(message, Notification) or message.method == RESOLVED:
+                yield QuestionsEvent()
+                continue
+            if (text := writing.add(message)) is not None:
+                yield WritingEvent(text)
             check_turn_echo(start.request, handle.thread_id, message, policy)
             for line in lines.add(message):
                 yield read(line)
             handle.diff = lines.diff
             if lines.status is not None:
+                handle.has_ended = True
                 break
     if connection.first_unreadable is not None:
         yield UnreadableEvent(connection.first_unreadable.decode("utf-8", "replace"))
@@ -387,12 +396,20 @@ async def _events(
     yield ExitedEvent(returncode, child.stderr_end())
 
 
-async def _refused(start: _Start, message: str) -> AsyncGenerator[Event]:
+async def _interrupt(handle: TurnHandle) -> None:
+    """End a turn that is still running, so that its rollout tells of that."""
+    if handle.is_running:
+        with anyio.CancelScope(shield=True), suppress(RpcError):
+            with anyio.move_on_after(INTERRUPT_WITHIN_S):
+                await handle.interrupt()
+
+
+async def _refused(start: _Start, message: str, returncode: int = 1) -> AsyncGenerator[Event]:
     """Yield the events of a turn that could not begin, as those of `codex exec`."""
     yield EngineEvent(AppServerEngine.name)
     for notice in start.notices:
         yield NoticeEvent(notice)
-    yield ExitedEvent(1, message)
+    yield ExitedEvent(returncode, message)
 
 
 def _prepare(request: TurnRequest) -> _Start:
@@ -445,14 +462,16 @@ def _unfitness(request: TurnRequest, *, has_rules: bool, env: dict[str, str]) ->
 
 
 def _unfit(request: TurnRequest, what: str) -> EngineUnfit:
-    return EngineUnfit(what, request.program.version_text, _HINT)
+    hint = _HINT_ASKS if request.asks else _HINT
+    return EngineUnfit(what, request.program.version_text, hint)
 
 
 def _broken(request: TurnRequest, what: str) -> EngineFailed:
-    return EngineFailed(what, request.program.version_text, _HINT)
+    return EngineFailed(what, request.program.version_text, _HINT_ASKS if request.asks else _HINT)
 
 
 _HINT = "The operator can set --engine auto, which then uses codex exec."
+_HINT_ASKS = "codex exec cannot ask: leave out approvals and ask_caller, or what is named here."
 
 
 def _from_toml(request: TurnRequest, key: str, value: str) -> object:

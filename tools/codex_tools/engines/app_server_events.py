@@ -8,18 +8,22 @@ lines from the same notifications. Fields that exec does not have are left out, 
 
 from __future__ import annotations
 
+import time
 from typing import cast
 
 from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
 from codex_tools.engines.json_rpc import Notification
 
 MUTED = (
-    *("item/agentMessage/delta", "item/plan/delta", "item/reasoning/summaryTextDelta"),
+    *("item/plan/delta", "item/reasoning/summaryTextDelta"),
     *("item/reasoning/summaryPartAdded", "item/reasoning/textDelta"),
     *("item/commandExecution/outputDelta", "item/fileChange/outputDelta"),
     *("account/rateLimits/updated", "thread/readState/changed", "remoteControl/status/changed"),
 )
 """Notifications that nothing here reads, for `optOutNotificationMethods` of `initialize`."""
+
+DELTA = "item/agentMessage/delta"
+"""The next part of a message of the model."""
 
 INTERRUPTED = "Turn interrupted"
 """Message of the failure that stands for a turn with status `interrupted`; exec has none."""
@@ -51,8 +55,11 @@ _STATUSES = {"inProgress": "in_progress", "completed": "completed"}
 
 _WARNINGS = ("warning", "configWarning", "deprecationNotice", "guardianWarning", "model/rerouted")
 
-_UNPRINTED = "Codex could not find bubblewrap on PATH."
-"""Beginning of a warning that exec does not print (0.163.0, 0.171.0); Codex has its own copy."""
+_UNPRINTED = (
+    "Codex could not find bubblewrap on PATH.",  # Codex has its own copy.
+    "Configured value for `web_search_mode` is disallowed",  # The default is, if it must be off.
+)
+"""Beginnings of warnings that exec does not print (0.163.0, 0.171.0)."""
 
 _COUNTS = {
     "input_tokens": "inputTokens",
@@ -61,6 +68,38 @@ _COUNTS = {
     "output_tokens": "outputTokens",
     "reasoning_output_tokens": "reasoningOutputTokens",
 }
+
+
+WRITING_EVERY_S = 0.5
+"""Seconds between two events that tell what the model is writing."""
+
+WRITING_KEPT = 80
+"""Characters kept of the end of a message that is being written."""
+
+
+class Writing:
+    """The end of the message that the model is writing, told now and then."""
+
+    def __init__(self, thread_id: str) -> None:
+        self._thread_id = thread_id
+        self._item = ""
+        self._text = ""
+        self._told_at = 0.0
+
+    def add(self, notification: Notification) -> str | None:
+        """Add a notification; return the last words of the message when it is time to tell."""
+        params = notification.params
+        if notification.method != DELTA or params.get("threadId") != self._thread_id:
+            return None
+        item, delta = text_of(params, "itemId") or "", text_of(params, "delta") or ""
+        if item != self._item:
+            self._item, self._text = item, ""
+        self._text = (self._text + delta)[-WRITING_KEPT:]
+        now = time.monotonic()
+        if now - self._told_at < WRITING_EVERY_S:
+            return None
+        self._told_at = now
+        return " ".join(self._text.split())
 
 
 class TurnLines:

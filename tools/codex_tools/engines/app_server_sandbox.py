@@ -46,20 +46,32 @@ def sandbox_policy(request: TurnRequest, configured: Json) -> Json:
             }
 
 
-def check_echo(request: TurnRequest, thread: Json, *, asks: bool) -> str | None:
+def approvals_of(request: TurnRequest) -> Json:
+    """Return who may allow what the sandbox forbids.
+
+    With `untrusted`, an accepted command may run twice, the second time without a sandbox
+    (0.147.0 to 0.171.0).
+    """
+    return {
+        "approvalPolicy": "never" if request.approvals == "never" else "on-request",
+        "approvalsReviewer": "auto_review" if request.approvals == "auto" else "user",
+    }
+
+
+def check_echo(request: TurnRequest, thread: Json) -> str | None:
     """Return how the started thread differs from what was asked; None if it does not.
 
     Args:
         request: The turn.
         thread: The result of `thread/start`, `thread/resume` or `thread/fork`.
-        asks: True if Codex may ask.
     """
+    asked = approvals_of(request)
     cwd = text_of(thread, "cwd") or ""
     if cwd != str(request.cwd) and os.path.normpath(cwd) != str(request.cwd):
         return f"cwd {cwd[:200]!r}"
-    if thread.get("approvalPolicy") != ("on-request" if asks else "never"):
+    if thread.get("approvalPolicy") != asked["approvalPolicy"]:
         return f"approval policy {str(thread.get('approvalPolicy'))[:100]}"
-    if thread.get("approvalsReviewer") not in (None, "user"):
+    if thread.get("approvalsReviewer") not in (None, asked["approvalsReviewer"]):
         return f"approvals reviewer {str(thread.get('approvalsReviewer'))[:100]}"
     sandbox = object_of(thread, "sandbox")
     if sandbox.get("type") != "readOnly" or sandbox.get("networkAccess") not in (None, False):
@@ -90,10 +102,11 @@ def check_turn_echo(
     cwd = text_of(settings, "cwd")
     if cwd is not None and os.path.normpath(cwd) != str(request.cwd):
         raise WiderThanAsked("cwd", str(request.cwd), cwd[:200], TurnResult(thread_id=thread_id))
-    if settings.get("approvalsReviewer") not in (None, "user"):
+    asked = approvals_of(request)["approvalsReviewer"]
+    if settings.get("approvalsReviewer") not in (None, "user", asked):
         reviewer = str(settings.get("approvalsReviewer"))[:100]
         turn = TurnResult(thread_id=thread_id)
-        raise WiderThanAsked("approvals reviewer", "user", reviewer, turn)
+        raise WiderThanAsked("approvals reviewer", asked, reviewer, turn)
 
 
 def _excess(request: TurnRequest, policy: Json, taken: Json) -> str | None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import anyio
 
+from codex_tools.codex.events import ExitedEvent
 from codex_tools.codex.json_object import Json, object_of
 from codex_tools.codex.masking import mask
 from codex_tools.codex.program import CLIENT_NAME
 from codex_tools.engines.app_server_events import MUTED
-from codex_tools.engines.handle import Handle
+from codex_tools.engines.handle import TurnHandle
 from codex_tools.engines.json_rpc import Connection, RpcError, open_connection
 from codex_tools.engines.process import Child, open_child
 
@@ -29,6 +30,15 @@ LEAVE_WITHIN_S = 0.15
 0.147.0 to 0.171.0 obey the end of their input in 0.03 to 0.07 s, and close their rollouts.
 """
 
+RETRY_AFTER_S = (0.1, 0.2, 0.4, 0.8)
+"""Seconds before each new start of an app-server that could not open its database.
+
+In a new CODEX_HOME, only one of several app-servers that start at the same time makes it, and the
+others end (0.163.0).
+"""
+
+_STATE_LOST = "failed to initialize state runtime"
+
 KEY_VARIABLE = "CODEX_API_KEY"
 IN_MEMORY = 'cli_auth_credentials_store="ephemeral"'
 """Setting with which Codex keeps a key that it is sent in memory only."""
@@ -40,18 +50,23 @@ class AppServer:
 
     child: Child
     connection: Connection
-    handle: Handle
+    handle: TurnHandle
 
 
 class DidNotStart(Exception):
     """The app-server did not start, or did not answer as it must."""
+
+    def __init__(self, message: str, exited: ExitedEvent | None = None) -> None:
+        super().__init__(message)
+        self.exited = exited
+        """How the app-server has ended; None if it has not, or was not started."""
 
 
 async def start_app_server(
     argv: Sequence[str],
     env: Mapping[str, str],
     cwd: Path,
-    handle: Handle,
+    handle: TurnHandle,
     stack: AsyncExitStack,
     held: Sequence[int] = (),
 ) -> AppServer:
@@ -69,6 +84,28 @@ async def start_app_server(
         DidNotStart: The app-server cannot be used.
         OSError: It could not be started.
     """
+    for pause_s in (*RETRY_AFTER_S, None):
+        async with AsyncExitStack() as attempt:
+            try:
+                server = await _start(argv, env, cwd, handle, attempt, held)
+            except DidNotStart as error:
+                if pause_s is None or _STATE_LOST not in str(error):
+                    raise
+            else:
+                await stack.enter_async_context(attempt.pop_all())
+                return server
+        await anyio.sleep(pause_s)
+    raise AssertionError("the last attempt has no pause")
+
+
+async def _start(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path,
+    handle: TurnHandle,
+    stack: AsyncExitStack,
+    held: Sequence[int],
+) -> AppServer:
     child = await stack.enter_async_context(
         open_child(argv, stdin=None, cwd=cwd, env=env, held=held)
     )
@@ -82,7 +119,8 @@ async def start_app_server(
         if key := env.get(KEY_VARIABLE):
             await _log_in(connection, key, await read_config(connection, cwd))
     except RpcError as error:
-        raise DidNotStart(describe(error, child, connection)) from error
+        said = describe(error, child, connection)
+        raise DidNotStart(said, await exit_of(child, connection)) from error
     return AppServer(child, connection, handle)
 
 
@@ -90,6 +128,14 @@ def describe(error: RpcError, child: Child, connection: Connection) -> str:
     """Return what went wrong, with the last words of an app-server that has ended."""
     said = mask(child.stderr_end()[-300:]).strip() if connection.has_ended else ""
     return f"{error}: {said}" if said else str(error)
+
+
+async def exit_of(child: Child, connection: Connection) -> ExitedEvent | None:
+    """Return how an app-server has ended that can no longer answer; None if it still runs."""
+    if connection.has_ended:
+        with anyio.move_on_after(LEAVE_WITHIN_S):
+            return ExitedEvent(await child.wait(), child.stderr_end())
+    return None
 
 
 async def _initialize(connection: Connection) -> None:

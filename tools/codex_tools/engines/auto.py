@@ -45,6 +45,8 @@ class AutoEngine:
         try:
             return await self._first.plan_turn(request)
         except EngineUnfit:
+            if request.asks:
+                raise
             return await self._fallback.plan_turn(request)
 
     @asynccontextmanager
@@ -60,6 +62,8 @@ class AutoEngine:
             try:
                 events = await stack.enter_async_context(self._first.open_turn(request, keep))
             except EngineUnfit as error:
+                if request.asks:  # No other engine can ask.
+                    raise
                 events = await stack.enter_async_context(self._fallback.open_turn(request, keep))
                 if isinstance(error, EngineFailed):
                     used, other = self._fallback.name, self._first.name

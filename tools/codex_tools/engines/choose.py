@@ -40,9 +40,9 @@ def choose_engine(
         return ExecEngine(codex_bin, untrusted)
     from codex_tools.engines.app_server import AppServerEngine
 
-    app_server = AppServerEngine(codex_bin, untrusted, spares)
     if choice == "app-server":
-        return app_server
+        return AppServerEngine(codex_bin, untrusted, spares, is_only=True)
     from codex_tools.engines.auto import AutoEngine
 
+    app_server = AppServerEngine(codex_bin, untrusted, spares)
     return AutoEngine(app_server, ExecEngine(codex_bin, untrusted))

@@ -62,9 +62,10 @@ async def run_turn(
     progress = TurnProgress() if progress is None else progress
     began = anyio.current_time()
     start = began if since is None else since
-    first = min(start + request.timeout_s, began + request.stall_s)
+    latest = start + progress.paused_s + request.timeout_s
+    first = min(latest, began + request.stall_s)
     async with (
-        time_limit(first, request.stall_s, start + request.timeout_s, progress) as limit,
+        time_limit(first, request.stall_s, latest, progress) as limit,
         engine.open_turn(request, keep) as events,
     ):
         async for event in events:
@@ -74,7 +75,7 @@ async def run_turn(
                 check_thread(request.thread_id, progress, fork=request.fork)
             limit.deadline = _deadline(progress, request, start, began)
     if limit.reached and not progress.ended:
-        if anyio.current_time() - start >= request.timeout_s:
+        if anyio.current_time() - start - progress.paused_s >= request.timeout_s:
             raise TimedOut(request.timeout_s, progress.last_error, progress.result())
         raise Stalled(request.stall_s, progress.last_error, progress.result())
     if progress.completed:
@@ -84,6 +85,7 @@ async def run_turn(
 
 def _deadline(progress: TurnProgress, request: TurnRequest, start: float, began: float) -> float:
     now = anyio.current_time()
+    start += progress.paused_s
     if progress.ended:
         return min(start + request.timeout_s, now + LINGER_S)
     if progress.alive:
@@ -121,7 +123,7 @@ def finish(progress: TurnProgress) -> TurnResult:
     """
     result = progress.result()
     if progress.failure is not None:
-        raise TurnFailed(classify(progress.failure), result)
+        raise TurnFailed(classify(progress.failure, progress.failure_code), result)
     if not progress.completed:
         returncode, stderr = progress.exited or (0, "")
         error, started = progress.last_error, progress.started
@@ -155,6 +157,8 @@ async def time_limit(
     write events or even complete the turn. Codex may have been stopped as well. So after such a
     pause, the stall timer starts again. The time limit of the run stays as it was.
 
+    While Codex waits for an answer, neither clock runs.
+
     Args:
         deadline: The first deadline.
         stall_s: Seconds without progress after which the turn counts as stalled.
@@ -162,16 +166,24 @@ async def time_limit(
         progress: The turn so far.
     """
     limit = TimeLimit(deadline)
+    paused_s = progress.paused_s
     failure: Exception | None = None
 
     async def check() -> None:
+        looked_at = anyio.current_time()
         while True:
             due = min(limit.deadline, anyio.current_time() + TICK_S)
             await anyio.sleep_until(due)
             now = anyio.current_time()
-            if now - due > STOPPED_S and not progress.ended:
+            if progress.questions:
+                progress.paused_s += now - looked_at
                 progress.alive_at = now
-                limit.deadline = max(limit.deadline, min(latest, now + stall_s))
+                limit.deadline += now - looked_at
+            elif now - due > STOPPED_S and not progress.ended:
+                progress.alive_at = now
+                until = min(latest + progress.paused_s - paused_s, now + stall_s)
+                limit.deadline = max(limit.deadline, until)
+            looked_at = now
             if now >= limit.deadline:
                 await anyio.sleep(BACKLOG_S)
                 if anyio.current_time() >= limit.deadline:

@@ -17,6 +17,7 @@ from codex_tools.codex.errors import CodexUnsupported
 from codex_tools.codex.events import Event
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
+from codex_tools.codex.questions import Approvals
 from codex_tools.codex.sandbox import Isolation, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.engines.guard_lease import GuardLease
@@ -64,6 +65,12 @@ class TurnRequest:
     """Pairs of a dotted key and its value in TOML."""
     limits: tuple[Limit, ...] = ()
     """Tokens and money that the run may use; not the engine's business, but that of `runs`."""
+    approvals: Approvals = "never"
+    """Whether Codex may ask before it leaves the sandbox; only a live engine can ask."""
+    answered_by: Literal["person", "caller"] = "caller"
+    """Who may allow what the sandbox does not; not the engine's business, but that of `runs`."""
+    ask_caller: bool = False
+    """True to give the model a tool with which it asks the agent that delegated the task."""
     isolation: Isolation = "none"
     """Whether `runs` runs the turn in a copy of the project; `cwd` is the copy's by then."""
     place: str = "here"
@@ -89,6 +96,11 @@ class TurnRequest:
     """File descriptors to keep open until no process of the turn is left (the thread's lock)."""
     lease: GuardLease | None = None
     """What a worker renews for its server; None on the server's own machine."""
+
+    @property
+    def asks(self) -> bool:
+        """True if the turn may ask, which only an engine with a `Handle` can do."""
+        return self.approvals == "ask" or self.ask_caller
 
     @property
     def resumed(self) -> str | None:

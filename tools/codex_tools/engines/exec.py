@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 
+from codex_tools.codex.errors import CodexUnsupported
 from codex_tools.codex.events import EngineEvent, Event, ExitedEvent, NoticeEvent, parse_event
 from codex_tools.codex.json_object import write_exactly
 from codex_tools.codex.masking import mask
@@ -96,6 +97,18 @@ class ExecEngine:
                     await on_disk(scratch.remove)
 
 
+NEEDS_LIVE_ENGINE = (
+    "approvals: ask and ask_caller need Codex 0.163.0 or later, and an operator who has not set"
+    " --engine exec."
+)
+"""Hint for a turn that may ask, where nothing can ask."""
+
+REVIEWS_COMMANDS = "--approve-for-me"
+"""Flag with which a reviewer of Codex, a model, decides what leaves the sandbox.
+
+It means sandbox workspace-write, and is refused beside -s (0.147.0 to 0.171.0).
+"""
+
 _PERMISSIONS: dict[Sandbox, str] = {
     "read-only": ":read-only",
     "workspace-write": ":workspace",
@@ -132,8 +145,14 @@ def build_argv(
         CodexUnsupported: This version of Codex lacks an option that the turn needs.
     """
     program = request.program
+    if request.asks:
+        raise CodexUnsupported("questions in codex exec", program.version_text, NEEDS_LIVE_ENGINE)
     argv = [str(program.path), "exec", "--json"]
-    argv += ["-s", request.sandbox, "-C", str(request.cwd)]
+    if request.approvals == "auto":
+        program.need(REVIEWS_COMMANDS)
+        argv += [REVIEWS_COMMANDS, "-C", str(request.cwd)]
+    else:
+        argv += ["-s", request.sandbox, "-C", str(request.cwd)]
     if request.model is not None:
         argv += ["-m", request.model]
     if request.profile is not None:

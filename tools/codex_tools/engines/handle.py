@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 
 from codex_tools.codex.json_object import Json, object_of, text_of
+from codex_tools.codex.questions import DECLINED, Answer, NotSteered, Question
 from codex_tools.engines.json_rpc import (
     Connection,
     ConnectionEnded,
     Notification,
+    RpcError,
     ServerRequest,
 )
-from codex_tools.engines.questions import DECLINED, Answer, Question, read_question, write_answer
+from codex_tools.engines.questions import read_question, write_answer
 
 ANSWER_LIMIT_S = 600.0
 """Seconds after which a question is declined; Codex itself waits for ever (0.147.0 to 0.171.0)."""
@@ -27,6 +29,9 @@ PATCHES_KEPT = 100
 REQUEST_WITHIN_S = 10.0
 """Seconds to wait for the answer to a steering or an interruption."""
 
+RESOLVED = "serverRequest/resolved"
+"""Method of the notification that a question no longer waits."""
+
 _CHECK_EVERY_S = 0.5
 
 
@@ -34,23 +39,25 @@ _CHECK_EVERY_S = 0.5
 class _Open:
     question: Question
     request: ServerRequest
-    until: float
-    """Time on the event loop's clock at which the question is declined."""
 
 
-class Handle:
-    """A running turn, to be spoken to; the engine makes it."""
+class TurnHandle:
+    """A running turn of an app-server; see `codex.questions.Handle`."""
 
-    def __init__(self, *, asks: bool, answer_within_s: float = ANSWER_LIMIT_S) -> None:
+    def __init__(self, *, answer_within_s: float = ANSWER_LIMIT_S) -> None:
         """Make the handle of a turn that has not begun.
 
         Args:
-            asks: True to keep questions for `answer`; False to decline each at once.
             answer_within_s: Seconds after which a question is declined.
         """
-        self.asks = asks
+        self.asks = False
+        """True to keep questions for `answer`; False to decline each at once."""
+        self.asks_caller = False
+        """The same for questions to the caller."""
         self.thread_id = ""
         self.turn_id = ""
+        self.has_ended = False
+        """True after the turn's last event."""
         self.diff: str | None = None
         """All patches of the turn so far as one diff; what commands change is not in it."""
         self.connection: Connection | None = None
@@ -72,18 +79,24 @@ class Handle:
         0.171.0); while a command runs, the model sees it after the command.
 
         Raises:
-            RequestRefused: No turn is running, or it is a review.
-            RpcError: There was no answer.
+            NotSteered: No turn is running, it is a review, or there was no answer.
         """
-        await self._connected().request(
-            "turn/steer",
-            {
-                "threadId": self.thread_id,
-                "expectedTurnId": self.turn_id,
-                "input": [{"type": "text", "text": text}],
-            },
-            REQUEST_WITHIN_S,
-        )
+        if not self.is_running:
+            raise NotSteered("the turn has not begun, or has ended")
+        params: Json = {
+            "threadId": self.thread_id,
+            "expectedTurnId": self.turn_id,
+            "input": [{"type": "text", "text": text}],
+        }
+        try:
+            await self._connected().request("turn/steer", params, REQUEST_WITHIN_S)
+        except RpcError as error:
+            raise NotSteered(str(error)) from None
+
+    @property
+    def is_running(self) -> bool:
+        """True from the turn's begin to its last event."""
+        return bool(self.turn_id) and not self.has_ended
 
     async def interrupt(self) -> None:
         """Ask Codex to end the turn; its last event follows. Call again without effect.
@@ -118,20 +131,23 @@ class Handle:
         question = read_question(f"question_{self._asked}", request, self._patches)
         if question is None:
             raise LookupError(request.method)
-        if not self.asks or len(self._open) >= QUESTIONS_LIMIT:
+        keeps = self.asks_caller if question.for_caller else self.asks
+        if not keeps or len(self._open) >= QUESTIONS_LIMIT:
             return write_answer(request, DECLINED)
         until = anyio.current_time() + self._answer_within_s
-        self._open[question.id] = _Open(question, request, until)
+        self._open[question.id] = _Open(replace(question, until=until), request)
         return None
 
     def observe(self, notification: Notification) -> None:
         """Remember the files of patches, and drop questions that Codex no longer asks."""
         params = notification.params
-        if notification.method == "serverRequest/resolved":
+        if notification.method == RESOLVED:
             for key, each in [*self._open.items()]:
                 if each.request.id == params.get("requestId"):
                     del self._open[key]
                     self._connected().forget(each.request)
+        elif notification.method == "turn/started" and params.get("threadId") == self.thread_id:
+            self.turn_id = self.turn_id or text_of(object_of(params, "turn"), "id") or ""
         elif notification.method == "item/started":
             item = object_of(params, "item")
             if item.get("type") == "fileChange":
@@ -144,7 +160,7 @@ class Handle:
         while True:
             await anyio.sleep(_CHECK_EVERY_S)
             now = anyio.current_time()
-            for key in [key for key, each in self._open.items() if each.until <= now]:
+            for key in [key for key, each in self._open.items() if each.question.until <= now]:
                 self.answer(key, DECLINED)
 
     def _connected(self) -> Connection:

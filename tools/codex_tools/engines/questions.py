@@ -7,13 +7,13 @@ given, because Codex then writes a rule into CODEX_HOME, for ever (0.163.0, 0.17
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
+
+import orjson
 
 from codex_tools.codex.json_object import Json, object_of, objects_of, text_of
+from codex_tools.codex.questions import Answer, Kind, Question
 from codex_tools.engines.json_rpc import ServerRequest
-
-Kind = Literal["command", "patch", "permissions", "mcp_tool", "form", "choice"]
 
 TEXT_LIMIT = 20_000
 """Characters kept of a text in a question."""
@@ -22,39 +22,30 @@ FILES_LIMIT = 200
 """Files kept of a patch in a question."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What Codex waits for."""
+ASK_CALLER: Json = {
+    "type": "function",
+    "name": "ask_caller",
+    "description": (
+        "Ask the agent that delegated this task one question, and wait for its answer. Use it only"
+        " where the task cannot be done well without the answer. It knows what the person wants; it"
+        " cannot see your work."
+    ),
+    "inputSchema": {
+        "type": "object",
+        "properties": {"question": {"type": "string"}},
+        "required": ["question"],
+        "additionalProperties": False,
+    },
+}
+"""The tool with which the model asks its caller (a `dynamicTools` entry, 0.147.0 to 0.171.0)."""
 
-    id: str
-    kind: Kind
-    text: str = ""
-    """The question in words, as Codex or an MCP server puts it."""
-    command: str | None = None
-    cwd: str | None = None
-    reason: str | None = None
-    """Why the model wants it."""
-    files: tuple[str, ...] = ()
-    """The paths of a patch."""
-    diff: str | None = None
-    schema: Json | None = None
-    """JSON Schema of the content that a form wants."""
-    options: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """For a choice: the id of each question, with the labels that Codex suggests."""
+_ANSWER: Json = {
+    "type": "object",
+    "properties": {"answer": {"type": "string"}},
+    "required": ["answer"],
+}
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A decision about a question."""
-
-    accept: bool
-    for_run: bool = False
-    """True to accept the same command or patch for the rest of the thread without a question."""
-    content: Json | None = None
-    """The content of a form, or for a choice the chosen texts by the question's id."""
-
-
-DECLINED = Answer(accept=False)
+_NO_ANSWER = "There is no answer. Decide by yourself, and say in your result what you assumed."
 
 
 def read_question(id_: str, request: ServerRequest, patches: dict[str, Json]) -> Question | None:
@@ -80,8 +71,9 @@ def read_question(id_: str, request: ServerRequest, patches: dict[str, Json]) ->
                 id_, "patch", reason or "", reason=reason, files=files, diff=diff or None
             )
         case "item/permissions/requestApproval":
+            wanted = orjson.dumps(object_of(params, "permissions")).decode()[:TEXT_LIMIT]
             cwd = _text(params, "cwd")
-            return Question(id_, "permissions", reason or "", cwd=cwd, reason=reason)
+            return Question(id_, "permissions", wanted, cwd=cwd, reason=reason)
         case "mcpServer/elicitation/request":
             meta = object_of(params, "_meta")
             is_call = meta.get("codex_approval_kind") == "mcp_tool_call"
@@ -99,6 +91,9 @@ def read_question(id_: str, request: ServerRequest, patches: dict[str, Json]) ->
                 for each in asked
             )
             return Question(id_, "choice", text, options=options)
+        case "item/tool/call" if params.get("tool") == ASK_CALLER["name"]:
+            text = _text(object_of(params, "arguments"), "question") or ""
+            return Question(id_, "form", text, schema=_ANSWER, for_caller=True)
         case _:
             return None
 
@@ -123,6 +118,10 @@ def write_answer(request: ServerRequest, answer: Answer) -> Json:
         case "item/tool/requestUserInput":
             chosen = (answer.content or {}) if answer.accept else {}
             return {"answers": {key: {"answers": _list(value)} for key, value in chosen.items()}}
+        case "item/tool/call" if request.params.get("tool") == ASK_CALLER["name"]:
+            said = (answer.content or {}).get("answer") if answer.accept else None
+            text = said if isinstance(said, str) and said else _NO_ANSWER
+            return {"contentItems": [{"type": "inputText", "text": text}], "success": True}
         case method:
             raise LookupError(method)
 

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.paths import codex_home
 from codex_tools.engines.app_server_start import AppServer, DidNotStart, start_app_server
-from codex_tools.engines.handle import Handle
+from codex_tools.engines.handle import TurnHandle
 
 IDLE_LIMIT_S = 600.0
 """Seconds after which an unused spare is ended; it holds 34 to 47 MiB (0.171.0)."""
@@ -110,7 +110,7 @@ class Spares:
         key = entry.key
         try:
             async with AsyncExitStack() as stack:
-                handle = Handle(asks=False)
+                handle = TurnHandle()
                 entry.server = await start_app_server(
                     key.argv, dict(key.env), Path("/"), handle, stack
                 )

@@ -132,6 +132,8 @@ def facts_of(run: Run) -> dict[str, Any]:
         "timeout_s": request.timeout_s,
         "limits": {limit.name: limit.most for limit in request.limits},
         "depth": request.depth,
+        "approvals": request.approvals,
+        "ask_caller": request.ask_caller,
         "prompt_characters": len(request.prompt),
         "codex": str(run.request.program.path),
         "codex_version": run.request.program.version_text,

@@ -15,6 +15,7 @@ from codex_tools.codex.private_folder import StandIn
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import Engine
 from codex_tools.rollouts.threads import Threads
+from codex_tools.runs.pruning import prune
 from codex_tools.runs.register import MAX_QUEUE, Runs
 from codex_tools.runs.sites import Sites
 from codex_tools.runs.store import RunStore
@@ -80,7 +81,7 @@ async def open_runs(
                 notes=notes,
                 is_kept=not notes,
             )
-            tasks.start_soon(runs.prune)
+            tasks.start_soon(prune, runs, store, state_dir)
             try:
                 yield runs
             finally:

@@ -33,7 +33,6 @@ from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.event_log import EventLog, EventPage
-from codex_tools.runs.isolation import remove_old_copies
 from codex_tools.runs.kept_result import may_differ, refreshed, with_answer
 from codex_tools.runs.keys import Keys, new_run_id
 from codex_tools.runs.records import ANSWER_LIMIT, Records
@@ -58,11 +57,6 @@ MAX_QUEUE = 64
 KEPT_IN_MEMORY = 64
 """Ended runs kept in memory, in addition to those whose record could not be written yet."""
 
-PRUNE_AFTER_S = 5.0
-"""Seconds from the start to the first removal of old files, which must not delay the start."""
-
-PRUNE_EVERY_S = 3600.0
-"""Interval in seconds for removing old files."""
 
 POLL_EVERY_S = 0.5
 """Polling interval in seconds for runs owned by another server."""
@@ -181,6 +175,7 @@ class Runs:
         if output is not None:
             request = replace(request, output_schema=output.strict.schema)
         run = Run(run_id, request, before, now(), output, caller, (*warnings, *self._notes))
+        run.on_wake = self._wake
         run.start = run.mark = mark_of(before if request.resumed is not None else None)
         run.progress.thread_id = request.resumed
         if unfinished < slots:
@@ -292,14 +287,20 @@ class Runs:
         return page or EventPage((), None, 0)
 
     async def wait(
-        self, run_ids: Sequence[str], wait_s: float, until: Literal["all", "any"]
+        self,
+        run_ids: Sequence[str],
+        wait_s: float,
+        until: Literal["all", "any"],
+        *,
+        attended: bool = False,
     ) -> list[RunResult]:
         """Wait until all runs, or any of them, have ended; return each result, final or so far.
 
         Args:
             run_ids: The ids of the runs.
-            wait_s: Maximum seconds to wait.
+            wait_s: Maximum seconds to wait; less if the caller must answer a question.
             until: "all" to wait for all runs, "any" for the first one.
+            attended: True if a person is being asked what a person may answer.
 
         Raises:
             UnknownRun: There is no run with one of the ids.
@@ -312,9 +313,17 @@ class Runs:
             left_s = until_at - anyio.current_time()
             if left_s <= 0 or enough(each.has_ended for each in results):
                 return results
+            asking = [each.run_id or "" for each in results if each.status == "needs_answer"]
+            own = filter(None, map(self._runs.get, asking))
+            if any(run.needs_caller(attended=attended) for run in own) or {*asking} - {*self._runs}:
+                return results
             mine = all(map(self.is_own, run_ids))
             with anyio.move_on_after(left_s if mine else min(left_s, POLL_EVERY_S)):
                 await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
     async def stop(self, run_id: str, caller: str | None = None) -> RunResult:
         """Stop a run, wait until none of its processes is left, and return its result.
@@ -342,20 +351,9 @@ class Runs:
             await found.done.wait()
         return await self.refreshed(found.result())
 
-    async def prune(self) -> None:
-        """Remove old files every PRUNE_EVERY_S seconds, until cancelled."""
-        pause_s = PRUNE_AFTER_S
-        while True:
-            await anyio.sleep(pause_s)
-            pause_s = PRUNE_EVERY_S
-            alive = [run.run_id for run in self._runs.values() if run.outcome is None]
-            try:
-                await on_disk(self._store.prune, alive, abandon=True)
-                await on_disk(self.ledger.prune, abandon=True)
-                await on_disk(self.keys.prune, abandon=True)
-                await on_disk(remove_old_copies, self._state_dir, abandon=True)
-            except OSError as error:
-                logger.warning("cannot remove old files: %s", error)
+    def alive(self) -> list[str]:
+        """Return the ids of the runs of this server that have not ended."""
+        return [run.run_id for run in self._runs.values() if run.outcome is None]
 
     async def _work(self, run: Run, lock: ThreadLock | None) -> None:
         with span_of(run):
@@ -405,8 +403,7 @@ class Runs:
                 self._tasks.start_soon(self._records.save_later, run)
             self._forget()
             run.done.set()
-            self._changed.set()
-            self._changed = anyio.Event()
+            run.wake()
 
     async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
         known = False
@@ -414,6 +411,8 @@ class Runs:
         def report(progress: TurnProgress) -> None:
             nonlocal known
             run.progress = progress
+            if run.has_new_questions():
+                self._save(run)
             watch.wake()
             if progress.thread_id is not None and not known:
                 known = True

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema
 
 from codex_tools.codex.errors import CodexError, Interrupted, TurnFailed
 from codex_tools.codex.json_object import Json, write_exactly
@@ -14,6 +14,7 @@ from codex_tools.codex.masking import quote, shorten
 from codex_tools.codex.record import Record, Usage
 from codex_tools.codex.sandbox import Sandbox
 from codex_tools.codex.turn_result import ChangeKind, TurnResult
+from codex_tools.runs.open_question import OpenQuestion
 from codex_tools.runs.run_changes import RunChanges, shorten_changes
 from codex_tools.worktree.changes import SeenBy, merge
 
@@ -33,7 +34,16 @@ SAID_TWICE = 1000
 FILES_KEPT = 200
 _TEXT_LIMIT = 300
 
-RunStatus = Literal["completed", "failed", "timed_out", "cancelled", "running", "queued", "planned"]
+RunStatus = Literal[
+    "completed",
+    "failed",
+    "timed_out",
+    "cancelled",
+    "running",
+    "queued",
+    "needs_answer",
+    "planned",
+]
 """`planned` is the status of a dry run only, and is never stored."""
 
 
@@ -129,6 +139,8 @@ class RunResult(Record):
     attempts: int
     planned: PlannedTurn | None
     """With dry_run: what would be started; environment has names only."""
+    questions: list[OpenQuestion]
+    """With needs_answer: what Codex waits for; see codex_answer."""
     error: RunError | None
     next: str
     """Next step."""
@@ -136,7 +148,11 @@ class RunResult(Record):
     @property
     def has_ended(self) -> bool:
         """True if the run is over, or was only planned."""
-        return self.status not in ("running", "queued")
+        return self.status not in ("running", "queued", "needs_answer")
+
+
+LooseRun = Annotated[RunResult, WithJsonSchema({"type": "object"}, mode="serialization")]
+"""A result whose schema is not repeated, to keep the list of tools short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +184,7 @@ def make_result(
     attempts: int = 0,
     warnings: Sequence[str] = (),
     planned: PlannedTurn | None = None,
+    questions: Sequence[OpenQuestion] = (),
     error: CodexError | None = None,
 ) -> RunResult:
     """Return the bounded result of a run, or of a request that was refused.
@@ -214,6 +231,7 @@ def make_result(
         warnings=[*turn.warnings, *warnings, *_left_out(files)],
         attempts=attempts,
         planned=planned,
+        questions=list(questions),
         error=run_error,
         next="",
     )
@@ -251,7 +269,9 @@ def interrupt(result: RunResult, *, can_resume: bool = True) -> RunResult:
 
     *can_resume* is False if Codex kept no rollout of the run's thread.
     """
-    found = result.model_copy(update={"status": "failed", "error": tell_error(Interrupted())})
+    found = result.model_copy(
+        update={"status": "failed", "error": tell_error(Interrupted()), "questions": []}
+    )
     return with_next(found, can_resume=can_resume)
 
 
@@ -262,6 +282,7 @@ def complete(result: RunResult, answer: str) -> RunResult:
         update={
             "status": "completed",
             "error": None,
+            "questions": [],
             "final_response": shorten(answer, RESPONSE_LIMIT),
             "warnings": [*result.warnings, note],
         }
@@ -432,7 +453,7 @@ def _next(
     status: RunStatus, run_id: str | None, thread_id: str | None, error: RunError | None
 ) -> str:
     resume = f'codex_resume with thread_id "{thread_id}"' if thread_id else None
-    if status in ("running", "queued"):
+    if status in ("running", "queued", "needs_answer"):
         return (
             f'Wait for it with codex_wait and run_ids ["{run_id}"], or stop it with codex_stop. It'
             " ends with the connection that started it."

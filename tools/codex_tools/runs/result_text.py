@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from codex_tools.codex.clean_text import clean, indent_after_first
 from codex_tools.codex.masking import shorten
+from codex_tools.codex.questions import Question, describe
+from codex_tools.runs.open_question import OpenQuestion
 from codex_tools.runs.result import (
     FOLLOW_HINT,
     RESULT_LIMIT,
@@ -80,9 +82,31 @@ def _answer(result: RunResult, room: int) -> str:
     if result.status == "completed":
         return "Codex gave no answer." if said is None else _cut(said, room, result)
     state = f"Status: {result.status}. This is not the final result."
+    if result.questions:
+        state = "\n".join([state, *map(_question_text, result.questions)])
     if not said:
         return state
     return f"{state}\nCodex's latest message:\n{_cut(said, room - 100, result)}"
+
+
+def _question_text(question: OpenQuestion) -> str:
+    asked = Question(
+        question.id,
+        question.kind,
+        question.text,
+        question.command,
+        question.cwd,
+        question.reason,
+        tuple(question.files),
+        question.diff,
+        options=tuple((each.id, tuple(each.labels)) for each in question.options),
+    )
+    lines = [
+        f"{question.id}: {each}" if not n else f"  {each}" for n, each in enumerate(describe(asked))
+    ]
+    if question.content_schema is not None:
+        lines.append(f"  Schema of content: {json.dumps(question.content_schema)}")
+    return "\n".join(lines)
 
 
 def _cut(text: str, room: int, result: RunResult) -> str:

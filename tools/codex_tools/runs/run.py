@@ -12,13 +12,15 @@ import anyio
 
 from codex_tools.codex.errors import CodexError, RequestError
 from codex_tools.codex.masking import mask
+from codex_tools.codex.questions import Question
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import ChangeKind, TurnProgress, TurnResult
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.rollouts.usage_follower import Spent
-from codex_tools.runs.result import EffectiveSettings, RunResult, make_result
+from codex_tools.runs.open_question import shown_question
+from codex_tools.runs.result import EffectiveSettings, RunResult, RunStatus, make_result
 from codex_tools.runs.store import Recorded
 from codex_tools.schemas.output_schema import Output
 from codex_tools.worktree.changes import Changes, SeenBy, merge
@@ -100,7 +102,15 @@ class Run:
     ending: tuple[TurnResult, Any] | CodexError | None = None
     """What its turns came to, while the files that they changed are looked at: the result and the
     answer as data, or the error."""
+    _asked: tuple[Question, ...] = ()
+    left_to_caller: set[str] = field(default_factory=set[str])
+    """Ids of questions for which no person could be asked."""
+    handed_back: set[str] = field(default_factory=set[str])
+    """Ids of questions that were returned as the result of a call, which the client repeats."""
+    on_wake: Callable[[], None] = lambda: None
     done: anyio.Event = field(default_factory=anyio.Event)
+    changed: anyio.Event = field(default_factory=anyio.Event)
+    """Set and replaced when the run's questions have changed, and when it has ended."""
     outcome: RunResult | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     stopped: bool = False
@@ -126,9 +136,8 @@ class Run:
         """Return the run's result, final or so far."""
         if self.outcome is not None:
             return self.outcome
-        queued = self.started_at is None or self.waiting_until is not None
         result = make_result(
-            "queued" if queued else "running",
+            self.status,
             run_id=self.run_id,
             turn=self.progress.result(),
             usage=self.spent.usage,
@@ -139,11 +148,64 @@ class Run:
             duration_s=self.duration_s,
             attempts=self.attempts,
             warnings=self.warnings,
+            questions=tuple(map(shown_question, self.questions)),
         )
+        if self.questions:
+            return result.model_copy(update={"next": self._next_answer(self.questions[0])})
         if self.waiting_until is None:
             return result
         doing = self.doing
         return result.model_copy(update={"next": f"{doing[0].upper()}{doing[1:]}. {result.next}"})
+
+    @property
+    def status(self) -> RunStatus:
+        """The status of a run that has not ended."""
+        if self.started_at is None or self.waiting_until is not None:
+            return "queued"
+        return "needs_answer" if self.questions else "running"
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What Codex waits for at the moment, the oldest question first."""
+        return () if self.outcome is not None else self.progress.questions
+
+    def needs_caller(self, *, attended: bool) -> bool:
+        """Return True if Codex waits for the agent that delegated the task.
+
+        *attended* is True if a person is being asked what a person may answer.
+        """
+        return any(
+            each.for_caller or not attended or each.id in self.left_to_caller | self.handed_back
+            for each in self.questions
+        )
+
+    def has_new_questions(self) -> bool:
+        """Return True, and wake waiting calls, if its questions have changed since last time."""
+        if self.questions == self._asked:
+            return False
+        self._asked = self.questions
+        self.wake()
+        return True
+
+    def wake(self) -> None:
+        """Wake those that wait for a change of the run's questions, or for its end."""
+        self.changed.set()
+        self.changed = anyio.Event()
+        self.on_wake()
+
+    def _next_answer(self, question: Question) -> str:
+        within_s = round(max(question.until - anyio.current_time(), 0))
+        unanswered = f"Unanswered, it is declined in {within_s} s, and the run goes on."
+        if self.request.answered_by == "person" and not question.for_caller:
+            return (
+                "Only a person may answer: call codex_wait with run_ids"
+                f' ["{self.run_id}"], and the client asks them. {unanswered}'
+            )
+        content = " With accept, give content that matches its schema." if question.schema else ""
+        return (
+            f'Answer with codex_answer, run_id "{self.run_id}", question_id "{question.id}" and'
+            f" decision accept or decline.{content} {unanswered}"
+        )
 
     @property
     def copy_folder(self) -> str | None:
@@ -230,15 +292,17 @@ def requested(run: Run) -> EffectiveSettings:
     )
 
 
-async def wait_while_called(run: Run, wait_s: float) -> RunResult:
+async def wait_while_called(run: Run, wait_s: float, *, attended: bool = False) -> RunResult:
     """Wait for *run*, at most *wait_s* seconds, and return its result, final or so far.
 
     A caller that cancels the call while it waits ends the run. The run continues if the call
-    returns before the run has ended.
+    returns before the run has ended: after *wait_s*, or when the caller must answer a question.
+    *attended* is True if a person is being asked what a person may answer.
     """
     try:
         with anyio.move_on_after(wait_s):
-            await run.done.wait()
+            while not run.done.is_set() and not run.needs_caller(attended=attended):
+                await run.changed.wait()
     except anyio.get_cancelled_exc_class():
         run.stop()
         with anyio.CancelScope(shield=True):

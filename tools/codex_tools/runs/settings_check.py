@@ -107,7 +107,8 @@ def find_excess(request: TurnRequest, recorded: Settings) -> tuple[str, str, str
         return "sandbox", request.sandbox, str(recorded.sandbox)
     if recorded.cwd is not None and not _is_same(recorded.cwd, request.cwd):
         return "cwd", str(request.cwd), recorded.cwd
-    if recorded.approval not in (None, "never") and recorded.reviewer not in (None, "user"):
+    by_model = recorded.reviewer not in (None, "user")
+    if recorded.approval not in (None, "never") and by_model and request.approvals != "auto":
         # A model would then allow commands outside the sandbox.
         asker = f"{recorded.approval}, reviewed by {recorded.reviewer}"
         return "approval policy", "never", asker

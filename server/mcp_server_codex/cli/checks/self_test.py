@@ -100,7 +100,9 @@ async def check_turn(context: CheckContext) -> list[Check]:
         try:
             with anyio.fail_after(_TURN_WITHIN_S + 30):
                 env = _turn_environment(context.environ, folder, tag)
-                server = _connect("auto", _turn_options(codex, sandbox, env), env, work, log)
+                options = _turn_options(codex, sandbox, env)
+                options += ["--engine", context.settings.engine]
+                server = _connect("auto", options, env, work, log)
                 async with server as client:
                     request: Json = {"prompt": _PROMPT, "cwd": str(work), "sandbox": sandbox}
                     request |= {
@@ -137,7 +139,9 @@ def _turn_finding(result: Json, missing: list[str], left: list[int]) -> Check:
         return problem("turn", message, f"kill {' '.join(map(str, left))}", pids=left)
     took = result["duration_s"]
     message = "Codex completed a turn with a scripted model: a command, a patch, no process left"
-    return ok("turn", f"{message} ({took:.1f} s).", duration_s=took)
+    engine = result["engine"]
+    message += f" ({took:.1f} s, by the engine {engine})."
+    return ok("turn", message, duration_s=took, engine=engine)
 
 
 def _turn_environment(environ: Mapping[str, str], folder: Path, tag: str) -> dict[str, str]:
