@@ -412,7 +412,7 @@ class Runs:
             nonlocal known
             run.progress = progress
             if run.has_new_questions():
-                self._save(run)
+                self._records.save(run)
             watch.wake()
             if progress.thread_id is not None and not known:
                 known = True
