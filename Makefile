@@ -16,7 +16,8 @@ BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
 DIST := dist
 MCPB := npx --yes @anthropic-ai/mcpb@2.1.2
 
-.PHONY: demo test quick lowest live check bundle bench compat conformance docs format clean
+.PHONY: demo test quick lowest live check bundle bench compat conformance clients kills recording \
+  docs format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -54,6 +55,18 @@ compat: .venv/ready
 # The official conformance suite of MCP, over HTTP: two minutes.
 conformance: .venv/ready
 	@PYTHONPATH=tests $(PY) tests/conformance.py
+
+# Real clients without an account: their table in docs/clients.md. Fetches 3 GB once.
+clients: .venv/ready
+	@PYTHONPATH=tests $(PY) tests/clients.py $(ARGS)
+
+# The table of the kill matrix in README.md.
+kills: .venv/ready
+	@PYTHONPATH=tests $(PY) tests/kills.py
+
+# The picture of the demo in README.md.
+recording: .venv/ready
+	@$(PY) docs/recording.py
 
 # The parts of the README and docs/ that follow from the code.
 docs: .venv/ready

@@ -10,9 +10,11 @@ import ast
 import json
 import re
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
+from urllib.parse import quote, urlencode
 
 from codex_tools.codex.budget import BudgetExhausted, Limit
 from codex_tools.codex.errors import (
@@ -47,12 +49,18 @@ from codex_tools.runs.result import tell_error
 from codex_tools.tool import input_schema
 from mcp_server_codex.app import OLD_TOOLS, TOOLS
 from mcp_server_codex.cli.clients.formats import TOML
-from mcp_server_codex.cli.clients.known import CLIENTS, NAME
+from mcp_server_codex.cli.clients.known import CLIENTS, NAME, client_named
 from mcp_server_codex.settings import OPTIONS
 from mcp_server_codex.wire import AnyTool
 from support.layout import LAYOUT
 
 TOP = Path(__file__).parent.parent
+ONE_CLICK = {
+    "cursor": "cursor://anysphere.cursor-deeplink/mcp/install",
+    "vscode": "https://vscode.dev/redirect/mcp/install",
+}
+"""The beginning of each client's link; Cursor's configuration is in base64, VS Code's is JSON."""
+
 MESSAGES = TOP / "tests" / "data" / "messages.json"
 
 _NOTHING = TurnResult()
@@ -198,6 +206,19 @@ def clients() -> str:
     return "\n".join(parts)
 
 
+def one_click() -> str:
+    """Return the links with which Cursor and VS Code add this server, as `uvx` starts it."""
+    made: list[str] = []
+    for name, start in ONE_CLICK.items():
+        client = client_named(name)
+        # A link is for machines that have the client's program and uv, but not this repository.
+        config = json.dumps(client.entry("uvx", ["mcp-server-codex"]), separators=(",", ":"))
+        told = b64encode(config.encode()).decode() if name == "cursor" else config
+        query = urlencode({"name": NAME, "config": told}, quote_via=quote)
+        made.append(f"[{client.title}]({start}?{query})")
+    return f"With uv, one click adds the server to {' or '.join(made)}.\n"
+
+
 def layout() -> str:
     """Return the packages, what each is for, and what it may import."""
     rows: list[tuple[str, str, str]] = []
@@ -216,6 +237,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "tools": tools,
     "old tools": old_tools,
     "clients": clients,
+    "one click": one_click,
     "options": options,
     "errors": errors,
     "messages": messages,

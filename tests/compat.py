@@ -2,8 +2,8 @@
 
 `make compat` takes the versions below and the newest on npm and writes
 docs/compatibility.md; ARGS="0.98.0 0.120.0" replaces the columns of those, and
-ARGS="--failed" the cells of the page in which a test failed. Each version is fetched
-once, 300 to 400 MB.
+ARGS="--failed" the cells of the page in which a test failed. "0.163.0/app-server" is a column
+too: that version by another engine. Each version is fetched once, 300 to 400 MB.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ PAGE = TOP / "docs" / "compatibility.md"
 VERSIONS = ("0.60.1", "0.77.0", "0.98.0", "0.120.0", "0.147.0", "0.163.0")
 """Where Codex's command line, events or files changed, and the newest on PyPI."""
 
+OTHER_ENGINE = "app-server"
+"""An engine by which the last of VERSIONS and the newest version run the tests once more."""
+
 Column = dict[str, str]
 """How the tests of one version ended, by what they are about."""
 
@@ -36,7 +39,10 @@ ALL = "**all**"
 def main(arguments: Sequence[str]) -> int:
     """Run the versions named, or all, or what has failed; return the exit code."""
     columns = read() if arguments else {}
-    versions = [*arguments] or [*VERSIONS, newest()]
+    versions = [*arguments]
+    if not versions:
+        versions = [*VERSIONS, newest()]
+        versions += [f"{version}/{OTHER_ENGINE}" for version in versions[-2:]]
     failed: dict[str, list[str]] = {}
     if arguments == ["--failed"]:
         failed = {version: _failed_in(column) for version, column in columns.items()}
@@ -74,7 +80,8 @@ def _sum_of(column: Column) -> str:
 
 
 def run(version: str, names: Sequence[str] = ()) -> Column:
-    """Run the tests of *version*: those of the rows *names*, or all."""
+    """Run the tests of a column's version and engine: those of the rows *names*, or all."""
+    version, _, engine = version.partition("/")
     files = [f"tests/live/test_{name.replace(' ', '_')}.py" for name in names] or ["tests/live"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -83,7 +90,9 @@ def run(version: str, names: Sequence[str] = ()) -> Column:
         subprocess.run(
             [*tests, *side_by_side, f"--junit-xml={report}"],
             cwd=TOP,
-            env=os.environ | {"CODEX_VERSIONS": version, "EVERY_PAIR": "1", "CI": "1"},
+            env=os.environ
+            | {"CODEX_VERSIONS": version, "EVERY_PAIR": "1", "CI": "1"}
+            | ({"CODEX_ENGINE": engine} if engine else {}),
             check=False,  # What failed is in the report.
         )
         counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -109,7 +118,7 @@ def read() -> dict[str, Column]:
 
 def draw(columns: Mapping[str, Column]) -> str:
     """Return the page: a row for each file of tests, a column for each version."""
-    versions = sorted(columns, key=lambda version: [int(part) for part in version.split(".")])
+    versions = sorted(columns, key=_by_number)
     names = sorted({name for column in columns.values() for name in column}, key=_sums_last)
     head = ["tests", *versions]
     rows = [[name, *(columns[version].get(name, "-") for version in versions)] for name in names]
@@ -122,6 +131,11 @@ def draw(columns: Mapping[str, Column]) -> str:
         " since some version after 0.147.0; they also\nrun on 0.60.1.\n\n"
         f"{table}\nRun on {sys.platform}, {datetime.now(UTC):%Y-%m-%d}.\n"
     )
+
+
+def _by_number(column: str) -> tuple[list[int], str]:
+    version, _, engine = column.partition("/")
+    return [int(part) for part in version.split(".")], engine
 
 
 def _sums_last(name: str) -> tuple[bool, str]:

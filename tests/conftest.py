@@ -13,8 +13,8 @@ from xdist.scheduler import LoadScopeScheduling  # pyright: ignore[reportMissing
 from support.codex_versions import VERSIONS, real_codex
 from support.fake_codex import FakeCodex
 from support.kill_matrix import Ending, drawn
-from support.lab import MODES, Lab, Note, open_lab
-from support.version_pairs import beyond_pairs
+from support.lab import ENGINE, MODES, Lab, Note, open_lab
+from support.version_pairs import beyond_pairs, without_engine
 
 _SHARING = ("tests/codex_tools/", "tests/live/test_accounting.py", "tests/live/test_kill_matrix.py")
 """Where tests share what their file makes once, or keep the machine busy enough each for itself."""
@@ -60,10 +60,11 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Who names a pair in brackets shall have it.
     named = any("[" in each for each in config.args)
-    if not named and (left_out := beyond_pairs(items)):
-        config.hook.pytest_deselected(items=left_out)
-        gone = {*left_out}
-        items[:] = [item for item in items if item not in gone]
+    for choose in (without_engine, *(() if named else (beyond_pairs,))):
+        if left_out := choose(items):
+            config.hook.pytest_deselected(items=left_out)
+            gone = {*left_out}
+            items[:] = [item for item in items if item not in gone]
     items.sort(key=lambda item: [start not in item.nodeid for start in _ORDER])
 
 
@@ -114,6 +115,13 @@ def _own_price_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> str:
     """The protocol era that the client opens with."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[ENGINE] if ENGINE else ["exec", "app-server"])
+def each_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The engine of the servers under test: each one, for tests of what both must do alike."""
+    monkeypatch.setattr("support.lab.ENGINE", request.param)
     return str(request.param)
 
 

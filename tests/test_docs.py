@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 
+import clients
 import compat
 import generate
+import kills
 from codex_tools.runs.result import RunResult
+from mcp_server_codex.app import TOOLS
 from mcp_server_codex.cli.checks.codex import NEWEST_TESTED
 from mcp_server_codex.prompts import PROMPTS
 from mcp_server_codex.resources import TEMPLATES
 from mcp_server_codex.settings import OPTIONS
+from support import real_clients
+from support.lab import server_program
 
 TOP = Path(__file__).parent.parent
 PAGES = generate.pages()
@@ -48,7 +59,7 @@ def test_a_generated_part_is_made_anew() -> None:
 @each_page
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        if target.startswith(("https://", "codex:")):
+        if target.startswith(("https://", "codex:", "cursor:")):
             continue
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
@@ -99,9 +110,64 @@ def test_pages_keep_out_what_is_none_of_a_readers_business() -> None:
         assert str(TOP) not in text
 
 
+def test_the_links_of_one_click_hold_what_install_would_print(tmp_path: Path) -> None:
+    command = [server_program(), "install", "--print", "json"]
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    (name, printed), *_ = json.loads(done.stdout)["mcpServers"].items()
+    links: list[str] = re.findall(
+        r"\]\(((?:cursor|https)://\S+/install\?\S+)\)", (TOP / "README.md").read_text()
+    )
+    assert [urlsplit(link).netloc for link in links] == ["anysphere.cursor-deeplink", "vscode.dev"]
+    for link in links:
+        query = {key: value for key, (value,) in parse_qs(urlsplit(link).query).items()}
+        config = query["config"]
+        entry = json.loads(b64decode(config) if link.startswith("cursor:") else config)
+        assert query["name"] == name
+        # The link cannot know where the program is on the reader's machine.
+        by_uvx = {"command": "uvx", "args": ["mcp-server-codex"]}
+        assert {k: v for k, v in entry.items() if k != "type"} == printed | by_uvx
+
+
+def test_the_picture_of_the_demo_is_shown_and_loads_nothing() -> None:
+    assert "](docs/demo.svg)" in (TOP / "README.md").read_text()
+    svg = (TOP / "docs" / "demo.svg").read_text()
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "@import" not in svg
+    assert "url(http" not in svg
+    shown = " ".join(svg.replace("&#160;", " ").split())
+    for words in (*(tool.name for tool in TOOLS), "usage_limit", "Codex is working"):
+        assert (words in shown) is (words != "Codex is working"), words
+    assert str(Path.home()) not in svg
+
+
+def test_the_table_of_the_kill_matrix_has_each_end_and_nothing_left() -> None:
+    table = (TOP / "README.md").read_text().partition(kills.BEGIN)[2].partition(kills.END)[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| ")][2:]
+    source = (TOP / "tests" / "live" / "test_kill_matrix.py").read_text()
+    ends = re.findall(r'^    End\("([^"]+)"', source, re.MULTILINE)
+    assert [row[0].removeprefix("| ") for row in rows] == ends
+    assert {(row[2], row[4].removesuffix(" |")) for row in rows} == {("0", "yes")}
+
+
+def test_the_table_of_real_clients_has_each_of_them_and_no_failure() -> None:
+    rows = clients.read()
+    assert [*rows] == [f"{client.title} {client.version}" for client in real_clients.CLIENTS]
+    assert not any("**no**" in cells for cells in rows.values())
+    # Where the page names a version of a client in words, it is the version that was driven.
+    text = (TOP / "docs" / "clients.md").read_text()
+    seen = 0
+    for client in real_clients.CLIENTS:
+        said: list[str] = re.findall(rf"{re.escape(client.title)}\W+\((\d[^)]*)\)", text)
+        assert all(client.version in versions for versions in said), (client.title, said)
+        seen += bool(said)
+    assert seen > 5
+
+
 def test_the_newest_codex_that_was_tested_is_in_the_matrix() -> None:
     columns = compat.read()
-    assert [*columns][-1] == ".".join(map(str, NEWEST_TESTED))
+    assert [*columns][-1].partition("/")[0] == ".".join(map(str, NEWEST_TESTED))
     assert {*compat.VERSIONS} <= columns.keys()
     assert not any(" of " in cell for column in columns.values() for cell in column.values())
 

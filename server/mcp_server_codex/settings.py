@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
-from codex_tools.approval_check import AllowedApprovals
+from codex_tools.approval_check import Answerer
 from codex_tools.codex.budget import Budgets
 from codex_tools.codex.paths import expand_home
 from codex_tools.codex.sandbox import WIDTH, Isolation, Sandbox
@@ -225,7 +225,7 @@ OPTIONS = (
     Option("--allow-config", str, (), "more config keys that callers may set", "GLOB", many=True),
     Option(
         "--approvals",
-        _one_of("never", "person", "caller"),
+        _one_of(*get_args(Answerer)),
         "never",
         "who may allow what leaves the sandbox when Codex asks; caller: codex_answer too",
         "WHO",
@@ -396,10 +396,8 @@ def read_settings(
             stall_s=values["stall_s"],
             budgets=Budgets(**{name: values[name] for name in Budgets.__slots__}),
             max_depth=values["max_depth"],
-            approvals=AllowedApprovals(
-                values["approvals"],
-                values["max_sandbox"] == "read-only" and not values["approve_outside_sandbox"],
-            ),
+            approvals=values["approvals"],
+            approve_outside_sandbox=values["approve_outside_sandbox"],
             rules=values["rules"],
             project_config=values["project_config"],
             environment=EnvironmentRules(values["pass_env"], values["deny_env"]),

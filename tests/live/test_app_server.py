@@ -21,7 +21,8 @@ from codex_tools.codex.events import EngineEvent, Event, ItemStartedEvent
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.questions import Answer, NotSteered
 from codex_tools.codex.turn_result import TurnProgress
-from codex_tools.engines.app_server import OLDEST, AppServerEngine
+from codex_tools.engines.app_server import AppServerEngine
+from codex_tools.engines.app_server_preparation import OLDEST
 from codex_tools.engines.engine import Engine, ReviewTarget
 from codex_tools.engines.exec import ExecEngine
 from codex_tools.engines.handle import TurnHandle

@@ -116,6 +116,7 @@ def schema_sent(lab: Lab) -> Json:
     return lab.model.requests[-1].body["text"]["format"]["schema"]
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_a_wrong_answer_is_mended_in_the_same_thread(
     codex: Path, mode: str, lab: Lab
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, say
 from support.lab import Lab, call, connect
 
@@ -16,6 +18,7 @@ def git(lab: Lab, *words: str) -> None:
     subprocess.run(["git", *identity, *words], cwd=lab.project, check=True, capture_output=True)
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_what_commands_did_is_told_and_what_the_person_did_is_not(
     codex: Path, mode: str, lab: Lab
 ) -> None:

@@ -62,7 +62,7 @@ async def test_the_old_tools_are_offered_only_when_asked_for(mode: str, lab: Lab
     async with connect(mode, None, lab, *COMPAT) as client:
         tools = await tools_of(client)
     assert [*tools][-2:] == ["codex", "codex-reply"]
-    assert len(tools) == 9
+    assert len(tools) == 11
 
 
 async def test_they_take_all_that_the_real_one_takes(mode: str) -> None:

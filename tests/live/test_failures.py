@@ -23,7 +23,7 @@ from mcp_server_codex.cli.scripted_model import (
     say,
 )
 from support.codex_versions import number
-from support.lab import ENGINE, Json, Lab, call, connect
+from support.lab import BY_EXEC, ENGINE, Json, Lab, call, connect
 
 BAD_REQUEST = api_error(400, "Unknown parameter: frobnicate.", "invalid_request_error", "bad")
 UNAUTHORIZED = api_error(
@@ -338,15 +338,14 @@ async def test_a_hook_that_stops_the_prompt_is_no_missing_answer(
 ) -> None:
     if number(version) < (0, 147, 0):
         pytest.skip("it has no such hooks")
-    wrapper = lab.root / "codex"  # Without that flag, only hooks that a person has trusted run.
-    flag = "--dangerously-bypass-hook-trust"
-    wrapper.write_text(
-        f'#!/bin/sh\ncase $1 in exec) shift; set -- exec {flag} "$@";;'
-        f' app-server) set -- {flag} "$@";; esac\nexec {codex} "$@"\n'
-    )
+    wrapper = (
+        lab.root / "codex"
+    )  # Without the flag, which app-server ignores, untrusted hooks do not run.
+    start = 'shift; set -- exec --dangerously-bypass-hook-trust "$@"'
+    wrapper.write_text(f'#!/bin/sh\n[ "$1" = exec ] && {{ {start}; }}\nexec {codex} "$@"\n')
     wrapper.chmod(0o755)
     block = {"type": "command", "command": "echo no prompts today >&2; exit 2"}
-    async with connect(mode, wrapper, lab) as client:
+    async with connect(mode, wrapper, lab, *BY_EXEC) as client:
         first = await call(client, "codex_run", prompt="hi", wait_s=60)
         hooks = {"hooks": {"UserPromptSubmit": [{"hooks": [block]}]}}
         (lab.home / "hooks.json").write_text(json.dumps(hooks))

@@ -108,13 +108,14 @@ async def test_one_run_cannot_rewrite_the_schema_of_another(
         attacker = await call(
             client, "codex_run", prompt=attack, sandbox="workspace-write", wait_s=0
         )
+        result: Json = {}
         for _ in range(2):
             result = await call(client, "codex_run", prompt=victim, output_schema=SCHEMA)
             assert result["structured_output"] == {"a": 1}
         ids = [attacker["run_id"]]
         await client.call_tool("codex_wait", {"run_ids": ids, "wait_s": 100})
     # An app-server gets the schema in its input: there is no file to rewrite.
-    assert (lab.project / "seen").exists() is not by_app_server(attacker)
+    assert (lab.project / "seen").exists() is not by_app_server(result)
     assert not (lab.project / "rewritten").exists()
 
 

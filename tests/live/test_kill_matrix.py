@@ -30,7 +30,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from codex_tools.engines.app_server import OLDEST
+from codex_tools.engines.app_server_preparation import OLDEST
 from codex_tools.engines.choose import EngineChoice
 from codex_tools.engines.guard import processes, tree
 from mcp_server_codex.cli.scripted_model import Shell, do, say

@@ -17,11 +17,13 @@ import pytest
 from codex_tools.codex.errors import Kind
 from codex_tools.codex.sandbox import WIDTH
 from mcp_server_codex.app import INSTRUCTIONS, TOOLS
+from mcp_server_codex.cli.clients.known import client_named
 from mcp_server_codex.cli.scripted_model import say
 from support.claude_code import ClaudeCode, claude_code
-from support.codex_versions import real_codex
+from support.codex_versions import PINNED, from_npm, real_codex
 from support.installed_package import TOP, build, clean_environment, uv
 from support.lab import Json, Lab
+from support.real_clients import node_path
 from support.scripted_messages import ScriptedMessages, Use
 
 PLUGIN = TOP / "plugin"
@@ -108,6 +110,53 @@ def test_what_it_says_of_itself_is_what_the_project_says() -> None:
     assert server["args"] == ["--from", package, *PROJECT["scripts"]]
     for copied, original in (("LICENSE", "LICENSE"), (".claude-plugin/icon.png", "icon.png")):
         assert (PLUGIN / copied).read_bytes() == (TOP / original).read_bytes()
+
+
+def test_codex_starts_the_server_of_its_plugin_with_long_limits(tmp_path: Path) -> None:
+    codex, home = real_codex(PINNED[1]), tmp_path / "codex-home"
+    home.mkdir()
+    env = {"HOME": str(tmp_path), "CODEX_HOME": str(home), "PATH": "/usr/bin:/bin"}
+
+    def said(*words: str) -> str:
+        command = [str(codex), *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        return done.stdout
+
+    said("plugin", "marketplace", "add", str(TOP))
+    said("plugin", "add", f"{NAME}@{NAME}")
+    assert "installed, enabled" in said("plugin", "list")
+    (server,) = cast("list[Json]", json.loads(said("mcp", "list", "--json")))
+    assert server["name"] == "codex"
+    entry = read("plugin/.mcp.json")["mcpServers"]["codex"]
+    for key in ("command", "args", "env"):
+        assert server["transport"][key] == entry[key], key
+    assert server["transport"]["env_vars"][:2] == ["CODEX_HOME", "CODEX_RUN_DEPTH"]
+    assert server["tool_timeout_sec"] == 7200
+    # The hooks are Claude Code's.
+    assert read("plugin/.codex-plugin/hooks.json") == {"hooks": {}}
+
+
+def test_gemini_cli_takes_the_repository_for_an_extension(tmp_path: Path) -> None:
+    folder = from_npm("npm/gemini-cli-0.61.0", "@google/gemini-cli@0.61.0")
+    program = folder / "node_modules" / ".bin" / "gemini"
+    env = {"HOME": str(tmp_path), "PATH": node_path(), "GEMINI_API_KEY": "none"}
+
+    def said(*words: str) -> str:
+        command = [str(program), "extensions", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    assert "successfully validated" in said("validate", str(TOP))
+    said("link", str(TOP), "--consent")
+    listed = said("list")
+    assert f"{NAME} ({PROJECT['version']})" in listed
+    extension = read("gemini-extension.json")
+    (server,) = extension["mcpServers"].values()
+    client = client_named("gemini-cli")
+    assert server == client.entry("uvx", read("plugin/.mcp.json")["mcpServers"]["codex"]["args"])
+    assert extension["description"] == read("manifest.json")["description"]
 
 
 def test_skill_and_commands_name_nothing_that_is_not_there() -> None:

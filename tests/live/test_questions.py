@@ -13,7 +13,7 @@ import mcp_types as types
 import pytest
 from mcp import Client
 
-from codex_tools.engines.app_server import OLDEST
+from codex_tools.engines.app_server_preparation import OLDEST
 from mcp_server_codex.cli.scripted_model import Call, Patch, Shell, do, say
 from support.codex_versions import VERSIONS, number
 from support.engine_turns import untouched

@@ -23,6 +23,7 @@ def sandboxes(lab: Lab) -> list[str]:
     return [turn["sandbox_policy"]["type"] for turn in turns]
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_a_thread_goes_on_and_counts_each_turn_for_itself(
     codex: Path, mode: str, lab: Lab
 ) -> None:
@@ -179,6 +180,7 @@ async def test_unknown_and_malformed_threads_never_reach_codex(
     assert lab.rollouts() == []
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_two_resumes_of_one_thread_never_both_run(codex: Path, mode: str, lab: Lab) -> None:
     """In one server, and across two of them with state folders of their own."""
     lab.script("slow", say("slow answer", delay_s=8))
@@ -235,6 +237,7 @@ async def test_an_old_codex_does_not_damage_a_paginated_thread(mode: str) -> Non
         assert lab.rollouts()[0].read_bytes() == before
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_a_fork_is_a_new_thread_and_leaves_the_old_one_as_it_is(mode: str, lab: Lab) -> None:
     lab.script("first", say("one", Usage(5000, 100, 70, 30)))
     lab.script("second", say("two", Usage(300, 20, 7, 3)))

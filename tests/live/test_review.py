@@ -75,6 +75,7 @@ def asked(lab: Lab) -> str:
     return texts[-1]
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_a_review_is_read_only_and_returns_its_findings_and_its_usage(
     codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
@@ -154,6 +155,7 @@ async def test_a_failed_review_says_why_and_what_it_used(mode: str, lab: Lab) ->
     assert result["structured_output"] is None
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_a_review_can_be_resumed_and_stays_read_only(
     codex: Path, version: str, mode: str, lab: Lab
 ) -> None:

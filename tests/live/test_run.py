@@ -39,6 +39,7 @@ PNG = base64.b64decode(
 )
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_a_task_comes_back_as_one_truthful_result(
     codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
@@ -127,6 +128,7 @@ async def test_a_read_only_sandbox_keeps_the_folder_as_it_is(
     assert sorted(p.name for p in lab.project.iterdir() if p.name != ".git") == []
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_structured_output_is_parsed_and_validated(codex: Path, mode: str, lab: Lab) -> None:
     lab.script("good", say(json.dumps({"verdict": "ship", "count": 2})))
     lab.script("bad", say(json.dumps({"verdict": "perhaps", "count": "two"})))
@@ -228,6 +230,7 @@ async def test_a_huge_answer_is_cut_in_the_middle_and_says_so(
     assert len(json.dumps(result, ensure_ascii=False)) < 50_000
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_images_folders_and_search_reach_the_model(codex: Path, mode: str, lab: Lab) -> None:
     for name in ("dot.png", "a,b, c.png"):
         (lab.project / name).write_bytes(PNG)
@@ -273,6 +276,7 @@ async def test_an_ephemeral_run_leaves_no_thread_or_is_refused(
     assert lab.rollouts() == []
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_runs_at_once_get_their_own_answers(codex: Path, mode: str, lab: Lab) -> None:
     results: dict[str, Json] = {}
 

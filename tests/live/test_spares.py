@@ -15,7 +15,9 @@ import anyio
 import pytest
 
 from codex_tools.codex.turn_result import TurnProgress
-from codex_tools.engines.app_server import OLDEST, AppServerEngine
+from codex_tools.engines import spares
+from codex_tools.engines.app_server import AppServerEngine
+from codex_tools.engines.app_server_preparation import OLDEST
 from codex_tools.engines.exec import ExecEngine
 from codex_tools.engines.guard import processes
 from mcp_server_codex.cli.scripted_model import Shell, do, say
@@ -63,9 +65,9 @@ def app_servers(mark: str) -> list[int]:
 
 async def spare_of(mark: str, engine: AppServerEngine) -> int:
     """Wait until one spare is ready, and return its id."""
-    spares = engine._spares  # pyright: ignore[reportPrivateUsage]
-    assert spares is not None
-    await until(lambda: any(each.server for each in spares._entries))  # pyright: ignore
+    kept = engine._spares  # pyright: ignore[reportPrivateUsage]
+    assert kept is not None
+    await until(lambda: any(each.server for each in kept._entries))  # pyright: ignore
     await until(lambda: len(app_servers(mark)) == 1)
     return app_servers(mark)[0]
 
@@ -173,6 +175,20 @@ async def test_a_spare_that_has_died_is_not_used(
         os.kill(victim, signal.SIGKILL)
         await until(lambda: not app_servers(mark))
         assert (await run(engine, lab, "two")).kind is None
+        await spare_of(mark, engine)
+    assert marked(mark) == []
+
+
+async def test_a_spare_that_waits_too_long_is_ended(
+    engine: AppServerEngine, lab: Lab, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spares, "IDLE_LIMIT_S", 1.0)
+    async with engine.keep_spares():
+        await run(engine, lab, "one")
+        await spare_of(mark, engine)
+        await until(lambda: not marked(mark))
+        second = await run(engine, lab, "two")
+        assert second.kind is None
         await spare_of(mark, engine)
     assert marked(mark) == []
 

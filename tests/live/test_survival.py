@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import uuid
@@ -15,7 +16,7 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
-from support.lab import Json, Lab, call, commands, connect, marked, until
+from support.lab import Json, Lab, call, commands, connect, environment, marked, until
 from support.stored_state import json_of
 
 FINISHED = ("f0", "f1", "f2", "f3")
@@ -148,6 +149,34 @@ async def test_the_end_of_a_server_loses_no_result_and_no_thread(
     assert queued[0]["status"] == "queued"
     async with connect(mode, codex, lab, *options) as client:
         await check_after(client, finished, stood, queued[0])
+
+
+async def test_what_others_do_in_the_thread_is_no_result_of_a_run_whose_server_was_killed(
+    codex: Path, mode: str, lab: Lab
+) -> None:
+    """A person goes on in the thread with plain Codex before anyone asks for the run."""
+    lab.script("busy", do(Shell("sleep 1000")), say("never said"))
+    lab.script("mine", say("a person's answer"))
+    tag = str(uuid.uuid4())
+    runs: list[Json] = []
+    with suppress(MCPError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        async with connect(mode, codex, lab, env={"FAR_END": tag}) as client:
+            runs += await begin(client, ("busy",))
+            await until(lambda: any("sleep 1000" in each for each in commands(tag)))
+            file = lab.state / "runs" / runs[0]["run_id"] / "run.json"
+            await until(lambda: json.loads(file.read_text())["result"]["attempts"] == 1)
+            os.kill(server_of(tag), signal.SIGKILL)
+            await until(lambda: not marked(tag))
+    thread_id = lab.rollouts()[0].stem[-36:]
+    words = [str(codex), "exec", "-s", "workspace-write", "resume", thread_id, "mine"]
+    done = await anyio.run_process(words, cwd=lab.project, env=environment(lab))
+    assert b"a person's answer" in done.stdout
+    async with connect(mode, codex, lab) as client:
+        (found,) = await wait(client, runs)
+    assert (found["status"], found["error"]["kind"]) == ("failed", "interrupted")
+    assert (found["final_response"], found["sandbox"]) == (None, "read-only")
+    assert found["thread_id"] == thread_id
+    assert found["usage"]["input_tokens"] == 1200  # One request of the scripted model.
 
 
 async def test_a_second_server_sees_the_runs_of_the_first_and_waits_for_them(

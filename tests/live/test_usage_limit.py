@@ -72,6 +72,7 @@ async def test_without_the_option_the_failure_says_when_the_limit_resets(
         assert result["error"]["retryable"] is False
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_a_run_goes_on_in_its_thread_when_the_limit_has_been_reset(
     codex: Path, mode: str, lab: Lab
 ) -> None:

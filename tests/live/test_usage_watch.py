@@ -10,7 +10,6 @@ from mcp import Client
 
 from codex_tools.codex.json_object import Json
 from mcp_server_codex.cli.scripted_model import Reply, Shell, Usage, say
-from support.fake_codex import wrapped_codex
 from support.lab import Lab, call, connect, until
 
 ONE, TWO, THREE = Usage(5000, 100, 70, 30), Usage(40_000, 6000, 700, 500), Usage(900, 50, 9, 1)
@@ -89,12 +88,9 @@ async def test_a_rollout_that_is_elsewhere_is_no_fault(codex: Path, mode: str, l
     elsewhere = lab.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "config.toml").write_bytes((lab.home / "config.toml").read_bytes())
-    body = "put(b''.join(lines())); sys.exit(codex.wait())"
-    program = wrapped_codex(lab.root / "wrapper", codex, body)
-    source = program.read_text().replace(
-        'if "exec"', f"os.environ['CODEX_HOME'] = {str(elsewhere)!r}\nif \"exec\"", 1
-    )
-    program.write_text(source)
+    program = lab.root / "codex"
+    program.write_text(f'#!/bin/sh\nexport CODEX_HOME={elsewhere}\nexec {codex} "$@"\n')
+    program.chmod(0o755)
     prompt = lab.script("work", Reply((Shell("true"),), ONE), say("done", TWO))
     async with connect(mode, program, lab) as client:
         result = await call(client, "codex_run", prompt=prompt)

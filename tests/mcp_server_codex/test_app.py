@@ -30,7 +30,7 @@ async def test_the_list_of_tools_is_small_and_complete(mode: str, lab: Lab) -> N
     async with connect(mode, None, lab) as client:
         listed = (await client.list_tools()).tools
     tools = [t.model_dump(by_alias=True, mode="json", exclude_none=True) for t in listed]
-    names = ["run", "resume", "wait", "stop", "apply", "sessions", "usage"]
+    names = ["run", "resume", "wait", "answer", "steer", "stop", "apply", "sessions", "usage"]
     assert [tool["name"] for tool in tools] == [f"codex_{name}" for name in names]
     assert sum(size([t["name"], t["description"], t["inputSchema"]]) for t in tools) < 13_000
     assert size(tools) < 40_000
@@ -41,16 +41,18 @@ async def test_the_list_of_tools_is_small_and_complete(mode: str, lab: Lab) -> N
         hints = tool["annotations"]
         read_only = tool["name"] in ("codex_wait", "codex_sessions", "codex_usage")
         assert hints["readOnlyHint"] is read_only
-        assert hints.get("destructiveHint") is (None if hints["readOnlyHint"] else True)
+        destructive = tool["name"] != "codex_steer"
+        assert hints.get("destructiveHint") is (None if hints["readOnlyHint"] else destructive)
         assert hints["openWorldHint"] is (tool["name"] in ("codex_run", "codex_resume"))
-        assert hints["idempotentHint"] is (tool["name"] not in ("codex_run", "codex_resume"))
+        once = ("codex_run", "codex_resume", "codex_steer")
+        assert hints["idempotentHint"] is (tool["name"] not in once)
 
 
 async def test_with_everything_on_the_list_is_no_larger(mode: str, lab: Lab) -> None:
     async with connect(mode, None, lab, "--compat", "codex-mcp-server") as client:
         listed = (await client.list_tools()).tools
     tools = [t.model_dump(by_alias=True, mode="json", exclude_none=True) for t in listed]
-    assert len(tools) == 9
+    assert len(tools) == 11
     assert sum(size([t["name"], t["description"], t["inputSchema"]]) for t in tools) < 13_000
     assert size(tools) < 40_000
 
@@ -220,6 +222,12 @@ async def test_arguments_left_out_as_null_or_as_an_empty_text_are_left_out_in_ea
             "codex_run": {"prompt": "x"},
             "codex_resume": {"prompt": "x", "thread_id": "01a20000-0000-7000-8000-000000000009"},
             "codex_wait": {"run_ids": [run["run_id"]]},
+            "codex_answer": {
+                "run_id": "run_0000000000000000",
+                "question_id": "question_1",
+                "decision": "decline",
+            },
+            "codex_steer": {"run_id": "run_0000000000000000", "prompt": "x"},
             "codex_stop": {"run_id": run["run_id"]},
             "codex_apply": {"run_id": run["run_id"], "action": "check"},
             "codex_sessions": {},

@@ -92,6 +92,18 @@ TOLD: dict[str, Told] = {
     "wait: still running": Told(
         "codex_wait", {"run_ids": ["@RUN@"], "wait_s": 1}, ("@RUN@", "running", "codex_wait")
     ),
+    "steer: impossible": Told(
+        "codex_steer",
+        {"run_id": "@RUN@", "prompt": "more"},
+        ("codex_unsupported", "engine exec", "codex_wait"),
+        is_error=True,
+    ),
+    "answer: nothing was asked": Told(
+        "codex_answer",
+        {"run_id": "@RUN@", "question_id": "question_1", "decision": "accept"},
+        ("invalid_arguments", "question_1"),
+        is_error=True,
+    ),
     "stop: stopped": Told("codex_stop", {"run_id": "@RUN@"}, ("@RUN@", "cancelled", *RESUME)),
     "wait: ended": Told(
         "codex_wait", {"run_ids": ["@RUN@"]}, ("@RUN@", "cancelled", "the lexer.", *RESUME)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import pytest
 from mcp import Client
 
+from codex_tools.codex.events import Event
 from codex_tools.codex.json_object import Json
+from codex_tools.engines.engine import Keep, TurnRequest
 from mcp_server_codex.app import make_server
 from mcp_server_codex.settings import read_settings
 from support.lab import until
@@ -73,3 +78,28 @@ async def test_what_the_policy_refuses_reaches_no_engine(
     assert wide["error"]["kind"] == "not_allowed"
     assert gone["error"]["kind"] == "invalid_arguments"
     assert engine.turns == []
+
+
+class StuckInTheSecond(ScriptedEngine):
+    """Its second turn begins and never ends, and no turn records tokens."""
+
+    async def _events(self, request: TurnRequest, keep: Keep) -> AsyncGenerator[Event]:
+        if len(self.turns) == 2:
+            request = replace(request, prompt="hang")
+        async for event in super()._events(request, keep):
+            yield event
+
+
+async def test_the_record_of_a_run_says_how_many_turns_it_has_started(
+    mode: str, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    """So the next server knows which turns of the thread are the run's."""
+    stuck = StuckInTheSecond(engine.home)
+    server = make_server(read_settings(["--state-dir", str(tmp_path / "state")], {}, fail), stuck)
+    async with Client(server, mode=cast("Any", mode)) as client:
+        schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+        options = {"output_schema": schema, "cwd": str(tmp_path), "wait_s": 0}
+        run = await ask(client, "codex_run", prompt="no data", **options)
+        file = tmp_path / "state" / "runs" / run["run_id"] / "run.json"
+        await until(lambda: json.loads(file.read_text())["result"]["attempts"] == 2, 20)
+        await ask(client, "codex_stop", run_id=run["run_id"])

@@ -166,6 +166,25 @@ async def test_a_wait_of_several_runs_asks_the_person_and_returns_for_the_caller
     assert len(desk.asked) == 1
 
 
+@pytest.mark.parametrize("kind", sorted(QUESTIONS))
+async def test_a_model_that_sees_one_channel_can_answer(desk: Desk, kind: str) -> None:
+    async with desk.client("--approvals", "caller") as client:
+        project = desk.folder / "project"
+        project.mkdir()
+        arguments: Json = {"prompt": kind, "cwd": str(project), "ask_caller": True, **ASK}
+        result = await client.call_tool("codex_run", arguments)
+        data = cast("Json", result.structured_content)
+        text = cast("types.TextContent", result.content[0]).text
+        question = QUESTIONS[kind]
+        said = [data["run_id"], "question_1", "codex_answer", "accept"]
+        said += [each for each in (question.command, question.reason, *question.files) if each]
+        said += [*(question.schema or {}).get("properties", {})]
+        said += [label for _, labels in question.options for label in labels]
+        for channel in (json.dumps(data), text):
+            assert [each for each in said if each not in channel] == []
+        await ask(client, "codex_stop", run_id=data["run_id"])
+
+
 async def test_a_stop_ends_a_run_whose_person_says_nothing(desk: Desk) -> None:
     async with desk.client("--approvals", "person", action="never") as client:
         run = await desk.run(client, "command", wait_s=0, **ASK)

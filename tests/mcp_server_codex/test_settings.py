@@ -50,6 +50,8 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--max-sandbox": ("danger-full-access", "danger-full-access", "read-only", "read-only"),
     "--isolation": ("copy", "copy", "none", "none"),
     "--allow-config": ("tools.*", ("tools.*",), "model_provider", ("model_provider",)),
+    "--approvals": ("person", "person", "caller", "caller"),
+    "--approve-outside-sandbox": ("yes", True, "no", False),
     "--rules": ("keep", "keep", "ignore", "ignore"),
     "--project-config": ("any", "any", "committed", "committed"),
     "--timeout-s": ("7", 7.0, "0.5", 0.5),

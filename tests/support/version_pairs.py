@@ -17,7 +17,22 @@ from zlib import crc32
 
 import pytest
 
+from codex_tools.engines.app_server_preparation import OLDEST
+from support.codex_versions import number
+
 EVERY_PAIR = bool(os.environ.get("EVERY_PAIR"))
+
+
+def without_engine(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests by an engine that their Codex does not have."""
+    left_out: list[pytest.Item] = []
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            given = item.callspec.params
+            by_it = given.get("each_engine") == "app-server" and "version" in given
+            if by_it and number(str(given["version"])) < OLDEST:
+                left_out.append(item)
+    return left_out
 
 
 def beyond_pairs(items: Iterable[pytest.Item]) -> list[pytest.Item]:

@@ -10,7 +10,7 @@ from codex_tools.codex.questions import Answer, Question
 from codex_tools.codex.record import Record
 from codex_tools.codex.workers import on_cpu
 from codex_tools.runs.attend import deliver
-from codex_tools.runs.result import LooseRun, refused
+from codex_tools.runs.result import refused
 from codex_tools.runs.run import Run
 from codex_tools.schemas.validation import TooManyChecks, Validator
 from codex_tools.stop import StopResult, words
@@ -29,13 +29,7 @@ class AnswerRequest(Record):
     """For a question with a schema or options: the values by name"""
 
 
-class AnswerResult(StopResult):
-    """The run, as it goes on."""
-
-    run: LooseRun
-
-
-async def answer(request: AnswerRequest, context: Context) -> AnswerResult:
+async def answer(request: AnswerRequest, context: Context) -> StopResult:
     """Answer a question of a run, and return the run's result so far."""
     run = await context.find_live(request.run_id, "answer")
     question = _find(run, request.question_id)
@@ -46,7 +40,7 @@ async def answer(request: AnswerRequest, context: Context) -> AnswerResult:
     if not deliver(run, question, given, context.caller, context.runs.audit):
         raise _gone(request.question_id, run)
     await context.runs.stored()
-    return AnswerResult(run=run.result())
+    return StopResult(run=run.result())
 
 
 def _find(run: Run, question_id: str) -> Question:
@@ -104,9 +98,9 @@ def _is_valid(schema: Json, content: Json) -> bool:
         return True  # The server that asks checks it too.
 
 
-def refuse(error: CodexError) -> AnswerResult:
+def refuse(error: CodexError) -> StopResult:
     """Return the result of a request that was refused."""
-    return AnswerResult(run=refused(error))
+    return StopResult(run=refused(error))
 
 
 ANSWER = Tool(
@@ -117,9 +111,11 @@ ANSWER = Tool(
         " lets it happen outside the sandbox. Then call codex_wait."
     ),
     request=AnswerRequest,
-    result=AnswerResult,
+    result=StopResult,
     call=answer,
     refuse=refuse,
     words=words,
     search_hint="approve or decline what a Codex run asks",
+    idempotent=True,
+    open_world=False,
 )

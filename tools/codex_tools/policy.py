@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from codex_tools.approval_check import AllowedApprovals
+from codex_tools.approval_check import Answerer, check_approvals
 from codex_tools.caller_config import (
     Narrowing,
     checked_config,
@@ -71,7 +71,10 @@ class Policy:
     budgets: Budgets = field(default_factory=Budgets)
     max_depth: int = 1
     """Maximum number of nested runs: 1 forbids a run that starts another."""
-    approvals: AllowedApprovals = field(default_factory=AllowedApprovals)
+    approvals: Answerer = "never"
+    """Who may allow what leaves the sandbox when Codex asks."""
+    approve_outside_sandbox: bool = False
+    """True if they may although `max_sandbox` is read-only."""
     rules: Literal["ignore", "keep"] = "ignore"
     """`keep` to let Codex load its rules, which can let commands run outside the sandbox."""
     project_config: Literal["committed", "any"] = "committed"
@@ -158,8 +161,14 @@ class Policy:
             web_search=review.web_search(options.web_search, narrowed.others, layers),
             config=(*config, *review.mcp_servers(options, narrowed, layers)),
             isolation=isolation,
-            approvals=self.approvals.check(options.approvals, sandbox, depth),
-            answered_by="person" if self.approvals.by == "person" else "caller",
+            approvals=check_approvals(
+                options.approvals,
+                self.approvals,
+                sandbox,
+                depth,
+                is_pinned=self.max_sandbox == "read-only" and not self.approve_outside_sandbox,
+            ),
+            answered_by="person" if self.approvals == "person" else "caller",
             ask_caller=options.ask_caller,
             skip_git_repo_check=options.skip_git_repo_check,
             ephemeral=ephemeral,

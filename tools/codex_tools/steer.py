@@ -7,7 +7,7 @@ from pydantic import Field
 from codex_tools.codex.errors import CodexError, CodexUnsupported, InvalidArguments
 from codex_tools.codex.questions import NotSteered
 from codex_tools.codex.record import Record
-from codex_tools.runs.result import LooseRun, refused
+from codex_tools.runs.result import refused
 from codex_tools.stop import StopResult, words
 from codex_tools.tool import Context, Tool
 from codex_tools.turn_options import PROMPT_LIMIT
@@ -21,13 +21,7 @@ class SteerRequest(Record):
     """What Codex should know or do differently"""
 
 
-class SteerResult(StopResult):
-    """The run, as it goes on."""
-
-    run: LooseRun
-
-
-async def steer(request: SteerRequest, context: Context) -> SteerResult:
+async def steer(request: SteerRequest, context: Context) -> StopResult:
     """Add words to the running turn of a run, and return the run's result so far."""
     if not request.prompt.strip():
         raise InvalidArguments(["prompt: must not be blank"])
@@ -37,7 +31,7 @@ async def steer(request: SteerRequest, context: Context) -> SteerResult:
         raise CodexUnsupported(
             f"a way to add words to a running turn with the engine {run.progress.engine}",
             run.request.program.version_text,
-            "Wait for the run, or stop it; then give the words to codex_resume.",
+            "Wait for it with codex_wait, or stop it; then continue its thread with the words.",
         )
     if handle is None:
         raise InvalidArguments([f"run_id: {run.run_id} has not begun; its status is {run.status}"])
@@ -48,12 +42,12 @@ async def steer(request: SteerRequest, context: Context) -> SteerResult:
         raise InvalidArguments([problem]) from None
     facts = {"caller": context.caller, "run_id": run.run_id, "characters": len(request.prompt)}
     context.runs.audit.write("steered", facts)
-    return SteerResult(run=run.result())
+    return StopResult(run=run.result())
 
 
-def refuse(error: CodexError) -> SteerResult:
+def refuse(error: CodexError) -> StopResult:
     """Return the result of a request that was refused."""
-    return SteerResult(run=refused(error))
+    return StopResult(run=refused(error))
 
 
 STEER = Tool(
@@ -64,9 +58,11 @@ STEER = Tool(
         " after its current step."
     ),
     request=SteerRequest,
-    result=SteerResult,
+    result=StopResult,
     call=steer,
     refuse=refuse,
     words=words,
     search_hint="correct or redirect a running Codex task",
+    destructive=False,
+    open_world=False,
 )

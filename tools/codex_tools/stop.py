@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codex_tools.codex.errors import CodexError
 from codex_tools.codex.record import Record
-from codex_tools.runs.result import RESULT_LIMIT, RunResult, refused
+from codex_tools.runs.result import RESULT_LIMIT, LooseRun, refused
 from codex_tools.runs.result_text import Words, error_text, text_of
 from codex_tools.tool import Context, Tool
 
@@ -18,7 +18,7 @@ class StopRequest(Record):
 class StopResult(Record):
     """The result of the run."""
 
-    run: RunResult
+    run: LooseRun
 
 
 async def stop(request: StopRequest, context: Context) -> StopResult:

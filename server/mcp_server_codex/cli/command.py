@@ -274,8 +274,9 @@ def _progress_bar() -> Generator[Progress]:
 
 
 def short(count: int) -> str:
-    """Return *count* in at most four digits and a unit: 987, 12.3K, 4.56M."""
+    """Return *count* in three digits and a unit: 987, 12.3K, 32.0M, so that columns line up."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
         if count >= size * 0.9995:
-            return f"{count / size:.3g}{unit}" if count < size * 999.5 else f"{count // size}{unit}"
+            digits = f"{count / size:#.3g}".removesuffix(".")
+            return f"{digits}{unit}" if count < size * 999.5 else f"{count // size}{unit}"
     return str(count)

@@ -253,11 +253,12 @@ def _result(data: Json) -> Group:
         rows.add_row("structured_output", JSON(clean_json(json.dumps(data["structured_output"]))))
     else:
         rows.add_row("final_response", Text(clean_lines(data["final_response"])))
-    for file in data["files_changed"]:
-        rows.add_row("files_changed", Text(f"{file['kind']} {clean(file['path'])}"))
-    for command in data["commands"]:
+    for index, file in enumerate(data["files_changed"]):
+        changed = Text(f"{file['kind']} {clean(file['path'])}")
+        rows.add_row("" if index else "files_changed", changed)
+    for index, command in enumerate(data["commands"]):
         ran = f"{clean(command['command'])} → exit {command['exit_code']}"
-        rows.add_row("commands", Text(ran))
+        rows.add_row("" if index else "commands", Text(ran))
     if data["usage"] is not None:
         usage = cast("Json", data["usage"])
         rows.add_row(

@@ -286,7 +286,9 @@ def _show(check: Check) -> None:
         line.add_column(width=width, no_wrap=True)
     line.add_column(overflow="fold")
     line.add_row(Text(check.status, _COLOURS[check.status]), Text(check.name), Text(message))
+    if cure is not None and cure.endswith("."):
+        line.add_row("", "", Text(f"→ {cure}", "cyan"))
     console.print(line)
-    if cure is not None:
-        # Not wrapped, so that a person can copy it.
+    if cure is not None and not cure.endswith("."):
+        # A command is not wrapped, so that a person can copy it.
         console.print(Text.assemble(f"{'':20}", (f"→ {cure}", "cyan")), soft_wrap=True)

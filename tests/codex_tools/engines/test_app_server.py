@@ -14,9 +14,9 @@ from codex_tools.codex.errors import WiderThanAsked
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Program
 from codex_tools.engines import app_server, app_server_start
-from codex_tools.engines.app_server import AppServerEngine, EngineUnfit
+from codex_tools.engines.app_server import AppServerEngine
 from codex_tools.engines.app_server_sandbox import check_echo, check_turn_echo, sandbox_policy
-from codex_tools.engines.engine import ReviewTarget, TurnRequest
+from codex_tools.engines.engine import EngineUnfit, ReviewTarget, TurnRequest
 from codex_tools.engines.json_rpc import Notification
 from support.engine_turns import request_for, run
 from support.fake_codex import FakeCodex
@@ -78,7 +78,9 @@ class Fake:
         self._fake = fake
         self._said = said
 
-    def engine(self, code: str = "", version: str = "0.171.0") -> AppServerEngine:
+    def engine(
+        self, code: str = "", version: str = "0.171.0", *, is_only: bool = False
+    ) -> AppServerEngine:
         """Return an engine that starts a fake which does otherwise what *code* defines."""
         self._said.unlink(missing_ok=True)
         self._fake.version = version
@@ -87,7 +89,7 @@ class Fake:
         # The fake of `exec` reads its stdin to the end first; this one has a dialogue.
         start = text.index("seen = {")
         program.write_text(text[:start] + FAKE % code)
-        return AppServerEngine(str(program))
+        return AppServerEngine(str(program), is_only=is_only)
 
     @property
     def asked(self) -> list[Json]:
@@ -164,6 +166,35 @@ async def test_an_old_codex_rules_and_an_access_token_are_exec_s_too(
     (rules / "own.rules").unlink()
     monkeypatch.setenv("CODEX_ACCESS_TOKEN", "planted")
     assert isinstance((await run(server.engine(), lab, "x")).error, EngineUnfit)
+
+
+@pytest.mark.parametrize("name", ["forced_login_method", "forced_chatgpt_workspace_id"])
+async def test_a_turn_for_which_a_login_is_forced_is_left_to_exec(
+    name: str, server: Fake, lab: Lab
+) -> None:
+    ran = await run(server.engine(f"def config(): return {{{name!r}: 'chatgpt'}}"), lab, "x")
+    assert isinstance(ran.error, EngineUnfit)
+    assert name in str(ran.error)
+    assert server.methods[-1] == "config/read"
+
+
+async def test_settings_arrive_in_a_form_that_no_order_can_change(server: Fake, lab: Lab) -> None:
+    """Seen before: 0.163.0 started MCP servers that had been turned off, now and then."""
+    config = (
+        ("mcp_servers", '{"a.b" = {enabled = false}}'),
+        ("mcp_servers.one.enabled", "false"),
+        ("tools.web_search", "true"),
+        ("tools", "{view_image = true}"),
+        ("tools.web_search.context", '"low"'),
+        ("model_verbosity", '"low"'),
+    )
+    await run(server.engine(), lab, "x", config=config)
+    sent = next(each for each in server.asked if each.get("method") == "thread/start")
+    settings = sent["params"]["config"]
+    assert not [key for key in settings if "." in key]
+    assert settings["mcp_servers"] == {"a.b": {"enabled": False}, "one": {"enabled": False}}
+    assert settings["tools"] == {"view_image": True, "web_search": {"context": "low"}}
+    assert settings["model_verbosity"] == "low"
 
 
 ECHOES = {
@@ -268,6 +299,38 @@ async def test_a_server_that_does_not_start_is_told_apart_from_a_turn_that_fails
     assert isinstance(ran.error, EngineUnfit)
     words = {"dead": "no luck today", "refused": "not today"}
     assert words.get(what, f"no answer to {what}") in str(ran.error)
+
+
+async def test_without_another_engine_a_server_that_ends_at_once_is_a_failed_turn(
+    server: Fake, lab: Lab
+) -> None:
+    said = "Error: CODEX_HOME points to '/gone', but that path does not exist"
+    code = f"sys.stderr.write({said!r}); sys.exit(1)"
+    ran = await run(server.engine(code, is_only=True), lab, "x")
+    assert ran.kind == "bad_config"
+    assert isinstance((await run(server.engine(code), lab, "x")).error, EngineUnfit)
+    code = "def on(method, params): return None if method == 'initialize' else {}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app_server_start, "INITIALIZE_WITHIN_S", 0.5)
+        ran = await run(server.engine(code, is_only=True), lab, "x")
+    assert isinstance(ran.error, EngineUnfit)
+
+
+async def test_a_server_that_finds_the_database_half_made_is_started_again(
+    server: Fake, lab: Lab, tmp_path: Path
+) -> None:
+    text = "Error: failed to initialize state runtime at /home/codex"
+    tried = tmp_path / "tried"
+    code = (
+        f"open({str(tried)!r}, 'a').write('x')\n"
+        f"if len(open({str(tried)!r}).read()) < 3: sys.stderr.write({text!r}); sys.exit(1)"
+    )
+    assert (await run(server.engine(code), lab, "x")).error is None
+    assert tried.read_text() == "xxx"
+    tried.unlink()
+    code = f"open({str(tried)!r}, 'a').write('x'); sys.stderr.write({text!r}); sys.exit(1)"
+    assert isinstance((await run(server.engine(code), lab, "x")).error, EngineUnfit)
+    assert len(tried.read_text()) == len(app_server_start.RETRY_AFTER_S) + 1
 
 
 async def test_a_server_that_dies_in_the_turn_is_a_failure_of_the_turn(

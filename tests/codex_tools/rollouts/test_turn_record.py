@@ -73,11 +73,18 @@ SECOND = turn(2000, 7, 107, done(2100, "two"))
 NEXT_SEGMENT = "01a20661-c445-73e1-b566-c552cde98cd1"
 
 
-def read(folder: Path, data: bytes, mark: TurnMark, *, packed: bool = False) -> TurnRecord:
+def read(
+    folder: Path,
+    data: bytes,
+    mark: TurnMark,
+    *,
+    packed: bool = False,
+    turns: int | None = None,
+) -> TurnRecord:
     name = f"rollout-2026-11-23T03-00-00-{THREAD}.jsonl"
     path = folder / (name + ".zst" if packed else name)
     path.write_bytes(zstandard.compress(data) if packed else data)
-    return read_record([path], mark, PRICES)
+    return read_record([path], mark, PRICES, turns=turns)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -102,6 +109,37 @@ def test_a_later_segment_is_read_from_its_start(tmp_path: Path) -> None:
     assert (found.ending, found.final_response) == ("completed", "two")
     assert found.usage is not None
     assert found.usage.input_tokens == 7
+
+
+THIRD = turn(3000, 50, 157, done(3100, "three"), sandbox="workspace-write")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_only_so_many_turns_count(tmp_path: Path, packed: bool) -> None:
+    data, mark = FIRST + SECOND + THIRD, TurnMark(len(FIRST))
+    found = read(tmp_path, data, mark, packed=packed, turns=1)
+    assert found == read(tmp_path, FIRST + SECOND, mark, packed=packed)
+    assert (found.final_response, found.settings) == ("two", Settings("read-only", "/p"))
+    assert read(tmp_path, data, mark, packed=packed, turns=0) == TurnRecord()
+    whole = read(tmp_path, data, mark, packed=packed)
+    assert read(tmp_path, data, mark, packed=packed, turns=2) == whole
+    assert read(tmp_path, data, mark, packed=packed, turns=3) == whole
+    assert whole.final_response == "three"
+
+
+def test_so_many_turns_are_counted_over_segments(tmp_path: Path) -> None:
+    start = "rollout-2026-11-23T03-00-00-"
+    paths = [tmp_path / f"{start}{THREAD}{ending}.jsonl" for ending in ("", f"_{NEXT_SEGMENT}")]
+    paths[0].write_bytes(FIRST + SECOND)
+    paths[1].write_bytes(META + THIRD)
+    mark = TurnMark(len(FIRST))
+    answers = [
+        read_record(paths, mark, PRICES, turns=turns).final_response for turns in (0, 1, 2, None)
+    ]
+    assert answers == [None, "two", "three", "three"]
+    used = read_record(paths, mark, PRICES, turns=1).usage
+    assert used is not None
+    assert used.input_tokens == 7
 
 
 def test_a_turn_that_has_not_begun_is_not_the_former_one(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
         "codex_version": "0.169.0",
         "place": "here",
         "engine": None,
+        "questions": [],
         "duration_s": 1.235,
         "files_changed": [
             {"path": "/p/a", "kind": "add", "seen_by": "patch"},

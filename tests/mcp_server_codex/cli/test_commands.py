@@ -16,6 +16,7 @@ import pytest
 
 from codex_tools.usage import USAGE as TOOL
 from codex_tools.usage import UsageResult
+from mcp_server_codex.cli.command import short
 from mcp_server_codex.cli.sessions import arguments_of
 from mcp_server_codex.cli.usage import MODELS, USAGE
 from support.lab import server_program
@@ -373,3 +374,16 @@ def test_each_command_has_help_in_words_of_the_shell(home: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), name
         assert f"usage: mcp-server-codex {name}" in done.stdout
         assert not re.search(r"\bcodex_(?!apply_|bin)[a-z]+|thread_id|group_by", done.stdout), name
+
+
+def test_counts_have_three_digits_so_that_their_columns_line_up() -> None:
+    shown = {
+        **{0: "0", 987: "987", 999_500: "1.00M", 1_000: "1.00K", 12_340: "12.3K", 99_960: "100K"},
+        **{
+            32_000_000: "32.0M",
+            1_100_000_000: "1.10G",
+            999_400: "999K",
+            3_210_000_000_000: "3210G",
+        },
+    }
+    assert {count: short(count) for count in shown} == shown

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from codex_tools.codex.json_object import Json
+from mcp_server_codex.cli import doctor
+from mcp_server_codex.cli.checks.check import Check
 from support.codex_versions import PINNED, cannot_have, real_codex
 from support.fake_codex import FakeCodex
 from support.lab import Lab, marked, server_program
@@ -182,6 +184,23 @@ def test_a_person_gets_a_line_for_each_check_and_the_cure(setup: Setup, terminal
     assert "problem  login      Codex is not logged in." in plain
     assert "→ codex login\n" in plain
     assert plain.splitlines()[-1].endswith(("1 warning.", "2 warnings."))
+
+
+def test_a_cure_in_words_is_wrapped_and_a_command_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = "/home/dev/" + "long/" * 12 + "codex login"
+    words = "Check proxy, VPN, firewall, DNS, and custom CA configuration, then try again."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORCE_COLOR", "1")
+        patch.setenv("COLUMNS", "60")
+        for cure in (command, words):
+            doctor._show(Check("login", "problem", "Codex is not logged in.", cure))  # pyright: ignore
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert f"{'':20}→ {command}\n" in plain
+    wrapped = plain.partition("→ Check")[2]
+    assert all(len(line) <= 60 for line in wrapped.splitlines())
+    assert " ".join(f"Check{wrapped}".split()) == words
 
 
 def test_help_says_what_it_does(setup: Setup) -> None:

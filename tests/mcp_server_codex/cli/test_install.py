@@ -12,7 +12,12 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-from mcp_server_codex.cli.clients.known import command_of, environment_of
+from mcp_server_codex.cli.clients.known import (
+    ENVIRONMENT,
+    client_named,
+    command_of,
+    environment_of,
+)
 from support.lab import server_program
 from support.user_home import CASES, OPTIONS, PLACES, USER, Desk, make_desk
 
@@ -99,7 +104,9 @@ def test_without_a_file_or_folder_both_are_made_and_unmade(
     (servers,) = data.values()
     entry = servers["codex"]
     assert command_of(entry) == [server_program()]
-    assert environment_of(entry) == {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
+    refused = client_named(client).refused_variables
+    assert environment_of(entry) == {k: v for k, v in ENVIRONMENT.items() if k not in refused}
+    assert ("PYTHONPATH" in refused) is (client == "gemini-cli")
     assert text.endswith("\n")
     assert "already" in desk.change("install", client, "--scope", scope)
     desk.change("uninstall", client, "--scope", scope)

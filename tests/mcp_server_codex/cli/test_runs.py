@@ -91,7 +91,7 @@ def test_the_run_of_a_dead_server_is_interrupted_or_what_its_rollout_says(
     thread = "01a20000-0000-7000-8000-000000000001"
     with server(state) as store:
         recorded = Recorded(0, 0, has_schema=False)
-        keep(store, 1, "running", recorded=recorded)
+        keep(store, 1, "running", recorded=recorded, attempts=1)
         keep(store, 2, "running", recorded=recorded, thread_id=None)
     payloads = [
         ("session_meta", {"id": thread, "cwd": "/work"}),

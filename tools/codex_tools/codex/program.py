@@ -32,12 +32,6 @@ from codex_tools.codex.workers import on_disk
 
 Version = tuple[int, int, int]
 
-CLIENT_NAME = "mcp-server-codex"
-"""Name that this client gives itself to an app-server.
-
-Codex records it as the originator of the threads, whose source is `vscode` (0.163.0, 0.171.0).
-"""
-
 OLDEST: Version = (0, 60, 1)
 """The oldest Codex that this server is tested with and accepts."""
 

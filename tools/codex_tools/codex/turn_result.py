@@ -155,6 +155,8 @@ class TurnProgress:
     _files: dict[str, tuple[ChangeKind, ChangeKind]] = field(
         default_factory=dict[str, tuple[ChangeKind, ChangeKind]]
     )
+    _running: set[str] = field(default_factory=set[str])
+    """Ids of commands that have started and not ended, however old."""
     _commands: dict[str, Command] = field(default_factory=dict[str, Command])
     _tool_calls: dict[str, ToolCallItem] = field(default_factory=dict[str, ToolCallItem])
     _searches: dict[str, str] = field(default_factory=dict[str, str])
@@ -178,6 +180,7 @@ class TurnProgress:
         self.printed.clear()
         self.alive_at = None
         self.open_items.clear()
+        self._running.clear()
         self.doing = "starting Codex"
         self._turn += 1
 
@@ -306,8 +309,12 @@ class TurnProgress:
                 self.doing = _title(text) or "thinking"
             case CommandExecutionItem(_, command, exit_code, status, trouble):
                 script = mask(bare_command(command[:COMMAND_LIMIT]))
-                if key not in self._commands and item.id not in self.open_items:
+                if key not in self._commands and item.id not in self._running:
                     self.command_count += 1
+                if done:
+                    self._running.discard(item.id)
+                elif len(self._running) < OPEN_ITEMS_KEPT:
+                    self._running.add(item.id)
                 _keep(self._commands, key, Command(script, exit_code, status), COMMANDS_KEPT)
                 self._open(item.id, done)
                 self.doing = f"{'ran' if done else 'running'} {script}"

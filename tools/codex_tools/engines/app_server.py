@@ -14,7 +14,6 @@ how a turn is started:
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -24,12 +23,10 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 import orjson
-import tomli
 
 from codex_tools.codex.events import (
     EngineEvent,
@@ -43,9 +40,16 @@ from codex_tools.codex.events import (
 )
 from codex_tools.codex.json_object import Json, object_of, text_of
 from codex_tools.codex.masking import mask
-from codex_tools.codex.program import Program, Version
+from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.app_server_events import TurnLines, Writing
+from codex_tools.engines.app_server_preparation import (
+    SANDBOX_SETTING,
+    TurnStart,
+    broken,
+    prepare,
+    unfit,
+)
 from codex_tools.engines.app_server_sandbox import (
     approvals_of,
     check_echo,
@@ -54,8 +58,6 @@ from codex_tools.engines.app_server_sandbox import (
 )
 from codex_tools.engines.app_server_start import (
     ANSWER_WITHIN_S,
-    IN_MEMORY,
-    KEY_VARIABLE,
     AppServer,
     DidNotStart,
     describe,
@@ -63,7 +65,7 @@ from codex_tools.engines.app_server_start import (
     read_config,
     start_app_server,
 )
-from codex_tools.engines.engine import EngineFailed, EngineUnfit, Keep, Plan, TurnRequest
+from codex_tools.engines.engine import Keep, Plan, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.engines.handle import RESOLVED, TurnHandle
 from codex_tools.engines.json_rpc import (
@@ -78,17 +80,9 @@ from codex_tools.engines.preparation import (
     check_unmoved,
     find_program,
     plain_environment,
-    prepare_turn,
-    settings_of,
 )
 from codex_tools.engines.questions import ASK_CALLER
 from codex_tools.engines.spares import Spares, open_spares, spare_key
-
-OLDEST: Version = (0, 163, 0)
-"""The oldest Codex that runs turns by this engine.
-
-0.147.0 asks for approval of MCP tools although the policy is `never`, and names turns otherwise.
-"""
 
 INTERRUPT_WITHIN_S = 0.15
 """Seconds to wait until a running turn is interrupted, before all is ended anyway.
@@ -102,26 +96,8 @@ THREAD_WITHIN_S = 300.0
 _LOGIN_RULES = ("forced_login_method", "forced_chatgpt_workspace_id")
 """Settings that exec enforces at its start, and app-server does not (0.163.0, 0.171.0)."""
 
-_OTHER_LOGIN = "CODEX_ACCESS_TOKEN"
-_SANDBOX_SETTING = "sandbox_workspace_write"
-"""Settings given on the command line, so that `config/read` returns what they change."""
-
 _NOT_GIT = "Not inside a trusted directory and --skip-git-repo-check was not specified."
 """What `codex exec` says of a folder in no repository; the app-server does not check."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What is needed to start a turn, read from the disk before."""
-
-    request: TurnRequest
-    argv: list[str]
-    settings: Json
-    """Settings of the thread by dotted key."""
-    env: dict[str, str]
-    notices: list[str]
-    is_refused: bool
-    """True if the folder is in no repository, and must be."""
 
 
 class AppServerEngine:
@@ -169,7 +145,7 @@ class AppServerEngine:
         Raises:
             EngineUnfit: This engine cannot run the turn.
         """
-        start = await on_disk(_prepare, request)
+        start = await on_disk(prepare, request)
         argv = tuple(mask(each) for each in start.argv)
         return Plan(argv, tuple(sorted(start.env)), tuple(start.notices))
 
@@ -186,7 +162,7 @@ class AppServerEngine:
             EngineUnfit: This engine cannot run the turn.
             NotAllowed: A path resolves to another place than when it was checked.
         """
-        start = await on_disk(_prepare, request)
+        start = await on_disk(prepare, request)
         async with AsyncExitStack() as stack:
             try:
                 if start.is_refused:
@@ -197,7 +173,7 @@ class AppServerEngine:
                     events = await _open(start, server, keep)
             except DidNotStart as error:
                 if error.exited is None or not self._is_only:
-                    raise _broken(request, f"a working app-server ({error})") from error
+                    raise broken(request, f"a working app-server ({error})") from error
                 events = _refused(start, error.exited.stderr, error.exited.returncode)
             yield await stack.enter_async_context(aclosing(events))
 
@@ -213,7 +189,7 @@ class AppServerEngine:
             finally:
                 self._spares = None
 
-    async def _server_for(self, start: _Start, stack: AsyncExitStack) -> AppServer:
+    async def _server_for(self, start: TurnStart, stack: AsyncExitStack) -> AppServer:
         """Return a spare app-server, or a new one if none is ready for this turn.
 
         Raises:
@@ -236,14 +212,14 @@ class AppServerEngine:
         spares.order(key)
         return server
 
-    async def _fresh(self, start: _Start, stack: AsyncExitStack) -> AppServer:
+    async def _fresh(self, start: TurnStart, stack: AsyncExitStack) -> AppServer:
         request = start.request
         return await start_app_server(
             start.argv, start.env, request.cwd, TurnHandle(), stack, request.held
         )
 
 
-async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:
+async def _open(start: TurnStart, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:
     """Start a thread in *server*; return the events of the turn.
 
     Raises:
@@ -258,7 +234,7 @@ async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[
         except RequestRefused as error:
             return _refused(start, f"Error loading config.toml: {error.message}")
         if any(config.get(name) for name in _LOGIN_RULES):
-            raise _unfit(request, f"an app-server that enforces {' and '.join(_LOGIN_RULES)}")
+            raise unfit(request, f"an app-server that enforces {' and '.join(_LOGIN_RULES)}")
         try:
             thread = await _open_thread(connection, start)
         except RequestRefused as error:
@@ -267,13 +243,13 @@ async def _open(start: _Start, server: AppServer, keep: Keep) -> AsyncGenerator[
         said = describe(error, server.child, connection)
         raise DidNotStart(said, await exit_of(server.child, connection)) from error
     if (difference := check_echo(request, thread)) is not None:
-        raise _broken(request, f"an app-server that takes the settings of the turn ({difference})")
+        raise broken(request, f"an app-server that takes the settings of the turn ({difference})")
     handle.thread_id = text_of(object_of(thread, "thread"), "id") or ""
-    policy = sandbox_policy(request, object_of(config, _SANDBOX_SETTING))
+    policy = sandbox_policy(request, object_of(config, SANDBOX_SETTING))
     return _events(server, start, policy, keep)
 
 
-async def _open_thread(connection: Connection, start: _Start) -> Json:
+async def _open_thread(connection: Connection, start: TurnStart) -> Json:
     """Start, resume or fork the thread; return what Codex says of it.
 
     Raises:
@@ -302,7 +278,9 @@ async def _open_thread(connection: Connection, start: _Start) -> Json:
     return await connection.request("thread/resume", params, THREAD_WITHIN_S)
 
 
-async def _begin(connection: Connection, handle: TurnHandle, start: _Start, policy: Json) -> None:
+async def _begin(
+    connection: Connection, handle: TurnHandle, start: TurnStart, policy: Json
+) -> None:
     """Send the prompt, or what to review.
 
     Raises:
@@ -344,7 +322,7 @@ def _review_target(request: TurnRequest) -> Json:
 
 
 async def _events(
-    server: AppServer, start: _Start, policy: Json, keep: Keep
+    server: AppServer, start: TurnStart, policy: Json, keep: Keep
 ) -> AsyncGenerator[Event]:
     """Send the turn; yield warnings, its events, and an ExitedEvent.
 
@@ -404,97 +382,9 @@ async def _interrupt(handle: TurnHandle) -> None:
                 await handle.interrupt()
 
 
-async def _refused(start: _Start, message: str, returncode: int = 1) -> AsyncGenerator[Event]:
+async def _refused(start: TurnStart, message: str, returncode: int = 1) -> AsyncGenerator[Event]:
     """Yield the events of a turn that could not begin, as those of `codex exec`."""
     yield EngineEvent(AppServerEngine.name)
     for notice in start.notices:
         yield NoticeEvent(notice)
     yield ExitedEvent(returncode, message)
-
-
-def _prepare(request: TurnRequest) -> _Start:
-    """Return what is needed to start a turn; accesses the disk.
-
-    Raises:
-        EngineUnfit: Only `codex exec` can run the turn.
-        NotAllowed: A path leads elsewhere than when it was checked.
-    """
-    check_unmoved(request)
-    # The thread starts read-only, so that Codex has no reason to trust the project.
-    prepared = prepare_turn(request, starts_as="read-only")
-    reason = _unfitness(request, has_rules=bool(prepared.rules), env=prepared.env)
-    if reason is not None:
-        raise _unfit(request, reason)
-    request = prepared.request
-    settings = [*settings_of(request, prepared.kept), *prepared.further]
-    argv = [str(request.program.path), "app-server"]
-    if prepared.env.get(KEY_VARIABLE):
-        argv += ["-c", IN_MEMORY]
-    values: Json = {}
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key.startswith(_SANDBOX_SETTING):
-            argv += ["-c", setting]
-        else:
-            values[key] = _from_toml(request, key, value)
-    is_refused = not request.skip_git_repo_check and not _is_in_repository(request.cwd)
-    return _Start(request, argv, values, prepared.env, prepared.notices, is_refused)
-
-
-def _unfitness(request: TurnRequest, *, has_rules: bool, env: dict[str, str]) -> str | None:
-    """Return what the app-server of this Codex lacks for the turn; None if nothing."""
-    version = request.program.version
-    if version is None or version < OLDEST:
-        return f"a stable app-server, as {'.'.join(map(str, OLDEST))} and later have it"
-    if request.profile is not None:
-        return "an app-server with profiles"
-    if has_rules and not request.keep_rules:
-        return "an app-server that can ignore the rules about commands"
-    if request.output_schema is not None and not _has_plain_integers(request.output_schema):
-        return "an app-server that takes integers of more than 64 bits"
-    if env.get(_OTHER_LOGIN):
-        return f"an app-server that reads {_OTHER_LOGIN}"
-    if request.review is not None and request.sandbox != "read-only":
-        return f"reviews with sandbox {request.sandbox} in its app-server"
-    if request.review is not None and request.output_schema is not None:
-        return "reviews with an output schema in its app-server"
-    return None
-
-
-def _unfit(request: TurnRequest, what: str) -> EngineUnfit:
-    hint = _HINT_ASKS if request.asks else _HINT
-    return EngineUnfit(what, request.program.version_text, hint)
-
-
-def _broken(request: TurnRequest, what: str) -> EngineFailed:
-    return EngineFailed(what, request.program.version_text, _HINT_ASKS if request.asks else _HINT)
-
-
-_HINT = "The operator can set --engine auto, which then uses codex exec."
-_HINT_ASKS = "codex exec cannot ask: leave out approvals and ask_caller, or what is named here."
-
-
-def _from_toml(request: TurnRequest, key: str, value: str) -> object:
-    """Return a value in TOML as JSON.
-
-    Raises:
-        EngineUnfit: JSON cannot express it.
-    """
-    try:
-        found = tomli.loads(f"value = {value}")["value"]
-        orjson.dumps(found, option=orjson.OPT_PASSTHROUGH_DATETIME)
-    except (tomli.TOMLDecodeError, TypeError) as error:
-        raise _unfit(request, f"an app-server that takes the setting {key}") from error
-    return found
-
-
-def _has_plain_integers(schema: Json) -> bool:
-    try:
-        orjson.dumps(schema)
-    except TypeError:  # An app-server of 0.163.0 refuses the whole turn.
-        return False
-    return True
-
-
-def _is_in_repository(cwd: Path) -> bool:
-    return any(os.path.lexists(folder / ".git") for folder in (cwd, *cwd.parents))

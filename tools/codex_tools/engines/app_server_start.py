@@ -12,7 +12,7 @@ import anyio
 from codex_tools.codex.events import ExitedEvent
 from codex_tools.codex.json_object import Json, object_of
 from codex_tools.codex.masking import mask
-from codex_tools.codex.program import CLIENT_NAME
+from codex_tools.codex.originator import CLIENT_NAME
 from codex_tools.engines.app_server_events import MUTED
 from codex_tools.engines.handle import TurnHandle
 from codex_tools.engines.json_rpc import Connection, RpcError, open_connection

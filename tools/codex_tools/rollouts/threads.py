@@ -173,16 +173,24 @@ class Threads:
         return UsageFollower(path, mark, self._prices)
 
     def turn_record(
-        self, thread_id: str | None, mark: TurnMark, *, with_end: bool = True
+        self,
+        thread_id: str | None,
+        mark: TurnMark,
+        *,
+        with_end: bool = True,
+        turns: int | None = None,
     ) -> TurnRecord | None:
         """Return what the rollouts record of a thread's turns since *mark*; None if there is none.
 
         This reads the whole segment of the mark, and all later ones. *with_end* is False to leave
-        out the answer, the error and the commands.
+        out the answer, the error and the commands. *turns* is the number of turns to read; None
+        for all.
         """
         try:
             found = self._segments_since(thread_id, mark)
-            return read_record(found, mark, self._prices, with_end=with_end) if found else None
+            if not found:
+                return None
+            return read_record(found, mark, self._prices, with_end=with_end, turns=turns)
         except OSError:
             return None
 

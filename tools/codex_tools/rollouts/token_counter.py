@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import orjson
 
 from codex_tools.codex.json_object import Json, object_of, text_of
-from codex_tools.codex.program import CLIENT_NAME
+from codex_tools.codex.originator import CLIENT_NAME
 from codex_tools.rollouts.line import (
     RECORD,
     Counts,

@@ -18,7 +18,7 @@ from codex_tools.codex.sandbox_trouble import find_trouble
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.files import PACKED, blocks, ids_of, parts_of
 from codex_tools.rollouts.line import LineSplitter, lines_of, parse_line
-from codex_tools.rollouts.thread_reader import ThreadReader
+from codex_tools.rollouts.thread_reader import Mark, ThreadReader
 from codex_tools.rollouts.token_counter import each_request
 from codex_tools.rollouts.turn_builder import UNEXPLAINED
 from codex_tools.rollouts.turn_reader import read_turns, segment_of
@@ -115,14 +115,16 @@ class SettingsFollower:
     """
     _splitter: LineSplitter = field(default_factory=LineSplitter)
 
-    def read(self) -> list[Settings]:
+    def read(self, end: int = sys.maxsize) -> list[Settings]:
         """Return the settings recorded since the last call; 0.60.1 repeats them in a turn.
+
+        *end* is where to stop, in bytes of the rollout.
 
         Raises:
             OSError: The rollout cannot be read.
         """
         found: list[Settings] = []
-        for block in parts_of(self.path, self.offset, sys.maxsize):
+        for block in parts_of(self.path, self.offset, end):
             self.offset += len(block)
             for line in self._splitter.feed(block):
                 context = _context_in(line)
@@ -156,7 +158,12 @@ class Models:
 
 
 def read_record(
-    segments: Sequence[Path], mark: TurnMark, prices: Prices, *, with_end: bool = True
+    segments: Sequence[Path],
+    mark: TurnMark,
+    prices: Prices,
+    *,
+    with_end: bool = True,
+    turns: int | None = None,
 ) -> TurnRecord:
     """Return what rollouts record of the turns since *mark*.
 
@@ -166,6 +173,7 @@ def read_record(
         prices: The prices of tokens by model and time.
         with_end: False to leave out the answer, the error and the commands, which takes half as
             long.
+        turns: Read only the first so many turns; None for all.
 
     Raises:
         OSError: A rollout cannot be read.
@@ -175,17 +183,25 @@ def read_record(
     for path in segments:
         # A later segment has begun since the mark.
         is_marked = ids_of(path.name)[1] == (mark.segment or ids_of(path.name)[0])
-        found.append(_read_since(path, mark.offset if is_marked else 0, mark.since_ms, models))
+        offset = mark.offset if is_marked else 0
+        since = _read_since(path, offset, mark.since_ms, models)
+        if turns is not None and len(since.turns) > turns:
+            # Somebody has gone on in the thread: a person, or another run.
+            end = since.turns[turns].offset
+            found.append(_read_since(path, offset, mark.since_ms, models, end))
+            break
+        found.append(since)
+        turns = None if turns is None else turns - len(since.turns)
     rows = [row for each in found for row in each.rows]
     usage, cost = _usage_of(rows), _cost_of(rows, models, prices)
     settings = next((each.settings for each in reversed(found) if each.settings), None)
-    begun = [each for each in found if each.has_begun]
+    begun = [each for each in found if each.turns]
     if not begun:
         return TurnRecord(settings=settings, usage=usage, cost_usd=cost)
     troubles: dict[str, None] = {}
     has_lost_image = False
     for each in begun:
-        more, has_lost_another = _read_troubles(each.path, each.start)
+        more, has_lost_another = _read_troubles(each.path, each.start, each.end)
         troubles |= more
         has_lost_image = has_lost_image or has_lost_another
     ending = _ENDINGS.get(begun[-1].reader.ending, "open")
@@ -193,11 +209,11 @@ def read_record(
     error: str | None = None
     commands: tuple[tuple[str, int | None, str], ...] = ()
     if with_end and ending in ("completed", "failed"):
-        turns, _ = read_turns([segment_of(begun[-1].path, begun[-1].reader)], None, 1)
-        answer, error = turns[0].final_response, turns[0].error
+        (turn, *_), _ = read_turns([segment_of(begun[-1].path, begun[-1].reader)], None, 1)
+        answer, error = turn.final_response, turn.error
         error = None if error == UNEXPLAINED else error
-        at_end = turns[0].commands_at_end
-        commands = tuple(turns[0].commands if at_end is None else at_end)
+        at_end = turn.commands_at_end
+        commands = tuple(turn.commands if at_end is None else at_end)
     return TurnRecord(
         settings, ending, usage, cost, answer, error, tuple(troubles), has_lost_image, commands
     )
@@ -211,17 +227,21 @@ class _Since:
     reader: ThreadReader
     start: int
     """Where its new records begin."""
-    has_begun: bool
-    """True if a turn has begun since then."""
+    end: int
+    """Where they end."""
+    turns: Sequence[Mark]
+    """The turns that have begun since then."""
     rows: list[tuple[int, ...]]
     settings: Settings | None
 
 
-def _read_since(path: Path, offset: int, since_ms: int, models: Models) -> _Since:
-    """Read a rollout; if it is shorter than *offset*, it was rewritten, and times decide."""
+def _read_since(
+    path: Path, offset: int, since_ms: int, models: Models, end: int = sys.maxsize
+) -> _Since:
+    """Read a rollout to *end*; if it is shorter than *offset*, it was rewritten: times decide."""
     reader = ThreadReader(ids_of(path.name)[0], models)
     requests_before = turns_before = at = 0
-    for block in _blocks_to(path, offset):
+    for block in _blocks_to(path, offset, end):
         if at == offset:
             requests_before, turns_before = len(reader.requests), len(reader.marks)
         reader.feed(block)
@@ -231,13 +251,14 @@ def _read_since(path: Path, offset: int, since_ms: int, models: Models) -> _Sinc
     reader.finish()
     if at >= offset:
         rows = [*each_request(reader.requests[requests_before:])]
-        has_begun, start, settings_start = len(reader.marks) > turns_before, offset, offset
+        turns, start, settings_start = reader.marks[turns_before:], offset, offset
     else:
         rows = [row for row in each_request(reader.requests) if row[0] >= since_ms]
-        has_begun = bool(reader.marks) and reader.marks[-1].ms >= since_ms
-        start, settings_start = 0, 0 if has_begun else at
-    settings = next(reversed(SettingsFollower(path, settings_start).read()), None)
-    return _Since(path, reader, start, has_begun, rows, settings)
+        turns = [mark for mark in reader.marks if mark.ms >= since_ms]
+        start, settings_start = 0, 0 if turns else at
+    follower = SettingsFollower(path, settings_start)
+    settings = next(reversed(follower.read(end)), None)
+    return _Since(path, reader, start, end, turns, rows, settings)
 
 
 _SIGNS = (b"bwrap: ", b"LandlockRestrict", b": Read-only file system")
@@ -247,11 +268,11 @@ _LOST_IMAGE = (
 )
 
 
-def _read_troubles(path: Path, offset: int) -> tuple[dict[str, None], bool]:
-    """Return the warnings of find_trouble from *offset* on, and True if an image was left out."""
+def _read_troubles(path: Path, offset: int, end: int) -> tuple[dict[str, None], bool]:
+    """Return the warnings of find_trouble up to *end*, and True if an image was left out."""
     troubles: dict[str, None] = {}
     has_lost_image = False
-    for line in lines_of(parts_of(path, offset, sys.maxsize)):
+    for line in lines_of(parts_of(path, offset, end)):
         has_lost_image = has_lost_image or any(sign in line for sign in _LOST_IMAGE)
         if b"_call_output" in line[:_HEAD_OF_LINE] and any(sign in line for sign in _SIGNS):
             payload = object_of(parse_line(line) or {}, "payload")
@@ -265,14 +286,14 @@ def _read_troubles(path: Path, offset: int) -> tuple[dict[str, None], bool]:
 _TROUBLES_KEPT = 5
 
 
-def _blocks_to(path: Path, offset: int) -> Iterator[bytes]:
-    """Yield the content of a rollout in blocks, of which one ends at *offset*."""
+def _blocks_to(path: Path, offset: int, end: int) -> Iterator[bytes]:
+    """Yield the content of a rollout up to *end* in blocks, of which one ends at *offset*."""
     if not path.name.endswith(PACKED):
-        yield from blocks(path, 0, offset)
-        yield from blocks(path, offset)
+        yield from blocks(path, 0, min(offset, end))
+        yield from blocks(path, offset, end)
         return
     at = 0
-    for block in blocks(path):
+    for block in parts_of(path, 0, end):
         cut = offset - at
         at += len(block)
         if 0 < cut < len(block):

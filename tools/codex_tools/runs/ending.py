@@ -118,7 +118,8 @@ def revise(stored: StoredRun, threads: Threads) -> StoredRun:
     if where is None or result.thread_id is None:
         return stored
     mark = TurnMark(where.offset, where.since_ms, where.segment)
-    record = threads.turn_record(result.thread_id, mark)
+    # Somebody may have gone on in the thread since the server died.
+    record = threads.turn_record(result.thread_id, mark, turns=result.attempts)
     if record is None:
         return stored
     settings = record.settings or Settings()

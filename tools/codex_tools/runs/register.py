@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -251,10 +251,8 @@ class Runs:
         """
         results: list[RunResult] = []
         for run_id in await self.newest_ids(count, before):
-            try:
+            with suppress(UnknownRun):
                 results.append(await self.result(run_id))
-            except UnknownRun:
-                continue
         return results
 
     async def newest_ids(self, count: int, before: str | None = None) -> list[str]:
@@ -406,10 +404,10 @@ class Runs:
             run.wake()
 
     async def _turn(self, run: Run, locks: list[ThreadLock], place: Place) -> RunResult:
-        known = False
+        known, attempts = False, 0
 
         def report(progress: TurnProgress) -> None:
-            nonlocal known
+            nonlocal known, attempts
             run.progress = progress
             if run.has_new_questions():
                 self._records.save(run)
@@ -417,8 +415,11 @@ class Runs:
             if progress.thread_id is not None and not known:
                 known = True
                 if run.request.resumed is None:
-                    self._writer.put(partial(self._lock_new_thread, run, locks))
+                    lock = partial(self._lock_new_thread, run, progress.thread_id, locks)
+                    self._writer.put(lock)
                 self._writer.put(partial(work.note_thread, progress.thread_id))
+            if progress.started and run.attempts != attempts:
+                attempts = run.attempts  # The next server must know how many turns are the run's.
                 self._records.save(run)
 
         site = self._site(run)
@@ -454,9 +455,9 @@ class Runs:
     def _site(self, run: Run) -> Site:
         return self._sites.of(run.request.place)
 
-    def _lock_new_thread(self, run: Run, locks: list[ThreadLock]) -> None:
+    def _lock_new_thread(self, run: Run, thread_id: str, locks: list[ThreadLock]) -> None:
         """Lock the thread that a run has just begun; called in the writer's thread."""
-        thread_id, home = run.progress.thread_id or "", self._site(run).threads.home
+        home = self._site(run).threads.home
         try:
             locks.append(ThreadLock.take(home, self._state_dir, thread_id))
         except (ThreadBusy, OSError) as error:

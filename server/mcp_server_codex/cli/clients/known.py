@@ -58,6 +58,8 @@ class Client:
     """A note on what a person must know or do after the install."""
     shell_path: bool = False
     """True if the client is started from a shell and so has the shell's PATH."""
+    refused_variables: frozenset[str] = frozenset()
+    """Environment variables that the client does not let an entry set, and warns of."""
 
     def config_paths(
         self, home: Path, cwd: Path, environ: Mapping[str, str] | None = None
@@ -110,7 +112,7 @@ class Client:
     def entry(self, command: str, arguments: list[str]) -> Json:
         """Return the entry with which this client starts *command*."""
         kind: Json = {"type": self.kind} if self.kind else {}
-        env = dict(ENVIRONMENT)
+        env = {k: v for k, v in ENVIRONMENT.items() if k not in self.refused_variables}
         if self.shape == "list":
             return kind | {"command": [command, *arguments], "environment": env} | self.settings
         started = kind | {"command": command, "args": arguments, "env": env}
@@ -366,6 +368,8 @@ CLIENTS = (
         settings={"timeout": 7_200_000},
         note="Gemini CLI asks before each call; its command /mcp shows the server's state.",
         shell_path=True,
+        # At each start, 0.61.0 says "Blocked dangerous environment variable override".
+        refused_variables=frozenset({"PYTHONPATH"}),
     ),
     Client(
         "qwen-code",
