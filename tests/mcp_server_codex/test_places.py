@@ -186,6 +186,29 @@ async def test_what_a_place_cannot_do_is_refused_before_anything_runs(
     assert living(scene.tag) == {}
 
 
+@pytest.mark.parametrize("approvals", ["ask", "auto"])
+async def test_approvals_are_narrowed_at_a_place_and_the_caller_hears_of_it(
+    mode: str, scene: Scene, fake: FakeCodex, approvals: str
+) -> None:
+    fake.body = ROLLOUT.format(thread=THREAD)
+    fake.stdout = events(thread_line(), *answer_lines("hi"))
+    options = (*scene.options, "--approvals", "caller")
+    turn: Json = {"sandbox": "workspace-write", "approvals": approvals}
+    async with connect(mode, fake.build(), scene.lab, *options) as client:
+        result = await call(client, "codex_run", prompt="x", place="box", **turn)
+        assert (result["status"], result["place"]) == ("completed", "box"), result
+        assert any("nobody can be asked at box" in each for each in result["warnings"])
+        argv = fake.seen()["argv"]
+        assert (argv[1], argv[3]) == ("exec", "-s")  # Which never asks, unless it is told to.
+        assert not [each for each in argv if "approv" in each]
+        more = await call(client, "codex_resume", prompt="y", thread_id=THREAD, **turn)
+        assert any("nobody can be asked at box" in each for each in more["warnings"])
+    # The operator's limit holds first, wherever the run would be.
+    async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
+        refused = await call(client, "codex_run", prompt="x", place="box", **turn)
+    assert refused["error"]["kind"] == "not_allowed"
+
+
 async def test_without_a_file_of_places_there_is_only_this_machine(
     mode: str, lab: Lab, fake: FakeCodex
 ) -> None:

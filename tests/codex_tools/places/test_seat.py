@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -161,6 +162,42 @@ async def test_changes_are_fetched_again_after_a_call_that_was_cancelled(
             changes = await seat.collect(snapshot)
             assert [each.path for each in changes.files] == ["big"]
             assert not seat.is_lost
+
+
+async def reopens(scene: Scene, copy: str, keep_days: float) -> bool:
+    """Return True if the place still has the copy for a server with this `keep_days`."""
+    place = replace(scene.place(), keep_days=keep_days)
+    async with open_seat(place, scene.mirror, "run_2", scene.shadow) as seat:
+        return await seat.reopen(copy) is None
+
+
+async def test_a_copy_is_kept_at_the_place_for_keep_days_after_its_last_use(
+    scene: Scene, fake: FakeCodex
+) -> None:
+    fake.body = "open('a.txt', 'w').write('two')"
+    fake.stdout = events(thread_line(), *answer_lines("hi"))
+    fake.build()
+    trees = scene.lab.root / "far-state" / "worker" / "trees"
+
+    def age(days: float) -> None:
+        then = time.time() - days * 86400
+        for path in trees.glob("*/**/*"):
+            os.utime(path, (then, then), follow_symlinks=False)
+
+    async with open_seat(scene.place(), scene.mirror, "run_1", scene.shadow) as seat:
+        await lay(seat, scene.shadow)
+        async with seat.open_turn(turn_in(seat), ignore) as turn:
+            age(2)  # A turn may be longer than `keep_days`: what counts is its end.
+            assert [each async for each in turn]
+    # Were it deleted at once, what a lost connection could not send would be lost, too.
+    assert await reopens(scene, seat.copy, 0)
+    assert await reopens(scene, seat.copy, 1)
+    age(2)
+    assert await reopens(scene, seat.copy, 3)
+    age(2)
+    assert not await reopens(scene, seat.copy, 1)
+    assert not [*trees.glob("*/copies/*")]
+    assert not [*trees.glob("*/snapshots/*")]
 
 
 async def test_no_environment_and_no_secret_of_this_machine_reaches_the_place(
@@ -319,6 +356,22 @@ async def test_a_run_never_starts_twice(scene: Scene, fake: FakeCodex) -> None:
             async with seat.open_turn(turn_in(seat), ignore) as turn:
                 assert [each async for each in turn]
     assert not fake.was_started
+
+
+async def test_a_turn_never_asks_at_a_place_whatever_the_place_allows(
+    lab: Lab, fake: FakeCodex
+) -> None:
+    fake.stdout = events(thread_line(), *answer_lines("hi"))
+    options = ("--approvals", "caller", "--engine", "auto")
+    for scene in make_scene(lab, fake, *options):
+        async with open_seat(scene.place(), scene.mirror, "run_1", scene.shadow) as seat:
+            await lay(seat, scene.shadow)
+            asking = replace(turn_in(seat), approvals="ask", ask_caller=True)
+            async with seat.open_turn(asking, ignore) as turn:
+                assert [each async for each in turn]
+        argv = fake.seen()["argv"]
+        assert (argv[1], argv[3]) == ("exec", "-s")  # Which never asks, unless it is told to.
+        assert not [each for each in argv if "approv" in each]
 
 
 async def test_the_stricter_policy_of_both_ends_holds(lab: Lab, fake: FakeCodex) -> None:

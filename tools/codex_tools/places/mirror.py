@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +25,9 @@ from codex_tools.rollouts.threads import Threads, ThreadState
 
 SIZE_LIMIT = 2 * 1024 * 1024 * 1024
 """Most bytes of one rollout."""
+
+UNFINISHED_S = 3600.0
+"""Seconds after which a file that a killed process left half-written is removed."""
 
 _PATH = re.compile(
     r"sessions/[0-9]{4}/[0-9]{2}/[0-9]{2}/rollout-[0-9A-Za-z_.-]{1,200}\.jsonl(\.zst)?"
@@ -137,6 +142,32 @@ class Mirror:
         new = file.with_suffix(f".{os.getpid()}")
         new.write_text(json.dumps(values))
         new.replace(file)
+
+    def prune(self, older_than_s: float) -> None:
+        """Delete what is here of threads that had no turn for *older_than_s* seconds.
+
+        Their rollouts at the place stay.
+        """
+        now = time.time()
+        kept: set[str] = set()
+        for path in sorted((self.home / "sessions").rglob("rollout-*")):
+            with suppress(OSError):
+                if now - path.lstat().st_mtime > older_than_s:
+                    path.unlink()
+                else:
+                    kept.update(ids_of(path.name)[:1])
+        for folder in sorted((self.home / "sessions").glob("*/*/*"), reverse=True):
+            for each in (folder, folder.parent, folder.parent.parent):
+                with suppress(OSError):  # It holds another file.
+                    each.rmdir()
+        for path in (self.home / "threads").glob("*"):
+            is_whole = path.suffix == ".json"
+            if is_whole and path.stem in kept:
+                continue
+            with suppress(OSError):
+                age_s = now - path.lstat().st_mtime
+                if age_s > (older_than_s if is_whole else UNFINISHED_S):
+                    path.unlink()
 
     def find_home(self, thread_id: str) -> Home | None:
         """Return what `remember` stored of a thread; None if it did not."""

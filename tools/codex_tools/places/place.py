@@ -42,7 +42,7 @@ _HOST = re.compile(r"[A-Za-z0-9_.@:%\[\]][A-Za-z0-9_.@:%\[\]-]{0,254}")
 
 _KEYS = (
     *("ssh", "argv", "ray", "worker", "max_runs", "starts_at_once", "lease_s", "keep_days"),
-    *("max_tree_mb", "carry", "labels"),
+    *("keep_history_days", "max_tree_mb", "carry", "labels"),
 )
 
 
@@ -81,6 +81,9 @@ class Place:
     starts_at_once: int = 8
     lease_s: float = 60.0
     keep_days: float = 7.0
+    """Days that a copy, and what belongs to it here and there, is kept after its last use."""
+    keep_history_days: float = 365.0
+    """Days that this machine keeps the mirror of a thread after its last turn."""
     max_tree_mb: float = 2000.0
     carry: bool = False
     """True if ignored files that `.worktreeinclude` names may leave this machine."""
@@ -214,6 +217,9 @@ def _place(table: _Table) -> Place:
         starts_at_once=table.count("starts_at_once", _DEFAULT.starts_at_once),
         lease_s=table.number("lease_s", _DEFAULT.lease_s, 2, 3600),
         keep_days=table.number("keep_days", _DEFAULT.keep_days, 0, 3650),
+        keep_history_days=table.number(
+            "keep_history_days", _DEFAULT.keep_history_days, 1, 36_500
+        ),
         max_tree_mb=table.number("max_tree_mb", _DEFAULT.max_tree_mb, 1, 1_000_000),
         carry=table.flag("carry"),
         labels=table.words("labels"),

@@ -64,6 +64,21 @@ class Places:
         """The number of runs on this machine, if the file says it."""
         return self._here.max_runs or None if self._here is not None else None
 
+    @property
+    def keep_s(self) -> float:
+        """Seconds that this machine must keep what belongs to a copy at a place."""
+        return max((site.place.keep_days for site in self._sites.values()), default=0) * 86400
+
+    def prune(self) -> None:
+        """Delete mirrors of threads without a turn for `keep_history_days`; accesses the disk.
+
+        The mirror of a place that the operator has removed is kept as long as by default.
+        """
+        for folder in (self._state_dir / "places").glob("*"):
+            site = self._sites.get(folder.name)
+            place = site.place if site is not None else Place(folder.name)
+            Mirror(self._state_dir, place.name).prune(place.keep_history_days * 86400)
+
     def named(self, word: str) -> tuple[str, ...]:
         """Return the names of the places that *word* means: a name, a label or `any`.
 

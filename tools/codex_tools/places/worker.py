@@ -65,6 +65,10 @@ FOLLOW_EVERY_S = 0.2
 CLAIMS_KEPT_S = 30 * 24 * 3600.0
 """Seconds that the id of a run is kept, so that it never starts twice."""
 
+KEPT_AT_LEAST_S = 3600.0
+"""Seconds that a copy is kept, whatever `keep_days` says: after a lost connection, the server
+fetches from it what the run has changed."""
+
 _RUN_ID = 64
 
 
@@ -136,6 +140,8 @@ class _Service:
                 threading.Thread(target=_end_late, name="end", daemon=True).start()
                 tasks.cancel_scope.cancel()
         if self._copy is not None:
+            with suppress(OSError):
+                os.utime(self._copy.place)  # It is kept for `keep_days` from now on.
             self._copy.close()
         self._writer.close()
         await on_disk(self._writer.join, 2.0)
@@ -208,7 +214,7 @@ class _Service:
             target=self._watch_lease, args=(self._lease,), name="lease", daemon=True
         )
         watch.start()
-        keep_s = frame.seconds("keep_days") * 86400
+        keep_s = max(frame.seconds("keep_days") * 86400, KEPT_AT_LEAST_S)
         await on_disk(self._claim_folders)
         worker = self._worker
         self._program = await worker.engine.prepare(worker.state_dir, worker.rules)

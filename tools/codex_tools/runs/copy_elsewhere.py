@@ -249,5 +249,8 @@ def _known_copy(
     if home is None:
         return None
     with suppress(TreeError):
-        return before.copy, load_snapshot(shadow, home.snapshot)
+        snapshot = load_snapshot(shadow, home.snapshot)
+        with suppress(OSError):
+            os.utime(shadow.folder / "snapshots" / snapshot.id)  # It is kept on from now.
+        return before.copy, snapshot
     return None

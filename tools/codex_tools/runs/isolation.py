@@ -307,8 +307,8 @@ def discard_copy(shadow: Shadow, copy: str) -> None:
     discard(shadow, opened)
 
 
-def remove_old_copies(state_dir: Path) -> None:
-    """Remove copies and changes that nobody used for long; complete what a crash interrupted."""
+def remove_old_copies(state_dir: Path, keep_s: float = KEEP_COPIES_S) -> None:
+    """Remove copies and changes not used for *keep_s*; complete what a crash interrupted."""
     trees = state_dir / "trees"
     if is_open_to_commands(state_dir):
         return  # A command of a run could have written a journal that changes any project.
@@ -323,7 +323,7 @@ def remove_old_copies(state_dir: Path) -> None:
         except (TreeError, OSError) as error:
             logger.warning("an interrupted codex_apply in %s: %s", folder, error)
     try:
-        clean_up(state_dir, KEEP_COPIES_S)
+        clean_up(state_dir, keep_s)
     except TreeError as error:
         logger.warning("cannot remove old copies: %s", error)
-    kept_run.remove_old(state_dir, KEEP_COPIES_S)
+    kept_run.remove_old(state_dir, keep_s)

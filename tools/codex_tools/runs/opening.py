@@ -81,7 +81,7 @@ async def open_runs(
                 notes=notes,
                 is_kept=not notes,
             )
-            tasks.start_soon(prune, runs, store, state_dir)
+            tasks.start_soon(prune, runs, store, state_dir, places)
             try:
                 yield runs
             finally:
