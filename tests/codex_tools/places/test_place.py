@@ -31,7 +31,8 @@ def test_an_argv_gets_the_worker_as_words(tmp_path: Path) -> None:
 def test_all_keys_are_read(tmp_path: Path) -> None:
     text = (
         '[c]\nssh = "head"\nray = { python = "/opt/py", resources = { codex = 2 } }\n'
-        "starts_at_once = 3\nlease_s = 20\nkeep_days = 1\nkeep_history_days = 30\nmax_tree_mb = 50\ncarry = true\n"
+        "starts_at_once = 3\nlease_s = 20\nkeep_days = 1\nkeep_history_days = 30\n"
+        "max_tree_mb = 50\ncarry = true\n"
         'labels = ["gpu"]\n[here]\nmax_runs = 2\n'
     )
     found = _read(tmp_path, text)

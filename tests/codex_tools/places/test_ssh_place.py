@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from codex_tools.worktree.snapshot import take_snapshot
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.far_machine import living, worker_pid
 from support.lab import Lab, environment, server_program, until
+from support.separate_network import separate_network
 from support.sshd import real_sshd
 
 MARK = "ssh-place"
@@ -52,21 +54,26 @@ class Scene:
 
 @pytest.fixture
 def scene(lab: Lab, fake: FakeCodex, tmp_path: Path) -> Generator[Scene]:
+    with real_sshd(tmp_path) as config, open_scene(lab, fake, config) as scene:
+        yield scene
+
+
+@contextmanager
+def open_scene(lab: Lab, fake: FakeCodex, config: Path) -> Generator[Scene]:
     (lab.project / "a.txt").write_text("one\n")
     mark = f"{MARK}-{os.getpid()}-{lab.root.name}"
     env = environment(lab) | {"TEST_MARK": mark}
     command = ["env", "-i", *(f"{name}={value}" for name, value in env.items())]
     command += [server_program(), "worker", "--codex-bin", str(fake.build())]
     command += ["--state-dir", str(lab.root / "far-state")]
-    with real_sshd(tmp_path) as config:
-        argv = (SSH[0], "-F", str(config), *SSH[1:], "box")
-        place = Place("box", argv, is_ssh=True, worker=shlex.join(command), lease_s=4.0)
-        shadow = Shadow.open(lab.state, lab.project)
-        yield Scene(place, f"TEST_MARK={mark}", shadow, Mirror(lab.state, "box"))
-        left = {pid: argv for pid, argv in living(f"TEST_MARK={mark}").items() if pid}
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        assert not left
+    argv = (SSH[0], "-F", str(config), *SSH[1:], "box")
+    place = Place("box", argv, is_ssh=True, worker=shlex.join(command), lease_s=4.0)
+    shadow = Shadow.open(lab.state, lab.project)
+    yield Scene(place, f"TEST_MARK={mark}", shadow, Mirror(lab.state, "box"))
+    left = living(f"TEST_MARK={mark}")
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 def ignore(line: bytes) -> None:
@@ -127,6 +134,42 @@ async def test_a_lost_ssh_place_is_told_only_when_nothing_is_alive_there(
         await until(lambda: bool(failure))
     # The worker itself may take a moment longer than what it has started.
     await until(lambda: living(scene.tag) == {}, within_s=5)
+
+
+async def test_a_cut_network_ends_the_turn_at_both_ends_and_its_changes_are_fetched_later(
+    lab: Lab, fake: FakeCodex, tmp_path: Path
+) -> None:
+    starts = lab.root / "starts"
+    fake.body = f"open({str(starts)!r}, 'a').write('x'); open('half.txt', 'w').close()" + SLEEPERS
+    lost: list[Seat] = []
+    with (
+        separate_network() as network,
+        real_sshd(tmp_path, network.address, network.prefix) as config,
+        open_scene(lab, fake, config) as scene,
+    ):
+
+        async def work(seat: Seat) -> None:
+            with pytest.raises(PlaceLost, match="nothing was heard"):
+                await play(seat, scene.shadow)
+            assert scene.sleepers() == 0, "something was alive when the caller heard of it"
+            lost.append(seat)
+
+        async with (
+            open_seat(scene.place, scene.mirror, "r", scene.shadow, margin_s=2.0) as seat,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(work, seat)
+            await until(lambda: scene.sleepers() == 2)
+            network.cut()
+            await until(lambda: bool(lost))
+            assert seat.snapshot is not None
+        network.restore()
+        async with open_seat(scene.place, scene.mirror, "r", scene.shadow) as again:
+            assert await again.reopen(seat.copy) is None
+            changes = await again.collect(seat.snapshot)
+        assert [each.path for each in changes.files] == ["half.txt"]
+        await until(lambda: living(scene.tag) == {}, within_s=5)
+    assert starts.read_text() == "x"
 
 
 def parent_of(pid: int) -> int:

@@ -50,6 +50,8 @@ class Home:
     """The id of the copy at the place."""
     snapshot: str
     """The id of the snapshot here that was laid out there."""
+    node: str = ""
+    """The machine of a Ray cluster that has the thread and the copy."""
 
 
 class Mirror:
@@ -138,6 +140,7 @@ class Mirror:
             return
         values = {"root": str(home.root), "cwd": str(home.cwd)}
         values |= {"copy": home.copy, "snapshot": home.snapshot}
+        values |= {"node": home.node}
         file = self.home / "threads" / f"{thread_id}.json"
         new = file.with_suffix(f".{os.getpid()}")
         new.write_text(json.dumps(values))
@@ -177,7 +180,8 @@ class Mirror:
             text = read_foreign(self.home / "threads" / f"{thread_id}.json", _LIMIT, owned=True)
             read = json.loads(text)
             folders = Path(read["root"]), Path(read["cwd"])
-            return Home(*folders, str(read["copy"]), str(read["snapshot"]))
+            node = str(read.get("node", ""))  # Files of earlier builds have none.
+            return Home(*folders, str(read["copy"]), str(read["snapshot"]), node)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

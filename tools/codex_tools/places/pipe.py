@@ -20,7 +20,7 @@ from codex_tools.codex.workers import on_disk
 from codex_tools.engines.process import Child, open_child
 from codex_tools.places.frames import PROTOCOL, Decoder, Frame, ProtocolError
 from codex_tools.places.lease import HELLO_WITHIN_S, MARGIN_S, SentPings, now
-from codex_tools.places.place import Place
+from codex_tools.places.place import NODE, Place
 from codex_tools.places.wire_turn import load_program
 from codex_tools.places.writer import FrameWriter
 
@@ -46,6 +46,12 @@ class Hello:
     """The Codex of the place."""
     fields: Json
     """All that the worker said of itself."""
+
+    @property
+    def node(self) -> str:
+        """The machine of a Ray cluster on which the worker runs; empty elsewhere."""
+        node = self.fields.get("node")
+        return node if isinstance(node, str) and NODE.fullmatch(node) else ""
 
 
 class Pipe:
@@ -274,7 +280,7 @@ def _resolve(place: Place) -> list[str]:
     """
     import shutil
 
-    command = place.command
+    command = place.command_to_run()
     found = shutil.which(command[0])
     if found is None:
         raise PlaceUnavailable(place.name, f"there is no program {command[0]!r} on PATH")

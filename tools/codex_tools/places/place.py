@@ -12,6 +12,7 @@ Callers only name a place. No word of theirs is part of a command line.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -40,6 +41,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 _HOST = re.compile(r"[A-Za-z0-9_.@:%\[\]][A-Za-z0-9_.@:%\[\]-]{0,254}")
 
+NODE = re.compile(r"[0-9A-Za-z.:_-]{1,253}")
+"""What a place may name as the machine of a thread."""
+
 _KEYS = (
     *("ssh", "argv", "ray", "worker", "max_runs", "starts_at_once", "lease_s", "keep_days"),
     *("keep_history_days", "max_tree_mb", "carry", "labels"),
@@ -63,6 +67,18 @@ class Ray:
     address: str = "auto"
     resources: Mapping[str, float] | None = None
     """What a run takes of the cluster; None for one `codex`."""
+    token_file: str | None = None
+    """The file with the cluster's token, on the machine where `argv` leads."""
+
+    def command(self, program: str, node: str, worker: str) -> tuple[str, ...]:
+        """Return the command that runs the text *program*, which is ray_place.py."""
+        resources = json.dumps(dict(self.resources or {"codex": 1}))
+        options = ["--address", self.address, "--resources", resources]
+        if self.token_file is not None:
+            options += ["--token-file", self.token_file]
+        if node:
+            options += ["--node", node]
+        return (self.python, "-c", program, *options, worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +104,28 @@ class Place:
     carry: bool = False
     """True if ignored files that `.worktreeinclude` names may leave this machine."""
     labels: tuple[str, ...] = ()
+    node: str = ""
+    """The machine of a Ray cluster that has the thread to continue; empty for any."""
 
     @property
     def command(self) -> tuple[str, ...]:
         """The whole command that starts a worker at the place."""
-        return (*self.argv, self.worker) if self.is_ssh else (*self.argv, *shlex.split(self.worker))
+        return self._command("ray_place.py")
+
+    def command_to_run(self) -> tuple[str, ...]:
+        """Return `command` with the text of the program that it sends to a Ray cluster."""
+        if self.ray is None:
+            return self.command
+        return self._command(Path(__file__).with_name("ray_place.py").read_text("utf-8"))
+
+    def _command(self, program: str) -> tuple[str, ...]:
+        if self.ray is not None:
+            words = self.ray.command(program, self.node, self.worker)
+        elif self.is_ssh:
+            return (*self.argv, self.worker)
+        else:
+            words = tuple(shlex.split(self.worker))
+        return (*self.argv, shlex.join(words)) if self.is_ssh else (*self.argv, *words)
 
 
 _DEFAULT = Place("")
@@ -217,9 +250,7 @@ def _place(table: _Table) -> Place:
         starts_at_once=table.count("starts_at_once", _DEFAULT.starts_at_once),
         lease_s=table.number("lease_s", _DEFAULT.lease_s, 2, 3600),
         keep_days=table.number("keep_days", _DEFAULT.keep_days, 0, 3650),
-        keep_history_days=table.number(
-            "keep_history_days", _DEFAULT.keep_history_days, 1, 36_500
-        ),
+        keep_history_days=table.number("keep_history_days", _DEFAULT.keep_history_days, 1, 36_500),
         max_tree_mb=table.number("max_tree_mb", _DEFAULT.max_tree_mb, 1, 1_000_000),
         carry=table.flag("carry"),
         labels=table.words("labels"),
@@ -231,9 +262,9 @@ def _ray(table: _Table) -> Ray | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise table.fail("ray", "must be a table with python, address and resources")
+        raise table.fail("ray", "must be a table with python, address, resources, token_file")
     inner = _Table(table.file, f"{table.name}.ray", cast(dict[str, object], value))
-    inner.check_keys(("python", "address", "resources"))
+    inner.check_keys(("python", "address", "resources", "token_file"))
     python = inner.text("python", "")
     if not python:
         raise inner.fail("python", "is missing: the path of the cluster's own Python")
@@ -244,4 +275,5 @@ def _ray(table: _Table) -> Ray | None:
         table.file, f"{table.name}.ray.resources", cast(dict[str, object], resources or {})
     )
     amounts = {key: of_run.number(key, 0, 0, 1_000_000) for key in of_run.values}
-    return Ray(python, inner.text("address", "auto"), amounts or None)
+    token_file = inner.text("token_file", "") or None
+    return Ray(python, inner.text("address", "auto"), amounts or None, token_file)

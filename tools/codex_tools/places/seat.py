@@ -95,6 +95,11 @@ class Seat:
         return self._pipe.place
 
     @property
+    def node(self) -> str:
+        """The machine of the place, if it has several; see `Hello.node`."""
+        return self._hello.node
+
+    @property
     def program(self) -> Program:
         """The Codex of the place."""
         return self._hello.program

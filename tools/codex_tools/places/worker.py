@@ -41,6 +41,7 @@ from codex_tools.engines.guard_lease import GuardLease
 from codex_tools.places import trees
 from codex_tools.places.frames import PROTOCOL, Decoder, Frame, ProtocolError, pieces
 from codex_tools.places.lease import Lease
+from codex_tools.places.ray_place import NODE_VARIABLE
 from codex_tools.places.rollout_follower import RolloutFollower
 from codex_tools.places.wire_turn import dump_program, load_paths, load_turn, plain_path
 from codex_tools.places.writer import FrameWriter
@@ -226,6 +227,7 @@ class _Service:
                     "version": _version(),
                     "program": dump_program(self._program),
                     "python": sys.version.split()[0],
+                    "node": os.environ.get(NODE_VARIABLE, ""),
                     "time": time.time(),
                 },
             )

@@ -18,6 +18,7 @@ from codex_tools.codex.place_errors import PlaceUnavailable
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.places.mirror import Home
+from codex_tools.places.place import Place
 from codex_tools.places.places import Elsewhere, Places
 from codex_tools.places.seat import Seat, open_seat
 from codex_tools.runs import kept_run
@@ -85,7 +86,8 @@ class CopyElsewhere:
     def note_thread(self, thread_id: str) -> None:
         """Store which project and which copy a thread of the place belongs to."""
         home = Home(
-            Path(self._kept.root), Path(self._kept.cwd), self._kept.copy, self._kept.snapshot
+            *(Path(self._kept.root), Path(self._kept.cwd), self._kept.copy, self._kept.snapshot),
+            self._kept.node,
         )
         try:
             self._site.mirror.remember(thread_id, home)
@@ -155,10 +157,11 @@ async def open_copy_elsewhere(
     try:
         shadow = await on_disk(open_shadow)
         known = await on_disk(_known_copy, site, shadow, run, before) if is_same else None
+        place = await on_disk(_place_of, site, request.thread_id)
         async with site.starting:
             run.progress.doing = f"connecting to {site.place.name}"
             seat = await stack.enter_async_context(
-                open_seat(site.place, site.mirror, run.run_id, shadow)
+                open_seat(place, site.mirror, run.run_id, shadow)
             )
             run.progress.doing = f"sending the project to {site.place.name}"
             copy, earlier = await _settle(seat, shadow, known)
@@ -166,6 +169,7 @@ async def open_copy_elsewhere(
         kept = KeptRun(
             *(run.run_id, os.fspath(shadow.root), os.fspath(request.cwd)),
             *(copy.id, seat.copy, time.time(), left_out),
+            node=seat.node,
         )
         await on_disk(kept_run.save, shadow.folder, kept)
     except (TreeError, OSError) as error:
@@ -214,7 +218,9 @@ async def _collect_again(site: Elsewhere, shadow: Shadow, kept: KeptRun) -> Chan
         with anyio.fail_after(AGAIN_WITHIN_S):
             async with (
                 site.starting,
-                open_seat(site.place, site.mirror, kept.run_id, shadow) as seat,
+                open_seat(
+                    replace(site.place, node=kept.node), site.mirror, kept.run_id, shadow
+                ) as seat,
             ):
                 if await seat.reopen(kept.copy) is not None:
                     raise TreeError(f"the copy of {kept.run_id} is no longer kept at {name}")
@@ -238,6 +244,12 @@ async def _settle(
     snapshot = await on_disk(take_snapshot, shadow)
     await seat.lay(snapshot, objects or ())
     return seat.snapshot or snapshot, None
+
+
+def _place_of(site: Elsewhere, thread_id: str | None) -> Place:
+    """Return the place, and of a Ray cluster the machine that has the thread."""
+    home = site.mirror.find_home(thread_id) if thread_id is not None else None
+    return replace(site.place, node=home.node) if home is not None else site.place
 
 
 def _known_copy(

@@ -79,6 +79,11 @@ def _unreachable(place: Place, error: PlaceUnavailable) -> Check:
 
 
 def _by_hand(place: Place) -> str:
+    if place.ray is not None:
+        code = f"import ray; ray.init({place.ray.address!r}); print(ray.cluster_resources())"
+        words = shlex.join((place.ray.python, "-c", code))
+        argv = [*place.argv, words] if place.is_ssh else [*place.argv, place.ray.python, "-c", code]
+        return f"To see why, run this in a terminal: {shlex.join(argv)}"
     return f"To see why, run this in a terminal; a worker waits for input: {_line(place)}"
 
 
