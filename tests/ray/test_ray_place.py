@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import signal
+import subprocess
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -219,14 +221,48 @@ async def test_the_death_of_the_node_ends_the_run_and_nothing_starts_again(
     with ray_cluster(PYTHON) as cluster, open_scene(cluster, lab, fake.build()) as scene:
         async with connect("auto", fake.build(), lab, *scene.options) as client:
             run_id = await begin(client, scene, fake)
-            for pid in cluster.pids(victim):
+            victims = cluster.pids(victim)
+            assert victims
+            for pid in victims:
                 os.kill(pid, signal.SIGKILL)
             result = await wait(client, run_id)
             assert scene.sleepers() == 0, "something was alive when the caller heard of it"
             assert result["error"]["kind"] == "place_lost"
-            again = await call(client, "codex_run", prompt="x", place="box")
+            # All that the cluster has not got any more is missed in 45 s, before anything starts.
+            started = await call(client, "codex_run", prompt="x", place="box", wait_s=0)
+            again = await wait(client, started["run_id"])
             assert again["error"]["kind"] == "place_unavailable"
         assert scene.starts.read_text() == "started\n"
+
+
+def test_the_doctor_proves_whether_a_cluster_demands_its_token(
+    shared: RayCluster, lab: Lab, fake: FakeCodex, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    worker = shlex.join([server_program(), "worker", "--codex-bin", str(fake.build())])
+
+    def examine(cluster: RayCluster, more: str) -> dict[str, Json]:
+        file = lab.root / "places.toml"
+        file.write_text(
+            f"[box]\nworker = {json.dumps(worker)}\nray = {{ address = '{cluster.address}',"
+            f" python = {json.dumps(cluster.python)}{more} }}\n"
+        )
+        command = [server_program(), "doctor", "--json", "--place", "box", "--places", str(file)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment(lab), check=False
+        )
+        return {each["name"]: each for each in json.loads(done.stdout)["checks"]}
+
+    with ray_cluster(PYTHON, token) as guarded:
+        found = examine(guarded, f", token_file = {json.dumps(str(token))}")
+        assert found["token"]["status"] == "ok", found
+        assert "offers codex: 4" in found["ray"]["message"]
+        without = examine(guarded, "")
+        assert without["place"]["status"] == "problem"
+        assert "token_file" in without["place"]["message"]
+    assert examine(shared, "")["token"]["status"] == "warning"
 
 
 async def test_a_cluster_that_has_not_what_a_run_takes_is_unavailable(

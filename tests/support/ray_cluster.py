@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -37,35 +36,36 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(python: str, codex: int = 4) -> Generator[RayCluster]:
-    """Start a node that offers *codex* of the resource `codex`; end all of it afterwards."""
+def ray_cluster(python: str, token_file: Path | None = None) -> Generator[RayCluster]:
+    """Start a node that offers 4 of the resource `codex`; end all of it afterwards.
+
+    Args:
+        python: The Python of a Ray installation.
+        token_file: The file with the token that the cluster demands; None for none.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Paths of sockets must be short.
     with ExitStack() as ports:
         port, first = _free_port(ports), _free_port(ports)
     cluster = RayCluster(python, f"127.0.0.1:{port}", folder)
-    command = [str(Path(python).parent / "ray"), "start", "--head", "--block"]
+    command = [str(Path(python).parent / "ray"), "start", "--head"]
     command += [f"--port={port}", f"--temp-dir={folder}", f"--min-worker-port={first}"]
     command += [f"--max-worker-port={min(first + 200, 65535)}", "--num-cpus=1"]
-    command += [f'--resources={{"codex": {codex}}}', "--include-dashboard=false"]
+    command += ['--resources={"codex": 4}', "--include-dashboard=false"]
     command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
     command += ["--disable-usage-stats"]
     # A token of an earlier cluster of this person would turn authentication on (Ray 2.60).
     env = {**os.environ, "HOME": str(folder), "RAY_AUTH_MODE": "disabled"}
-    log = folder / "start.log"
-    with log.open("wb") as out:
-        node = subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)
+    if token_file is not None:
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
     try:
-        _wait(lambda: "Ray runtime started" in log.read_text(), node, log)
+        # With --block, the death of one of its processes would end the others.
+        started = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert started.returncode == 0, f"Ray does not start: {started.stderr[-1000:]}"
         yield cluster
     finally:
-        node.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            node.wait(10)
         for pid in cluster.pids(""):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        node.kill()
-        node.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -73,14 +73,3 @@ def _free_port(stack: ExitStack) -> int:
     free = stack.enter_context(socket.socket())
     free.bind(("127.0.0.1", 0))
     return int(free.getsockname()[1])
-
-
-def _wait(condition: object, node: subprocess.Popen[bytes], log: Path) -> None:
-    assert callable(condition)
-    for _ in range(1200):
-        if condition():
-            return
-        if node.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise AssertionError(f"Ray does not start: {log.read_text()[-1000:]}")

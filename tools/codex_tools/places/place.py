@@ -18,7 +18,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from codex_tools.codex.foreign_file import read_foreign
 
@@ -70,15 +70,13 @@ class Ray:
     token_file: str | None = None
     """The file with the cluster's token, on the machine where `argv` leads."""
 
-    def command(self, program: str, node: str, worker: str) -> tuple[str, ...]:
+    def command(self, program: str, worker: str, *more: str) -> tuple[str, ...]:
         """Return the command that runs the text *program*, which is ray_place.py."""
         resources = json.dumps(dict(self.resources or {"codex": 1}))
         options = ["--address", self.address, "--resources", resources]
         if self.token_file is not None:
             options += ["--token-file", self.token_file]
-        if node:
-            options += ["--node", node]
-        return (self.python, "-c", program, *options, worker)
+        return (self.python, "-c", program, *options, *more, worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +112,16 @@ class Place:
 
     def command_to_run(self) -> tuple[str, ...]:
         """Return `command` with the text of the program that it sends to a Ray cluster."""
-        if self.ray is None:
-            return self.command
-        return self._command(Path(__file__).with_name("ray_place.py").read_text("utf-8"))
+        return self._command(_ray_program()) if self.ray is not None else self.command
 
-    def _command(self, program: str) -> tuple[str, ...]:
+    def command_to_examine(self, how: Literal["with-token", "without-token"]) -> tuple[str, ...]:
+        """Return the command that connects to the Ray cluster, and says what it offers."""
+        return self._command(_ray_program(), "--examine", how)
+
+    def _command(self, program: str, *more: str) -> tuple[str, ...]:
         if self.ray is not None:
-            words = self.ray.command(program, self.node, self.worker)
+            node = ("--node", self.node) if self.node else ()
+            words = self.ray.command(program, self.worker, *node, *more)
         elif self.is_ssh:
             return (*self.argv, self.worker)
         else:
@@ -129,6 +130,10 @@ class Place:
 
 
 _DEFAULT = Place("")
+
+
+def _ray_program() -> str:
+    return Path(__file__).with_name("ray_place.py").read_text("utf-8")
 
 
 def read_places(file: Path) -> dict[str, Place]:

@@ -187,12 +187,15 @@ def main() -> int:
     parser.add_argument("--resources", type=json.loads, default={"codex": 1})
     parser.add_argument("--token-file")
     parser.add_argument("--node", default="")
+    parser.add_argument("--examine", choices=("with-token", "without-token"))
     parser.add_argument("worker")
     asked = parser.parse_args()
     target = os.dup(1)
     os.dup2(2, 1)  # Ray prints to stdout, which carries the worker's bytes only.
     sys.path[:] = [each for each in sys.path if each]  # No `ray` of the current folder.
-    if asked.token_file:
+    if asked.examine == "without-token":
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+    elif asked.token_file:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=asked.token_file)
     resources = dict(asked.resources)
     if asked.node:
@@ -200,6 +203,10 @@ def main() -> int:
     try:
         ray: Any = importlib.import_module("ray")
         ray.init(address=asked.address, log_to_driver=False, logging_level="error")
+        if asked.examine:
+            offered = {name: ray.cluster_resources().get(name, 0) for name in resources}
+            os.write(target, json.dumps({"ray": ray.__version__, "offered": offered}).encode())
+            return 0
         if missing := lacking(ray, resources):
             raise RuntimeError(f"no node of the Ray cluster offers {missing}")
         worker = ray.remote(
@@ -212,6 +219,8 @@ def main() -> int:
         return Bridge(ray, worker.remote(shlex.split(asked.worker)), target).run()
     except Exception as error:
         problem = " ".join(str(error).split())[:250]
+        if isinstance(error, ConnectionError) and not asked.token_file:
+            problem += "; if the cluster demands a token, name its file: token_file"
         if type(error).__name__ == "GetTimeoutError":
             wanted = ", ".join(f"{name}: {amount:g}" for name, amount in resources.items())
             problem = f"no node of the Ray cluster had {wanted} free within {READY_WITHIN_S:g} s"

@@ -56,11 +56,20 @@ async def check_place(context: CheckContext, name: str) -> list[Check]:
             with anyio.move_on_after(PING_EVERY_S * 5):
                 while pipe.echo_s is None:  # noqa: ASYNC110 - set by the reader
                     await anyio.sleep(0.02)
-            return [*_reached(place, hello), *_examined(place, found, skew_s), _lease(place, pipe)]
+            checks = [
+                *_reached(place, hello),
+                *_examined(place, found, skew_s),
+                _lease(place, pipe),
+            ]
     except PlaceUnavailable as error:
         return [_unreachable(place, error)]
     except (PipeEnded, ProtocolError) as error:
         return [problem("place", f"{name} answered, and then failed: {error}.", _by_hand(place))]
+    if place.ray is not None:
+        from mcp_server_codex.cli.checks.ray import check_ray
+
+        checks += await check_ray(place)
+    return checks
 
 
 def _unreachable(place: Place, error: PlaceUnavailable) -> Check:
