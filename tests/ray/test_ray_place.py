@@ -230,7 +230,7 @@ async def test_the_death_of_the_node_ends_the_run_and_nothing_starts_again(
             assert result["error"]["kind"] == "place_lost"
             # All that the cluster has not got any more is missed in 45 s, before anything starts.
             started = await call(client, "codex_run", prompt="x", place="box", wait_s=0)
-            again = await wait(client, started["run_id"])
+            again = started if started["error"] else await wait(client, started["run_id"])
             assert again["error"]["kind"] == "place_unavailable"
         assert scene.starts.read_text() == "started\n"
 
