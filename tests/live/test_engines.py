@@ -13,7 +13,7 @@ from codex_tools.engines.app_server_preparation import OLDEST
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import VERSIONS, number, real_codex
 from support.engine_turns import untouched
-from support.lab import Json, Lab, call, connect, marked, open_lab, until
+from support.lab import Json, Lab, app_servers, call, connect, marked, open_lab, until
 
 
 @pytest.fixture(params=[v for v in VERSIONS if number(v) >= OLDEST], scope="module")
@@ -135,16 +135,3 @@ async def test_exec_runs_the_turn_with_a_warning_if_the_app_server_does_not_star
 async def sessions(client: Client, **arguments: str) -> Json:
     """Call codex_sessions and return its structured result."""
     return cast("Json", (await client.call_tool("codex_sessions", arguments)).structured_content)
-
-
-def app_servers(mark: str) -> list[int]:
-    """Return the ids of the app-servers that carry *mark* in their environment."""
-    found: list[int] = []
-    for pid in marked(mark):
-        try:
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if argv[1:2] == [b"app-server"]:
-            found.append(pid)
-    return found

@@ -161,7 +161,12 @@ def test_gemini_cli_takes_the_repository_for_an_extension(tmp_path: Path) -> Non
 
 def test_skill_and_commands_name_nothing_that_is_not_there() -> None:
     skill = PLUGIN / "skills" / "delegate-to-codex" / "SKILL.md"
-    known = {tool.name for tool in TOOLS} | set(WIDTH) | {"running"} | set(get_args(Kind))
+    known = (
+        {tool.name for tool in TOOLS}
+        | set(WIDTH)
+        | {"running", "needs_answer"}
+        | set(get_args(Kind))
+    )
     for tool in TOOLS:
         known |= {*tool.request.model_fields, *tool.result.model_fields}
     quoted = re.findall(r"`([a-z][\w-]*)(?:: [^`]*)?`", skill.read_text())

@@ -245,7 +245,7 @@ async def test_a_reviewer_that_works_with_a_wider_sandbox_is_stopped(mode: str, 
         f'exec {real_codex("0.163.0")} "${{args[@]//:workspace-write/:workspace}}"\n'
     )
     wrapper.chmod(0o755)
-    lab.model.default = (do(Shell("sleep 5; touch written")), say(codex_answer(lab)))
+    lab.model.default = (do(Shell("sleep 30; touch written")), say(codex_answer(lab)))
     async with connect(mode, wrapper, lab, *BY_EXEC) as client:
         result = await call(client, "codex_run", review={"uncommitted": True})
     assert result["status"] == "failed", result

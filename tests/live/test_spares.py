@@ -23,7 +23,7 @@ from codex_tools.engines.guard import processes
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import VERSIONS, number
 from support.engine_turns import run, untouched
-from support.lab import Lab, commands, environment, marked, until
+from support.lab import Lab, app_servers, commands, environment, marked, until
 
 SLEEPERS = "setsid sleep 601 & (setsid sh -c 'sleep 602 &' &) ; sleep 600"
 
@@ -48,19 +48,6 @@ def mark(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def engine(codex: Path) -> AppServerEngine:
     return AppServerEngine(str(codex))
-
-
-def app_servers(mark: str) -> list[int]:
-    """Return the ids of the app-servers that are running."""
-    found: list[int] = []
-    for pid in marked(mark):
-        try:
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if argv[1:2] == [b"app-server"]:
-            found.append(pid)
-    return found
 
 
 async def spare_of(mark: str, engine: AppServerEngine) -> int:

@@ -165,6 +165,8 @@ async def test_what_others_do_in_the_thread_is_no_result_of_a_run_whose_server_w
             await until(lambda: any("sleep 1000" in each for each in commands(tag)))
             file = lab.state / "runs" / runs[0]["run_id"] / "run.json"
             await until(lambda: json.loads(file.read_text())["result"]["attempts"] == 1)
+            # 0.60.1 may start the command before it records the tokens.
+            await until(lambda: '"input_tokens":1200' in lab.rollouts()[0].read_text())
             os.kill(server_of(tag), signal.SIGKILL)
             await until(lambda: not marked(tag))
     thread_id = lab.rollouts()[0].stem[-36:]

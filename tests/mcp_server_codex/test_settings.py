@@ -97,7 +97,7 @@ def test_the_options_are_those_of_the_contract() -> None:
 def test_without_anything_the_defaults_hold() -> None:
     assert read() == Settings(
         codex_bin=None,
-        engine="exec",
+        engine="auto",
         spares=1,
         policy=Policy(
             default_sandbox="read-only",

@@ -200,16 +200,23 @@ def marked(tag: str) -> list[int]:
     return found
 
 
+def app_servers(tag: str) -> list[int]:
+    """Return the ids of the app-servers whose environment holds *tag*."""
+    return [pid for pid in marked(tag) if _argv(pid)[1:2] == [b"app-server"]]
+
+
 def commands(tag: str) -> list[str]:
     """Return the command lines of the processes whose environment holds *tag*."""
-    found: list[str] = []
-    for pid in marked(tag):
-        try:
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        found.append(argv.replace(b"\0", b" ").decode(errors="replace").strip())
-    return found
+    lines = (b" ".join(_argv(pid)).decode(errors="replace").strip() for pid in marked(tag))
+    return [line for line in lines if line]
+
+
+def _argv(pid: int) -> list[bytes]:
+    """Return the arguments of a process; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def lay_slow_rollouts(home: Path) -> Path:

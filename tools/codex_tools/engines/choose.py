@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EngineChoice = Literal["auto", "exec", "app-server"]
 """What the operator may choose."""
 
-DEFAULT_ENGINE: EngineChoice = "exec"
+DEFAULT_ENGINE: EngineChoice = "auto"
 """The engine of a server whose operator names none."""
 
 
