@@ -45,7 +45,8 @@ def _make(settings: Settings) -> Worker:
         return lock.fd, lock.release
 
     return Worker(
-        engine=choose_engine(settings.codex_bin, settings.policy.projects()),
+        # Whatever --engine says: only this engine's guards end with the lease of a stopped worker.
+        engine=choose_engine(settings.codex_bin, settings.policy.projects(), choice="exec"),
         threads=threads,
         state_dir=state_dir,
         rules=settings.policy.environment,

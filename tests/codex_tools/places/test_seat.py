@@ -362,7 +362,8 @@ async def test_a_turn_never_asks_at_a_place_whatever_the_place_allows(
     lab: Lab, fake: FakeCodex
 ) -> None:
     fake.stdout = events(thread_line(), *answer_lines("hi"))
-    options = ("--approvals", "caller", "--engine", "auto")
+    # The lease of a stopped worker is kept only by the guards of `codex exec`.
+    options = ("--approvals", "caller", "--engine", "app-server")
     for scene in make_scene(lab, fake, *options):
         async with open_seat(scene.place(), scene.mirror, "run_1", scene.shadow) as seat:
             await lay(seat, scene.shadow)
