@@ -26,6 +26,7 @@ from support.far_machine import living, wait_until_gone, worker_pid
 from support.isolated import apply
 from support.lab import Lab, call, connect, environment, server_program, until
 from support.ray_cluster import RayCluster, ray_cluster
+from support.separate_network import separate_network
 from support.work_trees import run_git
 
 PYTHON = os.environ.get("RAY_PYTHON", "")
@@ -48,6 +49,22 @@ print('{{{{"type":"thread.started","thread_id":"{THREAD}"}}}}', flush=True)
 print('{{{{"type":"turn.started"}}}}', flush=True)
 time.sleep(600)
 """
+
+
+ROLLOUT = """
+import pathlib
+folder = pathlib.Path(os.environ["CODEX_HOME"], "sessions/2026/11/29")
+folder.mkdir(parents=True, exist_ok=True)
+file = folder / "rollout-2026-11-29T00-00-00-{thread}.jsonl"
+def record(type_, **payload):
+    with file.open("a") as f:
+        f.write(json.dumps({{"timestamp": "2026-11-29T00:00:00.000Z", "type": type_,
+                             "payload": payload}}) + "\\n")
+if not file.exists():
+    record("session_meta", id="{thread}", cwd=os.getcwd(), timestamp="2026-11-29T00:00:00.000Z")
+record("turn_context", cwd=os.getcwd(), model="m", sandbox_policy={{"type": "workspace-write"}})
+"""
+"""A rollout as Codex writes it, as far as this server reads it."""
 
 
 @dataclass
@@ -233,6 +250,58 @@ async def test_the_death_of_the_node_ends_the_run_and_nothing_starts_again(
             again = started if started["error"] else await wait(client, started["run_id"])
             assert again["error"]["kind"] == "place_unavailable"
         assert scene.starts.read_text() == "started\n"
+
+
+async def test_a_thread_is_continued_on_its_node_and_a_cut_node_loses_its_run_only(
+    lab: Lab, fake: FakeCodex
+) -> None:
+    far_home = lab.root / "far-home"
+    far_home.mkdir()
+    where = lab.root / "where"
+    # Each node has a network namespace of its own.
+    note = f"open({str(where)!r}, 'w').write(os.readlink('/proc/self/ns/net'))"
+    with (
+        separate_network() as network,
+        ray_cluster(PYTHON, network=network) as cluster,
+        open_scene(cluster, lab, fake.build(), CODEX_HOME=str(far_home)) as scene,
+    ):
+        async with connect("auto", fake.build(), lab, *scene.options) as client:
+            turn: Json = {"sandbox": "workspace-write", "place": "box"}
+
+            async def run_on_the_second_node(tool: str, **more: str) -> str:
+                fake.body = "time.sleep(600)"
+                fake.build()
+                fake.forget()
+                blocker = await call(client, "codex_run", prompt="x", wait_s=0, **turn)
+                await until(lambda: fake.was_started)
+                fake.body = ROLLOUT.format(thread=THREAD) + note
+                fake.stdout = events(thread_line(), *answer_lines("hi"))
+                fake.build()
+                ran = await call(client, tool, prompt="x", **turn, **more)
+                assert ran["status"] == "completed", ran["error"]
+                await client.call_tool("codex_stop", {"run_id": blocker["run_id"]})
+                return where.read_text()
+
+            node = await run_on_the_second_node("codex_run")
+            # Both nodes are free now.
+            for _ in range(2):
+                more = await call(client, "codex_resume", prompt="y", thread_id=THREAD, **turn)
+                assert more["status"] == "completed", more
+                assert where.read_text() == node
+            fake.body = SLEEPERS.format(starts=str(scene.starts))
+            fake.build()
+            # Ray fills the node of the driver first, so the thread is on the other one.
+            assert node != str(Path("/proc/self/ns/net").readlink())
+            started = await call(
+                client, "codex_resume", prompt="z", thread_id=THREAD, wait_s=0, **turn
+            )
+            await until(lambda: scene.sleepers() == 2)
+            network.cut()
+            result = await wait(client, started["run_id"])
+            assert scene.sleepers() == 0, "something was alive when the caller heard of it"
+            assert result["error"]["kind"] == "place_lost"
+            assert scene.starts.read_text() == "started\n"
+            network.restore()
 
 
 def test_the_doctor_proves_whether_a_cluster_demands_its_token(

@@ -19,6 +19,8 @@ class Network:
     name: str
     address: str
     """Its address, as seen from here."""
+    here: str
+    """The address of this machine, as seen from there."""
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -58,7 +60,7 @@ def separate_network() -> Generator[Network]:
         _remove(name)
         pytest.skip(f"no network namespace can be made here: {error.stderr.strip()}")
     try:
-        yield Network(name, there)
+        yield Network(name, there, here)
     finally:
         _remove(name)
 
