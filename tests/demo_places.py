@@ -47,7 +47,8 @@ def show(text: str) -> None:
 
 def show_result(result: Json) -> None:
     show(f"   {result['status']} at {result['place']}: {result['final_response']}")
-    for each in (result["changes"] or {"files": []})["files"]:
+    changes: Json = result["changes"] or {"files": []}
+    for each in changes["files"]:
         lines = f"+{each['insertions']} -{each['deletions']}"
         show(f"   {each['kind']:6} {each['path']}  {lines}")
 

@@ -171,6 +171,10 @@ async def begin(client: Client, scene: Scene, fake: FakeCodex) -> str:
     return str(started["run_id"])
 
 
+def own_network() -> str:
+    return str(Path("/proc/self/ns/net").readlink())
+
+
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -291,7 +295,7 @@ async def test_a_thread_is_continued_on_its_node_and_a_cut_node_loses_its_run_on
             fake.body = SLEEPERS.format(starts=str(scene.starts))
             fake.build()
             # Ray fills the node of the driver first, so the thread is on the other one.
-            assert node != str(Path("/proc/self/ns/net").readlink())
+            assert node != own_network()
             started = await call(
                 client, "codex_resume", prompt="z", thread_id=THREAD, wait_s=0, **turn
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,30 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
     assert found["here"].max_runs == 2
 
 
+def test_a_ray_place_sends_its_program_as_one_word(tmp_path: Path) -> None:
+    ray = 'ray = { python = "/opt/my py", token_file = "/etc/t" }\n'
+    here = _read(tmp_path, f"[c]\n{ray}")["c"]
+    shown = here.command
+    assert shown[:3] == ("/opt/my py", "-c", "ray_place.py")
+    assert shown[3:] == (
+        *("--address", "auto", "--resources", '{"codex": 1}', "--token-file", "/etc/t"),
+        "mcp-server-codex worker",
+    )
+    sent = here.command_to_run()
+    compile(sent[2], "ray_place.py", "exec")
+    assert (*sent[:2], "ray_place.py", *sent[3:]) == shown
+    assert replace(here, node="10.0.0.2").command[-3:-1] == ("--node", "10.0.0.2")
+    # By ssh it is one text for the shell there, which splits it into the same words.
+    far = _read(tmp_path, f'[c]\nssh = "head"\n{ray}')["c"]
+    assert far.command_to_run()[:-1] == far.argv
+    assert tuple(shlex.split(far.command_to_run()[-1])) == sent
+
+
+def test_only_a_ray_place_sends_a_program_or_asks_for_a_node(tmp_path: Path) -> None:
+    box = _read(tmp_path, '[box]\nssh = "h"\n')["box"]
+    assert replace(box, node="10.0.0.2").command_to_run() == box.command
+
+
 @pytest.mark.parametrize(
     ("text", "where", "problem"),
     [
@@ -60,6 +86,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         ("[b]\nssh = 3\n", "[b] ssh", "text"),
         ('[b]\nssh = "h"\nargv = ["x"]\n', "[b] argv", "beside ssh"),
         ('[b]\nargv = "x"\n', "[b] argv", "list"),
+        ('[b]\nray = { python = "p", token_file = 3 }\n', "[b.ray] token_file", "text"),
         ('[b]\nargv = [""]\n', "[b] argv", "empty"),
         ('[b]\nargv = ["a\\u0000b"]\n', "[b] argv", "list"),
         ('[b]\nssh = "h"\nmaxruns = 3\n', "[b] maxruns", "no key"),

@@ -162,8 +162,8 @@ async def test_a_cut_network_ends_the_turn_at_both_ends_and_its_changes_are_fetc
             await until(lambda: scene.sleepers() == 2)
             network.cut()
             await until(lambda: bool(lost))
-            assert seat.snapshot is not None
         network.restore()
+        assert seat.snapshot is not None
         async with open_seat(scene.place, scene.mirror, "r", scene.shadow) as again:
             assert await again.reopen(seat.copy) is None
             changes = await again.collect(seat.snapshot)
