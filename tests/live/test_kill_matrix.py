@@ -30,11 +30,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from codex_tools.engines.app_server_preparation import OLDEST
 from codex_tools.engines.choose import EngineChoice
 from codex_tools.engines.guard import processes, tree
 from mcp_server_codex.cli.scripted_model import Shell, do, say
-from support.codex_versions import VERSIONS, number
+from support.codex_versions import WITH_APP_SERVER
 from support.engine_turns import untouched
 from support.kill_matrix import KINDS, OTHERS, Ending, idle_spares
 from support.lab import (
@@ -57,7 +56,6 @@ SLEEPERS = (
 )
 SANDBOXES = ("workspace-write", "danger-full-access")
 USUAL = cast("EngineChoice", ENGINE or "exec")
-APP_SERVER_VERSIONS = [each for each in VERSIONS if number(each) >= OLDEST]
 AT_ONCE = 3
 GONE_WITHIN_S = 20.0
 WAIT_S = 60.0
@@ -347,7 +345,7 @@ async def test_no_second_signal_cuts_the_clean_up_short(
 
 @pytest.mark.every_pair
 @pytest.mark.skipif(USUAL == "app-server", reason="The tests above are by this engine.")
-@pytest.mark.parametrize("version", APP_SERVER_VERSIONS, scope="module")
+@pytest.mark.parametrize("version", WITH_APP_SERVER, scope="module")
 async def test_an_app_server_and_its_spare_leave_nothing_either(
     codex: Path, version: str, mode: str, note: Note
 ) -> None:

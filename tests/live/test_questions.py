@@ -13,14 +13,13 @@ import mcp_types as types
 import pytest
 from mcp import Client
 
-from codex_tools.engines.app_server_preparation import OLDEST
 from mcp_server_codex.cli.scripted_model import Call, Patch, Shell, do, say
-from support.codex_versions import VERSIONS, number
+from support.codex_versions import ASKING_ENGINE, WITH_APP_SERVER
 from support.engine_turns import untouched
 from support.lab import Json, Lab, call, connect, until
 
 
-@pytest.fixture(params=[v for v in VERSIONS if number(v) >= OLDEST], scope="module")
+@pytest.fixture(params=WITH_APP_SERVER, scope="module")
 def version(request: pytest.FixtureRequest) -> str:
     """A Codex version that the app-server engine runs."""
     return str(request.param)
@@ -71,7 +70,7 @@ def audited(lab: Lab, event: str) -> list[Json]:
 async def server(
     mode: str, codex: Path, lab: Lab, who: str, *options: str, **client: Any
 ) -> AsyncGenerator[Client]:
-    chosen = ("--engine", "auto", "--spares", "0", "--approvals", who)
+    chosen = ("--engine", ASKING_ENGINE, "--spares", "0", "--approvals", who)
     async with connect(mode, codex, lab, *chosen, *options, **client) as connected:
         yield connected
 
@@ -241,7 +240,7 @@ async def test_codex_asks_its_caller(codex: Path, mode: str, lab: Lab) -> None:
     prompt = lab.script(
         "name it", do(Call("ask_caller", {"question": "Which name?"})), say("Named.")
     )
-    async with connect(mode, codex, lab, "--engine", "auto", "--spares", "0") as client:
+    async with connect(mode, codex, lab, "--engine", ASKING_ENGINE, "--spares", "0") as client:
         waiting = await call(client, "codex_run", prompt=prompt, ask_caller=True)
         assert waiting["status"] == "needs_answer", waiting
         (question,) = waiting["questions"]
@@ -289,7 +288,7 @@ async def test_the_clocks_stand_still_while_an_answer_is_awaited(
 async def test_a_run_is_steered(codex: Path, mode: str, lab: Lab) -> None:
     lab.script("long", do(Shell("sleep 3; echo slept", yield_ms=500)), say("first"))
     lab.script("and this", say("steered"))
-    async with connect(mode, codex, lab, "--engine", "auto", "--spares", "0") as client:
+    async with connect(mode, codex, lab, "--engine", ASKING_ENGINE, "--spares", "0") as client:
         started = await call(client, "codex_run", prompt="long", wait_s=0)
         run_id = started["run_id"]
         await until(lambda: lab.model.requests)

@@ -21,14 +21,14 @@ from codex_tools.engines.app_server_preparation import OLDEST
 from codex_tools.engines.exec import ExecEngine
 from codex_tools.engines.guard import processes
 from mcp_server_codex.cli.scripted_model import Shell, do, say
-from support.codex_versions import VERSIONS, number
+from support.codex_versions import WITH_APP_SERVER, number
 from support.engine_turns import run, untouched
 from support.lab import Lab, app_servers, commands, environment, marked, until
 
 SLEEPERS = "setsid sleep 601 & (setsid sh -c 'sleep 602 &' &) ; sleep 600"
 
 
-@pytest.fixture(params=[v for v in VERSIONS if number(v) >= OLDEST], scope="module")
+@pytest.fixture(params=WITH_APP_SERVER, scope="module")
 def version(request: pytest.FixtureRequest) -> str:
     """A Codex version that this engine runs."""
     return str(request.param)
@@ -46,8 +46,8 @@ def mark(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def engine(codex: Path) -> AppServerEngine:
-    return AppServerEngine(str(codex))
+def engine(codex: Path, version: str) -> AppServerEngine:
+    return AppServerEngine(str(codex), is_only=number(version) < OLDEST)
 
 
 async def spare_of(mark: str, engine: AppServerEngine) -> int:
@@ -166,6 +166,27 @@ async def test_a_spare_that_has_died_is_not_used(
     assert marked(mark) == []
 
 
+async def test_a_spare_that_dies_as_it_is_taken_is_replaced(
+    codex: Path, lab: Lab, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no other engine could run the turn."""
+    engine = AppServerEngine(str(codex), is_only=True)
+    take = spares.Spares.take
+    async with engine.keep_spares():
+        await run(engine, lab, "one")
+        spare = await spare_of(mark, engine)
+
+        def take_and_kill(kept: spares.Spares, key: spares.SpareKey) -> spares.Spare | None:
+            found = take(kept, key)
+            os.kill(spare, signal.SIGKILL)
+            return found
+
+        monkeypatch.setattr(spares.Spares, "take", take_and_kill)
+        assert (await run(engine, lab, "two")).kind is None
+    assert [seen.prompt for seen in lab.model.requests] == ["one", "two"]
+    assert marked(mark) == []
+
+
 async def test_a_spare_that_waits_too_long_is_ended(
     engine: AppServerEngine, lab: Lab, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +210,7 @@ from codex_tools.engines.engine import TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 
 async def main():
-    engine = AppServerEngine(sys.argv[1])
+    engine = AppServerEngine(sys.argv[1], is_only=True)
     cwd = Path(sys.argv[2])
     program = await engine.prepare(cwd, EnvironmentRules())
     request = TurnRequest(program, "x", cwd, "read-only", 600.0, 600.0)

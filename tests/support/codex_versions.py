@@ -18,6 +18,7 @@ import pytest
 from platformdirs import user_cache_path
 
 from codex_tools.codex.program import bundled_codex, native_binary
+from codex_tools.engines.app_server_preparation import OLDEST, OLDEST_BY_NAME
 
 PINNED = ("0.60.1", "0.163.0")
 """The Codex versions that the tests fetch: the oldest supported, the newest on PyPI."""
@@ -34,6 +35,13 @@ def number(version: str) -> tuple[int, int, int]:
     """Return *version* as numbers."""
     major, minor, patch = (int(part) for part in version.split("."))
     return major, minor, patch
+
+
+WITH_APP_SERVER = [each for each in VERSIONS if number(each) >= OLDEST_BY_NAME]
+"""Those of them whose app-server can run turns."""
+
+ASKING_ENGINE = "app-server" if any(number(v) < OLDEST for v in WITH_APP_SERVER) else "auto"
+"""The --engine by which all of these can ask: the default one does not choose the oldest."""
 
 
 @contextmanager

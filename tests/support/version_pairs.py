@@ -17,7 +17,7 @@ from zlib import crc32
 
 import pytest
 
-from codex_tools.engines.app_server_preparation import OLDEST
+from codex_tools.engines.app_server_preparation import OLDEST_BY_NAME
 from support.codex_versions import number
 
 EVERY_PAIR = bool(os.environ.get("EVERY_PAIR"))
@@ -30,7 +30,7 @@ def without_engine(items: Iterable[pytest.Item]) -> list[pytest.Item]:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             given = item.callspec.params
             by_it = given.get("each_engine") == "app-server" and "version" in given
-            if by_it and number(str(given["version"])) < OLDEST:
+            if by_it and number(str(given["version"])) < OLDEST_BY_NAME:
                 left_out.append(item)
     return left_out
 

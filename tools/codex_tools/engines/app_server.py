@@ -44,6 +44,8 @@ from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.app_server_events import TurnLines, Writing
 from codex_tools.engines.app_server_preparation import (
+    OLDEST,
+    OLDEST_BY_NAME,
     SANDBOX_SETTING,
     TurnStart,
     broken,
@@ -116,10 +118,12 @@ class AppServerEngine:
         """Remember *codex_bin*, the configured Codex; None to look for one.
 
         No Codex inside the folders *untrusted* is taken from PATH. While the engine is opened,
-        *spares* app-servers wait for the next turns. With *is_only*, an app-server that ends at
-        its start is a failed turn, as with `codex exec`, since no other engine can try it.
+        *spares* app-servers wait for the next turns. With *is_only*, no other engine can try a
+        turn: an app-server that ends at its start is a failed turn, as with `codex exec`, and an
+        older Codex is taken, too.
         """
         self._is_only = is_only
+        self._oldest = OLDEST_BY_NAME if is_only else OLDEST
         self._count = spares
         self._codex_bin = codex_bin
         self._untrusted = untrusted
@@ -145,7 +149,7 @@ class AppServerEngine:
         Raises:
             EngineUnfit: This engine cannot run the turn.
         """
-        start = await on_disk(prepare, request)
+        start = await on_disk(prepare, request, self._oldest)
         argv = tuple(mask(each) for each in start.argv)
         return Plan(argv, tuple(sorted(start.env)), tuple(start.notices))
 
@@ -162,15 +166,13 @@ class AppServerEngine:
             EngineUnfit: This engine cannot run the turn.
             NotAllowed: A path resolves to another place than when it was checked.
         """
-        start = await on_disk(prepare, request)
+        start = await on_disk(prepare, request, self._oldest)
         async with AsyncExitStack() as stack:
             try:
                 if start.is_refused:
                     events = _refused(start, _NOT_GIT)
                 else:
-                    server = await self._server_for(start, stack)
-                    stack.push_async_callback(_interrupt, server.handle)
-                    events = await _open(start, server, keep)
+                    events = await self._events_of(start, stack, keep)
             except DidNotStart as error:
                 if error.exited is None or not self._is_only:
                     raise broken(request, f"a working app-server ({error})") from error
@@ -189,34 +191,36 @@ class AppServerEngine:
             finally:
                 self._spares = None
 
-    async def _server_for(self, start: TurnStart, stack: AsyncExitStack) -> AppServer:
-        """Return a spare app-server, or a new one if none is ready for this turn.
+    async def _events_of(
+        self, start: TurnStart, stack: AsyncExitStack, keep: Keep
+    ) -> AsyncGenerator[Event]:
+        """Start a thread in a spare app-server, or in a new one; return the events of the turn.
 
         Raises:
-            DidNotStart: It did not start.
+            EngineUnfit: The app-server did not take the settings, or cannot keep to them.
+            DidNotStart: It did not start, has ended, or does not answer.
         """
         request, spares = start.request, self._spares
-        if spares is None:
-            return await self._fresh(start, stack)
         key = await on_disk(spare_key, start.argv, start.env)
-        spare = spares.take(key)
-        if spare is not None:
+        spare = spares.take(key) if spares is not None else None
+        if spares is not None and spare is not None:
             spares.order(key)
             stack.push_async_callback(spare.release)
-            with suppress(OSError):  # Its guard was killed.
+            # It may have ended while it waited, or its guard: nothing was sent to a model.
+            with suppress(OSError, DidNotStart):
                 spare.server.child.hold(request.held)
-                return spare.server
-        server = await self._fresh(start, stack)
-        # Not earlier: in a new CODEX_HOME, one of two app-servers of 0.163.0 that start at the
-        # same time ends, because both make the database (seen).
-        spares.order(key)
-        return server
-
-    async def _fresh(self, start: TurnStart, stack: AsyncExitStack) -> AppServer:
-        request = start.request
-        return await start_app_server(
+                stack.push_async_callback(_interrupt, spare.server.handle)
+                return await _open(start, spare.server, keep)
+            await spare.release()
+        server = await start_app_server(
             start.argv, start.env, request.cwd, TurnHandle(), stack, request.held
         )
+        stack.push_async_callback(_interrupt, server.handle)
+        if spares is not None:
+            # Not earlier: in a new CODEX_HOME, one of two app-servers of 0.163.0 that start at the
+            # same time ends, because both make the database (seen).
+            spares.order(key)
+        return await _open(start, server, keep)
 
 
 async def _open(start: TurnStart, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:

@@ -17,10 +17,13 @@ from codex_tools.engines.engine import EngineFailed, EngineUnfit, TurnRequest
 from codex_tools.engines.preparation import check_unmoved, prepare_turn, settings_of
 
 OLDEST: Version = (0, 163, 0)
-"""The oldest Codex that runs turns by this engine.
+"""The oldest Codex whose app-server is chosen without being named.
 
-0.147.0 asks for approval of MCP tools although the policy is `never`, and names turns otherwise.
+0.147.0 does not say with which settings a turn runs, and asks although the policy is `never`.
 """
+
+OLDEST_BY_NAME: Version = (0, 147, 0)
+"""The oldest Codex whose app-server runs turns if the operator names this engine."""
 
 _OTHER_LOGIN = "CODEX_ACCESS_TOKEN"
 SANDBOX_SETTING = "sandbox_workspace_write"
@@ -41,8 +44,12 @@ class TurnStart:
     """True if the folder is in no repository, and must be."""
 
 
-def prepare(request: TurnRequest) -> TurnStart:
+def prepare(request: TurnRequest, oldest: Version = OLDEST) -> TurnStart:
     """Return what is needed to start a turn; accesses the disk.
+
+    Args:
+        request: The turn.
+        oldest: The oldest Codex that may run it.
 
     Raises:
         EngineUnfit: Only `codex exec` can run the turn.
@@ -51,7 +58,7 @@ def prepare(request: TurnRequest) -> TurnStart:
     check_unmoved(request)
     # The thread starts read-only, so that Codex has no reason to trust the project.
     prepared = prepare_turn(request, starts_as="read-only")
-    reason = _unfitness(request, has_rules=bool(prepared.rules), env=prepared.env)
+    reason = _unfitness(request, oldest, has_rules=bool(prepared.rules), env=prepared.env)
     if reason is not None:
         raise unfit(request, reason)
     request = prepared.request
@@ -70,11 +77,13 @@ def prepare(request: TurnRequest) -> TurnStart:
     return TurnStart(request, argv, values, prepared.env, prepared.notices, is_refused)
 
 
-def _unfitness(request: TurnRequest, *, has_rules: bool, env: dict[str, str]) -> str | None:
+def _unfitness(
+    request: TurnRequest, oldest: Version, *, has_rules: bool, env: dict[str, str]
+) -> str | None:
     """Return what the app-server of this Codex lacks for the turn; None if nothing."""
     version = request.program.version
-    if version is None or version < OLDEST:
-        return f"a stable app-server, as {'.'.join(map(str, OLDEST))} and later have it"
+    if version is None or version < oldest:
+        return f"a stable app-server, as {'.'.join(map(str, oldest))} and later have it"
     if request.profile is not None:
         return "an app-server with profiles"
     if has_rules and not request.keep_rules:

@@ -157,8 +157,6 @@ def build_argv(
         argv += ["-m", request.model]
     if request.profile is not None:
         argv += ["-p", request.profile]
-    if kept and program.keeps_whole_snapshot:
-        argv += ["-c", "features.shell_snapshot=false"]
     if not request.keep_rules and "--ignore-rules" in program.flags:
         argv.append("--ignore-rules")
     permissions = _PERMISSIONS[request.sandbox]

@@ -151,6 +151,8 @@ def settings_of(
     version = request.program.version
     merges = version is None or version >= (0, 77, 0)
     settings = [f"{k}={v}" for k, v in request.config if merges or k != MERGED_SERVERS]
+    if kept and request.program.keeps_whole_snapshot:
+        settings.append("features.shell_snapshot=false")
     if kept:  # After the caller's settings, which it includes.
         settings.append(f"shell_environment_policy.exclude={to_toml([*kept])}")
     if permissions is not None:
