@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codex_tools.engines.app_server_preparation import OLDEST
+from support.codex_versions import number
 from support.lab import ENGINE, Lab, call, connect
 
 
 async def test_a_dry_run_says_what_would_run_and_starts_nothing(
-    codex: Path, mode: str, lab: Lab
+    codex: Path, version: str, mode: str, lab: Lab
 ) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
     secret = {"SECRET_VALUE": "must-not-be-shown"}
@@ -26,7 +28,9 @@ async def test_a_dry_run_says_what_would_run_and_starts_nothing(
         assert (plan["status"], plan["run_id"], plan["thread_id"]) == ("planned", None, None), plan
         assert (plan["sandbox"], plan["model"]) == ("workspace-write", "some-model")
         argv = plan["planned"]["argv"]
-        if ENGINE == "app-server":  # The settings of the turn go into its input.
+        by_exec = argv[1] == "exec"
+        assert by_exec is (ENGINE == "exec" or number(version) < OLDEST)
+        if not by_exec:  # The settings of the turn go into its input.
             assert argv[1:] == ["app-server"]
         else:
             assert argv[1:5] == ["exec", "--json", "-s", "workspace-write"]
@@ -45,7 +49,7 @@ async def test_a_dry_run_says_what_would_run_and_starts_nothing(
         again = await call(
             client, "codex_resume", thread_id=first["thread_id"], prompt="y", dry_run=True
         )
-        if ENGINE != "app-server":
+        if by_exec:
             assert again["planned"]["argv"][-3:] == ["resume", first["thread_id"], "-"]
         assert again["thread_id"] == first["thread_id"]
         assert lab.rollouts() == [rollout]

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
 from support.codex_versions import from_npm
-from support.lab import ENGINE, Json, Lab, commands, environment, marked, server_program, until
+from support.lab import Json, Lab, commands, environment, marked, server_program, until
 from support.scripted_messages import ScriptedMessages, Use
 
 CLAUDE_CODE = "2.1.332"
@@ -101,8 +101,13 @@ class ClaudeCode:
         with self.start("Go.", *options, mark=mark, **env) as process:
             try:
                 await until(lambda: {*commands(mark)} >= _SLEEPERS)
-                for part in ("mcp-server-codex", "/guard.", f"codex {ENGINE or 'exec'}"):
-                    assert any(part in command for command in commands(mark)), part
+                for parts in (
+                    ("mcp-server-codex",),
+                    ("/guard.",),
+                    ("codex exec", "codex app-server"),
+                ):
+                    found = [each for each in commands(mark) if any(part in each for part in parts)]
+                    assert found, parts
                 process.send_signal(number)
                 await anyio.to_thread.run_sync(process.communicate)
                 await until(lambda: commands(mark) == [])

@@ -128,7 +128,8 @@ async def connect(
     """Start the server as a client would and speak to it in *mode*.
 
     With *machine*, the server and its Codex see a /etc/codex that holds these files. *prefix* is
-    the beginning of the command line that starts the server, *state* another state folder.
+    the beginning of the command line that starts the server, *state* another state folder. A Codex
+    that the tests made stands for `codex exec`, unless the options say otherwise.
     """
     chosen = ("--codex-bin", str(codex)) if codex is not None else ()
     private = [] if machine is None else machine_prefix(lab.root, machine)
@@ -145,12 +146,17 @@ async def connect(
         command=command,
         args=args,
         cwd=cwd or lab.project,
-        env=environment(lab) | (env or {}),
+        env=environment(lab) | _engine_for(codex) | (env or {}),
     )
     with lab.log.open("ab") as log:
         transport = stdio_client(server, errlog=cast("TextIO", log))
         async with Client(transport, mode=mode, **client) as connected:
             yield connected
+
+
+def _engine_for(codex: Path | None) -> dict[str, str]:
+    is_real = codex is None or {"codex_cli_bin", "node_modules"} & {*codex.parts}
+    return {} if is_real else {"MCP_SERVER_CODEX_ENGINE": "exec"}
 
 
 def server_program() -> str:

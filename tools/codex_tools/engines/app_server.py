@@ -48,6 +48,7 @@ from codex_tools.engines.app_server_preparation import (
     OLDEST_BY_NAME,
     SANDBOX_SETTING,
     TurnStart,
+    absent,
     broken,
     prepare,
     unfit,
@@ -175,7 +176,7 @@ class AppServerEngine:
                     events = await self._events_of(start, stack, keep)
             except DidNotStart as error:
                 if error.exited is None or not self._is_only:
-                    raise broken(request, f"a working app-server ({error})") from error
+                    raise absent(request, f"a working app-server ({error})") from error
                 events = _refused(start, error.exited.stderr, error.exited.returncode)
             yield await stack.enter_async_context(aclosing(events))
 

@@ -13,7 +13,7 @@ import tomli
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.program import Version
 from codex_tools.engines.app_server_start import IN_MEMORY, KEY_VARIABLE
-from codex_tools.engines.engine import EngineFailed, EngineUnfit, TurnRequest
+from codex_tools.engines.engine import EngineAbsent, EngineFailed, EngineUnfit, TurnRequest
 from codex_tools.engines.preparation import check_unmoved, prepare_turn, settings_of
 
 OLDEST: Version = (0, 163, 0)
@@ -107,6 +107,11 @@ def unfit(request: TurnRequest, what: str) -> EngineUnfit:
 def broken(request: TurnRequest, what: str) -> EngineFailed:
     """Return the error for a turn that did not begin, for lack of *what*."""
     return EngineFailed(what, request.program.version_text, _hint(request))
+
+
+def absent(request: TurnRequest, what: str) -> EngineAbsent:
+    """Return the error for a turn that did not begin, for lack of *what*, like any other turn."""
+    return EngineAbsent(what, request.program.version_text, _hint(request))
 
 
 def _hint(request: TurnRequest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -13,9 +14,23 @@ from pathlib import Path
 
 from codex_tools.codex.events import Event, NoticeEvent
 from codex_tools.codex.program import Program
-from codex_tools.engines.engine import Engine, EngineFailed, EngineUnfit, Keep, Plan, TurnRequest
+from codex_tools.engines.engine import (
+    Engine,
+    EngineAbsent,
+    EngineFailed,
+    EngineUnfit,
+    Keep,
+    Plan,
+    TurnRequest,
+)
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.engines.model_list import ModelList
+
+AGAIN_AFTER_S = 600.0
+"""Seconds in which an engine that did not start is not tried again with the same Codex.
+
+A script that knows `exec` only may wait for input, and each try would take its 5 s.
+"""
 
 
 class AutoEngine:
@@ -27,6 +42,8 @@ class AutoEngine:
         """Remember the engines; *fallback* runs the turns that *first* cannot run."""
         self._first = first
         self._fallback = fallback
+        self._absent: dict[tuple[Path, str], tuple[float, str]] = {}
+        """When the first engine did not start with a Codex, and why."""
 
     def opened(self) -> AbstractAsyncContextManager[None]:
         """Let the first engine keep processes ready; see `Engine.opened`."""
@@ -59,17 +76,34 @@ class AutoEngine:
         then nothing was sent to a model.
         """
         async with AsyncExitStack() as stack:
-            try:
-                events = await stack.enter_async_context(self._first.open_turn(request, keep))
-            except EngineUnfit as error:
-                if request.asks:  # No other engine can ask.
-                    raise
+            events, failure = None, self._recall(request)
+            if failure is None:
+                try:
+                    events = await stack.enter_async_context(self._first.open_turn(request, keep))
+                except EngineUnfit as error:
+                    if request.asks:  # No other engine can ask.
+                        raise
+                    if isinstance(error, EngineFailed):
+                        failure = error.message
+                    if isinstance(error, EngineAbsent):
+                        self._absent[_codex_of(request)] = (time.monotonic(), error.message)
+            if events is None:
                 events = await stack.enter_async_context(self._fallback.open_turn(request, keep))
-                if isinstance(error, EngineFailed):
+                if failure is not None:
                     used, other = self._fallback.name, self._first.name
-                    notice = f"The engine {used} ran this turn, not {other}: {error.message}"
+                    notice = f"The engine {used} ran this turn, not {other}: {failure}"
                     events = await stack.enter_async_context(aclosing(_after(notice, events)))
             yield events
+
+    def _recall(self, request: TurnRequest) -> str | None:
+        """Return why the first engine did not start with this Codex; None to try it."""
+        since, failure = self._absent.get(_codex_of(request), (0.0, None))
+        is_recent = time.monotonic() - since < AGAIN_AFTER_S
+        return failure if is_recent and not request.asks else None
+
+
+def _codex_of(request: TurnRequest) -> tuple[Path, str]:
+    return request.program.path, request.program.version_text
 
 
 async def _after(notice: str, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:

@@ -126,6 +126,10 @@ class EngineFailed(EngineUnfit):
     """The engine should have been able to run this turn, and did not begin it."""
 
 
+class EngineAbsent(EngineFailed):
+    """The engine's program does not start with this Codex; other turns would not begin either."""
+
+
 class Engine(Protocol):
     """A way to run turns of Codex."""
 
