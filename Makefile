@@ -18,14 +18,20 @@ LONG := --deselect tests/codex_tools/history/test_index_faults.py \
 # What a bundle for Claude Desktop holds, where it goes, and its official packer.
 BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
 DIST := dist
+# The version of Ray that tools/codex_tools/places/ray_place.py was written for.
+RAY := 2.60.0
 MCPB := npx --yes @anthropic-ai/mcpb@2.1.2
 
-.PHONY: demo test quick lowest live check bundle bench compat conformance clients comparison \
-  kills recording docs format clean
+.PHONY: demo demo-places test quick lowest live check bundle bench bench-places ray compat \
+  conformance clients comparison kills recording docs format clean
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
 	@.venv/bin/mcp-server-codex demo
+
+# Runs at two other places on this machine, with a real Codex and a scripted model.
+demo-places: .venv/ready
+	@PYTHONPATH=tests $(PY) tests/demo_places.py
 
 test: .venv/ready
 	@$(PY) -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) $(MEASURED))
@@ -52,6 +58,14 @@ check: .venv/ready
 
 bench: .venv/ready
 	@$(PY) tests/bench/bench.py $(ARGS)
+
+# What the pipe to another place costs; through Ray too if RAY_PYTHON names one.
+bench-places: .venv/ready
+	@$(PY) tests/bench/bench.py --only places $(ARGS)
+
+# The tests of places on a Ray cluster: 300 MB of packages, in an environment of their own.
+ray: .venv/ready .venv-ray/ready
+	@RAY_PYTHON=$(or $(RAY_PYTHON),$(CURDIR)/.venv-ray/bin/python) $(PY) -m pytest tests/ray $(ARGS)
 
 # The tests that meet a real Codex, on one version after the other: half an hour and 3 GB.
 compat: .venv/ready
@@ -92,7 +106,7 @@ format: .venv/ready
 	@.venv/bin/ruff check --fix -q . && .venv/bin/ruff format -q .
 
 clean:
-	@rm -rf .venv .venv-lowest .coverage .pytest_cache .ruff_cache .hypothesis dist
+	@rm -rf .venv .venv-lowest .venv-ray .coverage .pytest_cache .ruff_cache .hypothesis dist
 
 # uv where there is one, else venv and pip (25.1 or later knows dependency groups).
 .venv/ready: pyproject.toml
@@ -105,6 +119,15 @@ clean:
 	  && $(PY) -m pip install --quiet --disable-pip-version-check 'pip>=25.1' \
 	  && $(PY) -m pip install --quiet --disable-pip-version-check -e '.[otel]' --group dev; \
 	fi
+	@touch $@
+
+.venv-ray/ready: .venv/ready
+ifndef RAY_PYTHON
+	@$(PY) -m venv --clear .venv-ray
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check 'ray==$(RAY)'
+else
+	@mkdir -p .venv-ray
+endif
 	@touch $@
 
 .venv-lowest/ready: pyproject.toml .venv/ready

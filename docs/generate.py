@@ -31,18 +31,18 @@ from codex_tools.codex.errors import (
     NotAllowed,
     OutputMismatch,
     PromptTooLarge,
-    QueueFull,
     Stalled,
     ThreadBusy,
     ThreadNotFound,
     TimedOut,
     TooDeep,
     TurnFailed,
-    UnknownRun,
     WrongThread,
 )
 from codex_tools.codex.failures import classify, classify_exit, last_words
 from codex_tools.codex.masking import shorten
+from codex_tools.codex.place_errors import PlaceLost, PlaceUnavailable, ThreadElsewhere
+from codex_tools.codex.run_errors import QueueFull, UnknownRun
 from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.applying import ApplyConflict
 from codex_tools.runs.result import tell_error
@@ -102,6 +102,9 @@ ERRORS: tuple[CodexError, ...] = (
     Cancelled(_NOTHING),
     Interrupted(),
     UnknownRun("run_44acc0d8142fc700"),
+    PlaceUnavailable("build-box", "ssh: connect to host build-box port 22: No route to host"),
+    PlaceLost("build-box", "nothing was heard of it for 60 s", _NOTHING),
+    ThreadElsewhere("01a22254-72df-7d43-9f90-824e0b0f5f4a", "build-box", "here"),
     ApplyConflict("run_44acc0d8142fc700", "prices.py: both changed the same lines"),
     _said("Something that no version has said yet."),
     TurnFailed(classify_exit(-11, "", None, started=True), _NOTHING),

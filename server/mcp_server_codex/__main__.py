@@ -22,6 +22,7 @@ usage: mcp-server-codex [OPTION]... [-- ROOT...]
        mcp-server-codex install [CLIENT]  add this server to a client, or list the clients
        mcp-server-codex uninstall CLIENT  remove this server from a client's configuration
        mcp-server-codex uninstall --state delete what this server keeps on disk
+       mcp-server-codex worker            run turns for a server on another machine
        mcp-server-codex doctor            check this setup, and print how to fix each problem
        mcp-server-codex completion SHELL  print completions for bash, zsh or fish
        mcp-server-codex --help | --version
@@ -62,11 +63,12 @@ def _serve(arguments: list[str]) -> None:
     from codex_tools.engines.orphans import hide_memory
     from mcp_server_codex.app import make_server
     from mcp_server_codex.log import log_to_stderr
-    from mcp_server_codex.settings import read_settings
+    from mcp_server_codex.settings import check_places, read_settings
     from mcp_server_codex.stdio import serve
     from mcp_server_codex.tracing import start_traces
 
     settings = read_settings(arguments, os.environ, _fail)
+    check_places(settings, _fail)
     log_to_stderr(settings.log_level)
     hide_memory()
     server = make_server(settings)
@@ -136,6 +138,10 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from mcp_server_codex.cli.apply import run_discard
 
         return run_discard(arguments)
+    if name == "worker":
+        from mcp_server_codex.cli.worker import run_worker
+
+        run_worker(arguments)
     if name == "install":
         from mcp_server_codex.cli.install import run_install
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -31,7 +31,7 @@ from codex_tools.engines.choose import choose_engine
 from codex_tools.engines.engine import Engine
 from codex_tools.engines.nesting import find_depth
 from codex_tools.history.index import ThreadIndex
-from codex_tools.pricing.prices import read_prices
+from codex_tools.pricing.prices import Prices, read_prices
 from codex_tools.resume import RESUME
 from codex_tools.rollouts.threads import Threads, local_threads
 from codex_tools.run import RUN
@@ -52,6 +52,9 @@ from mcp_server_codex.questions import find_questioner, find_repeated, seal_of, 
 from mcp_server_codex.resources import Resources
 from mcp_server_codex.settings import Settings
 from mcp_server_codex.wire import AnyTool, caller_of, to_result, to_tool
+
+if TYPE_CHECKING:
+    from codex_tools.places.places import Places
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +125,7 @@ class _Surroundings:
     history: ThreadIndex
     folder: Path
     """The folder that this server was started in."""
+    places: Places | None
     depth: int | None = None
     """How many runs this server is nested in; None before the first call."""
 
@@ -153,6 +157,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
                     roots=settings.policy.roots,
                     budgets=settings.policy.budgets,
                     wait_for_limits=settings.wait_for_limits,
+                    places=surroundings.places,
                 ) as runs,
             ):
                 if settings.notify is not None:
@@ -178,6 +183,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         threads,
         history,
         _own_folder(),
+        _places(settings, prices, threads),
     )
     seals = Seals()
     resources = Resources(history, settings, surroundings.engine)
@@ -240,6 +246,16 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     return server
 
 
+def _places(settings: Settings, prices: Prices, threads: Threads) -> Places | None:
+    """Return the operator's places; nothing of them is imported where there are none."""
+    if settings.places is None:
+        return None
+    from codex_tools.places.place import read_places
+    from codex_tools.places.places import Places
+
+    return Places(read_places(settings.places), settings.state_dir, prices, threads)
+
+
 async def _call(
     tool: AnyTool,
     call: Call,
@@ -288,6 +304,8 @@ async def _call(
         if settings.ask == "auto" and not depth
         else None,
         warnings=arguments.warnings,
+        places=around.places,
+        default_place=settings.default_place,
         ask_person=questioner,
         reaches_person=questioner is not None or (tasks.wants_task(call) and can_ask(call)),
     )

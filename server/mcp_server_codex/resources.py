@@ -27,10 +27,11 @@ from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.clean_text import clean
-from codex_tools.codex.errors import CodexError, UnknownRun
+from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.paths import in_roots
 from codex_tools.codex.program import Program
+from codex_tools.codex.run_errors import UnknownRun
 from codex_tools.codex.workers import on_disk, on_index
 from codex_tools.engines.engine import Engine
 from codex_tools.engines.model_list import ModelList

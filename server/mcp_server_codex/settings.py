@@ -59,6 +59,9 @@ class Settings:
     notify: str | None
     """The command that is started for each run that has ended."""
     log_level: str
+    places: Path | None = None
+    """File with other places to run at."""
+    default_place: str = "here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +319,8 @@ OPTIONS = (
     Option("--deny-env", str, (), "more environment variables to withhold", "GLOB", many=True),
     Option("--state-dir", _path, None, "folder for the server's files", "DIR"),
     Option("--prices", _prices, None, "TOML file with your own prices of models", "FILE"),
+    Option("--places", _path, None, "TOML file with other places to run at", "FILE"),
+    Option("--default-place", str, "here", "place of a run whose caller names none", "NAME"),
     Option(
         "--compat",
         _one_of("none", "codex-mcp-server"),
@@ -411,7 +416,25 @@ def read_settings(
         compat=values["compat"],
         notify=values["notify"],
         log_level=values["log_level"],
+        places=values["places"],
+        default_place=values["default_place"],
     )
+
+
+def check_places(settings: Settings, fail: Callable[[str], NoReturn]) -> None:
+    """Read the file of places once, so that an error in it is one at the start."""
+    names = {"here", "any"}
+    if settings.places is not None:
+        from codex_tools.places.place import read_places
+
+        try:
+            known = read_places(settings.places)
+            names |= {*known, *(label for each in known.values() for label in each.labels)}
+        except ValueError as error:
+            fail(f"--places: {error}")
+    if settings.default_place not in names:
+        there = ", ".join(sorted(names))
+        fail(f"--default-place: there is no place {settings.default_place!r}; there are {there}")
 
 
 def default_state_dir() -> Path:

@@ -17,8 +17,8 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.clean_text import clean
-from codex_tools.codex.errors import UnknownRun
 from codex_tools.codex.json_object import Json
+from codex_tools.codex.run_errors import UnknownRun
 from codex_tools.runs.register import Runs
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import KEEP_S, StoredRun, now

@@ -35,6 +35,10 @@ say: a noisy machine disturbs both of a pair alike. One table, one run:
    processes is left, beside the bare `codex exec`; eight turns at once with eight spares beside
    eight by the exec engine, with the memory (PSS) of their processes; and that of an idle spare.
 
+8. Places, only with --only places (`make bench-places`): the start of a worker until its hello, a
+   burst of events, and the lag of one, by a plain command, by ssh and through Ray where there are
+   such, beside the same fake Codex on this machine.
+
 Ends with exit code 1 if a limit does not hold. Needs Linux's /proc.
 """
 
@@ -55,6 +59,7 @@ from figure import Figure, Json, spread
 from history_measures import measure_history, measure_huge_home
 from isolation_measures import FILES, measure_isolation
 from measures import CODEX, measure_events, measure_huge_lines, measure_overhead, measure_start_up
+from place_measures import measure_places
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -128,6 +133,8 @@ def main() -> int:
     }
     if options.only == "engines":
         measurements["engines"] = partial(measure_engines, runs, version)
+    if options.only == "places":
+        measurements["places"] = partial(measure_places, min(runs, 5))
     if options.huge:
         measurements["huge home"] = partial(measure_huge_home, min(runs, 5), notes)
     if options.only is not None:

@@ -71,6 +71,8 @@ TEXTS: dict[str, tuple[str, Any, str, Any]] = {
     "--deny-env": ("*_SECRET", ("*_SECRET",), "MY_KEY", ("MY_KEY",)),
     "--state-dir": ("/a/state", Path("/a/state"), "/b", Path("/b")),
     "--prices": ("prices.toml", Path("prices.toml"), "b.toml", Path("b.toml")),
+    "--places": ("/a/places.toml", Path("/a/places.toml"), "/b.toml", Path("/b.toml")),
+    "--default-place": ("box", "box", "dev", "dev"),
     "--compat": ("codex-mcp-server", "codex-mcp-server", "none", "none"),
     "--notify": ("notify-send codex", "notify-send codex", "logger", "logger"),
     "--log-level": ("debug", "debug", "error", "error"),

@@ -21,24 +21,29 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "mcp_server_codex.cli": (
         *("mcp_server_codex", "mcp_server_codex.cli.checks", "mcp_server_codex.cli.clients"),
         *("codex_tools", "codex_tools.engines", "codex_tools.history", "codex_tools.rollouts"),
-        *("codex_tools.pricing", "codex_tools.runs"),
+        *("codex_tools.places", "codex_tools.pricing", "codex_tools.runs"),
     ),
     "mcp_server_codex.cli.checks": (
         *("mcp_server_codex", "mcp_server_codex.cli", "mcp_server_codex.cli.clients"),
-        *("codex_tools.engines", "codex_tools.history"),
+        *("codex_tools.engines", "codex_tools.history", "codex_tools.places"),
     ),
     "mcp_server_codex.cli.clients": ("mcp_server_codex",),
     "mcp_server_codex": (
         *("codex_tools", "codex_tools.runs", "codex_tools.engines", "codex_tools.rollouts"),
-        *("codex_tools.history", "codex_tools.schemas", "codex_tools.pricing"),
+        *("codex_tools.history", "codex_tools.places", "codex_tools.schemas"),
+        "codex_tools.pricing",
     ),
     "codex_tools": (
         *("codex_tools.runs", "codex_tools.engines", "codex_tools.rollouts"),
-        *("codex_tools.history", "codex_tools.schemas"),
+        *("codex_tools.history", "codex_tools.places", "codex_tools.schemas"),
     ),
     "codex_tools.runs": (
-        *("codex_tools.engines", "codex_tools.rollouts", "codex_tools.schemas"),
-        "codex_tools.worktree",
+        *("codex_tools.engines", "codex_tools.places", "codex_tools.rollouts"),
+        *("codex_tools.schemas", "codex_tools.worktree"),
+    ),
+    "codex_tools.places": (
+        *("codex_tools.engines", "codex_tools.rollouts", "codex_tools.worktree"),
+        "codex_tools.pricing",
     ),
     "codex_tools.history": ("codex_tools.rollouts", "codex_tools.pricing"),
     "codex_tools.rollouts": ("codex_tools.pricing",),

@@ -17,7 +17,6 @@ from mcp_server_codex.cli.loopback import Loopback, QuietHandler
 from mcp_server_codex.cli.scripted_model import Call, ScriptedModel, do, say
 from mcp_server_codex.cli.scripted_model import Step as CodexStep
 from support.scripted_messages import ScriptedMessages, Use
-from support.scripted_messages import Step as MessagesStep
 
 Move = Use | str
 """A call of a tool by the name that the server gave it, or the text that ends the talk."""
@@ -79,7 +78,7 @@ class MessagesTalk(ScriptedMessages):
 
     talk: Talk
 
-    def next_step(self, body: Json) -> MessagesStep:
+    def next_step(self, body: Json) -> Move:
         """Record one request and return the move that answers it."""
         self.requests.append(body)
         offered = [tool["name"] for tool in cast("list[Json]", body.get("tools") or [])]

@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from codex_tools.codex.clean_text import clean
-from codex_tools.codex.errors import CodexError, InvalidArguments, NotAllowed, UnknownRun
+from codex_tools.codex.errors import CodexError, InvalidArguments, NotAllowed
 from codex_tools.codex.paths import in_roots
 from codex_tools.codex.record import Record
+from codex_tools.codex.run_errors import UnknownRun
 from codex_tools.codex.workers import on_disk
 from codex_tools.runs.applying import (
     Applied,
@@ -21,6 +22,7 @@ from codex_tools.runs.applying import (
 )
 from codex_tools.runs.result import RunError, RunResult, tell_error
 from codex_tools.runs.result_text import Words, words_of_error
+from codex_tools.runs.sites import HERE
 from codex_tools.tool import Context, Tool, lines_of
 from codex_tools.turn_options import Paths
 
@@ -77,6 +79,7 @@ async def apply(request: ApplyRequest, context: Context) -> ApplyResult:
         UnknownRun: There is no such run, or it is outside the roots.
         InvalidArguments: The run is still running, was not isolated, or its changes are gone.
         NotAllowed: The person's folder must not be written to.
+        PlaceUnavailable: The run's place has not sent its changes yet, and cannot be reached.
     """
     context.policy.check_depth(context.depth)
     run_id = request.run_id
@@ -87,6 +90,10 @@ async def apply(request: ApplyRequest, context: Context) -> ApplyResult:
         raise UnknownRun(run_id)
     if not result.has_ended:
         raise InvalidArguments([f"run_id: {run_id} is {result.status}; wait with codex_wait first"])
+    if result.place != HERE and result.changes is None and context.places is not None:
+        from codex_tools.runs.copy_elsewhere import fetch_late
+
+        await fetch_late(context.places, context.state_dir, result.place, run_id)
     kept = await on_disk(RunChangesKept, context.state_dir, run_id)
     paths = await on_disk(kept.paths_of, request.paths)
     warnings: tuple[str, ...] = ()

@@ -13,11 +13,13 @@ from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.history.thread_list import newest_thread
+from codex_tools.place_options import place_of_thread
 from codex_tools.rollouts.files import PACKED
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.runs.result import RunResult, refused
 from codex_tools.runs.result_text import words_of
 from codex_tools.runs.run import Run
+from codex_tools.runs.sites import HERE
 from codex_tools.tool import Context, Tool
 from codex_tools.turn_options import PROMPT_LIMIT, TurnOptions, make_output
 
@@ -68,14 +70,16 @@ async def start(request: ResumeRequest, context: Context, run_id: str | None = N
     thread_id = request.thread_id or await _newest(request, context)
     # A person has allowed what this server did outside its roots, and is asked again for more.
     roots = () if context.runs.in_thread(thread_id) else context.policy.roots
+    place = await _place(request, context, thread_id)
+    threads = context.threads_at(place)
     if roots:  # The lock of a thread outside of them would say whether the thread is in use.
-        await on_disk(context.threads.state, thread_id, roots)
+        await on_disk(threads.state, thread_id, roots)
     # Lock the thread before reading it: another run may be about to change it. A fork changes
     # nothing, and takes what is there (0.163.0 forks a thread while a turn is running in it).
-    lock = None if request.fork else await context.runs.lock_thread(thread_id)
+    lock = None if request.fork else await context.runs.lock_thread(thread_id, place)
     try:
-        thread = await on_disk(context.threads.state, thread_id, roots)
-        ready, warnings = await _prepare(request, context, thread)
+        thread = await on_disk(threads.state, thread_id, roots)
+        ready, warnings = await _prepare(request, context, thread, place)
         return context.runs.start(
             ready,
             output,
@@ -92,10 +96,10 @@ async def start(request: ResumeRequest, context: Context, run_id: str | None = N
 
 
 async def _prepare(
-    request: ResumeRequest, context: Context, thread: ThreadState
+    request: ResumeRequest, context: Context, thread: ThreadState, place: str
 ) -> tuple[TurnRequest, tuple[str, ...]]:
     """Return the turn that *request* asks for in *thread*, and warnings."""
-    turn = await context.check(request, thread=thread)
+    turn = await context.check(request, thread=thread, place=place)
     warnings = await context.permit(turn, dry_run=request.dry_run)
     ready = await context.prepare(turn)
     _check_resumable(thread, ready.program)
@@ -109,8 +113,9 @@ async def _plan(request: ResumeRequest, context: Context) -> RunResult:
     context.policy.check_depth(context.depth)
     output = await make_output(request)
     thread_id = request.thread_id or await _newest(request, context)
-    thread = await on_disk(context.threads.state, thread_id, context.policy.roots)
-    ready, warnings = await _prepare(request, context, thread)
+    place = await _place(request, context, thread_id)
+    thread = await on_disk(context.threads_at(place).state, thread_id, context.policy.roots)
+    ready, warnings = await _prepare(request, context, thread, place)
     return await context.plan(ready, output, warnings)
 
 
@@ -123,6 +128,14 @@ async def resume(request: ResumeRequest, context: Context) -> RunResult:
         return start(request, context, run_id)
 
     return await context.run_once("codex_resume", request, begin)
+
+
+async def _place(request: ResumeRequest, context: Context, thread_id: str) -> str:
+    """Return the place where the thread is."""
+    if context.places is None and request.place is None:
+        return HERE
+    is_here = await on_disk(context.threads.is_kept, thread_id)
+    return await place_of_thread(request, context.places, thread_id, is_here=is_here)
 
 
 async def _newest(request: ResumeRequest, context: Context) -> str:

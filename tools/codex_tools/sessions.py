@@ -98,6 +98,8 @@ class Session(Record):
     forked_from_id: str | None
     archived: bool
     rollout_path: str
+    place: str
+    """Where the thread is"""
     resumable: bool
     """By codex_resume"""
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from codex_tools.arguments import read_arguments
 from codex_tools.codex.clean_text import clean
@@ -21,6 +21,7 @@ from codex_tools.codex.turn_result import TurnResult
 from codex_tools.codex.workers import on_disk, on_index
 from codex_tools.engines.engine import Engine, TurnRequest
 from codex_tools.history.index import Progress, ThreadIndex
+from codex_tools.place_options import first_usable, places_for
 from codex_tools.policy import CheckedTurn, Policy
 from codex_tools.rollouts.threads import Threads, ThreadState
 from codex_tools.runs.attend import AskPerson, attending
@@ -29,9 +30,13 @@ from codex_tools.runs.register import Runs
 from codex_tools.runs.result import EffectiveSettings, PlannedTurn, RunResult, make_result
 from codex_tools.runs.result_text import Words
 from codex_tools.runs.run import Run, wait_while_called
+from codex_tools.runs.sites import HERE
 from codex_tools.runs.stop_file import RunElsewhere
 from codex_tools.schemas.output_schema import Output
 from codex_tools.turn_options import TurnOptions
+
+if TYPE_CHECKING:
+    from codex_tools.places.places import Places
 
 ASKED_PROMPT = 300
 """Characters of a prompt, from its start, that a question to a person shows."""
@@ -82,19 +87,40 @@ class Context:
     """
     warnings: tuple[str, ...] = ()
     """What the caller must know of its arguments."""
+    places: Places | None = None
+    """Other machines to run at; None if the operator has named none."""
+    default_place: str = HERE
     ask_person: AskPerson | None = None
     """Ask the person a question of a run; None if no person can be asked while the call waits."""
     reaches_person: bool = False
     """True if a person can be asked about runs, by this call or by its task."""
+
+    def threads_at(self, place: str) -> Threads:
+        """Return the threads of a place."""
+        if place == HERE or self.places is None:
+            return self.threads
+        return self.places.of(place).threads
 
     async def check(
         self,
         options: TurnOptions,
         *,
         thread: ThreadState | None = None,
+        place: str | None = None,
         ephemeral: bool = False,
     ) -> CheckedTurn:
-        """Check *options* against the policy in a worker thread; see `Policy.check`."""
+        """Check *options* against the policy in a worker thread; see `Policy.check`.
+
+        *place* is that of *thread*; a new one is where the caller or the operator says.
+        """
+        if place is None:
+            names = places_for(options, self.places, self.default_place)
+            place = names[0]
+            if self.places is not None and len(names) > 1:
+                order = await self.runs.order(names, options.model)
+                place = await first_usable(order, self.places, self.policy.environment)
+        if place != HERE:
+            options = options.model_copy(update={"isolation": "copy"})
         check = functools.partial(
             self.policy.check,
             options,
@@ -105,12 +131,17 @@ class Context:
             ephemeral=ephemeral,
         )
         turn = await on_disk(check)
-        request = turn.request
+        request = replace(turn.request, place=place)
         by_person = request.approvals == "ask" and request.answered_by == "person"
-        if by_person and not self.reaches_person:
+        note = ""
+        if place != HERE and request.approvals != "never":
+            note = f"approvals: nobody can be asked at {place}, so Codex must not ask."
+        elif by_person and not self.reaches_person:
             note = "approvals: no person can be asked here, so Codex must not ask either."
+        if note:
             request = replace(request, approvals="never")
-            turn = replace(turn, request=request, warnings=(*turn.warnings, note))
+            turn = replace(turn, warnings=(*turn.warnings, note))
+        turn = replace(turn, request=request)
         excess = await find_uncommitted(turn.request.project_files or {}, turn.request.cwd)
         return turn if excess is None else replace(turn, excesses=(*turn.excesses, excess))
 
@@ -175,7 +206,11 @@ class Context:
             InvalidArguments: This Codex would ignore the profile.
             NotAllowed: The turn could write to this Codex.
         """
-        program = await self.engine.prepare(turn.request.cwd, self.policy.environment)
+        cwd, place = turn.request.cwd, turn.request.place
+        if place != HERE and self.places is not None:  # It checks the turn by its own policy.
+            found = await self.places.of(place).prepare(cwd, self.policy.environment)
+            return replace(turn.request, program=found)
+        program = await self.engine.prepare(cwd, self.policy.environment)
         request = replace(turn.request, program=program)
         await on_disk(self.policy.check_program, request)
         if request.profile is not None and program.reads_profile_files:
@@ -234,7 +269,10 @@ class Context:
             request = replace(request, output_schema=output.strict.schema)
         if request.isolation == "copy":
             warnings += ("isolation: the run would work in a copy, with the copy's path as -C.",)
-        plan = await self.engine.plan_turn(request)
+        engine = self.engine
+        if request.place != HERE and self.places is not None:
+            engine = self.places.of(request.place)
+        plan = await engine.plan_turn(request)
         return make_result(
             "planned",
             turn=TurnResult(thread_id=request.resumed),
@@ -244,6 +282,7 @@ class Context:
                 sandbox=request.sandbox,
                 cwd=str(request.cwd),
                 codex_version=request.program.version_text,
+                place=request.place,
             ),
             warnings=(*warnings, *plan.warnings),
             planned=PlannedTurn(

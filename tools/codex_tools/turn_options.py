@@ -55,23 +55,25 @@ class TurnOptions(Record):
     """What Codex may change"""
     isolation: Isolation | None = None
     """copy: work in a copy of the project, which changes only by codex_apply"""
+    place: Annotated[str, _plain(r"[a-z0-9][a-z0-9_-]{0,39}")] | None = None
+    """Machine or label that the operator named, or any"""
     model: Model | None = None
     """Leave out for the user's default"""
     reasoning_effort: Effort | None = None
     """Such as low, medium, high"""
     profile: Profile | None = None
-    """Profile of the user's Codex configuration"""
+    """Profile of the user's configuration"""
     output_schema: dict[str, Any] | None = None
     """JSON Schema of the answer, returned parsed and validated in structured_output"""
     repair_attempts: int = Field(1, ge=0, le=3)
     """Extra turns to correct an answer that violates output_schema"""
     images: Paths | None = None
-    """Image files to show to the model"""
+    """Image files to show"""
     add_dirs: Paths | None = None
-    """Extra folders that Codex may write to"""
+    """Extra folders to write to"""
     web_search: bool | None = None
     mcp_servers: Literal["all", "none"] | Names = "all"
-    """Which of Codex's own MCP servers to start; fewer start faster"""
+    """Which of Codex's own MCP servers to start"""
     config: dict[str, Any] | None = None
     """Codex settings by dotted key; few are allowed"""
     skip_git_repo_check: bool = False
@@ -87,12 +89,12 @@ class TurnOptions(Record):
     max_cost_usd: float | None = Field(None, gt=0)
     """The same for its estimated cost"""
     wait_s: float | None = Field(None, ge=0)
-    """Seconds to wait for the result; 0 returns at once, then use codex_wait"""
+    """Seconds to wait for the result; 0: at once, then use codex_wait"""
 
     idempotency_key: str | None = Field(None, max_length=200)
-    """The same key returns the same run for a day, instead of a second one"""
+    """The same key returns the same run for a day"""
     dry_run: bool = False
-    """Start nothing; return the command line and limits"""
+    """Start nothing; return the command line"""
 
     @field_validator("prompt")
     @classmethod

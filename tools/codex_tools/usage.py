@@ -42,7 +42,7 @@ class Row(Record):
 
 
 class Group(Row):
-    """The row of one day, week, month, model, folder or thread."""
+    """The row of one day, week, month, model, folder, thread or place."""
 
     key: str
 
@@ -148,8 +148,8 @@ USAGE = Tool(
     title="Codex usage",
     description=(
         "Tokens and estimated cost of all of Codex's threads on this machine, exact as Codex"
-        " recorded them, grouped by day, week, month, model, folder or thread; and the account's"
-        " newest rate limits."
+        " recorded them, grouped by day, week, month, model, folder, thread or place; and the"
+        " account's newest rate limits."
     ),
     request=UsageRequest,
     result=UsageResult,

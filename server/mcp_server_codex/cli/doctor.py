@@ -31,14 +31,15 @@ if TYPE_CHECKING:
     from mcp_server_codex.cli.checks.context import CheckContext
 
 _USAGE = """\
-usage: mcp-server-codex doctor [--json] [OPTION]...
+usage: mcp-server-codex doctor [--json] [--place NAME] [OPTION]...
 
 Checks everything that the server needs, runs a turn with a scripted model, and prints each problem
 with its fix. Accepts the server's own options too, such as --codex-bin and --state-dir, and reads
 their environment variables. Changes only the server's state folder, uses no account, and leaves no
 process running. The exit code is 1 if there is a problem, otherwise 0.
 
-  --json    print all findings as one JSON object
+  --json        print all findings as one JSON object
+  --place NAME  check only that place of the file --places; starts a worker there and runs no turn
 """
 
 _COLOURS = {"ok": "green", "skipped": "dim", "warning": "yellow", "problem": "bold red"}
@@ -64,6 +65,7 @@ def run_doctor(arguments: list[str]) -> int:
         return 0
     report = Report(as_json="--json" in arguments)
     options = [word for word in arguments if word != "--json"]
+    place = _take_place(options)
     environ = dict(os.environ)
     try:
         report.add(*_check_start(environ))
@@ -73,7 +75,7 @@ def run_doctor(arguments: list[str]) -> int:
         if packages.status != "problem":
             import anyio
 
-            if number := anyio.run(_examine_until_signal, options, environ, report):
+            if number := anyio.run(_examine_until_signal, options, environ, report, place):
                 sys.stdout.flush()
                 os._exit(128 + number)  # Do not wait for a thread that hangs on a file.
     except KeyboardInterrupt:
@@ -82,6 +84,17 @@ def run_doctor(arguments: list[str]) -> int:
     if report.is_stuck:
         os._exit(code)  # Do not wait for a thread that hangs on a file.
     return code
+
+
+def _take_place(options: list[str]) -> str | None:
+    """Remove `--place NAME` from the options, and return the name; None if it is not there."""
+    for number, word in enumerate(options):
+        if word.startswith("--place="):
+            return options.pop(number).partition("=")[2]
+        if word == "--place":
+            del options[number]
+            return options.pop(number) if number < len(options) else ""
+    return None
 
 
 def _check_start(environ: dict[str, str]) -> list[Check]:
@@ -144,7 +157,9 @@ class Report:
         return 1 if status == "problem" else 0
 
 
-async def _examine_until_signal(options: list[str], environ: dict[str, str], report: Report) -> int:
+async def _examine_until_signal(
+    options: list[str], environ: dict[str, str], report: Report, place: str | None
+) -> int:
     """Run all checks; return 0, or the number of the signal that interrupted them.
 
     If asyncio handled Ctrl-C, it would cancel through anyio's shields. That would
@@ -164,19 +179,21 @@ async def _examine_until_signal(options: list[str], environ: dict[str, str], rep
                     tasks.cancel_scope.cancel()
 
             tasks.start_soon(wait)
-            await _examine(options, environ, report)
+            await _examine(options, environ, report, place)
             tasks.cancel_scope.cancel()
     return received
 
 
-async def _examine(options: list[str], environ: dict[str, str], report: Report) -> None:
+async def _examine(
+    options: list[str], environ: dict[str, str], report: Report, place: str | None
+) -> None:
     from codex_tools.rollouts.files import local_home
     from mcp_server_codex.cli.checks.context import begin
 
     examination, checks = begin(options, environ, local_home())
     report.mask = examination.mask
     report.add(*checks)
-    for step in _steps():
+    for step in _steps() if place is None else _steps_of(place):
         if step.needs == "codex" and examination.codex is None:
             report.add(skipped(step.name, "Not checked: it needs a Codex that works."))
         elif step.needs == "home" and not examination.home_is_usable:
@@ -217,6 +234,15 @@ def _steps() -> tuple[Step, ...]:
         Step("protocol", check_protocol, 150),
         Step("turn", check_turn, 120, needs="codex"),
     )
+
+
+def _steps_of(place: str) -> tuple[Step, ...]:
+    from mcp_server_codex.cli.checks.place import check_place
+
+    async def check(context: CheckContext) -> list[Check]:
+        return await check_place(context, place)
+
+    return (Step("place", check, 120),)
 
 
 async def _bounded(step: Step, examination: CheckContext, report: Report) -> list[Check]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from codex_tools.codex.clean_text import clean, clean_lines
 from codex_tools.codex.json_object import Json
+from codex_tools.runs.sites import HERE
 from mcp_server_codex.cli.command import short
 
 COLOURS = {
@@ -74,7 +75,8 @@ def lines_of(run: Json, width: int = sys.maxsize) -> list[Text]:
     """
     said, style = _said(run)
     model = " ".join(clean(each) for each in (run["model"], run["reasoning_effort"]) if each)
-    place = [home(run["cwd"]), run["sandbox"] or "", model or "default model"]
+    where = "" if run["place"] == HERE else f"at {clean(run['place'])}"
+    place = [home(run["cwd"]), where, run["sandbox"] or "", model or "default model"]
     name, parts = Text(run["run_id"], "bold"), [Text(*part) for part in state_of(run)]
     first = Text.assemble(name, "  ", *parts)
     if width < WIDE or first.cell_len > width:

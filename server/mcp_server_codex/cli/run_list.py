@@ -10,16 +10,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from codex_tools.codex.errors import CodexError, UnknownRun
+from codex_tools.codex.errors import CodexError
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import is_cut_of, quote
 from codex_tools.codex.paths import in_roots
+from codex_tools.codex.run_errors import UnknownRun
 from codex_tools.pricing.prices import read_prices
 from codex_tools.rollouts.threads import Threads, local_threads
 from codex_tools.runs.activity import Activity
 from codex_tools.runs.ending import revise
 from codex_tools.runs.kept_result import refreshed
 from codex_tools.runs.result import RunResult
+from codex_tools.runs.sites import HERE
 from codex_tools.runs.store import StoredRun, StoredRuns
 from mcp_server_codex.settings import Settings
 
@@ -70,7 +72,7 @@ class RunList:
             self.store.ids()
         except OSError as error:
             raise StateUnusable(settings.state_dir, error) from None
-        self._threads: Threads | None = None
+        self._threads: dict[str, Threads] = {}
         self._known: dict[str, tuple[tuple[int, int], StoredRun | None]] = {}
         """Records that no longer change, by id, each with the time and size of its file."""
         self._activities: dict[str, Activity] = {}
@@ -149,6 +151,7 @@ class RunList:
             "cost_usd": result.cost_usd,
             "thread_id": result.thread_id,
             "cwd": result.cwd,
+            "place": result.place,
             "sandbox": result.sandbox,
             "model": result.model,
             "reasoning_effort": result.reasoning_effort,
@@ -181,16 +184,24 @@ class RunList:
         if run is not None and not in_roots(run.result.cwd, self._settings.policy.roots):
             run = None
         if run is not None and run.recorded is not None:
-            run = revise(run, self._local_threads())
+            run = revise(run, self._threads_at(run.result.place))
         if run is None or run.result.status not in LIVE:
             self._known[run_id] = (key, run)
         return run
 
-    def _local_threads(self) -> Threads:
-        if self._threads is None:
+    def _threads_at(self, place: str) -> Threads:
+        found = self._threads.get(place)
+        if found is None:
             settings = self._settings
-            self._threads = local_threads(read_prices(settings.prices), settings.state_dir)
-        return self._threads
+            prices = read_prices(settings.prices)
+            if place == HERE:
+                found = local_threads(prices, settings.state_dir)
+            else:
+                from codex_tools.places.mirror import Mirror, MirrorThreads
+
+                found = MirrorThreads(Mirror(settings.state_dir, place), prices)
+            self._threads[place] = found
+        return found
 
 
 def _seconds_since(stamp: str) -> float | None:

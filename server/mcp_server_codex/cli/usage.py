@@ -56,8 +56,8 @@ USAGE = Command(
     name="usage",
     about=(
         "Tokens and estimated cost of all of Codex's threads on this machine, exact as Codex"
-        " recorded them, grouped by day, week, month, model, folder or thread; and the account's"
-        " newest rate limits."
+        " recorded them, grouped by day, week, month, model, folder, thread or place; and the"
+        " account's newest rate limits."
     ),
     arguments=(
         Argument("since", "ISO 8601 date or time, or 24h, 7d"),

@@ -94,6 +94,7 @@ def test_a_short_turn_comes_out_as_it_is() -> None:
         "sandbox": "read-only",
         "cwd": "/p",
         "codex_version": "0.169.0",
+        "place": "here",
         "engine": None,
         "questions": [],
         "duration_s": 1.235,

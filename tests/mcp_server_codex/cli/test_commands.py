@@ -49,7 +49,7 @@ def test_usage_has_the_arguments_of_the_tool_in_the_same_words() -> None:
     assert USAGE.about == TOOL.description
 
 
-@pytest.mark.parametrize("group_by", ["day", "week", "month", "model", "cwd", "thread"])
+@pytest.mark.parametrize("group_by", ["day", "week", "month", "model", "cwd", "thread", "place"])
 def test_usage_prints_the_tool_s_structured_result(
     home: Path, tmp_path: Path, group_by: str
 ) -> None:
@@ -143,7 +143,7 @@ def test_usage_as_json_imports_nothing_slow(home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200, None])
-@pytest.mark.parametrize("group_by", ["day", "model", "cwd", "thread"])
+@pytest.mark.parametrize("group_by", ["day", "model", "cwd", "thread", "place"])
 def test_no_width_cuts_a_figure_or_a_heading_of_usage(
     home: Path, tmp_path: Path, group_by: str, width: int | None
 ) -> None:

@@ -33,7 +33,7 @@ from support.stored_state import (
 
 FIELDS = [
     *("run_id", "status", "created_at", "age_s", "ended_at", "duration_s", "doing"),
-    *("files_changed", "usage", "cost_usd", "thread_id", "cwd", "sandbox", "model"),
+    *("files_changed", "usage", "cost_usd", "thread_id", "cwd", "place", "sandbox", "model"),
     *("reasoning_effort", "error", "answer"),
 ]
 """The names that docs/runs.md gives; programs rely on them."""

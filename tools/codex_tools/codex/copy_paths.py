@@ -1,8 +1,9 @@
 """Find the project of which a folder in this server's state folder is a copy.
 
 Codex records the folder of a turn in the thread's rollout. For an isolated run that is
-STATE/trees/KEY/copies/ID/NAME, or a folder below it. The file STATE/trees/KEY/root names the
-project. It is kept when the copy is gone, so that the thread stays one of the project.
+STATE/trees/KEY/copies/ID/NAME, or a folder below it. At another place, STATE/worker of that place
+stands for STATE. The file STATE/trees/KEY/root names the project. It is kept when the copy is gone,
+so that the thread stays one of the project.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from codex_tools.codex.foreign_file import read_foreign
 T = TypeVar("T")
 
 _INSIDE = re.compile(r"([0-9a-f]{24})/copies/([0-9a-f-]{1,64})/([^/]+)(?:/(.*))?", re.DOTALL)
+
+_AT_PLACE = "/worker/trees/"
+"""What is in the path of a copy at another place, before the key that the project has here."""
 
 _PATH_BYTES = 65_536
 """Maximum bytes of a file that names a project; a path of Linux has at most 4,096."""
@@ -45,9 +49,10 @@ def find_copy(state_dir: Path | None, cwd: str | None) -> CopyPlace | None:
     if state_dir is None or cwd is None:
         return None
     trees = _trees(os.fspath(state_dir))
-    if not cwd.startswith(trees):
-        return None
-    found = _INSIDE.fullmatch(cwd[len(trees) :])
+    if cwd.startswith(trees):
+        found = _INSIDE.fullmatch(cwd[len(trees) :])
+    else:
+        found = _INSIDE.fullmatch(cwd.partition(_AT_PLACE)[2])
     if found is None or ".." in cwd.split("/"):
         return None
     try:

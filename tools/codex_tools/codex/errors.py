@@ -11,10 +11,13 @@ CodexError
   * CodexUnsupported
   * ThreadNotFound
   * ThreadBusy
-  * QueueFull
-  * FolderBusy
-  * UnknownRun
+  * QueueFull (in `run_errors`)
+  * FolderBusy (in `run_errors`)
+  * UnknownRun (in `run_errors`)
   * IndexUnavailable
+  * PlaceUnavailable (in `place_errors`)
+  * PlaceRefused (in `place_errors`)
+  * ThreadElsewhere (in `place_errors`)
   * DayBudgetExhausted (in `budget`)
   * NotIsolated (in `runs.isolation`)
   * ApplyConflict (in `runs.applying`)
@@ -32,6 +35,7 @@ CodexError
   * NoAnswer
   * OutputMismatch
   * Cancelled
+  * PlaceLost (in `place_errors`)
   * BudgetExhausted (in `budget`)
 
 Each error carries its facts as attributes and builds its own text. `message` says what happened,
@@ -81,6 +85,9 @@ Kind = Literal[
     "codex_crashed",
     "not_started",
     "apply_conflict",
+    "place_unavailable",
+    "place_lost",
+    "thread_elsewhere",
     "too_deep",
     "unknown_run",
     "internal",
@@ -244,49 +251,6 @@ class ThreadBusy(RequestError):
         super().__init__(
             f"Thread {thread_id} is busy: another run is using it.",
             "Wait until that run has ended and call again, or begin a new thread with codex_run.",
-        )
-
-
-class QueueFull(RequestError):
-    """As many runs are queued as the operator allows."""
-
-    kind = "queue_full"
-    retryable = True
-
-    def __init__(self, queued: int, limit: int) -> None:
-        self.queued, self.limit = queued, limit
-        super().__init__(
-            f"The queue is full: {queued} runs are queued; the limit is {limit}.",
-            "Wait with codex_wait until runs have ended, and call again. The operator of this"
-            " server can raise the limit with --max-queue.",
-        )
-
-
-class FolderBusy(RequestError):
-    """Another run could replace a folder of this run by a link, or this run one of that run's."""
-
-    kind = "not_allowed"
-    retryable = True
-
-    def __init__(self, folder: str, other: str, run_id: str) -> None:
-        self.folder, self.other, self.run_id = folder, other, run_id
-        super().__init__(
-            f"Not allowed while {run_id} runs: {folder} or {other} could be replaced by a link.",
-            f"Wait for {run_id} with codex_wait, or use the same cwd or sandbox read-only.",
-        )
-
-
-class UnknownRun(RequestError):
-    """No run with that id is kept, or it belongs to another server process."""
-
-    kind = "unknown_run"
-
-    def __init__(self, run_id: str, problem: str = "is not known to this server") -> None:
-        self.run_id = run_id
-        super().__init__(
-            f"Run {run_id} {problem}.",
-            "Check the run_id; results are kept for two weeks. Codex's thread is kept longer: find"
-            " it with codex_sessions, then resume it by its thread_id.",
         )
 
 

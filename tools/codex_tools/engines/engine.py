@@ -20,6 +20,7 @@ from codex_tools.codex.program import Program
 from codex_tools.codex.questions import Approvals
 from codex_tools.codex.sandbox import Isolation, Sandbox
 from codex_tools.engines.environment import EnvironmentRules
+from codex_tools.engines.guard_lease import GuardLease
 from codex_tools.engines.model_list import ModelList
 
 Keep = Callable[[bytes], None]
@@ -72,6 +73,8 @@ class TurnRequest:
     """True to give the model a tool with which it asks the agent that delegated the task."""
     isolation: Isolation = "none"
     """Whether `runs` runs the turn in a copy of the project; `cwd` is the copy's by then."""
+    place: str = "here"
+    """Where `runs` runs the turn: the name of a place."""
     skip_git_repo_check: bool = False
     ephemeral: bool = False
     base_instructions: str | None = None
@@ -91,6 +94,8 @@ class TurnRequest:
     """
     held: Sequence[int] = field(default=())
     """File descriptors to keep open until no process of the turn is left (the thread's lock)."""
+    lease: GuardLease | None = None
+    """What a worker renews for its server; None on the server's own machine."""
 
     @property
     def asks(self) -> bool:

@@ -86,6 +86,7 @@ class ExecEngine:
                     env=env,
                     scratch=scratch.path if scratch is not None else None,
                     held=request.held,
+                    lease=request.lease,
                 ) as child,
                 aclosing(_events(child, keep, notices)) as events,
             ):

@@ -1,6 +1,6 @@
 """Run one child so that no process of its tree can outlive the caller.
 
-    python -I -S guard.py CONTROL_FD SCRATCH GRACE_MS CWD PROGRAM ARGUMENT...
+    python -I -S guard.py CONTROL_FD SCRATCH GRACE_MS[:LEASE_MS] CWD PROGRAM ARGUMENT...
 
 nesting.py recognises guards by this command line, to count nested runs.
 
@@ -23,6 +23,11 @@ fork becomes the guard's own child when its parent dies. When wait(2) reports th
 children left, all processes of the tree are therefore dead. Elsewhere, the guard follows parent
 ids from `ps`, which misses a process that got another parent before the end. Without help from the
 kernel, no better way is known.
+
+With LEASE_MS, the guard also ends the tree when nothing has arrived on CONTROL_FD for so long. The
+caller is then a worker that works for a server on another machine, and passes on that server's
+pings. A worker that is stopped, or waits for a network that is cut, closes nothing. So the guard
+kills it as well.
 
 If the guard itself is killed on Linux, its descendants become children of the caller, which finds
 them by the mark that the guard set (see orphans.py).
@@ -54,6 +59,7 @@ PR_SET_CHILD_SUBREAPER = 36
 MARK = 1 << 62  # Soft RLIMIT_RSS of a tree is this plus the guard's id; Linux ignores that limit.
 LAST_ACT_S = 5.0  # Seconds that `notify` may take; plain Codex sets it no limit.
 PARENT_CHECK_S = 0.1  # Interval in seconds for checking that the caller is still alive.
+LEASE_CHECK_S = 1.0  # A poll's own time stands still while the machine is suspended.
 NO_CHILDREN = 127 << 8  # As the wait status of a child that could not be started.
 FD_END = 65536 if LINUX else 4096  # No inherited descriptor of a busy server is above it.
 GIVE_UP_S = 10.0  # Seconds to try to kill: a process in uninterruptible sleep may never die.
@@ -62,12 +68,9 @@ GIVE_UP_S = 10.0  # Seconds to try to kill: a process in uninterruptible sleep m
 def main(arguments: list[str]) -> None:
     """Run the child, kill its process tree, and exit as the child did."""
     control = int(arguments[0])
-    scratch, grace_s, cwd, argv = (
-        arguments[1],
-        int(arguments[2]) / 1000,
-        arguments[3],
-        arguments[4:],
-    )
+    scratch, times, cwd, argv = arguments[1], arguments[2], arguments[3], arguments[4:]
+    grace, _, lease = times.partition(":")
+    grace_s, lease_s = int(grace) / 1000, int(lease or "0") / 1000
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     wakeup, alarm = os.pipe()
@@ -86,7 +89,7 @@ def main(arguments: list[str]) -> None:
     if child == 0:
         become(argv, cwd, guard, prctl)
     close_streams()
-    status = watch(child, control, wakeup)
+    status = watch(child, control, wakeup, caller, lease_s)
     if status == 0 and LINUX:
         if held is not None:
             remove(held)
@@ -140,13 +143,22 @@ def close_streams() -> None:
     os.close(null)
 
 
-def watch(child: int, control: int, wakeup: int) -> int | None:
-    """Wait for the child; return its wait status, or None if *control* was closed first."""
+def watch(child: int, control: int, wakeup: int, caller: int, lease_s: float) -> int | None:
+    """Wait for the child; return its wait status, or None if *control* was closed first.
+
+    The same if a lease of *lease_s* seconds, 0 for none, is over. Then *caller* is killed too.
+    """
     poll = select.poll()
     poll.register(control, select.POLLIN | select.POLLHUP)
     poll.register(wakeup, select.POLLIN)
+    until = clock() + lease_s
     while True:
-        for ready, _ in poll.poll():
+        left_s = until - clock()
+        if lease_s and left_s <= 0:
+            if os.getppid() == caller:
+                kill(caller)
+            return None
+        for ready, _ in poll.poll(min(left_s, LEASE_CHECK_S) * 1000 if lease_s else None):
             if ready == wakeup:
                 os.read(wakeup, 4096)
                 status = reap(child)
@@ -154,6 +166,15 @@ def watch(child: int, control: int, wakeup: int) -> int | None:
                     return status
             elif not receive(control):
                 return None
+            else:
+                until = clock() + lease_s
+
+
+def clock() -> float:
+    """Return the seconds of a clock that also counts while the machine is suspended."""
+    if LINUX:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 def receive(control: int) -> bool:

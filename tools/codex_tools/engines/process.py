@@ -33,6 +33,7 @@ from codex_tools.codex.errors import ServerReplaced
 from codex_tools.codex.private_folder import make_private_folder
 from codex_tools.codex.workers import on_disk
 from codex_tools.engines import guard, orphans
+from codex_tools.engines.guard_lease import GuardLease
 
 STDERR_KEPT = 64 * 1024
 """Bytes of stderr kept, from its end."""
@@ -165,6 +166,11 @@ class Child:
         elif parts:
             yield b"".join(parts)
 
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """Yield what the child prints as it arrives, for output that is no lines."""
+        async for chunk in self._output():
+            yield chunk
+
     def hold(self, fds: Sequence[int]) -> None:
         """Keep the descriptors *fds* (locks) open until no process of the child's tree is left.
 
@@ -279,22 +285,25 @@ async def open_child(
     env: Mapping[str, str],
     scratch: Path | None = None,
     held: Sequence[int] = (),
+    lease: GuardLease | None = None,
 ) -> AsyncGenerator[Child]:
     """Run *argv*; kill it and its process tree when the context manager exits.
 
     The child reads *stdin* and then end of file; of a pipe, the caller keeps the other end open
     while more may follow. With None, it reads what `Child.write` writes. When its process tree is
     dead, the folder *scratch* is removed and the file descriptors *held* (locks) are released, even
-    if this process was killed before.
+    if this process was killed before. The guard ends the tree, and this process, if *lease* is not
+    renewed in time.
 
     Raises:
         OSError: The child could not be started.
     """
     async with _guard_command() as guarded:
         ours, theirs = socket.socketpair()
+        times = str(GRACE_MS) if lease is None else f"{GRACE_MS}:{lease.length_ms}"
         command = [
             *guarded,
-            *(str(theirs.fileno()), str(scratch or ""), str(GRACE_MS), str(cwd)),
+            *(str(theirs.fileno()), str(scratch or ""), times, str(cwd)),
             *argv,
         ]
         try:
@@ -305,6 +314,8 @@ async def open_child(
         finally:
             theirs.close()
         child = Child(process, ours)
+        if lease is not None:
+            lease.add(ours)
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(child.keep_stderr)
@@ -314,6 +325,8 @@ async def open_child(
             except Exception as error:  # Raised again below: the task group would wrap it.
                 failure = error
             finally:
+                if lease is not None:
+                    lease.drop(ours)
                 await child.leave()
                 tasks.cancel_scope.cancel()
         if failure is not None:

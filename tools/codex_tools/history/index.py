@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import orjson
@@ -27,7 +28,15 @@ from codex_tools.codex.errors import CodexError, IndexUnavailable
 from codex_tools.codex.file_lock import lock, open_lock, show_lock
 from codex_tools.codex.private_folder import StandIn, claim_folder
 from codex_tools.history.indexer import ContextNumbers, IndexBatch, reprice, uncollected
-from codex_tools.history.scan import RolloutChanges, compare, inode_of, mark_of, mark_of_file, scan
+from codex_tools.history.scan import (
+    RolloutChanges,
+    compare,
+    inode_of,
+    mark_of,
+    mark_of_file,
+    scan,
+    scan_mirrors,
+)
 from codex_tools.history.search_text import read_names, read_new_texts
 from codex_tools.history.tables import (
     SCHEMA,
@@ -388,7 +397,8 @@ class ThreadIndex:
             self._seen_at = version
         changes = RolloutChanges()
         folders: set[str] = set()
-        for folder, entries in scan(self.home):
+        mirrors = scan_mirrors(self.home, self._shared_folder.parent)
+        for folder, entries in chain(scan(self.home), mirrors):
             folders.add(folder)
             mark = mark_of(entries)
             if self._seen.get(folder) != mark:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codex_tools.rollouts.files import ARCHIVE, SESSIONS, ids_of, is_rollout
+
+_MIRROR = re.compile(rf"(?:^|/)places/([^/]+)/{SESSIONS}(?:/|$)")
 
 Entry = tuple[str, int, int]
 """A file's name, size in bytes and modification time in ns."""
@@ -49,6 +52,27 @@ def scan(home: Path) -> Iterator[tuple[str, list[Entry]]]:
     """Yield each folder that contains rollouts, with its entries."""
     for root in (SESSIONS, ARCHIVE):
         yield from _scan(str(home / root), root)
+
+
+def scan_mirrors(home: Path, state_dir: Path) -> Iterator[tuple[str, list[Entry]]]:
+    """Yield the same of the threads at other places, of which *state_dir* has copies.
+
+    The folders are relative to *home* too.
+    """
+    places = state_dir / "places"
+    try:
+        mirrors = sorted(places.iterdir())
+    except OSError:
+        return
+    for mirror in mirrors:
+        path = os.path.realpath(mirror / SESSIONS)
+        yield from _scan(path, os.path.relpath(path, os.path.realpath(home)))
+
+
+def place_of(folder: str) -> str:
+    """Return the name of the place whose threads are in a folder that was scanned."""
+    found = _MIRROR.search(folder)
+    return "here" if found is None or folder.split("/", 1)[0] == SESSIONS else found[1]
 
 
 def _scan(path: str, folder: str) -> Iterator[tuple[str, list[Entry]]]:

@@ -17,6 +17,7 @@ from codex_tools.codex.paths import folder_names, in_roots
 from codex_tools.codex.program import Program
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.indexer import read_rollouts
+from codex_tools.history.scan import place_of
 from codex_tools.history.search_text import fold
 from codex_tools.history.tables import judge_roots, tokens
 from codex_tools.history.times import iso
@@ -171,7 +172,8 @@ class ThreadList:
             "parent_thread_id": parent_id,
             "forked_from_id": forked_id,
             "archived": bool(archived),
-            "rollout_path": str(self._history.home / folder / file_name),
+            "rollout_path": os.path.normpath(self._history.home / folder / file_name),
+            "place": place_of(folder),
             "resumable": not archived and not damaged and self._knows(paginated, packed),
         }
 

@@ -1,4 +1,4 @@
-"""Report token usage from the index: sums by time, model, folder or thread.
+"""Report token usage from the index: sums by time, model, folder, thread or place.
 
 Whole quarters of an hour come from the index's own sums. If a report starts or ends within a
 quarter, the requests of that quarter are counted one by one.
@@ -21,12 +21,13 @@ from codex_tools.codex.paths import folder_names, is_inside
 from codex_tools.history.index import Progress, ThreadIndex
 from codex_tools.history.indexer import requests_of
 from codex_tools.history.rate_limits import newest_limits
+from codex_tools.history.scan import place_of
 from codex_tools.history.tables import PUT_BUCKET, QUARTER_MS, buckets_of, judge_roots, tokens
 from codex_tools.history.times import Unit, instant, period_of, zone_of
 from codex_tools.pricing.tiers import tier_named
 from codex_tools.rollouts.token_counter import each_request
 
-GroupBy = Literal["day", "week", "month", "model", "cwd", "thread"]
+GroupBy = Literal["day", "week", "month", "model", "cwd", "thread", "place"]
 
 GROUPS_LIMIT = 1000
 """Groups of a report, at most; a home may contain a hundred thousand threads."""
@@ -253,10 +254,13 @@ class _Report:
                 yield {**_row(*sums), "key": key}
 
     def _by_kind(self, notes: list[str]) -> Iterator[Json]:
-        """Yield a row for each model, folder or thread, in descending order of tokens."""
+        """Yield a row for each model, folder, thread or place, in descending order of tokens."""
         match self._query.group_by:
             case "thread":
                 key, join = "t.thread_id", " JOIN thread t ON t.id = b.thread"
+            case "place":
+                self._db.create_function("place_of", 1, place_of, deterministic=True)
+                key, join = "place_of(t.folder)", " JOIN thread t ON t.id = b.thread"
             case kind:
                 key, join = f"c.{kind}", " JOIN context c ON c.id = b.context"
         rows = self._db.execute(

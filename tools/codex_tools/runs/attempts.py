@@ -28,6 +28,7 @@ from codex_tools.codex.errors import (
     TurnFailed,
 )
 from codex_tools.codex.failures import classify
+from codex_tools.codex.place_errors import PlaceLost
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import TurnProgress, TurnResult
 from codex_tools.codex.workers import on_cpu, on_disk
@@ -62,6 +63,9 @@ error that the caller gets.
 
 MODELS_NAMED = 12
 """Maximum number of models that an error names."""
+
+_TWO_WITNESSES = Stalled | TimedOut | TurnFailed | NoAnswer | BudgetExhausted | PlaceLost
+"""Errors after which the rollout may say that the turn was completed all the same."""
 
 Report = Callable[[TurnProgress], None]
 
@@ -106,6 +110,8 @@ async def run_turns(
             turn = await check.run(partial(watch.run, start))
             _count(run, turn.usage, before)
         except TurnError as error:
+            if isinstance(error, PlaceLost):  # The seat does not know what the turn did so far.
+                error.turn = progress.result()
             ended = await _ask_rollout(error, run, request, threads)
             if ended is not None:
                 turn = ended
@@ -176,7 +182,7 @@ async def _ask_rollout(
     progress = run.progress
     if request.ephemeral or progress.failure is not None:
         return None
-    if not isinstance(error, Stalled | TimedOut | TurnFailed | NoAnswer | BudgetExhausted):
+    if not isinstance(error, _TWO_WITNESSES):
         return None
     record = await on_cpu(threads.turn_record, progress.thread_id, run.mark, abandon=True)
     if record is None:

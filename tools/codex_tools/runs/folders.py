@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from codex_tools.codex.errors import CodexError, FolderBusy, FolderReplaced
+from codex_tools.codex.errors import CodexError, FolderReplaced
+from codex_tools.codex.run_errors import FolderBusy
 from codex_tools.engines.engine import TurnRequest
 from codex_tools.runs.run import Run
 

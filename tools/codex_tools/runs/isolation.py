@@ -126,10 +126,7 @@ class RunCopy:
 
     def at_home(self, error: RequestError) -> RequestError:
         """Let *error* name the person's folder instead of the copy, and return it."""
-        copy, root = str(self.folder), str(self._shadow.root)
-        error.message = error.message.replace(copy, root)
-        error.hint = error.hint.replace(copy, root)
-        return error
+        return name_home(error, self.folder, self._shadow.root)
 
     def finish(self) -> None:
         """Find what was changed in the copy, store it, and release the copy; may be called twice.
@@ -142,7 +139,7 @@ class RunCopy:
             try:
                 changes = changes_of(self._shadow, self._snapshot, self._copy)
                 kept_run.save_changes(self._shadow.folder, self._kept, changes)
-                self.seen = self._own(changes)
+                self.seen = own_changes(changes, self._before, self._cwd, self._copy.folder)
                 self.changes = changes
                 if self._before is not None:
                     forget_changes(self._shadow, self._before)
@@ -177,20 +174,37 @@ class RunCopy:
             if folder.is_relative_to(self._shadow.root)
         }
 
-    def _own(self, changes: Changes) -> work_tree.Changes:
-        """Return what this run changed, without what earlier runs had changed in the copy."""
-        earlier = {each.path: each for each in self._before.files} if self._before else {}
-        kinds: dict[str, ChangeKind] = {}
-        for each in changes.files:
-            one = earlier.pop(each.path, None)
-            old = (each.old_mode, each.old_blob) if one is None else (one.new_mode, one.new_blob)
-            if old != (each.new_mode, each.new_blob):
-                kinds[each.path] = _kind_of(old[0], each.new_mode)
-        for path, one in earlier.items():  # This run took these changes back.
-            kinds[path] = _kind_of(one.new_mode, one.old_mode)
-        compared = _Compared(shown(each.path) for each in changes.left_out)
-        named: dict[str, ChangeKind] = {shown(path): kind for path, kind in kinds.items()}
-        return work_tree.Changes(self._cwd, self._copy.folder, named, compared)
+
+def name_home(error: RequestError, copy: Path, root: Path) -> RequestError:
+    """Replace the folder of a *copy* in the texts of *error* by the project's, and return it."""
+    error.message = error.message.replace(str(copy), str(root))
+    error.hint = error.hint.replace(str(copy), str(root))
+    return error
+
+
+def own_changes(
+    changes: Changes, before: Changes | None, cwd: Path, folder: Path
+) -> work_tree.Changes:
+    """Return what one run changed in a copy, without what earlier runs had changed there.
+
+    Args:
+        changes: All changes in the copy.
+        before: The earlier ones; None if there are none.
+        cwd: The folder of the run in the copy.
+        folder: The copy.
+    """
+    earlier = {each.path: each for each in before.files} if before else {}
+    kinds: dict[str, ChangeKind] = {}
+    for each in changes.files:
+        one = earlier.pop(each.path, None)
+        old = (each.old_mode, each.old_blob) if one is None else (one.new_mode, one.new_blob)
+        if old != (each.new_mode, each.new_blob):
+            kinds[each.path] = _kind_of(old[0], each.new_mode)
+    for path, one in earlier.items():  # This run took these changes back.
+        kinds[path] = _kind_of(one.new_mode, one.old_mode)
+    compared = _Compared(shown(each.path) for each in changes.left_out)
+    named: dict[str, ChangeKind] = {shown(path): kind for path, kind in kinds.items()}
+    return work_tree.Changes(cwd, folder, named, compared)
 
 
 class _Compared(frozenset[str]):
@@ -293,8 +307,8 @@ def discard_copy(shadow: Shadow, copy: str) -> None:
     discard(shadow, opened)
 
 
-def remove_old_copies(state_dir: Path) -> None:
-    """Remove copies and changes that nobody used for long; complete what a crash interrupted."""
+def remove_old_copies(state_dir: Path, keep_s: float = KEEP_COPIES_S) -> None:
+    """Remove copies and changes not used for *keep_s*; complete what a crash interrupted."""
     trees = state_dir / "trees"
     if is_open_to_commands(state_dir):
         return  # A command of a run could have written a journal that changes any project.
@@ -309,7 +323,7 @@ def remove_old_copies(state_dir: Path) -> None:
         except (TreeError, OSError) as error:
             logger.warning("an interrupted codex_apply in %s: %s", folder, error)
     try:
-        clean_up(state_dir, KEEP_COPIES_S)
+        clean_up(state_dir, keep_s)
     except TreeError as error:
         logger.warning("cannot remove old copies: %s", error)
-    kept_run.remove_old(state_dir, KEEP_COPIES_S)
+    kept_run.remove_old(state_dir, keep_s)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codex_tools.codex.masking import is_cut_of, shorten
 from codex_tools.runs import kept_run
 from codex_tools.runs.kept_run import KeptRun
 from codex_tools.runs.result import FILES_KEPT, ChangedFile, RunResult, with_next
 from codex_tools.runs.run_changes import changes_of_copy, shown
+from codex_tools.runs.sites import HERE
 from codex_tools.worktree.tree_changes import Changes
 from codex_tools.worktree.tree_error import TreeError
 
@@ -37,10 +39,15 @@ def refreshed(state_dir: Path, result: RunResult) -> RunResult:
     if result.changes is None and not kept.is_discarded:
         try:
             if kept.has_changes:
-                changes = kept_run.load_changes(folder, kept)
+                result = _with_changes(result, kept, kept_run.load_changes(folder, kept))
+            elif result.place != HERE:
+                warnings.append(
+                    f"The changes are still at the place {result.place}: codex_apply with action"
+                    " check fetches them."
+                )
             else:
                 kept, changes = kept_run.collect(state_dir, folder, kept)
-            result = _with_changes(result, kept, changes)
+                result = _with_changes(result, kept, changes)
         except (TreeError, OSError) as error:
             warnings.append(f"changes is null: {error}.")
     if result.changes is not None and result.changes.applied != (kept.applied_at is not None):
@@ -53,6 +60,14 @@ def refreshed(state_dir: Path, result: RunResult) -> RunResult:
     warnings += _overlaps(folder, kept)
     result = result.model_copy(update={"warnings": warnings})
     return with_next(result, can_resume="codex_resume" in result.next)
+
+
+def with_answer(result: RunResult, answer: str | None, limit: int) -> RunResult:
+    """Return *result* with its *answer* of at most *limit* characters instead of its beginning."""
+    # The progress of a failed run may end with an earlier message than its result does.
+    if answer is None or not is_cut_of(result.final_response or "", answer):
+        return result
+    return result.model_copy(update={"final_response": shorten(answer, limit)})
 
 
 def _with_changes(result: RunResult, kept: KeptRun, changes: Changes) -> RunResult:

@@ -68,6 +68,8 @@ class KeptRun:
     For a run that was not isolated: the time of its end.
     """
     is_discarded: bool = False
+    node: str = ""
+    """The machine of a Ray cluster that has the copy; empty elsewhere."""
     version: int = VERSION
 
     @property

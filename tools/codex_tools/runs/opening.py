@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -16,8 +17,12 @@ from codex_tools.engines.engine import Engine
 from codex_tools.rollouts.threads import Threads
 from codex_tools.runs.pruning import prune
 from codex_tools.runs.register import MAX_QUEUE, Runs
+from codex_tools.runs.sites import Sites
 from codex_tools.runs.store import RunStore
 from codex_tools.runs.writer import WRITTEN_WITHIN_S, StateWriter
+
+if TYPE_CHECKING:
+    from codex_tools.places.places import Places
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,7 @@ async def open_runs(
     roots: Sequence[Path] = (),
     budgets: Budgets = NO_BUDGETS,
     wait_for_limits: bool = False,
+    places: Places | None = None,
 ) -> AsyncGenerator[Runs]:
     """Open a register of runs; leaving it ends all runs and the processes they have started.
 
@@ -68,17 +74,14 @@ async def open_runs(
                 store,
                 writer,
                 state_dir=state_dir,
-                engine=engine,
-                threads=threads,
-                max_runs=max_runs,
+                sites=Sites(engine, threads, max_runs, waits=wait_for_limits, places=places),
                 max_queue=max_queue,
                 roots=roots,
                 budgets=budgets,
-                wait_for_limits=wait_for_limits,
                 notes=notes,
                 is_kept=not notes,
             )
-            tasks.start_soon(prune, runs, store, state_dir)
+            tasks.start_soon(prune, runs, store, state_dir, places)
             try:
                 yield runs
             finally:

@@ -8,8 +8,9 @@ of the server ends all runs at once.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,28 +20,30 @@ import anyio
 from anyio.abc import TaskGroup
 
 from codex_tools.codex.budget import NO_BUDGETS, Budgets
-from codex_tools.codex.errors import CodexError, QueueFull, ThreadBusy, UnknownRun
+from codex_tools.codex.errors import CodexError, ThreadBusy
 from codex_tools.codex.faults import fault_for
-from codex_tools.codex.masking import is_cut_of, shorten
 from codex_tools.codex.paths import in_roots
+from codex_tools.codex.run_errors import QueueFull, UnknownRun
 from codex_tools.codex.turn_result import TurnProgress
 from codex_tools.codex.workers import on_cpu, on_disk
-from codex_tools.engines.engine import Engine, TurnRequest
-from codex_tools.rollouts.threads import Threads, ThreadState
+from codex_tools.engines.engine import TurnRequest
+from codex_tools.rollouts.threads import ThreadState
 from codex_tools.runs import ending, folders
 from codex_tools.runs.attempts import mark_of, run_turns
 from codex_tools.runs.audit import AuditLog, ending_of, facts_of
 from codex_tools.runs.day_ledger import DayLedger
 from codex_tools.runs.event_log import EventLog, EventPage
-from codex_tools.runs.kept_result import may_differ, refreshed
+from codex_tools.runs.kept_result import may_differ, refreshed, with_answer
 from codex_tools.runs.keys import Keys, new_run_id
+from codex_tools.runs.records import ANSWER_LIMIT, Records
 from codex_tools.runs.result import RunResult
 from codex_tools.runs.run import Run
+from codex_tools.runs.sites import HERE, Site, Sites
 from codex_tools.runs.stop_file import RunElsewhere, StopWatch, stop_elsewhere
 from codex_tools.runs.store import RunStore, StoredRun, now
-from codex_tools.runs.thread_lock import ThreadLock, release_all
+from codex_tools.runs.thread_lock import ThreadLock, release_all, take_lock
 from codex_tools.runs.tracing import span_of
-from codex_tools.runs.usage_limit import Place, UsageLimits
+from codex_tools.runs.usage_limit import Place
 from codex_tools.runs.usage_watch import UsageWatch
 from codex_tools.runs.work_place import WorkPlace, leave_copy
 from codex_tools.runs.writer import RECORDED_WITHIN_S, WRITTEN_WITHIN_S, StateWriter
@@ -54,11 +57,6 @@ MAX_QUEUE = 64
 KEPT_IN_MEMORY = 64
 """Ended runs kept in memory, in addition to those whose record could not be written yet."""
 
-RETRY_EVERY_S = 10.0
-"""Retry interval in seconds for a record that could not be written, for example to a full disk."""
-
-ANSWER_LIMIT = 1_000_000
-"""Maximum characters of an answer that are kept on disk."""
 
 POLL_EVERY_S = 0.5
 """Polling interval in seconds for runs owned by another server."""
@@ -74,13 +72,10 @@ class Runs:
         writer: StateWriter,
         *,
         state_dir: Path,
-        engine: Engine,
-        threads: Threads,
-        max_runs: int,
+        sites: Sites,
         max_queue: int = MAX_QUEUE,
         roots: Sequence[Path] = (),
         budgets: Budgets = NO_BUDGETS,
-        wait_for_limits: bool = False,
         notes: tuple[str, ...] = (),
         is_kept: bool = True,
     ) -> None:
@@ -92,30 +87,26 @@ class Runs:
         self._tasks = tasks
         self._store = store
         self._writer = writer
+        self._records = Records(store, writer)
         self._state_dir = state_dir
-        self._engine = engine
-        self._threads = threads
         self._notes = notes
         self._is_kept = is_kept
         self._roots = roots
         self.audit = AuditLog(state_dir, writer)
-        self.ledger = DayLedger(state_dir, writer, store, threads, budgets)
+        self.ledger = DayLedger(state_dir, writer, store, sites.here.threads, budgets)
         self.keys = Keys(state_dir, store, writer)
-        self._slots = anyio.CapacityLimiter(max_runs)
-        self._limits = UsageLimits(threads.home, waits=wait_for_limits)
+        self._sites = sites
         self._max_queue = max_queue
         self._runs: dict[str, Run] = {}
-        self._unsaved: set[str] = set()
-        """Ids of ended runs whose record could not be written yet."""
         self._closing = False
         self._stops = StopWatch(tasks, store)
         self._changed = anyio.Event()
 
-    async def lock_thread(self, thread_id: str) -> ThreadLock:
-        """Lock the thread against all other runs, of any server.
+    async def lock_thread(self, thread_id: str, place: str = HERE) -> ThreadLock:
+        """Lock the thread, which is at *place*, against all other runs, of any server.
 
-        This method waits for a run in that thread that is being stopped. After a cancel, the
-        caller of that run gets no notice of its end, and may resume the thread at once.
+        This waits for a run in that thread that is being stopped. After a cancel, the caller of
+        that run gets no notice of its end, and may resume the thread at once.
 
         Raises:
             ThreadBusy: Another run is using the thread.
@@ -123,9 +114,14 @@ class Runs:
         for run in self.in_thread(thread_id):
             if run.stopped:
                 await run.done.wait()
-        with anyio.CancelScope(shield=True):  # A cancelled take leaves a lock without an owner.
-            return await on_disk(ThreadLock.take, self._threads.home, self._state_dir, thread_id)
-        raise AssertionError("a shielded scope is not cancelled")
+        return await take_lock(self._sites.of(place).threads.home, self._state_dir, thread_id)
+
+    async def order(self, places: Sequence[str], model: str | None) -> list[str]:
+        """Return *places* in the order in which to try them for a run; see `Sites.order`."""
+        unfinished = [run for run in self._runs.values() if run.outcome is None]
+        return await self._sites.order(
+            places, Counter(run.request.place for run in unfinished), model
+        )
 
     def in_thread(self, thread_id: str) -> list[Run]:
         """Return the runs of this server that are or were in a thread, and are in memory."""
@@ -166,8 +162,9 @@ class Runs:
             QueueFull: As many runs are queued as the operator allows.
             FolderBusy: Another run could replace a folder that the turn may write to.
         """
-        unfinished = sum(other.outcome is None for other in self._runs.values())
-        slots = int(self._slots.total_tokens)
+        runs = (run for run in self._runs.values() if run.request.place == request.place)
+        unfinished = sum(run.outcome is None for run in runs)
+        slots = int(self._sites.of(request.place).slots.total_tokens)
         if unfinished >= slots + self._max_queue:
             raise QueueFull(unfinished - slots, self._max_queue)
         folders.check_free(request, self._runs.values())
@@ -184,8 +181,9 @@ class Runs:
         if unfinished < slots:
             run.started_at = anyio.current_time()
         self._runs[run_id] = run
+        self._sites.note_start(request.place)
         try:
-            self._save(run)
+            self._records.save(run)
             self.audit.write("started", facts_of(run))
             self._tasks.start_soon(self._work, run, lock, name=run_id)
             self._stops.add(run)
@@ -225,8 +223,9 @@ class Runs:
         if found is None:
             raise UnknownRun(run_id)
         if isinstance(found, StoredRun) and found.recorded is not None:
-            found = await on_cpu(ending.revise, found, self._threads)
-            self._writer.put(partial(self._write_revised, found))
+            threads = self._sites.of(found.result.place).threads
+            found = await on_cpu(ending.revise, found, threads)
+            self._records.save_revised(found)
         return found
 
     async def result(self, run_id: str) -> RunResult:
@@ -272,10 +271,7 @@ class Runs:
         answer = found.answer or found.progress.final_response if isinstance(found, Run) else None
         if answer is None:
             answer = await on_disk(self._store.read_answer, run_id)
-        # The progress of a failed run may end with an earlier message than its result does.
-        if answer is None or not is_cut_of(result.final_response or "", answer):
-            return result
-        return result.model_copy(update={"final_response": shorten(answer, ANSWER_LIMIT)})
+        return with_answer(result, answer, ANSWER_LIMIT)
 
     async def events(self, run_id: str, offset: int, room: int) -> EventPage:
         """Return a page of a run's events, from byte *offset*, in about *room* characters.
@@ -367,8 +363,8 @@ class Runs:
         try:
             with run.scope:
                 try:
-                    save = partial(self._save, run)
-                    async with Place(self._slots, self._limits, run, save) as place:
+                    save, site = partial(self._records.save, run), self._site(run)
+                    async with Place(site.slots, site.limits, run, save) as place:
                         run.started_at = anyio.current_time()
                         outcome = await self._turn(run, locks, place)
                 except Exception as error:
@@ -386,7 +382,7 @@ class Runs:
         try:
             await leave_copy(run)
             if outcome is None:
-                outcome = await ending.stopped(run, self._threads)
+                outcome = await ending.stopped(run, self._site(run).threads)
         except Exception:
             logger.exception("internal fault at the end of run %s", run.run_id)
             outcome = ending.faulty(run)
@@ -396,13 +392,13 @@ class Runs:
             self.ledger.end(run.run_id, run.spent, run.outcome.usage, run.outcome.cost_usd)
             answer = run.progress.final_response
             run.progress = TurnProgress(thread_id=run.progress.thread_id)  # An answer is large.
-            self._save(run, answer)
+            self._records.save(run, answer)
             self.audit.write("ended", ending_of(run))
             # In the writer's thread, because the lock of a new thread may be taken only now.
             self._writer.put(partial(release_all, locks))
             in_time = await self._writer.flush(WRITTEN_WITHIN_S)
-            if not in_time or run.run_id in self._unsaved:
-                self._tasks.start_soon(self._save_later, run)
+            if not in_time or self._records.is_unsaved(run.run_id):
+                self._tasks.start_soon(self._records.save_later, run)
             self._forget()
             run.done.set()
             run.wake()
@@ -414,85 +410,62 @@ class Runs:
             nonlocal known, attempts
             run.progress = progress
             if run.has_new_questions():
-                self._save(run)
+                self._records.save(run)
             watch.wake()
             if progress.thread_id is not None and not known:
                 known = True
                 if run.request.resumed is None:
-                    self._writer.put(partial(self._lock_new_thread, progress.thread_id, locks))
+                    lock = partial(self._lock_new_thread, run, progress.thread_id, locks)
+                    self._writer.put(lock)
+                self._writer.put(partial(work.note_thread, progress.thread_id))
             if progress.started and run.attempts != attempts:
                 attempts = run.attempts  # The next server must know how many turns are the run's.
-                self._save(run)
+                self._records.save(run)
 
-        watch = UsageWatch(self._threads, run, self.ledger, partial(self._save, run))
+        site = self._site(run)
+        watch = UsageWatch(site.threads, run, self.ledger, partial(self._records.save, run))
         self.ledger.begin(run.run_id)
-        work = WorkPlace(run, self._state_dir, self._roots, can_copy=self._is_kept)
+        work = WorkPlace(run, site, self._state_dir, self._roots, can_copy=self._is_kept)
         place.on_return = work.remember
-        try:
-            request = await work.enter()
-        except CodexError as error:
-            return ending.failed(run, error, ending.Evidence())
-        if run.copy is not None:
-            self._save(run)
-        identities = await on_disk(folders.identify, request)
-        with EventLog(self._store.log_path(run.run_id), self._writer) as log:
+        async with AsyncExitStack() as stack:
             try:
-                await self.ledger.check()
-                run.ending = await run_turns(
-                    self._engine, self._threads, run, request, report, log.add, watch, place
-                )
+                request = await work.enter(stack)
             except CodexError as error:
-                run.ending = error
-        await work.look()
+                return ending.failed(run, error, ending.Evidence())
+            if run.copy is not None:
+                self._records.save(run)
+            identities = await on_disk(folders.identify, request)
+            with EventLog(self._store.log_path(run.run_id), self._writer) as log:
+                try:
+                    await self.ledger.check()
+                    run.ending = await run_turns(
+                        work.engine, site.threads, run, request, report, log.add, watch, place
+                    )
+                except CodexError as error:
+                    run.ending = error
+            await work.look()
         await on_disk(folders.ending_in, run, identities)
         with anyio.CancelScope(shield=True):  # A turn that has ended cannot be cancelled.
-            evidence = await on_cpu(ending.find_evidence, run, self._threads)
+            evidence = await on_cpu(ending.find_evidence, run, site.threads)
             if isinstance(run.ending, CodexError):
                 return ending.failed(run, run.ending, evidence)
             return ending.completed(run, *run.ending, evidence)
         raise AssertionError("a shielded scope is not cancelled")
 
-    def _lock_new_thread(self, thread_id: str, locks: list[ThreadLock]) -> None:
+    def _site(self, run: Run) -> Site:
+        return self._sites.of(run.request.place)
+
+    def _lock_new_thread(self, run: Run, thread_id: str, locks: list[ThreadLock]) -> None:
         """Lock the thread that a run has just begun; called in the writer's thread."""
+        home = self._site(run).threads.home
         try:
-            locks.append(ThreadLock.take(self._threads.home, self._state_dir, thread_id))
+            locks.append(ThreadLock.take(home, self._state_dir, thread_id))
         except (ThreadBusy, OSError) as error:
             logger.warning("cannot lock the new thread %s: %s", thread_id, error)
 
-    def _save(self, run: Run, answer: str | None = None) -> None:
-        """Queue the writing of a run's result, final or so far, and return at once."""
-        result = run.result()
-        if answer is not None and answer != result.final_response:
-            run.answer = shorten(answer, ANSWER_LIMIT)
-        self._writer.put(partial(self._write, run, result))
-
-    def _write(self, run: Run, result: RunResult) -> None:
-        """Write a run's record; called in the writer's thread."""
-        try:
-            self._store.save(result, run.created_at, run.answer, run.recorded)
-        except (OSError, TypeError) as error:
-            logger.warning("cannot write the record of %s: %s", run.run_id, error)
-            if result.has_ended:
-                self._unsaved.add(run.run_id)
-        else:
-            run.answer = None
-            self._unsaved.discard(run.run_id)
-
-    def _write_revised(self, found: StoredRun) -> None:
-        """Store what a run of a dead server came to; called in the writer's thread."""
-        with suppress(OSError):  # The next caller's call revises the record again.
-            self._store.save(found.result, found.created_at)
-
-    async def _save_later(self, run: Run) -> None:
-        """Retry writing the record of an ended run until it succeeds."""
-        await anyio.sleep(RETRY_EVERY_S)  # A slow disk may still succeed, or fail.
-        while run.run_id in self._unsaved:
-            self._save(run)
-            await anyio.sleep(RETRY_EVERY_S)
-
     def _forget(self) -> None:
         """Drop the oldest ended runs above KEPT_IN_MEMORY from memory, except unsaved ones."""
-        runs = self._runs.items()
-        ended = [id_ for id_, run in runs if run.outcome is not None and id_ not in self._unsaved]
+        unsaved, runs = self._records.is_unsaved, self._runs.items()
+        ended = [id_ for id_, run in runs if run.outcome is not None and not unsaved(id_)]
         for run_id in ended[:-KEPT_IN_MEMORY]:
             del self._runs[run_id]

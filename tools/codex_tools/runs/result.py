@@ -118,6 +118,8 @@ class RunResult(Record):
     sandbox: Sandbox | None
     cwd: str | None
     codex_version: str | None
+    place: str = "here"
+    """Where it ran."""
     engine: str | None
     """exec or app-server"""
     duration_s: float
@@ -163,6 +165,7 @@ class EffectiveSettings:
     cwd: str | None = None
     codex_version: str | None = None
     can_resume: bool = True
+    place: str = "here"
 
 
 def make_result(
@@ -206,6 +209,7 @@ def make_result(
         sandbox=setting.sandbox,
         cwd=setting.cwd,
         codex_version=setting.codex_version,
+        place=setting.place,
         engine=turn.engine,
         duration_s=round(duration_s, 3),
         files_changed=[

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import anyio
 
-from codex_tools.codex.errors import (
-    CodexError,
-)
+from codex_tools.codex.errors import CodexError, RequestError
 from codex_tools.codex.masking import mask
 from codex_tools.codex.questions import Question
 from codex_tools.codex.record import Usage
@@ -20,7 +19,6 @@ from codex_tools.engines.engine import TurnRequest
 from codex_tools.rollouts.threads import ThreadState
 from codex_tools.rollouts.turn_record import TurnMark
 from codex_tools.rollouts.usage_follower import Spent
-from codex_tools.runs.isolation import RunCopy
 from codex_tools.runs.open_question import shown_question
 from codex_tools.runs.result import EffectiveSettings, RunResult, RunStatus, make_result
 from codex_tools.runs.store import Recorded
@@ -30,6 +28,28 @@ from codex_tools.worktree.tree_changes import Changes as Diff
 
 Files = tuple[tuple[str, ChangeKind, SeenBy], ...]
 """Changed files: the path, the kind of the change, and its source."""
+
+
+class WorkCopy(Protocol):
+    """The copy of a project that a run works in, here or at another place; see `RunCopy`."""
+
+    folder: Path
+    changes: Diff | None
+    seen: Changes | None
+    problem: str
+
+    @property
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """Paths that are not in the copy, each with the reason."""
+        ...
+
+    def at_home(self, error: RequestError) -> RequestError:
+        """Let *error* name the person's folder instead of the copy, and return it."""
+        ...
+
+    def finish(self) -> None:
+        """Find what was changed, as far as that waits for this machine only."""
+        ...
 
 
 @dataclass(slots=True)
@@ -55,7 +75,7 @@ class Run:
     progress: TurnProgress = field(default_factory=TurnProgress)
     attempts: int = 0
     """Number of turns started."""
-    copy: RunCopy | None = None
+    copy: WorkCopy | None = None
     """The copy of the project that it works in; None if it is not isolated, or still queued."""
     seen: Changes | None = None
     """Changes of the work tree since the run began; None until they are known."""
@@ -268,6 +288,7 @@ def requested(run: Run) -> EffectiveSettings:
         cwd=str(request.cwd),
         codex_version=request.program.version_text,
         can_resume=not request.ephemeral,
+        place=request.place,
     )
 
 

@@ -23,11 +23,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from codex_tools.codex.clean_text import clean
-from codex_tools.codex.errors import UnknownRun
 from codex_tools.codex.foreign_file import read_foreign
 from codex_tools.codex.json_object import Json
 from codex_tools.codex.masking import quote
 from codex_tools.codex.private_folder import check_folder
+from codex_tools.codex.run_errors import UnknownRun
 from codex_tools.codex.workers import on_disk
 from codex_tools.runs.run import Run
 from codex_tools.runs.store import StoredRun, StoredRuns

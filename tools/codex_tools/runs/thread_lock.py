@@ -17,10 +17,13 @@ import os
 import re
 from pathlib import Path
 
+import anyio
+
 from codex_tools.codex.errors import ThreadBusy
 from codex_tools.codex.file_lock import lock, open_lock
 from codex_tools.codex.paths import lock_folders
 from codex_tools.codex.private_folder import claim_folder
+from codex_tools.codex.workers import on_disk
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,13 @@ class ThreadLock:
             self._path.unlink(missing_ok=True)
         finally:
             os.close(self.fd)
+
+
+async def take_lock(home: Path, state_dir: Path, thread_id: str) -> ThreadLock:
+    """Lock a thread in a worker thread; see `ThreadLock.take`."""
+    with anyio.CancelScope(shield=True):  # A cancelled take leaves a lock without an owner.
+        return await on_disk(ThreadLock.take, home, state_dir, thread_id)
+    raise AssertionError("a shielded scope is not cancelled")
 
 
 def release_all(locks: list[ThreadLock]) -> None:

@@ -135,6 +135,15 @@ class UsageLimits:
             return None
         return until
 
+    async def is_met(self, model: str | None) -> bool:
+        """Return True if a limit for *model* holds, whatever else its runs were asked for."""
+        if not self._known:
+            return False
+        login = await self.login()
+        return any(
+            key[:2] == (login, model) and _left_s(until) > 0 for key, until in self._known.items()
+        )
+
     async def login(self) -> tuple[int, ...] | None:
         """Return what changes when a person logs in; Codex changes it, too, with new tokens."""
         return await on_disk(file_stamp, self._login)
@@ -170,7 +179,7 @@ class Place:
         try:
             while True:
                 await self._take()
-                until = await self._limits.find(self._run)
+                until = await self._limits.find(self._run) if self._limits.waits else None
                 if until is None or _left_s(until) >= self._run.request.timeout_s:
                     return self
                 await self._sleep(until)
@@ -193,9 +202,11 @@ class Place:
             True if the turn can be tried again; False, at once, if the run cannot wait.
         """
         until = reset_of(error)
-        if until is None or not self._limits.waits:
+        if until is None:
             return False
         await self._limits.note(self._run, until)
+        if not self._limits.waits:
+            return False
         left_s = max(SHORTEST_S, _left_s(until))
         if (
             error.turn.touched

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -15,6 +17,7 @@ from codex_tools.runs import kept_run
 from codex_tools.runs.isolation import NotIsolated, open_run_copy
 from codex_tools.runs.kept_run import KeptRun
 from codex_tools.runs.run import Run
+from codex_tools.runs.sites import Site
 from codex_tools.worktree.changes import (
     Changes,
     Snapshot,
@@ -24,6 +27,9 @@ from codex_tools.worktree.changes import (
 )
 from codex_tools.worktree.contents import Contents, compare_contents, keep_contents
 from codex_tools.worktree.tree_error import TreeError
+
+if TYPE_CHECKING:
+    from codex_tools.runs.copy_elsewhere import CopyElsewhere
 
 STOPPED_WITHIN_S = 20.0
 """Maximum seconds to look at the copy of a run that was stopped; 50,000 files take about 1 s."""
@@ -35,31 +41,47 @@ INTERRUPTED_WITHIN_S = 0.5
 class WorkPlace:
     """Where one run works."""
 
-    def __init__(self, run: Run, state_dir: Path, roots: Sequence[Path], *, can_copy: bool) -> None:
+    def __init__(
+        self, run: Run, site: Site, state_dir: Path, roots: Sequence[Path], *, can_copy: bool
+    ) -> None:
         """Prepare nothing yet.
 
         Args:
             run: The run.
+            site: The place where it works.
             state_dir: The folder for copies.
             roots: Folders outside of which no work tree is looked at.
             can_copy: False if *state_dir* is temporary, so that no copy would be kept.
         """
         self._run, self._state_dir, self._roots = run, state_dir, roots
-        self._can_copy = can_copy
+        self._site, self._can_copy = site, can_copy
+        self.engine = site.engine
+        """Runs the turns: at another place, the seat of the run."""
+        self._elsewhere: CopyElsewhere | None = None
         self._before: Snapshot | None = None
         self._contents: Contents | None = None
         self._began_at = 0.0
 
-    async def enter(self) -> TurnRequest:
-        """Make the place ready, and return the run's turn in it.
+    async def enter(self, stack: AsyncExitStack) -> TurnRequest:
+        """Make the place ready, and return the run's turn in it; *stack* ends what was opened.
 
         Raises:
             NotIsolated: No copy could be made.
+            PlaceUnavailable: The place cannot be used.
         """
-        request = self._run.request
+        run, request = self._run, self._run.request
         if request.isolation == "copy":
             if not self._can_copy:
                 raise NotIsolated(request.cwd, "the state folder of this server cannot be used")
+            if self._site.elsewhere is not None:
+                from codex_tools.runs.copy_elsewhere import open_copy_elsewhere
+
+                run.copy = self._elsewhere = copy = await open_copy_elsewhere(
+                    stack, self._site.elsewhere, self._state_dir, run
+                )
+                self.engine = copy.seat
+                run.warnings = (*run.warnings, *copy.warnings)
+                return copy.request_for(request)
             return await on_disk(self._lay_out)
         await self.remember()
         return request
@@ -80,7 +102,9 @@ class WorkPlace:
     async def look(self) -> None:
         """Find what the run changed."""
         run = self._run
-        if run.copy is not None:
+        if self._elsewhere is not None:
+            await self._elsewhere.fetch(run)
+        elif run.copy is not None:
             await on_disk(_finish, run)
         elif run.request.sandbox != "read-only":
             if self._before is not None:
@@ -109,15 +133,20 @@ class WorkPlace:
         except OSError as error:
             run.undiffed = error.strerror or str(error)
 
+    def note_thread(self, thread_id: str) -> None:
+        """Store where a thread of another place belongs; called in the writer's thread."""
+        if self._elsewhere is not None:
+            self._elsewhere.note_thread(thread_id)
+
     def _lay_out(self) -> TurnRequest:
         run = self._run
         place = run.before.copy if run.before is not None else None
         run.progress.doing = "copying the project"
         # Kept here, in the worker thread: a run that is cancelled meanwhile must release the copy.
-        run.copy = open_run_copy(self._state_dir, run.run_id, run.request, place)
-        run.warnings = (*run.warnings, *run.copy.warnings)
+        run.copy = copy = open_run_copy(self._state_dir, run.run_id, run.request, place)
+        run.warnings = (*run.warnings, *copy.warnings)
         run.progress.doing = "starting Codex"
-        return run.copy.request_for(run.request)
+        return copy.request_for(run.request)
 
 
 async def leave_copy(run: Run) -> None:

@@ -77,7 +77,7 @@ class Git:
     def run(
         self,
         *args: str,
-        stdin: bytes = b"",
+        stdin: bytes | IO[bytes] = b"",
         env: Mapping[str, str] | None = None,
         limit: int = OUTPUT_LIMIT,
         within_s: float | None = None,
@@ -89,7 +89,7 @@ class Git:
 
         Args:
             args: The command and its arguments.
-            stdin: What git reads.
+            stdin: What git reads: bytes, or an open file from its position on.
             env: Further variables.
             limit: Bytes that git may print.
             within_s: Seconds that it may take; WORK_WITHIN_S by default.
@@ -103,12 +103,13 @@ class Git:
         within_s = WORK_WITHIN_S if within_s is None else within_s
         until = time.monotonic() + within_s
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as given:
-            given.write(stdin)
-            given.seek(0)
+            if isinstance(stdin, bytes):
+                given.write(stdin)
+                given.seek(0)
             try:
                 process = subprocess.Popen(
                     [self.program, *_ARGS, *args],
-                    stdin=given,
+                    stdin=given if isinstance(stdin, bytes) else stdin,
                     stdout=subprocess.PIPE,
                     stderr=said,
                     cwd=self.cwd,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -33,11 +34,17 @@ from codex_tools.worktree.git_call import Git, clean_env, find_git
 from codex_tools.worktree.repository import Repository, read_repository
 from codex_tools.worktree.tree_error import CopyBusy, GitFailed, TreeError
 
+PACKS_LIMIT = 20
+"""Number of packs of a shadow repository above which they become one: each run elsewhere adds one.
+"""
+
 LOCK_WITHIN_S = 120.0
 """Seconds to wait for another process that takes a snapshot of the same project."""
 
 BLOB_LIMIT = 64 * 1024 * 1024
 """Bytes of the largest file that is merged."""
+
+_KEY = re.compile(r"[0-9a-f]{24}")
 
 _ATTRIBUTES = "* -text -eol -crlf -filter -ident -working-tree-encoding !diff !merge !whitespace\n"
 
@@ -101,10 +108,33 @@ class Shadow:
         repository = read_repository(program, real)
         object_format = "sha1" if repository is None else repository.object_format
         key = hashlib.sha256(f"{object_format}\0".encode() + os.fsencode(real)).hexdigest()[:24]
-        folder = Path(state_dir, "trees", key)
+        return cls._open(Path(state_dir, "trees", key), Path(real), program, object_format)
+
+    @classmethod
+    def open_elsewhere(cls, state_dir: Path, root: Path, key: str, object_format: str) -> Shadow:
+        """Return the shadow repository for a project of another machine.
+
+        Args:
+            state_dir: The folder of this worker's files.
+            root: The project's folder on that machine; here it only gives copies their name.
+            key: The name of the shadow repository there.
+            object_format: That of the project's repository.
+
+        Raises:
+            TreeError: There is no git, or a value is not as that machine's own are.
+            OSError: The state folder cannot be written to.
+        """
+        is_right = _KEY.fullmatch(key) and object_format in ("sha1", "sha256")
+        if not is_right or not root.is_absolute() or root.name in ("", ".", "..", ".git"):
+            raise TreeError("the description of the project cannot be right")
+        return cls._open(Path(state_dir, "trees", key), root, find_git(), object_format)
+
+    @classmethod
+    def _open(cls, folder: Path, root: Path, program: str, object_format: str) -> Shadow:
+        state_dir = folder.parent.parent
         for each in (state_dir, folder.parent, folder):
             claim_folder(each, follow=each == state_dir)
-        made = cls(folder, Path(real), program, object_format)
+        made = cls(folder, root, program, object_format)
         if not made.git_dir.is_dir():
             made._create()
         os.utime(folder)
@@ -263,6 +293,13 @@ def is_locked_now(path: Path) -> bool:
 
 
 def prune(shadow: Shadow, older_than_s: float) -> None:
-    """Delete the objects that no snapshot needs and that are older than *older_than_s*."""
+    """Delete the objects that no snapshot needs and that are older than *older_than_s*.
+
+    Each project or result that came from another machine left a pack. `git prune` does not look
+    into packs, so many of them become one; newer objects that nothing needs yet stay.
+    """
+    expiry = int(time.time() - older_than_s)
     with suppress(GitFailed), shadow.locked():
-        shadow.git().run("prune", f"--expire={int(time.time() - older_than_s)}")
+        if sum(1 for _ in (shadow.git_dir / "objects" / "pack").glob("*.pack")) > PACKS_LIMIT:
+            shadow.git().run("repack", "-A", "-d", "-l", "-q", f"--unpack-unreachable={expiry}")
+        shadow.git().run("prune", f"--expire={expiry}")

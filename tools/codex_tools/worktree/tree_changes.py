@@ -150,7 +150,7 @@ def changes_of(shadow: Shadow, before: Snapshot, copy: Copy | None = None) -> Ch
         trees = _with_known(shadow, before, trees, after)
         left_out += after.left_out
     else:
-        trees = _scan_copy(shadow, before, copy, left_out)
+        trees = scan_copy(shadow, before, copy, left_out)
         after = None
     name = f"{int(time.time()):x}-{secrets.token_hex(6)}"
     shadow.keep(f"{before.id}/{name}", trees.values())
@@ -233,10 +233,14 @@ def acts_by_itself(path: str) -> str | None:
     return next((why for pattern, why in _ACTS_BY_ITSELF if pattern.fullmatch(path)), None)
 
 
-def _scan_copy(
+def scan_copy(
     shadow: Shadow, before: Snapshot, copy: Copy, left_out: list[LeftOut]
 ) -> dict[str, str]:
-    """Return the trees of the copy as it is now, also those of repositories made there."""
+    """Return the trees of the copy as it is now, also those of repositories made there.
+
+    Raises:
+        TreeError: git failed, or the tree is too large.
+    """
     trees: dict[str, str] = {}
     indexes = copy.place / "indexes"
     for left in indexes.glob("*.lock"):

@@ -1,0 +1,1 @@
+"""Run turns on other machines: places, and the protocol between a server and a worker."""
