@@ -71,6 +71,7 @@ async def test_this_build_reads_the_state_that_an_earlier_one_left(
     assert usage["notes"] == []
     assert _facts(found) == _facts(told["sessions"])
     assert _facts(listed) == _facts(told["all"])
+    assert {each["place"] for each in listed["sessions"]} == {"here"}
     # The build that made it may still be at work beside this one.
     assert {path: path.read_bytes() for path in indexes} == indexes
 
@@ -80,5 +81,9 @@ def _kind(run: Json) -> str | None:
 
 
 def _facts(listed: Json) -> list[Json]:
-    """Return what time does not change: a thread at work then has ended since."""
-    return [{k: v for k, v in each.items() if k != "status"} for each in listed["sessions"]]
+    """Return what time does not change, and what both builds tell.
+
+    A thread at work then has ended since.
+    """
+    new = ("status", "place")
+    return [{k: v for k, v in each.items() if k not in new} for each in listed["sessions"]]

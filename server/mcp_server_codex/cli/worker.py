@@ -21,9 +21,19 @@ from codex_tools.runs.thread_lock import ThreadLock
 from mcp_server_codex.log import log_to_stderr
 from mcp_server_codex.settings import Settings, read_settings
 
+_HELP = """\
+usage: mcp-server-codex worker [option ...]
+
+Runs turns for a server on another machine, which starts this command over ssh or another pipe and
+speaks to it on stdin and stdout. The options are those of the server: `mcp-server-codex --help`.
+"""
+
 
 def run_worker(arguments: list[str]) -> NoReturn:
     """Serve one server until it closes the pipe; the options are those of a server."""
+    if {"--help", "-h"} & {*arguments}:
+        sys.stdout.write(_HELP)
+        sys.exit(0)
     settings = read_settings(arguments, os.environ, _fail)
     target = os.dup(1)
     os.dup2(2, 1)  # Stdout carries frames only.

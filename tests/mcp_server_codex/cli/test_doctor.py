@@ -22,7 +22,7 @@ from mcp_server_codex.cli import doctor
 from mcp_server_codex.cli.checks.check import Check
 from support.codex_versions import PINNED, cannot_have, real_codex
 from support.fake_codex import FakeCodex
-from support.lab import Lab, marked, server_program
+from support.lab import BY_EXEC, Lab, marked, server_program
 
 NEWEST = PINNED[1]
 
@@ -786,7 +786,7 @@ def test_it_says_where_all_is_kept(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("where", ["while it starts", "--version", "exec"])
+@pytest.mark.parametrize("where", ["while it starts", "--version", "exec", "app-server"])
 def test_a_signal_leaves_nothing_running(setup: Setup, where: str, number: signal.Signals) -> None:
     setup.write_codex(
         f'for word; do [ "$word" = "{where}" ] && {{ sleep 601 & sleep 602; }}; done'
@@ -794,7 +794,7 @@ def test_a_signal_leaves_nothing_running(setup: Setup, where: str, number: signa
     )
     (setup.bin / "sleep").symlink_to(str(shutil.which("sleep")))
     with subprocess.Popen(
-        [server_program(), "doctor"],
+        [server_program(), "doctor", *(BY_EXEC if where == "exec" else ())],
         env=setup.env,
         cwd=setup.cwd,
         stdout=subprocess.PIPE,
