@@ -11,6 +11,7 @@ import pytest
 
 from codex_tools.codex.program import Program
 from codex_tools.codex.program_places import codex_reasons, own_reasons
+from mcp_server_codex.cli.scripted_model import say
 from support.codex_versions import real_codex
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Lab, call, connect
@@ -98,14 +99,12 @@ async def test_a_codex_that_a_run_has_planted_does_not_run(mode: str, lab: Lab) 
     installed = lab.root / "installed"
     installed.mkdir()
     (installed / "codex").symlink_to(real_codex("0.163.0"))
-    prompt = lab.script(
-        "hello",
-    )
+    prompt = lab.script("hello", say("Hello."))
     path = {"PATH": f"{planted.parent}:bin:{installed}:/usr/bin:/bin"}
     async with connect(mode, None, lab, env=path) as client:
         for cwd in (lab.project, lab.root / "installed"):
             result = await call(
                 client, "codex_run", prompt=prompt, cwd=str(cwd), skip_git_repo_check=True
             )
-            assert "codex_version" in result
+            assert (result["status"], result["codex_version"]) == ("completed", "0.163.0")
     assert not (lab.root / "ran").exists()
