@@ -14,7 +14,7 @@ MEASURED := --cov=codex_tools --cov-report=
 # Tests of minutes that no version of a dependency changes.
 LONG := --deselect tests/codex_tools/history/test_index_faults.py \
   --deselect tests/codex_tools/codex/test_clean_text.py \
-  --deselect tests/codex_tools/codex/test_masking.py
+  --deselect tests/codex_tools/codex/test_masking.py --ignore tests/codex_tools/worktree
 # What a bundle for Claude Desktop holds, where it goes, and its official packer.
 BUNDLED := manifest.json icon.png pyproject.toml README.md LICENSE server tools
 DIST := dist
