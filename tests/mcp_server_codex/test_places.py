@@ -80,6 +80,9 @@ async def lose(client: Client, scene: Scene) -> str:
     options: Json = {"sandbox": "workspace-write", "place": "box", "wait_s": 0}
     started = await call(client, "codex_run", prompt="x", **options)
     await until(lambda: scene.sleepers() == 2)
+    # The words of Codex take another way home than its processes are seen.
+    record = scene.lab.state / "runs" / started["run_id"] / "run.json"
+    await until(lambda: THREAD in record.read_text())
     (worker,) = (pid for pid, argv in living(scene.tag).items() if " worker " in argv)
     os.kill(worker, signal.SIGSTOP)
     return str(started["run_id"])
