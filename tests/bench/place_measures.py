@@ -96,7 +96,7 @@ def _roads(stack: ExitStack, lab: Lab, codex: Path) -> Generator[tuple[str, Plac
 def _if_possible() -> Generator[None]:
     try:
         yield
-    except pytest.skip.Exception as error:
+    except pytest.skip.Exception as error:  # The helpers of the tests skip what this machine lacks.
         sys.stderr.write(f"not measured: {error}\n")
 
 

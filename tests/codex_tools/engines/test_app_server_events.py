@@ -61,6 +61,7 @@ INTERRUPTIONS = (
 class Turn:
     """One turn of a recording: its notifications, and what became of them."""
 
+    thread_id: str
     lines: TurnLines
     progress: TurnProgress = field(default_factory=TurnProgress)
     printed: list[Json] = field(default_factory=list[Json])
@@ -88,7 +89,7 @@ def replay(name: str) -> list[Turn]:
         ):
             thread_id = params["threadId"]
             if running.get(thread_id) is None or running[thread_id].lines.status is not None:
-                turns.append(Turn(TurnLines(thread_id)))
+                turns.append(Turn(thread_id, TurnLines(thread_id)))
                 running[thread_id] = turns[-1]
                 for each in early:
                     turns[-1].add(each)
@@ -107,9 +108,7 @@ def items(turn: Turn, kind: str) -> list[Json]:
     found: dict[str, Json] = {}
     for notification in turn.raw:
         item = notification.params.get("item", {})
-        if (
-            item.get("type") == kind and notification.params["threadId"] == turn.lines._thread_id  # pyright: ignore
-        ):
+        if item.get("type") == kind and notification.params["threadId"] == turn.thread_id:
             found[item["id"]] = item
     return list(found.values())
 
@@ -138,7 +137,7 @@ def test_every_recorded_session_comes_out_right(name: str) -> None:
                 n.params["tokenUsage"]["total"]
                 for n in turn.raw
                 if n.method == "thread/tokenUsage/updated"
-                and n.params["threadId"] == turn.lines._thread_id  # pyright: ignore
+                and n.params["threadId"] == turn.thread_id
             ]
             assert result.usage is not None
             expected = totals[-1] if totals else {"inputTokens": 0, "outputTokens": 0}

@@ -180,7 +180,7 @@ def test_on_a_narrow_terminal_each_line_is_cut_and_the_id_has_one_of_its_own(
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
 def test_no_figure_of_a_run_is_cut(state: Path, width: int) -> None:
-    changed = [ChangedFile(path="/work/a.py", kind="add")]
+    changed = [ChangedFile(path="/home/dev/a.py", kind="add")]
     with server(state) as store:
         keep(store, 1, files_changed=changed, tokens=123_456_789, cost_usd=1234.25)
     env = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}

@@ -2,7 +2,7 @@
 
 A frame is one line with a JSON object, whose `type` says what it is. Its `size` is the number of
 bytes that follow the line, if any follow. Both ends bound lines and bytes, because neither trusts
-the other. Whoever breaks the format ends the connection: nothing after that can be read.
+the other. Bytes that break the format end the connection, because nothing behind them can be read.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Decoder:
 
     @property
     def is_torn(self) -> bool:
-        """True if the bytes so far end inside a frame."""
+        """True if a frame has begun and is not complete."""
         return bool(self._rest) or self._wanted is not None
 
     def feed(self, data: bytes) -> Iterator[Frame]:

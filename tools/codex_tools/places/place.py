@@ -1,4 +1,4 @@
-"""Read the operator's places from a TOML file: where runs may work, besides this machine.
+"""Read the operator's places, which are other machines for runs, from a TOML file.
 
     [box]
     ssh = "build-box"        # short for: argv = ["ssh", "-T", "-e", "none", ..., "build-box"]

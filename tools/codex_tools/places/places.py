@@ -28,7 +28,7 @@ KNOWN_FOR_S = 60.0
 
 
 class Places:
-    """The places besides this machine."""
+    """The places of the operator; this machine is none of them."""
 
     def __init__(
         self, known: Mapping[str, Place], state_dir: Path, prices: Prices, here: Threads

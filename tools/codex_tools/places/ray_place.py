@@ -173,7 +173,7 @@ class Bridge:
 
 
 def lacking(ray: Any, resources: dict[str, float]) -> str:
-    """Return which resources no cluster of these nodes can ever give; "" if none is lacking."""
+    """Return the resources that these nodes do not have, as text; "" if they have all."""
     offered = ray.cluster_resources()
     return ", ".join(
         f"{name}: {amount:g}" for name, amount in resources.items() if offered.get(name, 0) < amount
