@@ -16,7 +16,7 @@ from codex_tools.codex.program import Program
 from codex_tools.engines import app_server, app_server_start
 from codex_tools.engines.app_server import AppServerEngine
 from codex_tools.engines.app_server_sandbox import check_echo, check_turn_echo, sandbox_policy
-from codex_tools.engines.engine import EngineUnfit, ReviewTarget, TurnRequest
+from codex_tools.engines.engine import EngineAbsent, EngineUnfit, ReviewTarget, TurnRequest
 from codex_tools.engines.json_rpc import Notification
 from support.engine_turns import request_for, run
 from support.fake_codex import FakeCodex
@@ -282,6 +282,7 @@ def begin(params):
 SILENT = {
     "initialize": "def on(method, params): return None",
     "config/read": "def on(method, params): return {} if method == 'initialize' else None",
+    "thread/start": "def on(method, _): return {} if method != 'thread/start' else sys.exit(3)",
     "dead": "sys.stderr.write('no luck today'); sys.exit(3)",
     "refused": "def on(method, params): return 'not today'",
 }
@@ -297,8 +298,10 @@ async def test_a_server_that_does_not_start_is_told_apart_from_a_turn_that_fails
     monkeypatch.setattr(app_server_start, "ANSWER_WITHIN_S", 0.5)
     ran = await run(server.engine(SILENT[what]), lab, "x")
     assert isinstance(ran.error, EngineUnfit)
-    words = {"dead": "no luck today", "refused": "not today"}
+    words = {"dead": "no luck today", "refused": "not today", "thread/start": "has ended"}
     assert words.get(what, f"no answer to {what}") in str(ran.error)
+    # What stops one thread does not stop those of other turns.
+    assert isinstance(ran.error, EngineAbsent) is (what not in ("config/read", "thread/start"))
 
 
 async def test_without_another_engine_a_server_that_ends_at_once_is_a_failed_turn(

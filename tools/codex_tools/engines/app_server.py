@@ -62,6 +62,7 @@ from codex_tools.engines.app_server_sandbox import (
 from codex_tools.engines.app_server_start import (
     ANSWER_WITHIN_S,
     AppServer,
+    DidNotOpen,
     DidNotStart,
     describe,
     exit_of,
@@ -176,7 +177,8 @@ class AppServerEngine:
                     events = await self._events_of(start, stack, keep)
             except DidNotStart as error:
                 if error.exited is None or not self._is_only:
-                    raise absent(request, f"a working app-server ({error})") from error
+                    unusable = broken if isinstance(error, DidNotOpen) else absent
+                    raise unusable(request, f"a working app-server ({error})") from error
                 events = _refused(start, error.exited.stderr, error.exited.returncode)
             yield await stack.enter_async_context(aclosing(events))
 
@@ -201,37 +203,50 @@ class AppServerEngine:
             EngineUnfit: The app-server did not take the settings, or cannot keep to them.
             DidNotStart: It did not start, has ended, or does not answer.
         """
-        request, spares = start.request, self._spares
+        if (spares := self._spares) is None:
+            return await _open_new(start, stack, keep)
         key = await on_disk(spare_key, start.argv, start.env)
-        spare = spares.take(key) if spares is not None else None
-        if spares is not None and spare is not None:
-            spares.order(key)
-            stack.push_async_callback(spare.release)
-            # It may have ended while it waited, or its guard: nothing was sent to a model.
-            with suppress(OSError, DidNotStart):
-                spare.server.child.hold(request.held)
-                stack.push_async_callback(_interrupt, spare.server.handle)
-                return await _open(start, spare.server, keep)
-            await spare.release()
-        server = await start_app_server(
-            start.argv, start.env, request.cwd, TurnHandle(), stack, request.held
-        )
-        stack.push_async_callback(_interrupt, server.handle)
-        if spares is not None:
+        spare = spares.take(key)
+        if spare is None:
+            events = await _open_new(start, stack, keep)
             # Not earlier: in a new CODEX_HOME, one of two app-servers of 0.163.0 that start at the
             # same time ends, because both make the database (seen).
             spares.order(key)
-        return await _open(start, server, keep)
+            return events
+        spares.order(key)
+        stack.push_async_callback(spare.release)
+        # It may have ended while it waited, or its guard: nothing was sent to a model.
+        with suppress(OSError, DidNotStart):
+            spare.server.child.hold(start.request.held)
+            return await _open(start, spare.server, stack, keep)
+        await spare.release()
+        return await _open_new(start, stack, keep)
 
 
-async def _open(start: TurnStart, server: AppServer, keep: Keep) -> AsyncGenerator[Event]:
-    """Start a thread in *server*; return the events of the turn.
+async def _open_new(start: TurnStart, stack: AsyncExitStack, keep: Keep) -> AsyncGenerator[Event]:
+    """Start an app-server, and a thread in it; see `_open`.
+
+    Raises:
+        DidNotStart: It did not start.
+    """
+    request = start.request
+    server = await start_app_server(
+        start.argv, start.env, request.cwd, TurnHandle(), stack, request.held
+    )
+    return await _open(start, server, stack, keep)
+
+
+async def _open(
+    start: TurnStart, server: AppServer, stack: AsyncExitStack, keep: Keep
+) -> AsyncGenerator[Event]:
+    """Start a thread in *server*; return the events of the turn, which ends with *stack*.
 
     Raises:
         EngineUnfit: The app-server did not take the settings, or cannot keep to them.
-        DidNotStart: It has ended, or does not answer.
+        DidNotOpen: It has ended, or does not answer.
     """
     request, connection, handle = start.request, server.connection, server.handle
+    stack.push_async_callback(_interrupt, handle)
     handle.asks, handle.asks_caller = request.approvals == "ask", request.ask_caller
     try:
         try:
@@ -246,7 +261,7 @@ async def _open(start: TurnStart, server: AppServer, keep: Keep) -> AsyncGenerat
             return _refused(start, f"Error: {error.message}")
     except RpcError as error:
         said = describe(error, server.child, connection)
-        raise DidNotStart(said, await exit_of(server.child, connection)) from error
+        raise DidNotOpen(said, await exit_of(server.child, connection)) from error
     if (difference := check_echo(request, thread)) is not None:
         raise broken(request, f"an app-server that takes the settings of the turn ({difference})")
     handle.thread_id = text_of(object_of(thread, "thread"), "id") or ""

@@ -62,6 +62,10 @@ class DidNotStart(Exception):
         """How the app-server has ended; None if it has not, or was not started."""
 
 
+class DidNotOpen(DidNotStart):
+    """The app-server started, but did not open the thread of this turn; others may open."""
+
+
 async def start_app_server(
     argv: Sequence[str],
     env: Mapping[str, str],
