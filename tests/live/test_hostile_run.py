@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from mcp_server_codex.cli.scripted_model import Shell, do, say
-from support.lab import PNG, Json, Lab, by_app_server, call, connect, marked, until
+from support.lab import PNG, Json, Lab, by_app_server, call, connect, marked, marked_child, until
 
 SCHEMA: Json = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -68,7 +68,7 @@ async def test_a_command_that_swaps_the_files_of_its_turn_for_a_link_has_nothing
         if end == "server killed":
             run = await call(client, "codex_run", **arguments, images=["a,b.png"], wait_s=0)
             await until((lab.project / "swapped").exists)
-            server = min(marked(tag))
+            server = marked_child(tag)
             os.kill(server, signal.SIGKILL)
             del run
         else:

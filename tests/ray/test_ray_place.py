@@ -24,7 +24,7 @@ from support.codex_versions import number
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.far_machine import living, wait_until_gone, worker_pid
 from support.isolated import apply
-from support.lab import Lab, call, connect, environment, server_program, until
+from support.lab import Lab, call, connect, environment, parent_of, server_program, until
 from support.ray_cluster import RayCluster, ray_cluster
 from support.separate_network import separate_network
 from support.work_trees import run_git
@@ -173,10 +173,6 @@ async def begin(client: Client, scene: Scene, fake: FakeCodex) -> str:
 
 def own_network() -> str:
     return str(Path("/proc/self/ns/net").readlink())
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def driver(scene: Scene) -> int:

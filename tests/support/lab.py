@@ -206,6 +206,15 @@ def marked(tag: str) -> list[int]:
     return found
 
 
+def marked_child(tag: str) -> int:
+    """Return the id of the only child of this process whose environment holds *tag*.
+
+    It need not be the lowest of their ids: a kernel that has given the highest starts again.
+    """
+    (child,) = (each for each in marked(tag) if parent_of(each) == os.getpid())
+    return child
+
+
 def app_servers(tag: str) -> list[int]:
     """Return the ids of the app-servers whose environment holds *tag*."""
     return [pid for pid in marked(tag) if _argv(pid)[1:2] == [b"app-server"]]
@@ -215,6 +224,15 @@ def commands(tag: str) -> list[str]:
     """Return the command lines of the processes whose environment holds *tag*."""
     lines = (b" ".join(_argv(pid)).decode(errors="replace").strip() for pid in marked(tag))
     return [line for line in lines if line]
+
+
+def parent_of(pid: int) -> int:
+    """Return the id of the parent of a process; 0 if it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _argv(pid: int) -> list[bytes]:

@@ -28,7 +28,7 @@ from codex_tools.engines.process import (
     is_current,
     open_child,
 )
-from support.lab import commands, marked, until
+from support.lab import commands, marked, marked_child, until
 
 PYTHON = sys.executable
 
@@ -69,10 +69,6 @@ def tagged() -> tuple[str, dict[str, str]]:
     """Return a mark of this test, and an environment that carries it."""
     tag = f"TEST_MARK={uuid.uuid4()}"
     return tag, {**os.environ, "TEST_MARK": tag.partition("=")[2]}
-
-
-def parent_of(pid: int) -> int:
-    return dict(processes()).get(pid, 0)
 
 
 def command_of(pid: int) -> str:
@@ -406,7 +402,7 @@ async def test_a_killed_guard_takes_its_tree_along_and_no_other(tmp_path: Path) 
         async for _ in child.lines():
             break
         await until(lambda: len(marked(tag)) >= 8 and len(marked(other_tag)) >= 8)
-        guard = next(pid for pid in marked(tag) if parent_of(pid) == os.getpid())
+        guard = marked_child(tag)
         cleared = [pid for pid in tree(guard) if "sleep 599" in command_of(pid)]
         assert len(cleared) == 1
         os.kill(guard, signal.SIGKILL)
@@ -426,7 +422,7 @@ async def test_a_stopped_guard_still_ends_its_tree(tmp_path: Path) -> None:
     async with open_child([PYTHON, "-I", "-c", code], stdin=b"", cwd=tmp_path, env=env) as child:
         async for _ in child.lines():
             break
-        guard = next(pid for pid in marked(tag) if parent_of(pid) == os.getpid())
+        guard = marked_child(tag)
         os.kill(guard, signal.SIGSTOP)
     assert marked(tag) == []
 
@@ -442,8 +438,7 @@ async def test_the_death_of_the_guard_takes_the_child_along(tmp_path: Path) -> N
     ) as child:
         async for _ in child.lines():
             break
-        guard, _ = sorted(marked(tag))
-        os.kill(guard, signal.SIGKILL)
+        os.kill(marked_child(tag), signal.SIGKILL)
         assert await child.wait() == -signal.SIGKILL
         await until(lambda: not marked(tag), within_s=60)
 

@@ -23,7 +23,7 @@ from codex_tools.worktree.shadow import Shadow
 from codex_tools.worktree.snapshot import take_snapshot
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.far_machine import living, worker_pid
-from support.lab import Lab, environment, server_program, until
+from support.lab import Lab, environment, parent_of, server_program, until
 from support.separate_network import separate_network
 from support.sshd import real_sshd
 
@@ -170,10 +170,6 @@ async def test_a_cut_network_ends_the_turn_at_both_ends_and_its_changes_are_fetc
         assert [each.path for each in changes.files] == ["half.txt"]
         await until(lambda: living(scene.tag) == {}, within_s=5)
     assert starts.read_text() == "x"
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def ssh_pid(scene: Scene) -> int:

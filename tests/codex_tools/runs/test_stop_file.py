@@ -29,7 +29,7 @@ from codex_tools.runs.stop_file import (
 )
 from codex_tools.runs.store import RunStore, StoredRuns, now
 from support.fake_codex import FakeCodex
-from support.lab import Json, Lab, call, commands, connect, marked, until
+from support.lab import Json, Lab, call, commands, connect, marked_child, until
 
 RUN = "run_0123456789abcdef"
 SERVER = "0123456789abcdef"
@@ -126,7 +126,7 @@ async def test_a_server_that_does_not_take_the_request_is_named_and_its_run_goes
     tag = str(uuid.uuid4())
     async with connect(mode, hanging, lab, env={"FAR_END": tag}) as one:
         run = await begin(one)
-        pid = min(marked(tag))
+        pid = marked_child(tag)
         os.kill(pid, signal.SIGSTOP)
         try:
             async with connect(mode, hanging, lab) as two:

@@ -15,7 +15,7 @@ import pytest
 from mcp.shared.exceptions import MCPError
 
 from support.fake_codex import FakeCodex
-from support.lab import Lab, call, commands, connect, marked, until
+from support.lab import Lab, call, commands, connect, marked, marked_child, until
 from support.stored_state import json_of, keep, person_runs, run_id, server
 
 HANGS = """
@@ -70,7 +70,7 @@ async def test_the_run_of_a_killed_server_is_said_to_be_so(
             run = await call(client, "codex_run", prompt="go", wait_s=0)
             run_ids.append(run["run_id"])
             await until(lambda: any("fake/codex exec" in each for each in commands(tag)))
-            os.kill(min(marked(tag)), signal.SIGKILL)
+            os.kill(marked_child(tag), signal.SIGKILL)
             await until(lambda: not marked(tag))
     code, printed, _ = await person(lab, "stop", run_ids[0])
     assert code == 0
