@@ -12,7 +12,7 @@ QUICK := tests/codex_tools tests/mcp_server_codex -k 'not test_demo and not 0.60
 # (1.27 and 1.35 times, paired): under 2 % of all tests. Servers that tests start are not measured.
 MEASURED := --cov=codex_tools --cov-report=
 # Tests of minutes that no version of a dependency changes.
-LONG := --ignore tests/codex_tools/history \
+LONG := --ignore tests/codex_tools/history --ignore tests/mcp_server_codex/test_ssh_place.py \
   --deselect tests/codex_tools/codex/test_clean_text.py \
   --deselect tests/codex_tools/codex/test_masking.py --ignore tests/codex_tools/worktree
 # What a bundle for Claude Desktop holds, where it goes, and its official packer.

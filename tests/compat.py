@@ -2,8 +2,9 @@
 
 `make compat` takes the versions below and the newest on npm and writes
 docs/compatibility.md; ARGS="0.98.0 0.120.0" replaces the columns of those, and
-ARGS="--failed" the cells of the page in which a test failed. "0.163.0/app-server" is a column
-too: that version by another engine. Each version is fetched once, 300 to 400 MB.
+ARGS="--failed" the cells of the page in which a test failed. "0.163.0/exec" is a column too:
+that version by an engine which it does not run by itself. Each version is fetched once, 300 to
+400 MB.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ PAGE = TOP / "docs" / "compatibility.md"
 VERSIONS = ("0.60.1", "0.77.0", "0.98.0", "0.120.0", "0.147.0", "0.163.0")
 """Where Codex's command line, events or files changed, and the newest on PyPI."""
 
-OTHER_ENGINE = "app-server"
-"""An engine by which the last of VERSIONS and the newest version run the tests once more."""
+OTHER_ENGINE = "exec"
+"""The engine by which the last of VERSIONS and the newest version run the tests once more.
+
+Without a choice, they run turns by app-server."""
 
 Column = dict[str, str]
 """How the tests of one version ended, by what they are about."""
@@ -128,7 +131,9 @@ def draw(columns: Mapping[str, Column]) -> str:
         "Results of `make compat`: the number of passed tests with a real Codex, for each version"
         " and in both\nprotocol eras. If a version lacks a feature, a test checks that the server"
         " reports this. Most of the\naccounting tests need forks by `codex exec`, which exist"
-        " since some version after 0.147.0; they also\nrun on 0.60.1.\n\n"
+        " since some version after 0.147.0; they also\nrun on 0.60.1."
+        " A turn runs by app-server from 0.163.0 on, and by exec before; in the columns with\n"
+        "/exec, by exec too.\n\n"
         f"{table}\nRun on {sys.platform}, {datetime.now(UTC):%Y-%m-%d}.\n"
     )
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, model_name, say
 from support.codex_versions import number
 from support.far_machine import far_machine
 from support.isolated import apply
 from support.lab import Lab, call, connect, environment, server_program
+from support.sshd import path_with_ssh, real_sshd
 from support.work_trees import run_git
 
 
+@pytest.mark.parametrize("road", ["command", "ssh"])
 async def test_work_at_a_place_comes_home_and_is_continued_there(
-    codex: Path, version: str, mode: str, lab: Lab
+    codex: Path, version: str, mode: str, lab: Lab, road: str
 ) -> None:
     (lab.project / "a.txt").write_text("one\ntwo\n")
     run_git(lab.project, "add", "-A")
@@ -29,11 +35,19 @@ async def test_work_at_a_place_comes_home_and_is_continued_there(
     command = [server_program(), "worker", "--codex-bin", str(codex)]
     command += ["--state-dir", str(lab.root / "far-state")]
     env = environment(lab) | {"CODEX_HOME": str(far_home)}
-    with far_machine(command, env) as far:
-        places = lab.root / "places.toml"
-        places.write_text(f"[box]\nargv = {json.dumps([*far.argv])}\nworker = 'x'\n")
-        options = ("--places", str(places), "--root", str(lab.project))
-        async with connect(mode, codex, lab, *options) as client:
+    places = lab.root / "places.toml"
+    options = ("--places", str(places), "--root", str(lab.project))
+    with ExitStack() as stack:
+        if road == "ssh":
+            config = stack.enter_context(real_sshd(lab.root))
+            path = path_with_ssh(lab.root, config)
+            whole = ["env", "-i", *(f"{name}={value}" for name, value in env.items()), *command]
+            places.write_text(f"[box]\nssh = 'box'\nworker = '''{shlex.join(whole)}'''\n")
+        else:
+            far = stack.enter_context(far_machine(command, env))
+            path = env["PATH"]
+            places.write_text(f"[box]\nargv = {json.dumps([*far.argv])}\nworker = 'x'\n")
+        async with connect(mode, codex, lab, *options, env={"PATH": path}) as client:
             first = await call(
                 client, "codex_run", prompt=prompt, sandbox="workspace-write", place="box"
             )
@@ -44,7 +58,7 @@ async def test_work_at_a_place_comes_home_and_is_continued_there(
             usage: Any = await client.call_tool("codex_usage", {"group_by": "cwd"})
             local = await call(client, "codex_run", prompt=lab.script("here", say("here")))
             both: Any = await client.call_tool("codex_usage", {"group_by": "place"})
-    assert first["status"] == second["status"] == "completed", (first, second, far.log)
+    assert first["status"] == second["status"] == "completed", (first, second)
     assert (first["place"], second["place"]) == ("box", "box")
     assert first["thread_id"] == second["thread_id"]
     assert first["copy"] == second["copy"]

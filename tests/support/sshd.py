@@ -44,13 +44,25 @@ Host box
 """
 
 _AS_ROOT = """\
-sed 's,:[^:]*$,:/bin/sh,' /etc/passwd > {folder}/passwd
+sed 's,:[^:]*$,:/bin/bash,' /etc/passwd > {folder}/passwd
 grep -q ^sshd: {folder}/passwd || echo 'sshd:x:65533:65534::/run/sshd:/bin/false' >> {folder}/passwd
 mount --bind {folder}/passwd /etc/passwd
 mount -t tmpfs none /run
 mkdir -p /run/sshd
 exec {sshd} -D -e -f {folder}/sshd_config
 """
+
+
+def path_with_ssh(folder: Path, config: Path) -> str:
+    """Return a PATH whose `ssh` uses *config*, for programs that call it without; see `real_sshd`.
+
+    The client reads the configuration of the user of this machine otherwise, wherever HOME is.
+    """
+    program = folder / "ssh-bin" / "ssh"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F "{config}" "$@"\n')
+    program.chmod(0o755)
+    return f"{program.parent}{os.pathsep}{os.environ['PATH']}"
 
 
 @contextmanager
