@@ -15,6 +15,7 @@ from codex_tools.engines.config_layers import (
     read_config,
     without_mcp_servers,
 )
+from support.work_trees import run_git
 
 NOTHING = CodexConfig()
 
@@ -121,29 +122,43 @@ FOLDERS = (".", "a", "a/b")
 
 
 @pytest.mark.parametrize(
-    ("trust", "root", "read"),
+    ("trust", "root", "git", "read"),
     [
-        ({".": "trusted"}, ".", FOLDERS),
-        ({"a": "trusted"}, ".", ["a"]),
-        ({"a/b": "trusted"}, ".", ["a/b"]),
-        ({".": "trusted", "a": "untrusted"}, ".", [".", "a/b"]),
-        ({".": "trusted"}, "a", []),
-        ({"a": "trusted"}, "a", ["a", "a/b"]),
-        ({"a/b": "trusted"}, "elsewhere", ["a/b"]),
-        ({".": "trusted"}, "elsewhere", []),
-        ({}, ".", []),
+        ({".": "trusted"}, ".", "", FOLDERS),
+        ({"a": "trusted"}, ".", "", ["a"]),
+        ({"a/b": "trusted"}, ".", "", ["a/b"]),
+        ({"a/b": "trusted"}, ".", "folder", ["a/b"]),
+        ({".": "trusted", "a": "untrusted"}, ".", "", [".", "a/b"]),
+        ({".": "trusted"}, "a", "", []),
+        ({".": "trusted"}, "a", "folder", ["a", "a/b"]),
+        ({".": "trusted"}, "a", "file", []),
+        ({".": "trusted"}, "a", "link to nothing", []),
+        ({"a": "trusted"}, "a", "", ["a", "a/b"]),
+        ({"a/b": "trusted"}, "elsewhere", "", ["a/b"]),
+        ({".": "trusted"}, "elsewhere", "", []),
+        ({}, ".", "", []),
+        ({}, ".", "folder", []),
     ],
 )
 def test_only_trusted_folders_of_the_project_name_variables(
-    tmp_path: Path, trust: dict[str, str], root: str, read: Sequence[str]
+    tmp_path: Path, trust: dict[str, str], root: str, git: str, read: Sequence[str]
 ) -> None:
-    # Each row is what 0.147.0 and 0.171.0 did.
+    # Each row is what 0.147.0 and 0.171.0 did. Without a .git in the project: in the temp folder,
+    # above it, older versions of Codex leave an empty one, and whether it is there must not matter.
     home, project = tmp_path / "home", tmp_path / "project"
     for folder in FOLDERS:
         (project / folder / ".codex").mkdir(parents=True)
         name = folder.replace("/", "_").replace(".", "root")
         (project / folder / ".codex" / "config.toml").write_text(server(name, f"KEY_{name}"))
-    # Not .git: older versions of Codex leave one in the temp folder.
+    match git:
+        case "folder":
+            run_git(project, "init", "-q")
+        case "file":
+            (project / ".git").write_text("gitdir: nowhere\n")
+        case "link to nothing":
+            (project / ".git").symlink_to("nowhere")
+        case _:
+            pass
     (project / root / ".marker").mkdir(parents=True)
     home.mkdir()
     (home / "config.toml").write_text(

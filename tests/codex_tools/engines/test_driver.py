@@ -42,6 +42,7 @@ from codex_tools.codex.questions import Handle
 from codex_tools.codex.record import Usage
 from codex_tools.codex.turn_result import ChangeKind, Command, TurnProgress, bare_command
 from codex_tools.engines.driver import check_thread, finish
+from codex_tools.engines.handle import TurnHandle
 
 RECORDED = sorted((Path(__file__).parents[2] / "data" / "exec").glob("*/*/stdout.jsonl"))
 USAGE = Usage(
@@ -350,7 +351,7 @@ def test_a_command_is_shown_without_its_shell(command: str, bare: str) -> None:
     assert bare_command(command) == bare
 
 
-st.register_type_strategy(Handle, st.builds(object))  # Only held.
+st.register_type_strategy(Handle, st.builds(TurnHandle))
 EVENTS: st.SearchStrategy[Event] = st.one_of(*map(st.from_type, get_args(Event)))
 
 

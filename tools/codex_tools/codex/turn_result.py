@@ -258,9 +258,8 @@ class TurnProgress:
 
     def result(self) -> TurnResult:
         """Return the result of the turn so far."""
-        warnings = [
-            w for w in self._warnings.values() if w != quote(self.failure or "", WARNING_LIMIT)
-        ]
+        failure = quote(self.failure, WARNING_LIMIT) if self.failure and self._warnings else None
+        warnings = [each for each in self._warnings.values() if each != failure]
         if self._unread:
             warnings.append(f"{self._unread} lines of Codex's output could not be read.")
         return TurnResult(

@@ -76,7 +76,9 @@ def find_project(cwd: Path, tables: Iterable[Json]) -> Project:
     """Return the project of *cwd*, as Codex finds it with the configuration *tables*.
 
     A folder has the trust that the configuration gives it, else that of the root, else that of the
-    repository; a parent of the root gives none (0.147.0, 0.171.0).
+    repository; a parent of the root gives none, and the folder of the turn none to those above it
+    (0.120.0 to 0.171.0). A link to nothing is no marker (same versions). 0.163.0 and later pass
+    over a folder `.git` without HEAD, which is not done here: older versions do not.
     """
     levels: dict[str, str] = {}
     markers: list[str] = [".git"]
@@ -93,11 +95,14 @@ def find_project(cwd: Path, tables: Iterable[Json]) -> Project:
             markers = _texts(table["project_root_markers"])
         documents += _texts(table.get("project_doc_fallback_filenames"))
     around = [cwd, *cwd.parents]
-    root = next((f for f in around if any(os.path.lexists(f / m) for m in markers)), cwd)
-    git_root = next((f for f in around if os.path.lexists(f / ".git")), cwd)
-    claimed = _main_work_tree(git_root)
-    is_real = claimed is not None and _knows(claimed, git_root)
-    of_root = levels.get(str(root)) or levels.get(str(git_root))
+    root = next((f for f in around if any(_exists(f / m) for m in markers)), cwd)
+    git_root = next((f for f in around if _exists(f / ".git")), None)
+    claimed = _main_work_tree(git_root) if git_root is not None else None
+    is_real = git_root is not None and claimed is not None and _knows(claimed, git_root)
+    of_root = levels.get(str(root))
+    # A file `.git` gives the trust of the repository that it names, not that of its own folder.
+    if of_root is None and git_root is not None and (git_root / ".git").is_dir():
+        of_root = levels.get(str(git_root))
     of_main = levels.get(str(claimed)) if claimed is not None else None
     if of_root is None and is_real:
         of_root = of_main
@@ -159,6 +164,11 @@ def decide_trust(
             f" project of {cwd} is trusted, and the folder has a .codex that Codex would load."
         )
     return _projects([cwd], "trusted"), None
+
+
+def _exists(path: Path) -> bool:
+    # Path.exists raises an error in a folder that must not be read.
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def _has_documents(project: Project) -> bool:

@@ -136,14 +136,15 @@ class Run:
         """Return the run's result, final or so far."""
         if self.outcome is not None:
             return self.outcome
+        turn = self.progress.result()
         result = make_result(
             self.status,
             run_id=self.run_id,
-            turn=self.progress.result(),
+            turn=turn,
             usage=self.spent.usage,
             cost_usd=self.spent.cost_usd,
             setting=requested(self),
-            files=self.in_project(merge(self.progress.result().files_changed, None)),
+            files=self.in_project(merge(turn.files_changed, None)),
             copy=self.copy_folder,
             duration_s=self.duration_s,
             attempts=self.attempts,
