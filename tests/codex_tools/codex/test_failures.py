@@ -65,6 +65,8 @@ SAID = [
     ),
     ("unexpected status 403 Forbidden: No., url: http://127.0.0.1:1", "not_authenticated", False),
     (NO_MODEL, "model_unavailable", False),
+    ("The model does not exist", "model_unavailable", False),  # 0.171.0 adds no status.
+    ("unexpected status 404 Not Found: Model not found, url: x", "model_unavailable", False),
     ("Selected model is at capacity. Please try a different model.", "overloaded", True),
     ("We\u2019re currently experiencing high demand, which may cause errors.", "overloaded", True),
     (f"You\u2019ve {LIMIT} again at Jan 1st, 2030 12:00 AM.", "usage_limit", False),

@@ -201,7 +201,7 @@ RULES = (
     _rule(
         "model_unavailable",
         r"model_not_found|\bmodel is not supported\b"
-        r"|model .{1,80}(does not exist|is not supported|not available|not found)"
+        r"|model .{0,80}(does not exist|is not supported|not available|not found)"
         r"|do not have access to it|must be verified to use the model",
         "Leave model out to use Codex's default, or name one that this account can use.",
     ),
