@@ -163,7 +163,7 @@ async def test_a_place_that_cannot_be_reached_is_unavailable_and_nothing_is_star
 ) -> None:
     async with connect(mode, fake.build(), scene.lab, *scene.options) as client:
         result = await call(client, "codex_run", prompt="x", place="gone")
-    assert result["error"]["kind"] == "place_unavailable"
+    assert (result["place"], result["error"]["kind"]) == ("gone", "place_unavailable")
     assert result["error"]["retryable"] is True
     assert "no route" in result["error"]["message"]
     assert not fake.was_started

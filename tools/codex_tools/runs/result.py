@@ -256,7 +256,9 @@ def with_next(result: RunResult, *, can_resume: bool = True) -> RunResult:
 
 def refused(error: CodexError) -> RunResult:
     """Return the result of a request that was refused."""
-    return make_result("failed", error=error)
+    # An error of a place names it.
+    setting = EffectiveSettings(place=str(getattr(error, "place", "here")))
+    return make_result("failed", setting=setting, error=error)
 
 
 def run_uri(run_id: str | None) -> str | None:
