@@ -626,6 +626,7 @@ async def test_an_idle_server_ends_as_it_is_told_to(ending: str, mode: str, lab:
             assert (await client.read())["error"]["code"] == PARSE
         else:
             await client.open()
+            await client.ask(client.call("codex_sessions", limit=1))
         if ending == "EOF":
             assert await client.hang_up() == 0
         else:
@@ -633,7 +634,10 @@ async def test_an_idle_server_ends_as_it_is_told_to(ending: str, mode: str, lab:
             with anyio.fail_after(HANGS_S):
                 assert await client.process.wait() == ENDINGS[ending]
             await client.read_to_the_end()
-    assert list((lab.state / "servers").iterdir()) == []
+    if mode == "silent":
+        assert not lab.state.exists()
+    else:
+        assert list((lab.state / "servers").iterdir()) == []
     assert "Traceback" not in lab.log.read_text()
 
 
