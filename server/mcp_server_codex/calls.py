@@ -80,16 +80,7 @@ async def open_calls(
         engine: Runs the turns; None to choose the engine by the settings.
         folder: The folder that this server was started in.
     """
-    engine = engine or choose_engine(
-        settings.codex_bin,
-        settings.policy.projects(folder),
-        choice=settings.engine,
-        spares=settings.spares,
-    )
-    prices = read_prices(settings.prices)
-    threads = local_threads(prices, settings.state_dir)
-    history = ThreadIndex(threads.home, settings.state_dir, prices)
-    places = _places(settings, prices, threads)
+    engine, threads, history, places = await on_disk(_prepare, settings, engine, folder)
     try:
         async with (
             engine.opened(),
@@ -112,6 +103,22 @@ async def open_calls(
             yield Calls(settings, engine, threads, history, folder, places, runs)
     finally:
         history.close()
+
+
+def _prepare(
+    settings: Settings, engine: Engine | None, folder: Path
+) -> tuple[Engine, Threads, ThreadIndex, Places | None]:
+    """Make the objects that calls share; this imports the engine and reads the operator's files."""
+    engine = engine or choose_engine(
+        settings.codex_bin,
+        settings.policy.projects(folder),
+        choice=settings.engine,
+        spares=settings.spares,
+    )
+    prices = read_prices(settings.prices)
+    threads = local_threads(prices, settings.state_dir)
+    history = ThreadIndex(threads.home, settings.state_dir, prices)
+    return engine, threads, history, _places(settings, prices, threads)
 
 
 def _places(settings: Settings, prices: Prices, threads: Threads) -> Places | None:

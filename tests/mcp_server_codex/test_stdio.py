@@ -591,12 +591,12 @@ async def test_what_a_library_prints_while_the_server_ends_is_kept_off_too(
         await client.open()
         sign.touch()
         assert await client.lists_tools()
+        await until(lambda: "more noise" in lab.log.read_text())
         if ending == "SIGTERM":
             client.process.send_signal(signal.SIGTERM)
             await client.read_to_the_end()
         else:
             assert await client.hang_up() == 0
-    assert "more noise" in lab.log.read_text()
 
 
 async def test_discover_then_initialize_then_discover_ends_in_the_modern_era(lab: Lab) -> None:
@@ -800,8 +800,10 @@ async def test_a_terminal_that_is_closed_ends_the_server(mode: str, lab: Lab) ->
             command, stdin=theirs, stderr=log, cwd=lab.project, env=environment(lab)
         )
     os.close(theirs)
+    assert process.stdout is not None
     async with process:
-        await until(lambda: list(lab.state.glob("servers/*")))
+        os.write(ours, b"?\n")  # Only an answer tells that it listens.
+        assert b"not JSON" in await process.stdout.receive()
         os.close(ours)
         with anyio.fail_after(HANGS_S):
             assert await process.wait() == 0
