@@ -47,11 +47,11 @@ from codex_tools.codex.turn_result import TurnResult
 from codex_tools.runs.applying import ApplyConflict
 from codex_tools.runs.result import tell_error
 from codex_tools.tool import input_schema
-from mcp_server_codex.app import OLD_TOOLS, TOOLS
+from mcp_server_codex.calls import OLD_TOOLS, TOOLS
 from mcp_server_codex.cli.clients.formats import TOML
 from mcp_server_codex.cli.clients.known import CLIENTS, NAME, client_named
 from mcp_server_codex.settings import OPTIONS
-from mcp_server_codex.wire import AnyTool
+from mcp_server_codex.wire import AnyTool, to_tool
 from support.layout import LAYOUT
 
 TOP = Path(__file__).parent.parent
@@ -61,6 +61,7 @@ ONE_CLICK = {
 }
 """The beginning of each client's link; Cursor's configuration is in base64, VS Code's is JSON."""
 
+TOOL_LISTS = TOP / "server" / "mcp_server_codex" / "tools.json"
 MESSAGES = TOP / "tests" / "data" / "messages.json"
 
 _NOTHING = TurnResult()
@@ -305,8 +306,22 @@ def _default(value: object) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
+def tool_lists() -> str:
+    """Return the file from which the server lists its tools: by the value of --compat."""
+    lists = {"none": TOOLS, "codex-mcp-server": OLD_TOOLS}
+    entries = {
+        name: [
+            to_tool(tool).model_dump(mode="json", by_alias=True, exclude_none=True)
+            for tool in offered
+        ]
+        for name, offered in lists.items()
+    }
+    return json.dumps(entries, ensure_ascii=False, indent=1) + "\n"
+
+
 def main() -> None:
-    """Fill all pages."""
+    """Fill all pages, and write the file of the tools."""
+    TOOL_LISTS.write_text(tool_lists(), encoding="utf-8")
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (made := fill(text)) != text:

@@ -15,7 +15,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from mcp_server_codex.app import TOOLS
+from mcp_server_codex.calls import TOOLS
 from mcp_server_codex.settings import OPTIONS
 from support.codex_versions import from_npm
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line

@@ -19,7 +19,7 @@ import compat
 import generate
 import kills
 from codex_tools.runs.result import RunResult
-from mcp_server_codex.app import TOOLS
+from mcp_server_codex.calls import TOOLS
 from mcp_server_codex.cli.checks.codex import NEWEST_TESTED
 from mcp_server_codex.prompts import PROMPTS
 from mcp_server_codex.resources import TEMPLATES
@@ -40,6 +40,10 @@ def test_generated_parts_are_as_generated(page: Path) -> None:
     text = page.read_text()
     assert generate.fill(text) == text, "run `make docs`"
     assert text.count("<!-- begin ") == text.count("<!-- end ")
+
+
+def test_the_listed_tools_are_those_of_the_code() -> None:
+    assert generate.TOOL_LISTS.read_text() == generate.tool_lists(), "run `make docs`"
 
 
 def test_every_generated_part_stands_somewhere() -> None:

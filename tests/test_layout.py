@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server_codex.app import TOOLS
+from mcp_server_codex.calls import TOOLS
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Lab, call, connect, environment
 from support.layout import (
@@ -135,7 +135,7 @@ def test_the_guard_needs_nothing_but_the_standard_library() -> None:
 
 
 def test_serving_imports_neither_the_humans_part_nor_the_slow_libraries() -> None:
-    code = "import sys, mcp_server_codex.app, mcp_server_codex.stdio; print(*sys.modules)"
+    code = "import sys, mcp_server_codex.calls, mcp_server_codex.stdio; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -146,21 +146,21 @@ def test_serving_imports_neither_the_humans_part_nor_the_slow_libraries() -> Non
 ADDED_BY_OURS = frozenset(
     (
         "_ctypes",
-        "_sqlite3",
         "argparse",
         "ctypes",
         "gc",
         "orjson",
         "platformdirs",
         "runpy",
-        "sqlite3",
-        "tomli",
+        "secrets",
     )
 )
-"""What a start imports beside the SDK and this project: all of it is needed by each run."""
+"""What a start imports beside the SDK and this project."""
 
-FOR_FEW_CALLS = frozenset(
-    f"codex_tools.{name}" for name in ("schemas.parts", "schemas.restore", "schemas.rewriter")
+FOR_CALLS = (
+    *("mcp_server_codex.calls", "mcp_server_codex.wire", "mcp_server_codex.resources"),
+    *("codex_tools.tool", "codex_tools.runs", "codex_tools.engines.exec", "codex_tools.history"),
+    *("codex_tools.codex.record", "codex_tools.codex.events", "codex_tools.schemas"),
 )
 
 
@@ -194,15 +194,15 @@ def imported(lab: Lab, *words: str) -> set[str]:
     return {time[-1].strip() for time in times}
 
 
-def test_a_start_imports_nothing_that_few_calls_need(lab: Lab) -> None:
+def test_a_start_imports_nothing_that_only_calls_need(lab: Lab) -> None:
     """Each session of each client pays for it; `make bench` measures how much."""
     least = imported(lab, str(TOP / "tests" / "bench" / "minimal_server.py"))
     ours = imported(lab, "-m", "mcp_server_codex", "--state-dir", str(lab.state)) - least
-    assert FOR_FEW_CALLS.isdisjoint(ours)
+    assert "mcp_server_codex.listing" in ours
+    assert {name for name in ours if name.startswith(FOR_CALLS)} == set()
     roots = {name.partition(".")[0] for name in ours}
     known = {*ADDED_BY_OURS, "codex_tools", "mcp_server_codex"}
-    # tomli, compiled, brings a module with a number for a name.
-    assert {root for root in roots - known if "__mypyc" not in root} <= {"anyio", "concurrent"}
+    assert roots - known <= {"anyio", "concurrent"}
 
 
 @pytest.fixture

@@ -60,6 +60,9 @@ def _serve(arguments: list[str]) -> None:
     gc.disable()
     import anyio
 
+    from mcp_server_codex.kept_code import keep_code
+
+    keep_code()
     from codex_tools.engines.orphans import hide_memory
     from mcp_server_codex.app import make_server
     from mcp_server_codex.log import log_to_stderr

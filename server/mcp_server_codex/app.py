@@ -1,89 +1,28 @@
-"""Build the MCP server and call the tools."""
+"""Build the MCP server; see backend.py for what a call needs."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import anyio
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
-from mcp.shared.exceptions import MCPError
 
-from codex_tools.answer import ANSWER
-from codex_tools.apply import APPLY
-from codex_tools.arguments import read_arguments
-from codex_tools.codex.errors import CodexError
-from codex_tools.codex.faults import fault_for
-from codex_tools.codex.masking import shorten
-from codex_tools.codex.record import Record
-from codex_tools.codex.workers import on_disk
-from codex_tools.compat import CODEX, CODEX_REPLY
-from codex_tools.engines.choose import choose_engine
-from codex_tools.engines.engine import Engine
-from codex_tools.engines.nesting import find_depth
-from codex_tools.history.index import ThreadIndex
-from codex_tools.pricing.prices import Prices, read_prices
-from codex_tools.resume import RESUME
-from codex_tools.rollouts.threads import Threads, local_threads
-from codex_tools.run import RUN
-from codex_tools.runs.opening import open_runs
-from codex_tools.runs.register import Runs
-from codex_tools.runs.result import RunResult
-from codex_tools.runs.run import Run
-from codex_tools.sessions import SESSIONS
-from codex_tools.steer import STEER
-from codex_tools.stop import STOP
-from codex_tools.tool import Context
-from codex_tools.usage import USAGE
-from codex_tools.wait import WAIT
-from mcp_server_codex import prompts, tasks
-from mcp_server_codex.elicitation import Ask, Seals, Unanswered, can_ask, find_asker
-from mcp_server_codex.progress import ProgressReporter
-from mcp_server_codex.questions import find_questioner, find_repeated, seal_of, take_answer
-from mcp_server_codex.resources import Resources
+from mcp_server_codex import prompts
+from mcp_server_codex.backend import Backend
+from mcp_server_codex.listing import listed_tools
 from mcp_server_codex.settings import Settings
-from mcp_server_codex.wire import AnyTool, caller_of, to_result, to_tool
+from mcp_server_codex.task_params import EXTENSION, TaskParams, UpdateParams
 
 if TYPE_CHECKING:
-    from codex_tools.places.places import Places
-
-logger = logging.getLogger(__name__)
-
-TOOLS: tuple[AnyTool, ...] = (RUN, RESUME, WAIT, ANSWER, STEER, STOP, APPLY, SESSIONS, USAGE)
-OLD_TOOLS: tuple[AnyTool, ...] = (CODEX, CODEX_REPLY)
-"""Offered in addition with `--compat codex-mcp-server`."""
-
-WAIT_S: dict[str, float] = {
-    "claude-code": float("inf"),
-    "gemini-cli-mcp-client": 1800.0,
-    "qwen-cli-mcp-client-": 1800.0,
-    "opencode": 1800.0,
-    "copilot-cli": 1800.0,
-}
-"""Seconds that a call waits for its run, by the client's name or, with a "-" last, its beginning.
-
-Claude Code 2.1.330 lets a call take hours while it receives progress. A call outlived 330 s of
-silence there, and each message resets the idle limit of 30 minutes (both measured). Gemini CLI
-0.61.0, Qwen Code 0.24.4, opencode 1.18.33 and Copilot CLI 1.0.102 waited 1,800 s for a call that
-sends progress; longer was not measured. So did Codex 0.171.0 with the `tool_timeout_sec` that
-`install` sets, but without it Codex waits 60 s, and this server cannot tell the two apart.
-"""
-
-WAIT_S_ELSE = 45.0
-"""Seconds that a call waits with any other client, or if it did not ask for progress.
-
-Less than the 60 s of Codex without `tool_timeout_sec`, of Continue 1.5.47 and of clients on the
-TypeScript SDK. The frameworks on the Python SDK cannot be told apart: all call themselves `mcp`.
-"""
+    from codex_tools.engines.engine import Engine
+    from mcp_server_codex.calls import Call, Calls
 
 INSTRUCTIONS = """\
 Codex is another coding agent, with its own shell, editor and model. Delegate self-contained tasks \
@@ -108,34 +47,12 @@ all run_ids.
 Leave model out unless the person named one. The text of a failed call has the kind of error, what \
 to do, and the thread_id to continue with; files already changed stay changed."""
 
-_ROOTS_WITHIN_S = 5.0
-"""Seconds to wait for the client's list of roots."""
+Request = ServerRequestContext[Backend, Any]
+ParamsT = TypeVar("ParamsT")
+ResultT = TypeVar("ResultT")
 
 
-Call = ServerRequestContext[Runs, Any]
-
-
-@dataclass(slots=True)
-class _Surroundings:
-    """The parts of a server that all its calls share."""
-
-    settings: Settings
-    engine: Engine
-    threads: Threads
-    history: ThreadIndex
-    folder: Path
-    """The folder that this server was started in."""
-    places: Places | None
-    depth: int | None = None
-    """How many runs this server is nested in; None before the first call."""
-
-    def find_depth(self) -> int:
-        """Find out, and remember, how many runs this server is nested in; reads files."""
-        self.depth = find_depth(os.environ)
-        return self.depth
-
-
-def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs]:
+def make_server(settings: Settings, engine: Engine | None = None) -> Server[Backend]:
     """Return the server, ready to run.
 
     Args:
@@ -144,89 +61,24 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
     """
 
     @asynccontextmanager
-    async def lifespan(_: Server[Runs]) -> AsyncGenerator[Runs]:
-        try:
-            async with (
-                surroundings.engine.opened(),
-                open_runs(
-                    settings.state_dir,
-                    engine=surroundings.engine,
-                    threads=surroundings.threads,
-                    max_runs=settings.max_runs,
-                    max_queue=settings.max_queue,
-                    roots=settings.policy.roots,
-                    budgets=settings.policy.budgets,
-                    wait_for_limits=settings.wait_for_limits,
-                    places=surroundings.places,
-                ) as runs,
-            ):
-                if settings.notify is not None:
-                    from mcp_server_codex.notify import notifier
+    async def lifespan(_: Server[Backend]) -> AsyncGenerator[Backend]:
+        async with Backend(settings, engine, folder).serving() as backend:
+            yield backend
 
-                    runs.audit.listener = notifier(settings.notify)
-                yield runs
-        finally:
-            history.close()
-
-    prices = read_prices(settings.prices)
-    threads = local_threads(prices, settings.state_dir)
-    history = ThreadIndex(threads.home, settings.state_dir, prices)
-    surroundings = _Surroundings(
-        settings,
-        engine
-        or choose_engine(
-            settings.codex_bin,
-            settings.policy.projects(_own_folder()),
-            choice=settings.engine,
-            spares=settings.spares,
-        ),
-        threads,
-        history,
-        _own_folder(),
-        _places(settings, prices, threads),
-    )
-    seals = Seals()
-    resources = Resources(history, settings, surroundings.engine)
-    tools = TOOLS if settings.compat == "none" else (*TOOLS, *OLD_TOOLS)
-
-    async def list_tools(_: Call, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=[to_tool(tool) for tool in tools])
-
-    async def call_tool(
-        call: Call, params: types.CallToolRequestParams
-    ) -> types.CallToolResult | types.InputRequiredResult:
-        tool = next((tool for tool in tools if tool.name == params.name), None)
-        if tool is None:
-            raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name}")
-        if not call.session.can_send_request:  # Else no question came as a result.
-            seals.check(seal_of(params.request_state))
-        try:
-            return await _call(tool, call, params, surroundings, seals)
-        except Unanswered as question:
-            return question.result
-        except MCPError:  # A state that belongs to another call.
-            raise
-        except Exception as error:  # An outer wall: the SDK would send the error's text.
-            logger.exception("%s met an internal fault", tool.name)
-            return to_result(tool, tool.refuse(fault_for(error)))
+    async def list_tools(
+        _: Request, __: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        return listed_tools(settings.compat)
 
     async def list_prompts(
-        _: Call, __: types.PaginatedRequestParams | None
+        _: Request, __: types.PaginatedRequestParams | None
     ) -> types.ListPromptsResult:
         return prompts.list_prompts()
 
-    async def get_prompt(_: Call, params: types.GetPromptRequestParams) -> types.GetPromptResult:
+    async def get_prompt(_: Request, params: types.GetPromptRequestParams) -> types.GetPromptResult:
         return prompts.get_prompt(params)
 
-    async def complete(call: Call, params: types.CompleteRequestParams) -> types.CompleteResult:
-        name, value = params.argument.name, params.argument.value
-        values = prompts.values_of(params.ref, name)
-        if values:
-            found = [each for each in values if each.startswith(value)]
-        else:
-            found = await resources.complete(call, name, value)
-        return types.CompleteResult(completion=types.Completion(values=found))
-
+    folder = _own_folder()
     server = Server(
         "mcp-server-codex",
         version=version("mcp-server-codex"),
@@ -234,179 +86,36 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         instructions=INSTRUCTIONS,
         lifespan=lifespan,
         on_list_tools=list_tools,
-        on_call_tool=call_tool,
-        on_list_resources=resources.list,
-        on_list_resource_templates=resources.templates,
-        on_read_resource=resources.read,
+        on_call_tool=_opened(lambda calls: calls.call_tool),
+        on_list_resources=_opened(lambda calls: calls.resources.list),
+        on_list_resource_templates=_opened(lambda calls: calls.resources.templates),
+        on_read_resource=_opened(lambda calls: calls.resources.read),
         on_list_prompts=list_prompts,
         on_get_prompt=get_prompt,
-        on_completion=complete,
+        on_completion=_opened(lambda calls: calls.complete),
     )
-    tasks.add_to(server, RUN)
+    server.extensions[EXTENSION] = {}
+    server.add_request_handler("tasks/get", TaskParams, _opened(lambda calls: calls.tasks.get))
+    server.add_request_handler(
+        "tasks/cancel", TaskParams, _opened(lambda calls: calls.tasks.cancel)
+    )
+    server.add_request_handler(
+        "tasks/update", UpdateParams, _opened(lambda calls: calls.tasks.update)
+    )
     return server
 
 
-def _places(settings: Settings, prices: Prices, threads: Threads) -> Places | None:
-    """Return the operator's places; nothing of them is imported where there are none."""
-    if settings.places is None:
-        return None
-    from codex_tools.places.place import read_places
-    from codex_tools.places.places import Places
+def _opened(
+    handler_of: Callable[[Calls], Callable[[Call, ParamsT], Awaitable[ResultT]]],
+) -> Callable[[Request, ParamsT], Awaitable[ResultT]]:
+    """Return a handler that opens the calls at its first request, and lets them answer it."""
 
-    return Places(read_places(settings.places), settings.state_dir, prices, threads)
+    async def handle(request: Request, params: ParamsT) -> ResultT:
+        calls = await request.lifespan_context.opened()
+        call: Call = replace(cast("Any", request), lifespan_context=calls.runs)
+        return await handler_of(calls)(call, params)
 
-
-async def _call(
-    tool: AnyTool,
-    call: Call,
-    params: types.CallToolRequestParams,
-    around: _Surroundings,
-    seals: Seals,
-) -> types.CallToolResult | types.InputRequiredResult:
-    settings = around.settings
-    runs, caller = call.lifespan_context, caller_of(call.session)
-
-    def refuse(error: CodexError) -> types.CallToolResult:
-        facts = {"caller": caller, "tool": tool.name, "kind": error.kind}
-        runs.audit.write("refused", facts | {"message": shorten(error.message, 500)})
-        return to_result(tool, tool.refuse(error))
-
-    try:
-        arguments = read_arguments(tool.request, params.arguments or {})
-    except CodexError as error:
-        return refuse(error)
-    request = arguments.request
-    _leave_deleted_folder()
-    cwd = Path()
-    repeated = find_repeated(params, request, seals)
-    if repeated is None and getattr(request, "cwd", "") is None:
-        found = await _callers_folder(call, params, around.folder)
-        if isinstance(found, types.InputRequiredResult):
-            return found
-        cwd = found
-    depth = around.depth if around.depth is not None else await on_disk(around.find_depth)
-    progress = ProgressReporter(call.session)
-    questioner = find_questioner(call, params, request, seals) if not depth else None
-    context = Context(
-        policy=settings.policy,
-        runs=runs,
-        engine=around.engine,
-        threads=around.threads,
-        default_cwd=cwd,
-        watch=progress.watch,
-        wait_s=_wait_s(call, settings),
-        history=around.history,
-        state_dir=settings.state_dir,
-        report=progress.report,
-        caller=caller,
-        depth=depth,
-        ask=_find_asker(call, params, request, seals, settings, progress)
-        if settings.ask == "auto" and not depth
-        else None,
-        warnings=arguments.warnings,
-        places=around.places,
-        default_place=settings.default_place,
-        ask_person=questioner,
-        reaches_person=questioner is not None or (tasks.wants_task(call) and can_ask(call)),
-    )
-    # The run of a key may belong to another server, and a dry run is no run.
-    may_be_new = not getattr(request, "idempotency_key", None) and not getattr(
-        request, "dry_run", False
-    )
-    # What a task asks goes to the person, not to the agent that delegated it.
-    asks = getattr(request, "approvals", None) == "ask" and not can_ask(call)
-    may_be_task = may_be_new and not asks and not getattr(request, "ask_caller", False)
-    if tool.start is not None and tasks.wants_task(call) and may_be_task and repeated is None:
-        try:
-            run = await tool.start(request, context)
-        except CodexError as error:
-            return refuse(error)
-        runs.audit.write("handed_back", {"caller": caller, "run_id": run.run_id})
-        await runs.stored()
-        # A shape that only the extension defines; the SDK sends any object unchanged.
-        return cast("types.CallToolResult", tasks.new_task(run))
-    wants_progress = (call.meta or {}).get("progress_token") is not None
-    async with progress.reporting() if wants_progress else nullcontext():
-        try:
-            if repeated is not None:
-                await take_answer(repeated, runs)
-            if repeated is None or tool.start is None:
-                result = await tool.call(request, context)
-            else:
-                result = await _go_on(repeated.run_id, request, context)
-        except CodexError as error:
-            return refuse(error)
-        except Unanswered as question:  # Further out, the task group would have wrapped it.
-            return question.result
-    if tool.start is None:  # A tool that runs Codex is in the audit log through its run.
-        runs.audit.write("called", {"caller": caller, "tool": tool.name})
-    note_handover(runs, caller, result)
-    return to_result(tool, result)
-
-
-async def _go_on(run_id: str, request: Record, context: Context) -> Record:
-    """Go on with the run that an earlier call of the same kind started."""
-    found = await context.runs.find(run_id)
-    if not isinstance(found, Run):
-        return await context.runs.refreshed(found.result)
-    return await context.follow(found, getattr(request, "wait_s", None))
-
-
-def note_handover(runs: Runs, caller: str, result: Record) -> None:
-    """Note in the audit log which runs a result leaves at work, and which it brings back.
-
-    The plugin's hooks read this: they tell of runs that have ended and that nobody fetched.
-    """
-    if isinstance(result, RunResult):
-        if not result.has_ended:
-            runs.audit.write("handed_back", {"caller": caller, "run_id": result.run_id})
-        return
-    one: object = getattr(result, "run", None)
-    found: list[RunResult] = getattr(result, "runs", None) or []
-    if isinstance(one, RunResult):
-        found = [one]
-    if ids := [run.run_id for run in found if run.has_ended and run.run_id is not None]:
-        runs.audit.write("fetched", {"caller": caller, "run_ids": ids})
-
-
-def _find_asker(
-    call: Call,
-    params: types.CallToolRequestParams,
-    request: Record,
-    seals: Seals,
-    settings: Settings,
-    progress: ProgressReporter,
-) -> Ask | None:
-    # A wait_s of 0 asks for no waiting for the run; it says nothing about the client.
-    within_s = _wait_s(call, settings) or _client_wait_s(call)
-    return find_asker(call, params, request, seals, report=progress.report, within_s=within_s)
-
-
-def _wait_s(call: Call, settings: Settings) -> float:
-    return _client_wait_s(call) if settings.wait_s == "auto" else settings.wait_s
-
-
-def _client_wait_s(call: Call) -> float:
-    client = call.session.client_params
-    has_token = (call.meta or {}).get("progress_token") is not None
-    return patience_of(client.client_info.name if client else "", has_progress=has_token)
-
-
-def patience_of(client: str, *, has_progress: bool) -> float:
-    """Return the seconds that a call of *client* waits for its run.
-
-    Args:
-        client: The name that the client gives itself.
-        has_progress: True if the call asked for progress, which extends the client's time limit.
-    """
-    if client != "claude-code" and not has_progress:
-        return WAIT_S_ELSE
-    found = (s for key, s in WAIT_S.items() if client == key or _begins(client, key))
-    return next(found, WAIT_S_ELSE)
-
-
-def _begins(client: str, key: str) -> bool:
-    return key.endswith("-") and client.startswith(key)
+    return handle
 
 
 def _own_folder() -> Path:
@@ -415,58 +124,3 @@ def _own_folder() -> Path:
         return Path.cwd()
     except OSError:
         return Path(os.environ.get("PWD") or "/deleted-folder")
-
-
-def _leave_deleted_folder() -> None:
-    """Leave the folder of this process if it was deleted, such as a git worktree after its use.
-
-    Otherwise each look at it would fail, and so would programs that start in it, such as node.
-    """
-    try:
-        # PTH109 wants Path.cwd, which calls this function; it reads no disk.
-        os.getcwd()  # noqa: PTH109
-    except OSError:
-        os.chdir("/")
-
-
-async def _callers_folder(
-    call: Call, params: types.CallToolRequestParams, own: Path
-) -> Path | types.InputRequiredResult:
-    """Return the caller's folder: its first root, CLAUDE_PROJECT_DIR, or *own*, the server's.
-
-    In the 2026 protocol a server cannot send a request. This server returns the question instead,
-    and the client repeats the call with the answer. Claude Code is not asked that way: its only
-    root is the folder that CLAUDE_PROJECT_DIR names.
-    """
-    project = os.environ.get("CLAUDE_PROJECT_DIR")
-    fallback = await on_disk(lambda: _folder(project) or own)
-    capabilities = call.session.client_capabilities
-    if capabilities is None or capabilities.roots is None:
-        return fallback
-    question = types.ListRootsRequest()
-    if call.session.can_send_request:
-        with anyio.move_on_after(_ROOTS_WITHIN_S):
-            try:
-                answer = await call.session.send_request(question, types.ListRootsResult)
-                return await on_disk(_first_folder, answer) or fallback
-            except MCPError:
-                logger.info("the client offers roots but does not list them")
-        return fallback
-    answer = (params.input_responses or {}).get("roots")
-    if isinstance(answer, types.ListRootsResult):
-        return await on_disk(_first_folder, answer) or fallback
-    if project or answer is not None:
-        return fallback
-    return types.InputRequiredResult(input_requests={"roots": question})
-
-
-def _first_folder(answer: types.ListRootsResult) -> Path | None:
-    for root in answer.roots:
-        parts = urlsplit(str(root.uri))
-        if parts.scheme == "file" and (folder := _folder(unquote(parts.path))):
-            return folder
-    return None
-
-
-def _folder(path: str | None) -> Path | None:
-    return Path(path) if path and Path(path).is_dir() else None

@@ -23,7 +23,7 @@ from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from pydantic_core import from_json
 
-from codex_tools.runs.register import Runs
+from mcp_server_codex.backend import Backend
 from mcp_server_codex.watchdog import start_watchdog
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -60,7 +60,7 @@ does not read.
 Refuse = Callable[[types.JSONRPCError], Awaitable[None]]
 
 
-async def serve(server: Server[Runs], wire: int, end: Callable[[], None]) -> NoReturn:
+async def serve(server: Server[Backend], wire: int, end: Callable[[], None]) -> NoReturn:
     """Serve until the client is gone or a signal arrives, then end the process.
 
     On its own, the SDK dies of SIGTERM without a cleanup. After SIGINT it waits for a line on
@@ -74,18 +74,18 @@ async def serve(server: Server[Runs], wire: int, end: Callable[[], None]) -> NoR
     """
     code = 0
     serving = anyio.CancelScope()
-    opened: list[Runs] = []
+    opened: list[Backend] = []
     ending = False
     start_watchdog(os.environ)
     lifespan = server.lifespan
 
     @asynccontextmanager
-    async def open_lifespan(of: Server[Runs]) -> AsyncGenerator[Runs]:
-        async with lifespan(of) as runs:
-            opened.append(runs)
+    async def open_lifespan(of: Server[Backend]) -> AsyncGenerator[Backend]:
+        async with lifespan(of) as backend:
+            opened.append(backend)
             if ending:
-                runs.close()
-            yield runs
+                backend.close()
+            yield backend
 
     server.lifespan = open_lifespan
 
@@ -98,8 +98,8 @@ async def serve(server: Server[Runs], wire: int, end: Callable[[], None]) -> NoR
 
     async def leave_without_calls(answers_until: float) -> None:
         with anyio.move_on_after(RUNS_END_WITHIN_S):
-            for runs in opened:
-                await runs.closed()
+            for backend in opened:
+                await backend.closed()
         await anyio.sleep_until(max(answers_until, anyio.current_time() + UNWIND_WITHIN_S))
         leave()
 
@@ -110,8 +110,8 @@ async def serve(server: Server[Runs], wire: int, end: Callable[[], None]) -> NoR
         if not ending:
             ending = True
             _end_at_last(lambda: code)
-            for runs in opened:
-                runs.close()
+            for backend in opened:
+                backend.close()
             tasks.start_soon(leave_without_calls, anyio.current_time() + answers_within_s)
 
     def end_input() -> None:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
-from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from codex_tools.codex.clean_text import clean
@@ -24,27 +23,15 @@ from codex_tools.runs.run import Run
 from codex_tools.runs.store import KEEP_S, StoredRun, now
 from mcp_server_codex.elicitation import can_ask
 from mcp_server_codex.questions import requests_of, take_responses
+from mcp_server_codex.task_params import EXTENSION, TaskParams, UpdateParams
 from mcp_server_codex.wire import AnyTool, caller_of, to_result
 
-EXTENSION = "io.modelcontextprotocol/tasks"
 VERSION = "2026-07-28"
 POLL_EVERY_MS = 1000
 """Polling interval in milliseconds that clients are asked to keep."""
 
 Call = ServerRequestContext[Runs, Any]
 Status = Literal["working", "input_required", "completed", "cancelled"]
-
-
-class TaskParams(types.RequestParams):
-    """The params of tasks/get and tasks/cancel."""
-
-    task_id: str
-
-
-class UpdateParams(TaskParams):
-    """The params of tasks/update."""
-
-    input_responses: Json
 
 
 def wants_task(call: Call) -> bool:
@@ -59,10 +46,14 @@ def new_task(run: Run) -> Json:
     return {"resultType": "task", **_head(run, "working")}
 
 
-def add_to(server: Server[Runs], tool: AnyTool) -> None:
-    """Add the extension's methods to *server*; the results of tasks have the shape of *tool*'s."""
+class Tasks:
+    """The methods of the extension; a task's result has the shape of *tool*'s."""
 
-    async def get(call: Call, params: TaskParams) -> Json:
+    def __init__(self, tool: AnyTool) -> None:
+        self._tool = tool
+
+    async def get(self, call: Call, params: TaskParams) -> Json:
+        """Return the state of a task, and its result if its run has ended."""
         found = await _find(call, params.task_id)
         result = found.result() if isinstance(found, Run) else found.result
         result = await call.lifespan_context.refreshed(result)
@@ -80,12 +71,13 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
                 facts = {"caller": caller_of(call.session), "run_ids": [result.run_id]}
                 call.lifespan_context.audit.write("fetched", facts)
                 # A failed run is completed too: its result, with isError, is what the call returns.
-                answer = to_result(tool, result).model_dump(
+                answer = to_result(self._tool, result).model_dump(
                     by_alias=True, mode="json", exclude_none=True
                 )
                 return {"resultType": "complete", **_head(found, "completed"), "result": answer}
 
-    async def cancel(call: Call, params: TaskParams) -> Json:
+    async def cancel(self, call: Call, params: TaskParams) -> Json:
+        """Stop the run of a task."""
         await _find(call, params.task_id)
         try:
             await call.lifespan_context.stop(params.task_id)
@@ -93,16 +85,12 @@ def add_to(server: Server[Runs], tool: AnyTool) -> None:
             raise MCPError(code=types.INVALID_PARAMS, message=error.message) from None
         return {"resultType": "complete"}
 
-    async def update(call: Call, params: UpdateParams) -> Json:
+    async def update(self, call: Call, params: UpdateParams) -> Json:
+        """Deliver the client's answers to what the run of a task asks."""
         found = await _find(call, params.task_id)
         if isinstance(found, Run) and can_ask(call):
             take_responses(found, params.input_responses, call.lifespan_context)
         return {"resultType": "complete"}
-
-    server.extensions[EXTENSION] = {}
-    server.add_request_handler("tasks/get", TaskParams, get)
-    server.add_request_handler("tasks/cancel", TaskParams, cancel)
-    server.add_request_handler("tasks/update", UpdateParams, update)
 
 
 async def _find(call: Call, task_id: str) -> Run | StoredRun:

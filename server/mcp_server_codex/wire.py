@@ -14,6 +14,7 @@ from codex_tools.codex.json_object import Json
 from codex_tools.codex.record import Record
 from codex_tools.schemas.validation import Validator
 from codex_tools.tool import Tool, input_schema, output_schema
+from mcp_server_codex.listing import output_schema_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,8 @@ def caller_of(session: ServerSession) -> str:
     return f"{client.client_info.name} {client.client_info.version}"[:200]
 
 
-@functools.cache
 def to_tool(tool: AnyTool) -> types.Tool:
-    """Return *tool* as an entry of tools/list."""
+    """Return *tool* as an entry of tools/list; `make docs` writes them into tools.json."""
     return types.Tool(
         name=tool.name,
         title=tool.title,
@@ -66,7 +66,7 @@ def _meta_of(tool: AnyTool) -> dict[str, Any] | None:
 
 @functools.cache
 def _validator(tool: AnyTool) -> Validator:
-    return Validator(to_tool(tool).output_schema)
+    return Validator(output_schema_of(tool.name))
 
 
 def _faults_of(tool: AnyTool, data: Json) -> Sequence[object]:

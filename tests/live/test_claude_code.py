@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from codex_tools.engines.app_server_preparation import OLDEST
-from mcp_server_codex.app import INSTRUCTIONS, TOOLS
+from mcp_server_codex.app import INSTRUCTIONS
+from mcp_server_codex.calls import TOOLS
 from mcp_server_codex.cli.scripted_model import Call, Patch, Shell, api_error, do, say
 from mcp_server_codex.wire import to_tool
 from support.claude_code import MOST_SHOWN, ClaudeCode

@@ -17,7 +17,8 @@ from typing import cast
 import anyio.to_thread
 import pytest
 
-from mcp_server_codex.app import INSTRUCTIONS, TOOLS
+from mcp_server_codex.app import INSTRUCTIONS
+from mcp_server_codex.calls import TOOLS
 from mcp_server_codex.cli.scripted_model import Call, Reply, Shell, api_error, do, model_name, say
 from mcp_server_codex.wire import to_tool
 from support.codex_versions import number, real_codex

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from mcp_server_codex.app import TOOLS
+from mcp_server_codex.calls import TOOLS
 from mcp_server_codex.cli.scripted_model import api_error, say
 from mcp_server_codex.wire import to_tool
 from support.codex_versions import from_npm

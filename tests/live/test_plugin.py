@@ -16,7 +16,8 @@ import pytest
 
 from codex_tools.codex.errors import Kind
 from codex_tools.codex.sandbox import WIDTH
-from mcp_server_codex.app import INSTRUCTIONS, TOOLS
+from mcp_server_codex.app import INSTRUCTIONS
+from mcp_server_codex.calls import TOOLS
 from mcp_server_codex.cli.clients.known import client_named
 from mcp_server_codex.cli.scripted_model import say
 from support.claude_code import ClaudeCode, claude_code

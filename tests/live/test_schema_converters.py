@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from mcp_server_codex.app import OLD_TOOLS, TOOLS
+from mcp_server_codex.calls import OLD_TOOLS, TOOLS
 from mcp_server_codex.wire import to_tool
 from support.codex_versions import from_npm, from_pypi
 from support.lab import Json, Lab, environment, server_program

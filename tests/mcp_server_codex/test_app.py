@@ -15,7 +15,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import ListRootsResult, Root
 from pydantic import FileUrl
 
-from mcp_server_codex.app import patience_of
+from mcp_server_codex.patience import patience_of
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import PNG, Json, Lab, call, connect
 

@@ -14,7 +14,7 @@ import pytest
 from mcp import Client
 from mcp_types import CallToolResult
 
-from mcp_server_codex.app import TOOLS
+from mcp_server_codex.calls import TOOLS
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
 from support.lab import Json, Lab, connect
 from support.rollout_lines import THREAD

@@ -505,7 +505,7 @@ async def test_prompts_hold_what_was_given(mode: str, lab: Lab) -> None:
 
 
 def test_prompts_name_only_tools_and_arguments_that_exist() -> None:
-    from mcp_server_codex.app import TOOLS
+    from mcp_server_codex.calls import TOOLS
 
     names = {tool.name for tool in TOOLS}
     for prompt in PROMPTS:

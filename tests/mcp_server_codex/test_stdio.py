@@ -429,12 +429,12 @@ async def test_what_a_library_prints_while_the_server_ends_is_kept_off_too(
         await client.open()
         sign.touch()
         assert await client.lists_tools()
+        await until(lambda: "more noise" in lab.log.read_text())
         if ending == "SIGTERM":
             client.process.send_signal(signal.SIGTERM)
             await client.read_to_the_end()
         else:
             assert await client.hang_up() == 0
-    assert "more noise" in lab.log.read_text()
 
 
 async def test_discover_then_initialize_then_discover_ends_in_the_modern_era(lab: Lab) -> None:

@@ -16,8 +16,8 @@ from anyio.abc import Process
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 
-from codex_tools.runs.register import Runs
 from mcp_server_codex.app import make_server
+from mcp_server_codex.backend import Backend
 from mcp_server_codex.settings import read_settings
 from support.codex_versions import cannot_have, from_npm
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
@@ -126,7 +126,7 @@ class Within:
     async def flush(self) -> None:
         pass
 
-    async def serve(self, server: Server[Runs]) -> None:
+    async def serve(self, server: Server[Backend]) -> None:
         pipe = cast("Any", self)
         with self._lines, self._sent:
             async with stdio_server(pipe, pipe) as (incoming, outgoing):

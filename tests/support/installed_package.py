@@ -15,7 +15,7 @@ from typing import TextIO, cast
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-from mcp_server_codex.app import TOOLS
+from mcp_server_codex.calls import TOOLS
 from support.codex_versions import CACHE, alone, cannot_have
 
 TOP = Path(__file__).parents[2]

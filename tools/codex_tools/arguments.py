@@ -35,7 +35,9 @@ class Arguments(Generic[RequestT]):
     """A note for the caller, if strings were converted to other types."""
 
 
-def read_arguments(model: type[RequestT], arguments: Json) -> Arguments[RequestT]:
+def read_arguments(
+    model: type[RequestT], arguments: Json, schema: Json | None = None
+) -> Arguments[RequestT]:
     """Return *arguments* as a request of the type *model*.
 
     An optional argument that is null or "" counts as left out. A string where the schema allows no
@@ -43,11 +45,17 @@ def read_arguments(model: type[RequestT], arguments: Json) -> Arguments[RequestT
     number such as 20.0 is an integer. All other values of a wrong type are refused. A string where
     the schema allows one is never parsed, and values inside an object are not touched.
 
+    Args:
+        model: The type of the request.
+        arguments: The arguments as the caller sent them.
+        schema: The JSON Schema of *model* that the caller knows; None to make it, which reads the
+            source of *model*.
+
     Raises:
         InvalidArguments: An argument is unknown, missing or of the wrong type.
         PromptTooLarge: The prompt is longer than Codex accepts.
     """
-    fields = _fields(model)
+    fields = _fields(_schema_of(model) if schema is None else schema)
     given = {name: value for name, value in arguments.items() if not _left_out(value, name, fields)}
     try:
         return Arguments(model.model_validate(given))
@@ -88,9 +96,12 @@ class _Field:
 
 
 @functools.cache
-def _fields(model: type[Record]) -> dict[str, _Field]:
-    """Return what the schema of *model* says of each argument, by the argument's name."""
-    schema = model.model_json_schema()
+def _schema_of(model: type[Record]) -> Json:
+    return model.model_json_schema()
+
+
+def _fields(schema: Json) -> dict[str, _Field]:
+    """Return what *schema* says of each argument, by the argument's name."""
     required = schema.get("required", ())
     found: dict[str, _Field] = {}
     for name, about in cast(dict[str, Json], schema["properties"]).items():

@@ -24,9 +24,9 @@ from rich.console import Console, Group
 from rich.json import JSON
 from rich.panel import Panel
 from rich.rule import Rule
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
+from rich.theme import Theme
 
 from codex_tools.codex.clean_text import clean, clean_json, clean_lines
 from codex_tools.codex.errors import CodexError
@@ -46,6 +46,10 @@ from mcp_server_codex.cli.scripted_model import (
     model_name,
     say,
 )
+from mcp_server_codex.cli.show import coloured
+
+_THEME = Theme({"json.key": "cyan"})
+"""Rich's own bold blue cannot be read on black."""
 
 _PRICES = '''\
 def total(prices, discount):
@@ -127,7 +131,7 @@ def run_demo(arguments: list[str]) -> int:
     if unknown := [each for each in arguments if each != "--live"]:
         sys.stderr.write(f"mcp-server-codex demo: unknown argument {unknown[0]!r}; known: --live\n")
         return 2
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False, theme=_THEME)
     try:
         engine = choose_engine(os.environ.get("CODEX_BIN"))
         program = anyio.run(engine.prepare, Path("/"), EnvironmentRules())
@@ -156,6 +160,8 @@ def _opening(program: Program, folder: Path, *, live: bool) -> Panel:
     )
     codex = f"the real CLI, {clean(program.version_text)} "
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     table.add_row("client", "the MCP SDK's client, over stdio")
     table.add_row("server", "mcp-server-codex, started as your own client would start it")
     table.add_row("Codex", Text.assemble(codex, (f"({clean(str(program.path))})", "dim")))
@@ -196,7 +202,9 @@ async def _play(console: Console, folder: Path, env: dict[str, str], live: bool)
         console.print(f"{connected}\n", style="dim")
 
         def scene(title: str) -> None:
-            console.print(Rule(Text(title, "bold"), align="left", style="cyan"))
+            text = Text(title, "bold")
+            is_long = text.cell_len > console.width - 4  # A rule would cut it.
+            console.print(text if is_long else Rule(text, align="left", style="cyan"))
 
         scene("1  Delegate a task that edits a file")
         first = await _call(
@@ -206,7 +214,7 @@ async def _play(console: Console, folder: Path, env: dict[str, str], live: bool)
             diff = await anyio.run_process(["git", "diff", "-U0", "--no-ext-diff"], cwd=folder)
             lines = clean_lines(diff.stdout.decode("utf-8", "replace")).split("\n")
             change = "\n".join(line for line in lines if line.startswith(("+", "-")))
-            console.print(Syntax(change, "diff", background_color="default"), "")
+            console.print(coloured(change), "", sep="\n")
         scene("2  Continue that thread: folder, sandbox and model stay the same")
         second = await _call(
             console, client, "codex_resume", {"thread_id": first["thread_id"], "prompt": _QUESTION}

@@ -7,9 +7,11 @@ rich's markup is off.
 from __future__ import annotations
 
 import sys
+import textwrap
 from datetime import datetime
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -25,8 +27,9 @@ COLOURS = {
     "timed_out": "red",
     "cancelled": "yellow",
     "running": "cyan",
-    "queued": "blue",
+    "queued": "magenta",
 }
+"""Without blue, which cannot be read on black."""
 
 
 WIDE = 80
@@ -71,21 +74,32 @@ def lines_of(run: Json, width: int = sys.maxsize) -> list[Text]:
     """Return the lines about a run in a list: its state, what it does or said, its place.
 
     The state has as many lines of *width* columns as its figures need. On a narrow terminal, or
-    where they would not fit behind it, the id has a line of its own.
+    where they would not fit behind it, the id has a line of its own. An error has up to three
+    lines, and of a long folder the end is shown.
     """
-    said, style = _said(run)
+    said, style = _said(run, width - 2)
     model = " ".join(clean(each) for each in (run["model"], run["reasoning_effort"]) if each)
     where = "" if run["place"] == HERE else f"at {clean(run['place'])}"
-    place = [home(run["cwd"]), where, run["sandbox"] or "", model or "default model"]
+    place = " · ".join(filter(None, (where, run["sandbox"], model or "default model")))
+    folder = _end_of(home(run["cwd"]), width - cell_len(place) - 5)
     name, parts = Text(run["run_id"], "bold"), [Text(*part) for part in state_of(run)]
     first = Text.assemble(name, "  ", *parts)
     if width < WIDE or first.cell_len > width:
         first = Text.assemble(name, *_behind_each_other(parts, width))
     return [
         *first.split("\n"),
-        Text(f"  {said}", style),
-        Text(f"  {' · '.join(filter(None, place))}", "dim"),
+        *(Text(f"  {line}", style) for line in said),
+        Text(f"  {folder} · {place}", "dim"),
     ]
+
+
+def _end_of(text: str, room: int) -> str:
+    """Return the end of *text* that takes at most *room* columns, or a few more."""
+    if cell_len(text) <= room:
+        return text
+    while len(text) > 8 and cell_len(text) >= room:
+        text = text[1:]
+    return f"…{text}"
 
 
 def _behind_each_other(parts: list[Text], width: int) -> list[Text]:
@@ -120,12 +134,15 @@ def state_of(run: Json) -> list[tuple[str, str]]:
     ]
 
 
-def _said(run: Json) -> tuple[str, str]:
+def _said(run: Json, width: int) -> tuple[list[str], str]:
     if run["doing"] is not None:
-        return clean(run["doing"]), ""
+        return [clean(run["doing"])], ""
     if run["error"] is not None:
-        return f"{clean(run['error']['kind'])}: {clean(run['error']['message'])}", "red"
-    return clean(run["answer"] or "(no answer)"), ""
+        text = f"{clean(run['error']['kind'])}: {clean(run['error']['message'])}"
+        is_long = cell_len(text) > width
+        lines = textwrap.wrap(text, width, max_lines=3, placeholder=" …") if is_long else [text]
+        return lines, "red"
+    return [clean(run["answer"] or "(no answer)")], ""
 
 
 def span(seconds: float | None) -> str:

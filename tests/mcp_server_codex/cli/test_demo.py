@@ -12,24 +12,27 @@ from support.lab import server_program
 
 
 def test_the_demo_shows_all_and_says_what_is_scripted(version: str, tmp_path: Path) -> None:
-    env = {**os.environ, "CODEX_BIN": str(real_codex(version)), "COLUMNS": "110"}
+    env = {**os.environ, "CODEX_BIN": str(real_codex(version)), "COLUMNS": "60"}
     env["XDG_CACHE_HOME"] = str(tmp_path)  # Else it caches prices in that of this person.
     env.pop("CODEX_HOME", None)
     done = subprocess.run([server_program(), "demo"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert all(len(line) <= 60 for line in done.stdout.splitlines())
+    whole = " ".join(done.stdout.split())
     for words in (
         "scripted",
+        "2 Continue that thread: folder, sandbox and model stay the same",
         f"the real CLI, {version}",
         "codex_run",
         "codex_resume",
         "python3 check.py",
-        "+    return sum(prices) * (1 - discount / 100)",
+        "+ return sum(prices) * (1 - discount / 100)",
         "structured_output",
         "usage_limit",
         "hint",
         "thread_id",
     ):
-        assert words in done.stdout, words
+        assert words in whole, words
 
 
 def test_without_codex_the_demo_says_how_to_get_it(tmp_path: Path) -> None:

@@ -192,6 +192,22 @@ def test_no_figure_of_a_run_is_cut(state: Path, width: int) -> None:
             assert any(figure in line for line in lines), lines
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_neither_an_error_nor_the_model_of_a_run_is_cut(state: Path, width: int) -> None:
+    limit = classify(
+        "You've hit your usage limit, or that of your workspace. Try again at 5:30 PM."
+    )
+    with server(state) as store:
+        cwd = "/home/dev/a-folder-with-a-long-name/packages/api"
+        keep(store, 1, "failed", error=TurnFailed(limit, TurnResult()), cwd=cwd)
+    env = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}
+    printed = check_obeyed_by_no_terminal(person_runs(state, "runs", env=env).stdout)
+    lines = [line.strip() for line in printed.splitlines()]
+    assert max(map(len, lines)) <= width
+    assert f"usage_limit: {limit.message}" in " ".join(lines)
+    assert lines[-1].endswith("/packages/api · workspace-write · gpt-5.5")
+
+
 def test_what_is_no_terminal_gets_whole_plain_lines(state: Path) -> None:
     with server(state) as store:
         keep(store, 1, answer="word " * 40, tokens=1500)

@@ -19,8 +19,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from codex_tools.engines import guard
+
+GUARD_SOURCE = Path(guard.__file__).read_bytes()
+"""The guard as this process knows it: an upgrade may replace or remove its file at any time."""
 
 UNCLAIMED_S = 60.0
 """Seconds after which an ended child without a mark counts as adopted, and is reaped.

@@ -338,9 +338,6 @@ _GUARD_KILLED = (
     b" had started\n"
 )
 
-_GUARD_SOURCE = Path(guard.__file__).read_bytes()
-"""The guard as this process knows it: an upgrade may replace or remove its file at any time."""
-
 
 @asynccontextmanager
 async def _guard_command() -> AsyncGenerator[list[str]]:
@@ -368,7 +365,7 @@ def _find_guard() -> tuple[str, str, Path | None]:
     if python is None:
         raise ServerReplaced(f"{sys.executable} is gone")
     try:
-        if Path(guard.__file__).read_bytes() == _GUARD_SOURCE:
+        if Path(guard.__file__).read_bytes() == orphans.GUARD_SOURCE:
             # Python compiles a script at each start, but not the compiled file of an import.
             compiled: str | None = getattr(guard, "__cached__", None)
             found = compiled if compiled and is_current(Path(compiled)) else guard.__file__
@@ -383,7 +380,7 @@ def _find_guard() -> tuple[str, str, Path | None]:
         # nesting.py, of any version, recognises a guard by these last parts of its path.
         script = folder / "codex_tools" / "engines" / "guard.py"
         script.parent.mkdir(parents=True)
-        script.write_bytes(_GUARD_SOURCE)
+        script.write_bytes(orphans.GUARD_SOURCE)
     except OSError as error:
         raise ServerReplaced(f"{guard.__file__} is gone") from error
     return python, str(script), folder

@@ -50,7 +50,7 @@ _REPORT = (
 async def check_protocol(context: CheckContext) -> list[Check]:
     """Start the server as a client does, in both eras of the MCP protocol, and call a tool."""
     # Imported here, so that a failure of the import belongs to this check.
-    from mcp_server_codex.app import TOOLS
+    from mcp_server_codex.calls import TOOLS
 
     arguments = [*context.arguments]
     if context.codex is None:
