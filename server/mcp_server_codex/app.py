@@ -148,6 +148,7 @@ def make_server(settings: Settings, engine: Engine | None = None) -> Server[Runs
         try:
             async with (
                 surroundings.engine.opened(),
+                surroundings.places.opened() if surroundings.places is not None else nullcontext(),
                 open_runs(
                     settings.state_dir,
                     engine=surroundings.engine,
