@@ -186,10 +186,11 @@ async def results(client: Client, run_ids: list[str]) -> list[Json]:
 def check(scene: Scene, prompts: list[str], ended: list[Json]) -> dict[str, int]:
     """Assert that each run was started once, and has ended well; return the starts by node."""
     starts = scene.starts()
-    assert Counter(prompt for prompt, _, _ in starts) == Counter(prompts)
+    assert max(Counter(prompt for prompt, _, _ in starts).values()) == 1, "a run started twice"
     assert Counter(each["status"] for each in ended) == {"completed": len(prompts)}, [
         each["error"] for each in ended if each["error"]
     ]
+    assert Counter(prompt for prompt, _, _ in starts) == Counter(prompts)
     is_real = {prompt: real for prompt, _, real in starts}
     for prompt, each in zip(prompts, ended, strict=True):
         assert each["final_response"] == f"{'real' if is_real[prompt] else 'fake'}: {prompt}"

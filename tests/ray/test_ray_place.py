@@ -10,7 +10,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -241,6 +241,7 @@ async def test_the_death_of_the_process_that_runs_share_ends_those_runs_and_no_o
             result = await wait(client, each["run_id"])
             assert result["error"]["kind"] == "place_lost", result
             # What it did was fetched through another process.
+            assert result["changes"] is not None, result["warnings"]
             assert [file["path"] for file in result["changes"]["files"]] == ["a.txt"]
         assert scene.sleepers() == 2, "only the run with a process of its own is alive"
         assert hubs(scene) != [hub]
@@ -260,18 +261,18 @@ async def test_the_process_that_runs_share_does_not_outlive_a_killed_server(
     scene: Scene, fake: FakeCodex
 ) -> None:
     fake.body = SLEEPERS.format(starts=str(scene.starts))
-    server: list[int] = []
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the client makes of it
+    has_ended = False
+    with suppress(Exception):  # The client may dislike that its server is gone.
         async with connect("auto", fake.build(), scene.lab, *scene.options) as client:
             turn: Json = {"sandbox": "workspace-write", "wait_s": 0}
             await call(client, "codex_run", prompt="x", place="shared", **turn)
             await until(lambda: scene.sleepers() == 2)
             (hub,) = hubs(scene)
-            server.append(parent_of(parent_of(hub)))  # Between them is the guard.
-            os.kill(server[0], signal.SIGKILL)
+            os.kill(parent_of(parent_of(hub)), signal.SIGKILL)  # Between them is the guard.
             await until(lambda: hubs(scene) == [], within_s=10)
             await until(lambda: scene.sleepers() == 0, within_s=LEASE_S + 5)
-            await client.call_tool("codex_sessions", {})
+            has_ended = True
+    assert has_ended
     assert hubs(scene) == []
     assert scene.starts.read_text() == "started\n"
 

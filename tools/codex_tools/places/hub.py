@@ -132,10 +132,10 @@ class _Channel:
 class _Shared:
     """The process that runs share, while it lives."""
 
-    def __init__(self, child: Child, writer: FrameWriter, lease_s: float) -> None:
+    def __init__(self, child: Child, writer: FrameWriter) -> None:
         self.has_ended = False
         self.unused_since = now()
-        self._child, self._writer, self._lease_s = child, writer, lease_s
+        self._child, self._writer = child, writer
         self._numbers = itertools.count(1)
         self._channels: dict[int, _Channel] = {}
         self._lock = threading.Lock()
@@ -198,7 +198,6 @@ class _Shared:
         async with aclosing(self._child.pieces()) as pieces:
             async for piece in pieces:
                 for frame in decoder.feed(piece):
-                    pings.length_s = self._lease_s  # Until the first one, more time is given.
                     pings.heard_at = now()
                     if frame.type != "pong":
                         self._take(frame)
@@ -296,14 +295,15 @@ async def _host(
         reading, writing = os.pipe()
         pings = SentPings(place.lease_s)
         writer = FrameWriter(writing, pings)
-        pings.length_s = max(place.lease_s, HELLO_WITHIN_S)
+        # More time is given for the first answer; the pings come as often as later.
+        pings.heard_at += max(0.0, HELLO_WITHIN_S - place.lease_s)
         try:
             with os.fdopen(reading, "rb", buffering=0) as source:
                 async with open_child(
                     command, stdin=source, cwd=Path("/"), env=os.environ
                 ) as child:
                     source.close()
-                    shared = _Shared(child, writer, place.lease_s)
+                    shared = _Shared(child, writer)
                     try:
                         task_status.started(shared)
                         is_started = True
