@@ -73,7 +73,7 @@ class Hub:
         """
         async with self._starting:
             shared = self._shared
-            if shared is None or shared.has_ended:
+            if shared is None or shared.has_ended or shared.is_doubtful:
                 found: _Shared | Exception = await self._tasks.start(_host, self._place)
                 if isinstance(found, Exception):
                     raise found
@@ -132,10 +132,10 @@ class _Channel:
 class _Shared:
     """The process that runs share, while it lives."""
 
-    def __init__(self, child: Child, writer: FrameWriter) -> None:
+    def __init__(self, child: Child, writer: FrameWriter, pings: SentPings) -> None:
         self.has_ended = False
         self.unused_since = now()
-        self._child, self._writer = child, writer
+        self._child, self._writer, self._pings = child, writer, pings
         self._numbers = itertools.count(1)
         self._channels: dict[int, _Channel] = {}
         self._lock = threading.Lock()
@@ -183,12 +183,17 @@ class _Shared:
         return self._child.stderr_end()
 
     @property
+    def is_doubtful(self) -> bool:
+        """True if it has not answered some pings: no new run may use it, as it may be stopped."""
+        return now() - self._pings.heard_at > self._pings.length_s / 2
+
+    @property
     def is_unused(self) -> bool:
         """True if there has been no channel for a while."""
         with self._lock:
             return not self._channels and now() - self.unused_since > KEPT_FOR_S
 
-    async def read(self, pings: SentPings) -> None:
+    async def read(self) -> None:
         """Pass what the process prints to the channels, until it ends.
 
         Raises:
@@ -198,7 +203,7 @@ class _Shared:
         async with aclosing(self._child.pieces()) as pieces:
             async for piece in pieces:
                 for frame in decoder.feed(piece):
-                    pings.heard_at = now()
+                    self._pings.heard_at = now()
                     if frame.type != "pong":
                         self._take(frame)
         with anyio.move_on_after(LAST_WORDS_WITHIN_S):
@@ -303,7 +308,7 @@ async def _host(
                     command, stdin=source, cwd=Path("/"), env=os.environ
                 ) as child:
                     source.close()
-                    shared = _Shared(child, writer)
+                    shared = _Shared(child, writer, pings)
                     try:
                         task_status.started(shared)
                         is_started = True
@@ -323,7 +328,7 @@ async def _serve(shared: _Shared, pings: SentPings) -> None:
 
         async def read() -> None:
             with suppress(ProtocolError):  # Its runs hear that their connection has ended.
-                await shared.read(pings)
+                await shared.read()
             tasks.cancel_scope.cancel()
 
         async def watch() -> None:
