@@ -84,6 +84,7 @@ async def open_calls(
     try:
         async with (
             engine.opened(),
+            places.opened() if places is not None else nullcontext(),
             open_runs(
                 settings.state_dir,
                 engine=engine,

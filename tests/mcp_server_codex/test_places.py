@@ -220,6 +220,9 @@ async def test_without_a_file_of_places_there_is_only_this_machine(
         result = await call(client, "codex_run", prompt="x", place="box")
         here = await call(client, "codex_run", prompt="x", place="here")
     assert result["error"]["kind"] == "invalid_arguments"
+    # It says why there is none, and how there would be one.
+    assert "the operator has configured none beside here" in result["error"]["message"]
+    assert "--places FILE" in result["error"]["message"]
     assert here["place"] == "here"
 
 

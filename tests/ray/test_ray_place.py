@@ -10,7 +10,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ import pytest
 from mcp import Client
 
 from codex_tools.codex.json_object import Json
+from codex_tools.places.place import SHARED_ABOVE
 from mcp_server_codex.cli.scripted_model import Patch, Shell, do, model_name, say
 from support.codex_versions import number
 from support.fake_codex import FakeCodex, answer_lines, events, thread_line
@@ -95,6 +96,9 @@ def open_scene(cluster: RayCluster, lab: Lab, codex: Path, **env: str) -> Genera
     file = lab.root / "places.toml"
     file.write_text(
         f"[box]\nworker = {json.dumps(shlex.join(worker))}\nlease_s = {LEASE_S}\n"
+        f"ray = {{ python = {json.dumps(cluster.python)}, address = '{cluster.address}' }}\n"
+        f"[shared]\nworker = {json.dumps(shlex.join(worker))}\nlease_s = {LEASE_S}\n"
+        f"max_runs = {SHARED_ABOVE + 1}\n"
         f"ray = {{ python = {json.dumps(cluster.python)}, address = '{cluster.address}' }}\n"
         f"[none]\nworker = 'x'\n"
         f"ray = {{ python = {json.dumps(cluster.python)}, address = '{cluster.address}',"
@@ -206,6 +210,71 @@ async def test_the_death_of_a_process_ends_the_run_and_nothing_starts_again(
         assert (result["error"]["kind"], result["error"]["retryable"]) == ("place_lost", False)
         # What it did was fetched by another actor.
         assert [each["path"] for each in result["changes"]["files"]] == ["a.txt"]
+    assert scene.starts.read_text() == "started\n"
+
+
+def hubs(scene: Scene) -> list[int]:
+    """Return the processes of ray_place.py that runs share."""
+    return [
+        int(folder.name)
+        for folder in Path("/proc").glob("[0-9]*")
+        if b"--hub" in (argv := _argv(folder))
+        and argv[0] == PYTHON.encode()
+        and scene.cluster.address.encode() in argv
+    ]
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+async def test_the_death_of_the_process_that_runs_share_ends_those_runs_and_no_other(
+    scene: Scene, fake: FakeCodex, fault: signal.Signals
+) -> None:
+    fake.body = SLEEPERS.replace(THREAD, "{{thread}}").format(starts=str(scene.starts))
+    fake.body = fake.body.replace("{thread}", "'+str(__import__('uuid').uuid4())+'")
+    turn: Json = {"prompt": "x", "sandbox": "workspace-write", "wait_s": 0}
+    async with connect("auto", fake.build(), scene.lab, *scene.options) as client:
+        lost = [(await call(client, "codex_run", place="shared", **turn)) for _ in range(2)]
+        other = await call(client, "codex_run", place="box", **turn)
+        await until(lambda: scene.sleepers() == 6)
+        (hub,) = hubs(scene)
+        os.kill(hub, fault)
+        for each in lost:
+            result = await wait(client, each["run_id"])
+            assert result["error"]["kind"] == "place_lost", result
+        assert scene.sleepers() == 2, "only the run with a process of its own is alive"
+        # What they did is fetched through another process.
+        for each in lost:
+            fetched = await apply(client, each["run_id"], "check")
+            assert [file["path"] for file in fetched["files"]] == ["a.txt"]
+        assert hub not in hubs(scene)
+        await client.call_tool("codex_stop", {"run_id": other["run_id"]})
+        assert (await wait(client, other["run_id"]))["status"] == "cancelled"
+        fake.body, fake.stdout = "", events(thread_line(), *answer_lines("hi"))
+        fake.build()
+        again = await call(client, "codex_run", prompt="x", place="shared")
+        assert again["final_response"] == "hi"
+        assert hub not in hubs(scene)
+        assert len(hubs(scene)) == 1
+    assert scene.starts.read_text() == "started\n" * 3
+    await until(lambda: hubs(scene) == [], within_s=10)
+
+
+async def test_the_process_that_runs_share_does_not_outlive_a_killed_server(
+    scene: Scene, fake: FakeCodex
+) -> None:
+    fake.body = SLEEPERS.format(starts=str(scene.starts))
+    has_ended = False
+    with suppress(Exception):  # The client may dislike that its server is gone.
+        async with connect("auto", fake.build(), scene.lab, *scene.options) as client:
+            turn: Json = {"sandbox": "workspace-write", "wait_s": 0}
+            await call(client, "codex_run", prompt="x", place="shared", **turn)
+            await until(lambda: scene.sleepers() == 2)
+            (hub,) = hubs(scene)
+            os.kill(parent_of(parent_of(hub)), signal.SIGKILL)  # Between them is the guard.
+            await until(lambda: hubs(scene) == [], within_s=10)
+            await until(lambda: scene.sleepers() == 0, within_s=LEASE_S + 5)
+            has_ended = True
+    assert has_ended
+    assert hubs(scene) == []
     assert scene.starts.read_text() == "started\n"
 
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,37 @@ def ray_cluster(
         for each in commands:
             started = subprocess.run(each, capture_output=True, text=True, env=env, check=False)
             assert started.returncode == 0, f"Ray does not start: {started.stderr[-1000:]}"
+        yield cluster
+    finally:
+        for pid in cluster.pids(""):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def ray_nodes(python: str, networks: Sequence[Network], codex: int) -> Generator[RayCluster]:
+    """Start a node in each of some joined networks, the head in the first; end all afterwards.
+
+    Args:
+        python: The Python of a Ray installation.
+        networks: Where the nodes are.
+        codex: The amount of the resource `codex` that each of them offers.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Paths of sockets must be short.
+    cluster = RayCluster(python, f"{networks[0].address}:6379", folder)
+    start = [str(Path(python).parent / "ray"), "start", "--num-cpus=1", "--disable-usage-stats"]
+    start += [f'--resources={{"codex": {codex}}}', "--object-store-memory=100000000"]
+    env = {**os.environ, "HOME": str(folder), "RAY_AUTH_MODE": "disabled"}
+    try:
+        for each in networks:
+            words = [f"--address={cluster.address}"]
+            if each is networks[0]:
+                words = ["--head", "--port=6379", "--include-dashboard=false"]
+                words.append(f"--temp-dir={folder}")
+            command = [*each.prefix, *start, *words, f"--node-ip-address={each.address}"]
+            done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+            assert done.returncode == 0, f"Ray does not start: {done.stderr[-1000:]}"
         yield cluster
     finally:
         for pid in cluster.pids(""):

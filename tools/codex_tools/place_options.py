@@ -33,9 +33,7 @@ def places_for(options: TurnOptions, places: Places | None, default: str) -> lis
     if word == HERE or (word == ANY and places is None):
         return [HERE]
     if places is None:
-        raise InvalidArguments(
-            [f"place: there is no place {word!r}; this server has only {HERE} (option --places)"]
-        )
+        raise _no_places(word)
     found: list[str] = []
     problem: InvalidArguments | None = None
     for name in places.named(word):
@@ -73,9 +71,7 @@ def check_place(options: TurnOptions, places: Places | None, name: str) -> str:
         InvalidArguments: There is no such place, or it cannot do that.
     """
     if places is None:
-        raise InvalidArguments(
-            [f"place: there is no place {name!r}; this server has only {HERE} (option --places)"]
-        )
+        raise _no_places(name)
     places.of(name)
     if options.isolation == "none":
         raise InvalidArguments([f"isolation: a run at {name} always works in a copy"])
@@ -105,3 +101,13 @@ async def place_of_thread(
         if (found or HERE) not in named:
             raise ThreadElsewhere(thread_id, found or HERE, options.place)
     return HERE if found is None else check_place(options, places, found)
+
+
+def _no_places(name: str) -> InvalidArguments:
+    return InvalidArguments(
+        [
+            f"place: there is no place {name!r}, because the operator has configured none beside"
+            f" {HERE}, this machine. Leave place out, or let the operator name other machines with"
+            " the option --places FILE"
+        ]
+    )

@@ -14,12 +14,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+
+import anyio
 
 MARGIN_S = 5.0
 """Seconds that a server waits beyond the lease: the guard needs a moment to kill a process tree."""
 
 PINGS = 6
 """Pings in the time of one lease."""
+
+TICK_S = 0.5
+"""Interval in seconds for looking whether a lease is over."""
 
 HELLO_WITHIN_S = 45.0
 """Seconds for the first answer of a place. On a busy machine (load 44) it took more than 20 s."""
@@ -83,3 +89,20 @@ class SentPings:
     def dead_at(self, margin_s: float = MARGIN_S) -> float:
         """Return the time at which the worker has ended all work, if no more pings are sent."""
         return self.sent_at + self.length_s + margin_s
+
+
+async def wait_silent(pings: SentPings, is_busy: Callable[[], bool] = lambda: False) -> None:
+    """Wait until nothing has been heard for the length of the lease.
+
+    Args:
+        pings: What was sent and heard.
+        is_busy: Returns True while this process itself does not read what it is sent.
+    """
+    while True:
+        due = now() + TICK_S
+        await anyio.sleep(TICK_S)
+        late_s = now() - due
+        if late_s > TICK_S:  # This process was stopped, or the machine was suspended.
+            pings.heard_at = max(pings.heard_at, now() - pings.length_s / 2)
+        elif pings.is_silent() and not is_busy():
+            return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -17,9 +18,16 @@ from codex_tools.codex.masking import quote
 from codex_tools.codex.place_errors import PlaceUnavailable
 from codex_tools.codex.program import Program
 from codex_tools.codex.workers import on_disk
-from codex_tools.engines.process import Child, open_child
+from codex_tools.engines.process import open_child
 from codex_tools.places.frames import PROTOCOL, Decoder, Frame, ProtocolError
-from codex_tools.places.lease import HELLO_WITHIN_S, MARGIN_S, SentPings, now
+from codex_tools.places.lease import (
+    HELLO_WITHIN_S,
+    MARGIN_S,
+    TICK_S,
+    SentPings,
+    now,
+    wait_silent,
+)
 from codex_tools.places.place import NODE, Place
 from codex_tools.places.wire_turn import load_program
 from codex_tools.places.writer import FrameWriter
@@ -27,7 +35,6 @@ from codex_tools.places.writer import FrameWriter
 BYE_WITHIN_S = 2.0
 """Seconds for a worker to end after it was asked to; then its pipe is closed."""
 
-_TICK_S = 0.5
 _BATCHES = 4
 _SAID = 300
 
@@ -54,14 +61,34 @@ class Hello:
         return node if isinstance(node, str) and NODE.fullmatch(node) else ""
 
 
+class Link(Protocol):
+    """What carries the bytes of one worker, which reads what is written to the link's source."""
+
+    def pieces(self) -> AsyncGenerator[bytes]:
+        """Yield what the worker prints as it arrives."""
+        ...
+
+    def stderr_end(self) -> str:
+        """Return the end of what the worker, or the command that reaches it, wrote to stderr."""
+        ...
+
+
+class Links(Protocol):
+    """Opens links to the workers of a place."""
+
+    def open(self, place: Place, source: IO[bytes]) -> AbstractAsyncContextManager[Link]:
+        """Open a link to a new worker, which ends on leaving."""
+        ...
+
+
 class Pipe:
     """A connection to a worker; `open_pipe` creates it."""
 
     def __init__(
-        self, place: Place, child: Child, writer: FrameWriter, pings: SentPings, margin_s: float
+        self, place: Place, link: Link, writer: FrameWriter, pings: SentPings, margin_s: float
     ) -> None:
         self.place, self._margin_s = place, margin_s
-        self._child, self._writer, self._pings = child, writer, pings
+        self._link, self._writer, self._pings = link, writer, pings
         self.echo_s: float | None = None
         """Seconds from the latest ping that was answered to its answer."""
         self._handing = False
@@ -81,7 +108,7 @@ class Pipe:
     @property
     def problem(self) -> str:
         """Why the connection has ended."""
-        said = quote(self._child.stderr_end()[-_SAID:].strip(), _SAID)
+        said = quote(self._link.stderr_end()[-_SAID:].strip(), _SAID)
         problem = self._problem or "the connection ended"
         return f"{problem} ({said})" if said else problem
 
@@ -141,7 +168,7 @@ class Pipe:
             return
         # A sleep does not count while the machine is suspended, but this clock does.
         while (left_s := self._pings.dead_at(self._margin_s) - now()) > 0:  # noqa: ASYNC110
-            await anyio.sleep(min(left_s, _TICK_S))
+            await anyio.sleep(min(left_s, TICK_S))
 
     async def read(self) -> None:
         """Read frames until the connection ends, or `close` is called."""
@@ -151,7 +178,7 @@ class Pipe:
     async def _read(self) -> None:
         decoder = Decoder(greeting=True)
         try:
-            async with self._send, aclosing(self._child.pieces()) as pieces:
+            async with self._send, aclosing(self._link.pieces()) as pieces:
                 async for piece in pieces:
                     self._pings.heard_at = now()
                     batch: list[Frame] = []
@@ -174,16 +201,9 @@ class Pipe:
 
     async def watch(self) -> None:
         """End the connection when the worker is silent for its lease."""
-        while True:
-            due = now() + _TICK_S
-            await anyio.sleep(_TICK_S)
-            late_s = now() - due
-            if late_s > _TICK_S:  # This process was stopped, or the machine was suspended.
-                self._pings.heard_at = max(self._pings.heard_at, now() - self._pings.length_s / 2)
-            elif self._pings.is_silent() and not self._handing:
-                self.fail(f"nothing was heard of it for {self._pings.length_s:g} s")
-                self._receive.close()
-                return
+        await wait_silent(self._pings, lambda: self._handing)
+        self.fail(f"nothing was heard of it for {self._pings.length_s:g} s")
+        self._receive.close()
 
     def close(self) -> None:
         """Close what the process has of the connection."""
@@ -194,7 +214,11 @@ class Pipe:
 
 @asynccontextmanager
 async def open_pipe(
-    place: Place, *, margin_s: float = MARGIN_S, hello: Json | None = None
+    place: Place,
+    *,
+    margin_s: float = MARGIN_S,
+    hello: Json | None = None,
+    links: Links | None = None,
 ) -> AsyncGenerator[tuple[Pipe, Hello]]:
     """Start the command of *place* and greet the worker; its end is ordered on leaving.
 
@@ -202,11 +226,11 @@ async def open_pipe(
         place: The place.
         margin_s: Seconds beyond the lease, see `SentPings.dead_at`.
         hello: Further fields of the greeting.
+        links: What opens the link to the worker; None to start the command of the place for it.
 
     Raises:
         PlaceUnavailable: There is no worker, no answer, or another protocol.
     """
-    command = await on_disk(_resolve, place)
     reading, writing = os.pipe()
     pings = SentPings(place.lease_s)
     writer = FrameWriter(writing, pings)
@@ -214,11 +238,11 @@ async def open_pipe(
     try:
         with os.fdopen(reading, "rb", buffering=0) as source:
             async with (
-                open_child(command, stdin=source, cwd=Path("/"), env=os.environ) as child,
+                _open_link(place, source, links) as link,
                 anyio.create_task_group() as tasks,
             ):
                 source.close()
-                pipe = Pipe(place, child, writer, pings, margin_s)
+                pipe = Pipe(place, link, writer, pings, margin_s)
                 tasks.start_soon(pipe.read)
                 try:
                     answer = await _greet(pipe, place, hello or {})
@@ -272,15 +296,25 @@ async def _greet(pipe: Pipe, place: Place, more: Json) -> Hello:
         raise PlaceUnavailable(place.name, str(error)) from error
 
 
-def _resolve(place: Place) -> list[str]:
-    """Return the command with the path of its program.
+@asynccontextmanager
+async def _open_link(place: Place, source: IO[bytes], links: Links | None) -> AsyncGenerator[Link]:
+    if links is not None:
+        async with links.open(place, source) as link:
+            yield link
+        return
+    command = await on_disk(resolve, place, place.command_to_run())
+    async with open_child(command, stdin=source, cwd=Path("/"), env=os.environ) as child:
+        yield child
+
+
+def resolve(place: Place, command: Sequence[str]) -> list[str]:
+    """Return *command*, which reaches *place*, with the path of its program.
 
     Raises:
         PlaceUnavailable: There is no such program.
     """
     import shutil
 
-    command = place.command_to_run()
     found = shutil.which(command[0])
     if found is None:
         raise PlaceUnavailable(place.name, f"there is no program {command[0]!r} on PATH")

@@ -16,7 +16,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -30,6 +30,13 @@ ANY = "any"
 
 SIZE_LIMIT = 1024 * 1024
 """Most bytes of the file."""
+
+SHARED_ABOVE = 50
+"""Most runs of which each has a process of its own that is connected to the Ray cluster.
+
+Such a process takes 100 MB where the command of the place leads (Ray 2.60). More runs share one,
+whose end is the end of all of them.
+"""
 
 WORKER = "mcp-server-codex worker"
 """The command that starts a worker, unless the place names another one."""
@@ -117,6 +124,16 @@ class Place:
     def command_to_examine(self, how: Literal["with-token", "without-token"]) -> tuple[str, ...]:
         """Return the command that connects to the Ray cluster, and says what it offers."""
         return self._command(_ray_program(), "--examine", how)
+
+    @property
+    def is_shared(self) -> bool:
+        """True if all runs at the place share one process there; see `Hub`."""
+        return self.ray is not None and self.max_runs > SHARED_ABOVE
+
+    def command_to_share(self) -> tuple[str, ...]:
+        """Return the command that starts a process for many runs on a Ray cluster."""
+        place = replace(self, worker="", node="")
+        return place._command(_ray_program(), "--hub", f"{self.lease_s:g}")
 
     def _command(self, program: str, *more: str) -> tuple[str, ...]:
         if self.ray is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import anyio
@@ -17,8 +17,9 @@ from codex_tools.codex.program import Program
 from codex_tools.engines.engine import Keep, Plan, TurnRequest
 from codex_tools.engines.environment import EnvironmentRules
 from codex_tools.engines.model_list import ModelList
+from codex_tools.places.hub import Hub
 from codex_tools.places.mirror import Mirror, MirrorThreads, places_with
-from codex_tools.places.pipe import open_pipe
+from codex_tools.places.pipe import Links, open_pipe
 from codex_tools.places.place import ANY, HERE, Place
 from codex_tools.pricing.prices import Prices
 from codex_tools.rollouts.threads import Threads
@@ -53,6 +54,15 @@ class Places:
         }
         self._state_dir = state_dir
         self._here = known.get(HERE)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncGenerator[None]:
+        """Let the runs at large Ray clusters share a process; it ends on leaving."""
+        async with AsyncExitStack() as stack:
+            for site in self._sites.values():
+                if site.place.is_shared:
+                    site.links = await stack.enter_async_context(Hub.opened(site.place))
+            yield
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,6 +142,8 @@ class Elsewhere:
         self.threads = MirrorThreads(mirror, prices)
         self.starting = anyio.CapacityLimiter(place.starts_at_once)
         """Admits the runs that connect and send their project: pings must not starve."""
+        self.links: Links | None = None
+        """What opens links to workers; None if each worker has a process here of its own."""
         self._asking = anyio.Lock()
         self._known: tuple[float, Program] | None = None
         self._failed_at: float | None = None
@@ -155,7 +167,7 @@ class Elsewhere:
             if self._known is not None and time.monotonic() - self._known[0] < KNOWN_FOR_S:
                 return self._known[1]
             try:
-                async with self.starting, open_pipe(self.place) as (_, hello):
+                async with self.starting, open_pipe(self.place, links=self.links) as (_, hello):
                     self._known = time.monotonic(), hello.program
             except PlaceUnavailable:
                 self._failed_at = time.monotonic()

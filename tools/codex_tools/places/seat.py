@@ -34,7 +34,7 @@ from codex_tools.engines.model_list import ModelList
 from codex_tools.places.frames import Frame, ProtocolError
 from codex_tools.places.lease import MARGIN_S
 from codex_tools.places.mirror import Mirror
-from codex_tools.places.pipe import Hello, Pipe, PipeEnded, open_pipe
+from codex_tools.places.pipe import Hello, Links, Pipe, PipeEnded, open_pipe
 from codex_tools.places.place import Place
 from codex_tools.places.trees import (
     changes_from,
@@ -374,7 +374,13 @@ class _Unavailable:
 
 @asynccontextmanager
 async def open_seat(
-    place: Place, mirror: Mirror, run_id: str, shadow: Shadow, *, margin_s: float = MARGIN_S
+    place: Place,
+    mirror: Mirror,
+    run_id: str,
+    shadow: Shadow,
+    *,
+    margin_s: float = MARGIN_S,
+    links: Links | None = None,
 ) -> AsyncGenerator[Seat]:
     """Start a worker at *place* for the run *run_id*; all of it ends on leaving.
 
@@ -383,5 +389,5 @@ async def open_seat(
         OSError: The state folder cannot be written to.
     """
     await on_disk(mirror.claim)
-    async with open_pipe(place, margin_s=margin_s) as (pipe, hello):
+    async with open_pipe(place, margin_s=margin_s, links=links) as (pipe, hello):
         yield Seat(pipe, hello, mirror, run_id, shadow)

@@ -46,6 +46,11 @@ class FrameWriter:
         self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait to be written."""
+        return self._size
+
     def put(self, frame: Frame, *, first: bool = False) -> None:
         """Write *frame* soon; *first* lets it pass those that wait. Never wait."""
         data = frame.encode()

@@ -161,7 +161,7 @@ async def open_copy_elsewhere(
         async with site.starting:
             run.progress.doing = f"connecting to {site.place.name}"
             seat = await stack.enter_async_context(
-                open_seat(place, site.mirror, run.run_id, shadow)
+                open_seat(place, site.mirror, run.run_id, shadow, links=site.links)
             )
             run.progress.doing = f"sending the project to {site.place.name}"
             copy, earlier = await _settle(seat, shadow, known)
@@ -219,7 +219,8 @@ async def _collect_again(site: Elsewhere, shadow: Shadow, kept: KeptRun) -> Chan
             async with (
                 site.starting,
                 open_seat(
-                    replace(site.place, node=kept.node), site.mirror, kept.run_id, shadow
+                    *(replace(site.place, node=kept.node), site.mirror, kept.run_id, shadow),
+                    links=site.links,
                 ) as seat,
             ):
                 if await seat.reopen(kept.copy) is not None:
