@@ -2,8 +2,9 @@
 
 It is the one on PATH or in /usr/sbin, or the one that SSHD names, for example unpacked from the
 package of Debian. As root, sshd wants a user of its own and a folder in /run: both are made in a
-mount namespace. Without sshd, its tests are skipped, in CI too: it has no package that a test could
-install. CI fails if there is one that does not start for a plain user.
+mount namespace, where all homes are empty: bash reads ~/.bashrc for ssh, and what a person has in
+it may wait for something. Without sshd, its tests are skipped, in CI too: it has no package that a
+test could install. CI fails if there is one that does not start for a plain user.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Host box
 """
 
 _AS_ROOT = """\
-sed 's,:[^:]*$,:/bin/bash,' /etc/passwd > {folder}/passwd
+sed 's,:[^:]*:[^:]*$,:{folder}:/bin/bash,' /etc/passwd > {folder}/passwd
 grep -q ^sshd: {folder}/passwd || echo 'sshd:x:65533:65534::/run/sshd:/bin/false' >> {folder}/passwd
 mount --bind {folder}/passwd /etc/passwd
 mount -t tmpfs none /run
