@@ -6,8 +6,9 @@ PY := .venv/bin/python
 SIDE_BY_SIDE := -n 4 --dist loadscope --no-loadscope-reorder
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The tests that start no real Codex, except one that shows how rich lays out a table.
-QUICK := tests/codex_tools tests/mcp_server_codex -k 'not test_demo and not 0.60.1 and not 0.163.0 \
-  and (not test_doctor or a_person_gets_a_line)'
+QUICK := tests/codex_tools tests/mcp_server_codex
+NO_CODEX := not test_demo and not 0.60.1 and not 0.163.0 \
+  and (not test_doctor or a_person_gets_a_line)
 # Measured in the processes that run the tests, where tests/codex_tools takes 30 % more CPU time
 # (1.27 and 1.35 times, paired): under 2 % of all tests. Servers that tests start are not measured.
 MEASURED := --cov=codex_tools --cov-report=
@@ -43,12 +44,13 @@ ifndef ARGS
 endif
 
 quick: .venv/ready
-	@$(PY) -m pytest $(QUICK) $(or $(ARGS),$(SIDE_BY_SIDE))
+	@$(PY) -m pytest $(QUICK) -k '$(NO_CODEX)' $(or $(ARGS),$(SIDE_BY_SIDE))
 
-# The same tests, without the longest, on the lowest version of each dependency that pyproject.toml
-# allows.
+# The same tests, without the longest and in the newer era of the protocol only, on the lowest
+# version of each dependency that pyproject.toml allows.
 lowest: .venv-lowest/ready
-	@.venv-lowest/bin/python -m pytest $(QUICK) $(LONG) $(or $(ARGS),$(SIDE_BY_SIDE))
+	@.venv-lowest/bin/python -m pytest $(QUICK) $(LONG) \
+	  -k '$(NO_CODEX) and not legacy' $(or $(ARGS),$(SIDE_BY_SIDE))
 
 live: .venv/ready
 	@$(PY) -m pytest tests/live $(or $(ARGS),$(SIDE_BY_SIDE))
