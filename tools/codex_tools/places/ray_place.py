@@ -9,7 +9,7 @@ because a turn must not run twice. Codex's guard is never a child of the actor's
 2.60 kills only the direct children of a process that it ends, and the guard would die without its
 children. Between them is the worker, at whose death the guard ends all.
 
-With --hub, one process serves many runs: a driver of its own for each run takes 100 MB. Stdin and
+With --hub, one process serves many runs: a driver of its own for each run takes too much. Stdin and
 stdout then carry frames as in frames.py, each with the number of a channel. A channel is to its run
 what stdin and stdout are otherwise. Each end says how many bytes of a channel it can take, so a run
 that does not read holds up no other one.
