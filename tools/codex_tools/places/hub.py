@@ -139,7 +139,9 @@ class _Shared:
         self._numbers = itertools.count(1)
         self._channels: dict[int, _Channel] = {}
         self._lock = threading.Lock()
-        """Guards what the thread `_pump` uses: the table of channels and their room."""
+        """Guards what the thread `_pump` uses: the channels, their room, and what wakes it."""
+        self._is_awake = True
+        """True while the thread reads what wakes it; then the descriptors may be another file's."""
         self._wake, self._wakes = os.pipe()
         os.set_blocking(self._wakes, False)
         self._thread = threading.Thread(target=self._pump, name="hub", daemon=True)
@@ -237,8 +239,9 @@ class _Shared:
                 raise ProtocolError(f"{frame.type[:40]!r} from the process that runs share")
 
     def _wake_up(self) -> None:
-        with suppress(OSError):  # It is closed, or so full that it wakes the thread anyway.
-            os.write(self._wakes, b"w")
+        with self._lock, suppress(BlockingIOError):  # So full that it wakes the thread anyway.
+            if self._is_awake:
+                os.write(self._wakes, b"w")
 
     def _pump(self) -> None:
         """Pass what the runs write to the process, a piece of each in turn."""
@@ -268,10 +271,11 @@ class _Shared:
         with self._lock:
             channels = [*self._channels.values()]
             self._channels.clear()
+            self._is_awake = False
+            os.close(self._wake)
+            os.close(self._wakes)
         for channel in channels:
             _close(channel)
-        os.close(self._wake)
-        os.close(self._wakes)
 
     def _pass_on(self, channel: _Channel) -> None:
         data = os.read(channel.fd, min(_PIECE, channel.room))
