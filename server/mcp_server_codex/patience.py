@@ -11,8 +11,9 @@ WAIT_S: dict[str, float] = {
 }
 """Seconds that a call waits for its run, by the client's name or, with a "-" last, its beginning.
 
-Claude Code 2.1.330 lets a call take hours while it receives progress. A call outlived 330 s of
-silence there, and each message resets the idle limit of 30 minutes (both measured). Gemini CLI
+In Claude Code 2.1.330, a call may take hours while the client receives progress. Each message
+resets its idle limit of 30 minutes, and a call without progress survived 330 s (both measured).
+Gemini CLI
 0.61.0, Qwen Code 0.24.4, opencode 1.18.33 and Copilot CLI 1.0.102 waited 1,800 s for a call that
 sends progress; longer was not measured. So did Codex 0.171.0 with the `tool_timeout_sec` that
 `install` sets, but without it Codex waits 60 s, and this server cannot tell the two apart.

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,17 +67,9 @@ def ray_cluster(
     env = {**os.environ, "HOME": str(folder), "RAY_AUTH_MODE": "disabled"}
     if token_file is not None:
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
-    try:
-        # With --block, the death of one of its processes would end the others.
-        for each in commands:
-            started = subprocess.run(each, capture_output=True, text=True, env=env, check=False)
-            assert started.returncode == 0, f"Ray does not start: {started.stderr[-1000:]}"
+    # With --block, the death of one of its processes would end the others.
+    with _started(cluster, commands, env):
         yield cluster
-    finally:
-        for pid in cluster.pids(""):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -94,21 +86,32 @@ def ray_nodes(python: str, networks: Sequence[Network], codex: int) -> Generator
     start = [str(Path(python).parent / "ray"), "start", "--num-cpus=1", "--disable-usage-stats"]
     start += [f'--resources={{"codex": {codex}}}', "--object-store-memory=100000000"]
     env = {**os.environ, "HOME": str(folder), "RAY_AUTH_MODE": "disabled"}
-    try:
-        for each in networks:
-            words = [f"--address={cluster.address}"]
-            if each is networks[0]:
-                words = ["--head", "--port=6379", "--include-dashboard=false"]
-                words.append(f"--temp-dir={folder}")
-            command = [*each.prefix, *start, *words, f"--node-ip-address={each.address}"]
-            done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-            assert done.returncode == 0, f"Ray does not start: {done.stderr[-1000:]}"
+    commands: list[list[str]] = []
+    for each in networks:
+        words = [f"--address={cluster.address}"]
+        if each is networks[0]:
+            words = ["--head", "--port=6379", "--include-dashboard=false"]
+            words.append(f"--temp-dir={folder}")
+        commands.append([*each.prefix, *start, *words, f"--node-ip-address={each.address}"])
+    with _started(cluster, commands, env):
         yield cluster
+
+
+@contextmanager
+def _started(
+    cluster: RayCluster, commands: Sequence[Sequence[str]], env: Mapping[str, str]
+) -> Generator[None]:
+    """Start the nodes of *cluster* by *commands*; end all and remove its folder afterwards."""
+    try:
+        for each in commands:
+            done = subprocess.run(each, capture_output=True, text=True, env=env, check=False)
+            assert done.returncode == 0, f"Ray does not start: {done.stderr[-1000:]}"
+        yield
     finally:
         for pid in cluster.pids(""):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 def _free_port(stack: ExitStack) -> int:
